@@ -1,0 +1,51 @@
+//! What a source finds: an image, and who uses it. Plain values, no I/O.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// A workload of the cluster, shown as `default/Deployment/web`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Workload {
+    /// The namespace it lives in.
+    pub namespace: String,
+    /// Its kind as Kubernetes spells it, such as `Deployment`.
+    pub kind: &'static str,
+    /// Its name.
+    pub name: String,
+}
+
+impl fmt::Display for Workload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.namespace, self.kind, self.name)
+    }
+}
+
+/// That a workload uses an image, and with how many pods.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Use {
+    /// Who uses it. Shared, because a workload often uses several images and a cluster has thousands of both.
+    pub workload: Arc<Workload>,
+    /// The number of pods that the workload is meant to have; 0 when it is scaled to zero.
+    pub pods: u64,
+    /// Why those pods cannot run on this node; `None` where they can, or where nobody asked.
+    pub mismatch: Option<Arc<str>>,
+}
+
+/// An image that some source names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// The reference as the user wrote it, which may be malformed.
+    pub image: String,
+    /// Who uses it; `None` where the source does not know (an images file, an argument).
+    pub uses: Option<Vec<Use>>,
+}
+
+impl Candidate {
+    /// A candidate from an explicit list: nothing is known of who uses it.
+    pub fn listed(image: impl Into<String>) -> Self {
+        Self {
+            image: image.into(),
+            uses: None,
+        }
+    }
+}

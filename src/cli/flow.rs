@@ -1,0 +1,234 @@
+//! What `run`, `pull` and `plan` share of the flow: asking the runtime, pulling, reporting.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use futures_util::StreamExt;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::signals::Signals;
+use super::{Exit, credentials, logs};
+use crate::config::{self, ConfigError, FailOn, Output, PullSettings, Raw, RuntimeSettings};
+use crate::plan::{Action, Plan, Policy, Presence, Selection, select};
+use crate::printable::printable;
+use crate::pull;
+use crate::registry::keyring::Keyring;
+use crate::report::progress::{Screen, Watch};
+use crate::report::{ImageReport, Report, json, termination, text};
+use crate::runtime::ImageService;
+use crate::runtime::find::{FindError, Runtime, find};
+use crate::source::Found;
+
+/// How long a runtime may take to say that it is there.
+const FIND_LIMIT: Duration = Duration::from_secs(5);
+/// Questions to the runtime that are under way at once.
+const QUESTIONS: usize = 8;
+
+/// Runs a command's future to its end on a tokio runtime of its own.
+pub(super) fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("failed to start the async runtime")?;
+    let result = runtime.block_on(work);
+    // What still blocks, such as the read of a page that was cut off, must not hold up the exit.
+    runtime.shutdown_background();
+    result
+}
+
+/// Finds the runtime that the settings name, or the first that answers.
+pub(super) async fn find_runtime(settings: &RuntimeSettings) -> Result<Runtime, FindError> {
+    let runtime = find(settings.endpoint.as_ref(), &settings.platform, FIND_LIMIT).await?;
+    let about = runtime.info();
+    info!(
+        endpoint = about.endpoint,
+        "runtime: {} {}",
+        printable(&about.name),
+        printable(&about.version)
+    );
+    Ok(runtime)
+}
+
+/// Asks the runtime what it has of a selection. What it cannot tell counts as not there: the pull will show.
+pub(super) async fn presence(runtime: &Runtime, selection: &Selection) -> Presence {
+    let questions = selection.wanted().map(|image| async move {
+        match runtime.status(image).await {
+            Ok(stored) => stored.map(|stored| (image.normalized(), stored)),
+            Err(error) => {
+                warn!(
+                    image = image.as_written(),
+                    "failed to ask the runtime for the image: {}",
+                    printable(&error.message)
+                );
+                None
+            }
+        }
+    });
+    futures_util::stream::iter(questions)
+        .buffer_unordered(QUESTIONS)
+        .filter_map(std::future::ready)
+        .collect()
+        .await
+}
+
+/// A command that pulls: all its settings but where the candidates come from.
+pub(super) struct Run {
+    runtime: RuntimeSettings,
+    settings: PullSettings,
+    output: Output,
+    node: Option<String>,
+    keyring: Keyring,
+    screen: Screen,
+    started: Instant,
+}
+
+impl Run {
+    /// Reads the settings, with the command's own default for `--fail-on`, and sets up the logs.
+    pub(super) fn new(
+        raw: &Raw<'_>,
+        fail_on: FailOn,
+        started: Instant,
+    ) -> Result<Self, ConfigError> {
+        let runtime = config::runtime(raw)?;
+        let settings = config::pull(raw, fail_on)?;
+        let credentials = config::credentials(raw)?;
+        let output = config::output(raw)?;
+        let node = config::node_name(raw)?;
+        let screen = logs::init(config::logs(raw)?);
+        Ok(Self {
+            runtime,
+            settings,
+            output,
+            node,
+            keyring: credentials::keyring(&credentials)?,
+            screen,
+            started,
+        })
+    }
+
+    /// The flow from its one end to the other.
+    pub(super) async fn main(
+        mut self,
+        found: impl Future<Output = Result<Found>>,
+        policy: &Policy,
+    ) -> Result<Exit> {
+        let signals = Signals::listen().context("failed to listen for signals")?;
+        let mut keyring = std::mem::take(&mut self.keyring);
+        let prepare = async {
+            let runtime = find_runtime(&self.runtime).await?;
+            let found = found.await?;
+            credentials::add_pull_secrets(&mut keyring, found.pull_secrets);
+            let selection = select(found.candidates, policy);
+            let presence = presence(&runtime, &selection).await;
+            anyhow::Ok((runtime, selection.against(&presence)))
+        };
+        let (runtime, plan) = signals.or(by(self.deadline(), prepare)).await???;
+        let images = self
+            .execute(&plan, &runtime, &keyring, signals.stop())
+            .await;
+        warn_of_credentials(&images);
+        let report = Report {
+            runtime: runtime.info().clone(),
+            node: self.node,
+            images,
+            elapsed: self.started.elapsed(),
+        };
+        print(|out| match self.output {
+            Output::Text => text::write_report(out, &report),
+            Output::Json => json::write_report(out, &report),
+        })?;
+        let message = termination::message(&report);
+        if let Err(error) = termination::write(Path::new(termination::PATH), &message) {
+            warn!("failed to write {}: {error}", termination::PATH);
+        }
+        Ok(exit(&report, self.settings.fail_on, &signals))
+    }
+
+    fn deadline(&self) -> Option<tokio::time::Instant> {
+        let end = self.started.checked_add(self.settings.deadline?)?;
+        Some(tokio::time::Instant::from_std(end))
+    }
+
+    /// Pulls what the plan says, in view of whoever watches.
+    async fn execute(
+        &self,
+        plan: &Plan,
+        runtime: &Runtime,
+        keyring: &Keyring,
+        stop: &CancellationToken,
+    ) -> Vec<ImageReport> {
+        let options = pull::Options {
+            concurrency: self.settings.concurrency,
+            pull_timeout: self.settings.pull_timeout,
+            deadline: self.deadline(),
+            retries: self.settings.retries,
+        };
+        let watch = Watch::new(&self.screen, plan.count(Action::Pull));
+        let see = |event: pull::Event<'_>| watch.see(event);
+        let images = tokio::select! {
+            images = pull::execute(plan, runtime, keyring, &options, stop, &see) => images,
+            () = watch.run() => unreachable!("a watch never ends"),
+        };
+        watch.close();
+        images
+    }
+}
+
+/// Says once what a pull with a credential means for the other users of the node.
+fn warn_of_credentials(images: &[ImageReport]) {
+    let with = images.iter().filter(|i| i.credential.is_some()).count();
+    if with > 0 {
+        warn!(
+            "{with} images were pulled with a credential: on this node every namespace can use them now, unless the kubelet \
+             verifies pulls (imagePullCredentialsVerificationPolicy, KEP-2535)"
+        );
+    }
+}
+
+/// The run's deadline passed before there was a plan.
+#[derive(Debug, thiserror::Error)]
+#[error("the deadline of the run (--deadline) passed before there was a plan")]
+struct DeadlinePassed;
+
+/// Waits for work until the deadline.
+async fn by<T>(
+    deadline: Option<tokio::time::Instant>,
+    work: impl Future<Output = T>,
+) -> Result<T, DeadlinePassed> {
+    match deadline {
+        Some(end) => tokio::time::timeout_at(end, work)
+            .await
+            .map_err(|_| DeadlinePassed),
+        None => Ok(work.await),
+    }
+}
+
+fn exit(report: &Report, fail_on: FailOn, signals: &Signals) -> Exit {
+    if let Some(signal) = signals.which() {
+        return Exit::Interrupted(signal);
+    }
+    let counts = report.counts();
+    let failed = match fail_on {
+        FailOn::Any => counts.failed > 0,
+        FailOn::All => counts.failed > 0 && counts.pulled + counts.present == 0,
+        FailOn::Never => false,
+    };
+    if failed { Exit::Failed } else { Exit::Done }
+}
+
+/// Writes to standard output. That nobody reads it any more is no failure of the run.
+pub(super) fn print(
+    write: impl FnOnce(&mut io::BufWriter<io::StdoutLock<'_>>) -> io::Result<()>,
+) -> Result<()> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    match write(&mut out).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("failed to write to standard output")
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,110 @@
+//! The command line: one file a command, with its wiring and nothing else. The only module that knows `clap`.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Error;
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+
+use crate::config::ConfigError;
+use crate::printable::printable;
+use crate::report::termination;
+use crate::runtime::find::FindError;
+
+pub mod args;
+mod completions;
+mod credentials;
+mod flow;
+mod logs;
+mod pause;
+mod plan;
+mod pull;
+mod run;
+mod signals;
+
+use signals::{Interrupt, Interrupted};
+
+/// How the program ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// All that was asked for is done.
+    Done,
+    /// Images failed, as `--fail-on` says, or discovery failed altogether.
+    Failed,
+    /// A signal ended it.
+    Interrupted(Interrupt),
+}
+
+impl Exit {
+    /// The exit code that the design gives it.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Interrupted(Interrupt::Int) => 130,
+            Self::Interrupted(Interrupt::Term) => 143,
+        }
+    }
+}
+
+/// The exit code of an error.
+fn error_code(error: &Error) -> u8 {
+    if error.is::<ConfigError>() {
+        2
+    } else if error.is::<FindError>() {
+        3
+    } else if let Some(Interrupted(signal)) = error.downcast_ref() {
+        Exit::Interrupted(*signal).code()
+    } else {
+        1
+    }
+}
+
+/// Has no core dump written of this process or of the programs that it runs: credentials would be in it.
+fn keep_memory_private() {
+    // The limit is what programs inherit. A dump that the kernel pipes to a program knows no limit of 0, hence the second;
+    // it also keeps other processes of the same user from reading the memory and the environment. Where the system
+    // refuses, there is nothing better to be done.
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    let _ = setrlimit(Resource::Core, none);
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+}
+
+/// Parses the arguments, runs the command, prints its error. Returns the exit code.
+pub fn main() -> ExitCode {
+    let started = Instant::now();
+    keep_memory_private();
+    let matches = match args::command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(error) => {
+            // Help and version are no errors for clap's exit code; a closed terminal is none for ours.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let result = match matches.subcommand() {
+        Some(("pull", matches)) => pull::main(matches, started),
+        Some(("plan", matches)) => plan::main(matches),
+        Some(("pause", _)) => pause::main(),
+        Some(("completions", matches)) => completions::main(matches),
+        Some((_, matches)) => run::main(matches, started),
+        None => run::main(&matches, started),
+    };
+    match result {
+        Ok(exit) => ExitCode::from(exit.code()),
+        Err(error) => {
+            let text = format!("error: {}", printable(&format!("{error:#}")));
+            logs::write_error(&text);
+            if matches!(matches.subcommand_name(), None | Some("run" | "pull")) {
+                let _ = termination::write(
+                    termination::PATH.as_ref(),
+                    &termination::shortened(&text, termination::MAX_BYTES),
+                );
+            }
+            ExitCode::from(error_code(&error))
+        }
+    }
+}

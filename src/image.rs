@@ -1,0 +1,443 @@
+//! Image references, digests, platforms and prefixes: parse, normalise, compare.
+//!
+//! The grammar is that of the `distribution/reference` specification, with the Docker familiar-name rules on top, because
+//! that is what containerd's CRI plugin, cri-dockerd, Docker and the kubelet apply. Pure: no I/O, no clock, no async.
+
+use std::fmt;
+
+const DOCKER_HUB: &str = "docker.io";
+/// Longest repository name, registry host included (`distribution/reference`: NameTotalLengthMax).
+const NAME_MAX: usize = 255;
+const TAG_MAX: usize = 128;
+
+/// Why a text is no image reference.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReferenceError {
+    /// Nothing was given.
+    #[error("the reference is empty")]
+    Empty,
+    /// White space or a control character.
+    #[error("a reference has no blanks or control characters in it")]
+    Blank,
+    /// A letter outside ASCII.
+    #[error("a reference is made of ASCII characters")]
+    NotAscii,
+    /// An upper-case letter in the repository.
+    #[error("the repository name must be lower case")]
+    UpperCase,
+    /// 64 hexadecimal digits are an image ID.
+    #[error("64 hexadecimal digits are an image ID, not a repository name")]
+    ImageId,
+    /// The registry host.
+    #[error("the registry host is malformed, expected HOST or HOST:PORT")]
+    Host,
+    /// The repository.
+    #[error(
+        "the repository name is malformed, expected lower-case letters and digits, separated by one of . _ __ - or /"
+    )]
+    Repository,
+    /// The tag.
+    #[error(
+        "the tag is malformed, expected a letter, digit or _, then up to 127 of letters, digits, _ . and -"
+    )]
+    Tag,
+    /// The digest.
+    #[error("the digest is malformed, expected sha256: and 64 lower-case hexadecimal digits")]
+    Digest,
+    /// The name is longer than any registry takes.
+    #[error("the repository name has more than 255 characters")]
+    TooLong,
+}
+
+/// An image reference that is well formed.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Reference {
+    written: String,
+    registry: String,
+    repository: String,
+    tag: Option<String>,
+    digest: Option<Digest>,
+}
+
+impl Reference {
+    /// Parses a reference as users write it: `nginx`, `quay.io/org/app:1.2`, `localhost:5000/a@sha256:…`.
+    ///
+    /// # Errors
+    /// Names the first part that is malformed.
+    pub fn parse(text: &str) -> Result<Self, ReferenceError> {
+        if text.is_empty() {
+            return Err(ReferenceError::Empty);
+        }
+        if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            return Err(ReferenceError::Blank);
+        }
+        if !text.is_ascii() {
+            return Err(ReferenceError::NotAscii);
+        }
+        let (registry, rest) = split_registry(text);
+        if !is_host(registry) {
+            return Err(ReferenceError::Host);
+        }
+        let (rest, digest) = match rest.split_once('@') {
+            Some((rest, digest)) => (rest, Some(Digest::parse(digest)?)),
+            None => (rest, None),
+        };
+        let (path, tag) = match rest.split_once(':') {
+            Some((path, tag)) if is_tag(tag) => (path, Some(tag.to_owned())),
+            Some(_) => return Err(ReferenceError::Tag),
+            None => (rest, None),
+        };
+        if path.bytes().any(|b| b.is_ascii_uppercase()) {
+            return Err(ReferenceError::UpperCase);
+        }
+        if !path.split('/').all(is_path_component) {
+            return Err(ReferenceError::Repository);
+        }
+        if is_image_id(text) {
+            return Err(ReferenceError::ImageId);
+        }
+        let repository = if registry == DOCKER_HUB && !path.contains('/') {
+            format!("library/{path}")
+        } else {
+            path.to_owned()
+        };
+        if registry.len() + 1 + repository.len() > NAME_MAX {
+            return Err(ReferenceError::TooLong);
+        }
+        Ok(Self {
+            written: text.to_owned(),
+            registry: registry.to_owned(),
+            repository,
+            tag,
+            digest,
+        })
+    }
+
+    /// The reference as the user wrote it, which is what a runtime is given.
+    pub fn as_written(&self) -> &str {
+        &self.written
+    }
+
+    /// The registry's host, with its port if one was written; `docker.io` where none was.
+    pub fn registry(&self) -> &str {
+        &self.registry
+    }
+
+    /// The repository within the registry, such as `library/nginx`.
+    pub fn repository(&self) -> &str {
+        &self.repository
+    }
+
+    /// Whether both are of one repository of one registry, whatever their tags and digests.
+    pub fn is_same_repository(&self, other: &Self) -> bool {
+        self.registry == other.registry && self.repository == other.repository
+    }
+
+    /// The tag that counts: the written one or `latest`, and none where there is a digest, which overrides it.
+    pub fn tag(&self) -> Option<&str> {
+        match (&self.digest, &self.tag) {
+            (Some(_), _) => None,
+            (None, Some(tag)) => Some(tag),
+            (None, None) => Some("latest"),
+        }
+    }
+
+    /// The digest, if one was written.
+    pub fn digest(&self) -> Option<&Digest> {
+        self.digest.as_ref()
+    }
+
+    /// The form that is equal for equal images: `docker.io/library/nginx:latest`.
+    pub fn normalized(&self) -> String {
+        match (&self.digest, self.tag()) {
+            (Some(digest), _) => format!("{}/{}@{digest}", self.registry, self.repository),
+            (None, Some(tag)) => format!("{}/{}:{tag}", self.registry, self.repository),
+            (None, None) => format!("{}/{}", self.registry, self.repository),
+        }
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.written)
+    }
+}
+
+/// Splits off the registry's host. The first component is one if it has a dot or a colon or is `localhost`; otherwise
+/// the image is Docker Hub's. Newer Go parsers also take an upper-case word for a host; containerd 1.6 and Docker 20.10
+/// refuse it, and so does harpoon, because the same list must mean the same on every node.
+fn split_registry(text: &str) -> (&str, &str) {
+    let (registry, rest) = match text.split_once('/') {
+        Some((first, rest)) if looks_like_host(first) => (first, rest),
+        _ => (DOCKER_HUB, text),
+    };
+    (canonical_host(registry), rest)
+}
+
+fn looks_like_host(component: &str) -> bool {
+    component.contains(['.', ':']) || component == "localhost"
+}
+
+fn canonical_host(host: &str) -> &str {
+    if host == "index.docker.io" {
+        DOCKER_HUB
+    } else {
+        host
+    }
+}
+
+fn is_host(host: &str) -> bool {
+    let (name, port) = match host.strip_prefix('[') {
+        Some(rest) => {
+            let Some((address, port)) = rest.split_once(']') else {
+                return false;
+            };
+            if address.parse::<std::net::Ipv6Addr>().is_err() {
+                return false;
+            }
+            match port {
+                "" => return true,
+                port => match port.strip_prefix(':') {
+                    Some(port) => ("ipv6", Some(port)),
+                    None => return false,
+                },
+            }
+        }
+        None => match host.split_once(':') {
+            Some((name, port)) => (name, Some(port)),
+            None => (host, None),
+        },
+    };
+    port.is_none_or(|p| p.parse::<u16>().is_ok() && p.bytes().all(|b| b.is_ascii_digit()))
+        && name.split('.').all(|label| {
+            let bytes = label.as_bytes();
+            bytes
+                .iter()
+                .all(|b| b.is_ascii_alphanumeric() || *b == b'-')
+                && bytes.first().is_some_and(u8::is_ascii_alphanumeric)
+                && bytes.last().is_some_and(u8::is_ascii_alphanumeric)
+        })
+}
+
+fn is_tag(tag: &str) -> bool {
+    let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+    tag.len() <= TAG_MAX
+        && tag.bytes().next().is_some_and(word)
+        && tag.bytes().all(|b| word(b) || b == b'.' || b == b'-')
+}
+
+/// `[a-z0-9]+` runs, separated by one dot, one or two underscores, or any number of dashes.
+fn is_path_component(component: &str) -> bool {
+    let alnum = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let bytes = component.as_bytes();
+    if !bytes.first().copied().is_some_and(alnum) || !bytes.last().copied().is_some_and(alnum) {
+        return false;
+    }
+    component
+        .split(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+        .all(|s| matches!(s, "" | "." | "_" | "__") || s.bytes().all(|b| b == b'-'))
+}
+
+fn is_image_id(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(is_lower_hex)
+}
+
+fn is_lower_hex(b: u8) -> bool {
+    b.is_ascii_digit() || (b'a'..=b'f').contains(&b)
+}
+
+/// A content digest, `sha256:…` (also sha384 and sha512, as the OCI image specification registers).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest(String);
+
+impl Digest {
+    /// Parses `algorithm:hex`.
+    ///
+    /// # Errors
+    /// [`ReferenceError::Digest`] where the algorithm is unknown or the digits are not its.
+    pub fn parse(text: &str) -> Result<Self, ReferenceError> {
+        let valid = text.split_once(':').is_some_and(|(algorithm, hex)| {
+            let digits = match algorithm {
+                "sha256" => 64,
+                "sha384" => 96,
+                "sha512" => 128,
+                _ => return false,
+            };
+            hex.len() == digits && hex.bytes().all(is_lower_hex)
+        });
+        if valid {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(ReferenceError::Digest)
+        }
+    }
+
+    /// The whole digest, `sha256:…`.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The algorithm's name, such as `sha256`.
+    pub fn algorithm(&self) -> &str {
+        self.0.split_once(':').map_or("", |(a, _)| a)
+    }
+
+    /// The hexadecimal digits.
+    pub fn hex(&self) -> &str {
+        self.0.split_once(':').map_or("", |(_, h)| h)
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// An operating system and processor that an image is made for, `linux/arm64/v8`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Platform {
+    /// Go's name of the operating system, such as `linux`.
+    pub os: String,
+    /// Go's name of the architecture, such as `amd64`.
+    pub architecture: String,
+    /// The variant of the architecture, such as `v7`.
+    pub variant: Option<String>,
+}
+
+impl Platform {
+    /// Parses `os/architecture` or `os/architecture/variant`; `None` where it is neither.
+    pub fn parse(text: &str) -> Option<Self> {
+        let word = |s: &str| {
+            !s.is_empty()
+                && s.bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b".-_".contains(&b))
+        };
+        let parts: Vec<&str> = text.split('/').collect();
+        if !parts.iter().all(|p| word(p)) {
+            return None;
+        }
+        let (os, architecture, variant) = match parts[..] {
+            [os, architecture] => (os, architecture, None),
+            [os, architecture, variant] => (os, architecture, Some(variant.to_owned())),
+            _ => return None,
+        };
+        Some(Self {
+            os: os.to_owned(),
+            architecture: go_architecture(architecture).to_owned(),
+            variant,
+        })
+    }
+
+    /// The platform that this program was built for.
+    pub fn current() -> Self {
+        Self {
+            os: "linux".to_owned(),
+            architecture: go_architecture(std::env::consts::ARCH).to_owned(),
+            variant: None,
+        }
+    }
+
+    /// Whether an image made for `self` is what a machine of platform `wanted` runs. A variant counts where both
+    /// name one; `arm64` and `arm64/v8` are the same.
+    pub fn suits(&self, wanted: &Self) -> bool {
+        let variant = |p: &Self| match (p.architecture.as_str(), p.variant.as_deref()) {
+            ("arm64", Some("v8")) => None,
+            (_, v) => v.map(str::to_owned),
+        };
+        self.os == wanted.os
+            && go_architecture(&self.architecture) == wanted.architecture
+            && match (variant(self), variant(wanted)) {
+                (Some(a), Some(b)) => a == b,
+                _ => true,
+            }
+    }
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        match &self.variant {
+            Some(variant) => write!(f, "/{variant}"),
+            None => Ok(()),
+        }
+    }
+}
+
+fn go_architecture(name: &str) -> &str {
+    match name {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" | "i686" => "386",
+        "powerpc64" | "powerpc64le" => "ppc64le",
+        "loongarch64" => "loong64",
+        other => other,
+    }
+}
+
+/// What a store says of an image that it has.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StoredImage {
+    /// The digest of the manifest or index that the reference stands for, `sha256:…`.
+    pub digest: Option<String>,
+    /// Its size in bytes as the store counts it (containerd: compressed layers; Docker: unpacked).
+    pub bytes: Option<u64>,
+}
+
+/// A prefix of image references, for `--only` and `--ignore`.
+///
+/// The registry's host must be whole, so that `registry.example` does not stand for `registry.example.org`; behind it,
+/// any beginning of `repository:tag` will do. A prefix without a host stands for Docker Hub, `nginx` for
+/// `docker.io/library/nginx`, as a reference does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prefix(String);
+
+impl Prefix {
+    /// A prefix; `None` where the text cannot begin a reference.
+    pub fn parse(text: &str) -> Option<Self> {
+        let fits = |c: char| {
+            c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/' | ':' | '@' | '[' | ']')
+        };
+        (!text.is_empty()
+            && text.chars().all(fits)
+            && !text.starts_with(['/', ':', '@', '.', '-', '_']))
+        .then(|| Self(text.to_owned()))
+    }
+
+    /// Whether the image is under this prefix.
+    pub fn matches(&self, image: &Reference) -> bool {
+        let rest = match (&image.digest, &image.tag) {
+            (Some(digest), Some(tag)) => format!("{}:{tag}@{digest}", image.repository),
+            (Some(digest), None) => format!("{}@{digest}", image.repository),
+            (None, tag) => {
+                let tag = tag.as_deref().unwrap_or("latest");
+                format!("{}:{tag}", image.repository)
+            }
+        };
+        let hub = image.registry == DOCKER_HUB;
+        let begins = |prefix: &str| {
+            rest.starts_with(prefix)
+                || hub
+                    && rest
+                        .strip_prefix("library/")
+                        .is_some_and(|r| r.starts_with(prefix))
+        };
+        match self.0.split_once('/') {
+            Some((first, prefix)) if looks_like_host(first) => {
+                canonical_host(first) == image.registry && begins(prefix)
+            }
+            Some(_) => hub && begins(&self.0),
+            // One word may be a registry or a repository: `quay.io`, `registry:5000`, `nginx:1.27`.
+            None => canonical_host(&self.0) == image.registry || hub && begins(&self.0),
+        }
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,18 @@
+//! harpoon puts the container images that a cluster's workloads use onto a node before a pod needs them.
+//!
+//! The flow has one direction: [`source`] finds candidates, [`plan`] orders and filters them, [`pull`] has a
+//! [`runtime`] pull them, [`report`] says what became of each. `ARCHITECTURE.md` is the map.
+
+pub mod candidate;
+pub mod cli;
+pub mod config;
+pub mod failure;
+pub mod image;
+pub mod plan;
+pub mod printable;
+pub mod pull;
+pub mod registry;
+pub mod relevance;
+pub mod report;
+pub mod runtime;
+pub mod source;

@@ -1,0 +1,333 @@
+//! Candidates, policy and what the runtime has already, made into a plan: what to pull, in which order, and why not.
+//!
+//! Pure: no I/O, no clock, no async, no network, no Kubernetes. The same candidates give the same plan on every node,
+//! in whatever order they came.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as MapEntry;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::candidate::{Candidate, Use, Workload};
+use crate::failure::FailureKind;
+use crate::image::{Prefix, Reference, ReferenceError, StoredImage};
+
+/// What the user wants pulled of all the candidates.
+#[derive(Debug, Clone, Default)]
+pub struct Policy {
+    /// Where this is not empty, images outside of these prefixes are skipped.
+    pub only: Vec<Prefix>,
+    /// Images under these prefixes are skipped.
+    pub ignore: Vec<Prefix>,
+    /// At most so many images, those that the runtime has already included.
+    pub limit: Option<usize>,
+}
+
+/// What is to be done with an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// The runtime is to pull it.
+    Pull,
+    /// The runtime has it.
+    Present,
+    /// It is not pulled; the reason says why.
+    Skip,
+}
+
+impl Action {
+    /// The name used in JSON and in the table.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pull => "pull",
+            Self::Present => "present",
+            Self::Skip => "skip",
+        }
+    }
+}
+
+/// Why an image is not pulled, or why its pull failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// It cannot be pulled, or its pull failed.
+    Failure(FailureKind),
+    /// `--ignore` names it.
+    Ignored,
+    /// `--only` does not name it.
+    NotOnly,
+    /// None of the workloads that use it can run on this node.
+    NodeMismatch,
+    /// `--limit` images come before it.
+    Limit,
+}
+
+impl Reason {
+    /// The name used in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Failure(kind) => kind.as_str(),
+            Self::Ignored => "ignored",
+            Self::NotOnly => "not_only",
+            Self::NodeMismatch => "node_mismatch",
+            Self::Limit => "limit",
+        }
+    }
+}
+
+/// One image of a plan.
+#[derive(Debug, Clone)]
+pub struct PlannedImage {
+    /// The image as it was first spelt.
+    pub image: String,
+    /// The pods that are meant to use it; `None` where its source does not know.
+    pub pods: Option<u64>,
+    /// The workloads that use it, sorted.
+    pub workloads: Vec<Arc<Workload>>,
+    /// What is to be done, with all that it takes.
+    pub step: Step,
+}
+
+/// What is to be done with one image.
+#[derive(Debug, Clone)]
+pub enum Step {
+    /// Have the runtime pull it.
+    Pull(Reference),
+    /// The runtime has it, and says this of it.
+    Present(StoredImage),
+    /// Leave it, for this reason, which the text explains to a person.
+    Skip(Reason, String),
+}
+
+impl Step {
+    /// The step without what it takes.
+    pub fn action(&self) -> Action {
+        match self {
+            Self::Pull(_) => Action::Pull,
+            Self::Present(_) => Action::Present,
+            Self::Skip(..) => Action::Skip,
+        }
+    }
+}
+
+/// The images in the order in which to pull them. Only [`Selection::against`] makes one.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    images: Vec<PlannedImage>,
+}
+
+impl Plan {
+    /// The images, in order.
+    pub fn images(&self) -> &[PlannedImage] {
+        &self.images
+    }
+
+    /// How many images have this action.
+    pub fn count(&self, action: Action) -> usize {
+        self.images
+            .iter()
+            .filter(|i| i.step.action() == action)
+            .count()
+    }
+}
+
+/// What a runtime has of a selection, by normalised reference.
+pub type Presence = HashMap<String, StoredImage>;
+
+/// Candidates that are merged, ordered and filtered: a plan but for what the runtime has.
+#[derive(Debug, Clone)]
+pub struct Selection {
+    images: Vec<Selected>,
+}
+
+#[derive(Debug, Clone)]
+struct Selected {
+    image: String,
+    pods: Option<u64>,
+    workloads: Vec<Arc<Workload>>,
+    verdict: Result<Reference, (Reason, String)>,
+}
+
+/// Merges the spellings of each image, orders them by use, and applies the policy.
+///
+/// The order is: pods, most first; then workloads, most first; then the normalised name. A malformed image is kept, so
+/// that it is reported, and does not count against the limit. An image that several workloads use stays if one of them
+/// can run on this node, and then only those that can are counted and named.
+pub fn select(candidates: Vec<Candidate>, policy: &Policy) -> Selection {
+    let mut images: Vec<Merged> = merge(candidates);
+    images.sort_by(|a, b| {
+        b.pods
+            .cmp(&a.pods)
+            .then_with(|| b.workloads.len().cmp(&a.workloads.len()))
+            .then_with(|| a.key.cmp(&b.key))
+    });
+    let mut taken = 0;
+    let images = images
+        .into_iter()
+        .map(|merged| Selected {
+            verdict: judge(merged.parsed, merged.mismatch, policy, &mut taken),
+            image: merged.image,
+            pods: merged.known.then_some(merged.pods),
+            workloads: merged.workloads,
+        })
+        .collect();
+    Selection { images }
+}
+
+impl Selection {
+    /// The images that a runtime has to be asked for.
+    pub fn wanted(&self) -> impl Iterator<Item = &Reference> {
+        self.images.iter().filter_map(|i| i.verdict.as_ref().ok())
+    }
+
+    /// The plan, given what the runtime has; an empty presence where no runtime is at hand.
+    pub fn against(self, presence: &Presence) -> Plan {
+        let images = self.images.into_iter().map(|selected| PlannedImage {
+            step: match selected.verdict {
+                Ok(reference) => match presence.get(&reference.normalized()) {
+                    Some(stored) => Step::Present(stored.clone()),
+                    None => Step::Pull(reference),
+                },
+                Err((reason, message)) => Step::Skip(reason, message),
+            },
+            image: selected.image,
+            pods: selected.pods,
+            workloads: selected.workloads,
+        });
+        Plan {
+            images: images.collect(),
+        }
+    }
+}
+
+/// All candidates that are the same image.
+struct Merged {
+    /// The normalised reference, or the text where it is malformed.
+    key: String,
+    image: String,
+    parsed: Result<Reference, ReferenceError>,
+    /// Whether any source knows who uses it.
+    known: bool,
+    /// Whether it is wanted whoever uses it, since somebody listed it.
+    listed: bool,
+    pods: u64,
+    workloads: Vec<Arc<Workload>>,
+    /// Why it is of no use on this node.
+    mismatch: Option<String>,
+}
+
+fn merge(candidates: Vec<Candidate>) -> Vec<Merged> {
+    let mut merged: Vec<(Merged, Vec<Use>)> = Vec::with_capacity(candidates.len());
+    let mut places: HashMap<String, usize> = HashMap::with_capacity(candidates.len());
+    for candidate in candidates {
+        let parsed = Reference::parse(&candidate.image);
+        let key = match &parsed {
+            Ok(reference) => reference.normalized(),
+            Err(_) => candidate.image.clone(),
+        };
+        let place = match places.entry(key) {
+            MapEntry::Occupied(place) => *place.get(),
+            MapEntry::Vacant(vacant) => {
+                let key = vacant.key().clone();
+                vacant.insert(merged.len());
+                merged.push((
+                    Merged {
+                        key,
+                        image: candidate.image,
+                        parsed,
+                        known: false,
+                        listed: false,
+                        pods: 0,
+                        workloads: Vec::new(),
+                        mismatch: None,
+                    },
+                    Vec::new(),
+                ));
+                merged.len() - 1
+            }
+        };
+        let (image, uses) = &mut merged[place];
+        image.known |= candidate.uses.is_some();
+        image.listed |= candidate.uses.is_none();
+        uses.extend(candidate.uses.unwrap_or_default());
+    }
+    let images = merged.into_iter();
+    images.map(|(image, uses)| count(image, uses)).collect()
+}
+
+/// Counts who uses an image on this node. Where some of its workloads can run here they alone count; where none can,
+/// all are kept, to say who it is that wants the image elsewhere.
+fn count(mut image: Merged, mut uses: Vec<Use>) -> Merged {
+    // A workload that spells one image in two ways still runs it in the same pods.
+    uses.sort_by(|a, b| {
+        a.workload
+            .cmp(&b.workload)
+            .then(a.mismatch.cmp(&b.mismatch))
+            .then(b.pods.cmp(&a.pods))
+    });
+    uses.dedup_by(|a, b| a.workload == b.workload);
+    if uses.iter().any(|u| u.mismatch.is_none()) {
+        uses.retain(|u| u.mismatch.is_none());
+    } else if !image.listed {
+        image.mismatch = explain(&uses);
+    }
+    image.pods = uses
+        .iter()
+        .fold(0, |sum, u| u64::saturating_add(sum, u.pods));
+    image.workloads = uses.into_iter().map(|u| u.workload).collect();
+    image
+}
+
+/// Why the first of the workloads cannot run on this node, and how many others there are.
+fn explain(uses: &[Use]) -> Option<String> {
+    let first = uses.first()?;
+    let mut message = format!("{}: {}", first.workload, first.mismatch.as_ref()?);
+    if uses.len() > 1 {
+        message.push_str(&format!(", and {} more", uses.len() - 1));
+    }
+    Some(message)
+}
+
+fn judge(
+    parsed: Result<Reference, ReferenceError>,
+    mismatch: Option<String>,
+    policy: &Policy,
+    taken: &mut usize,
+) -> Result<Reference, (Reason, String)> {
+    let reference = parsed.map_err(|e| {
+        (
+            Reason::Failure(FailureKind::InvalidReference),
+            e.to_string(),
+        )
+    })?;
+    if let Some(prefix) = policy.ignore.iter().find(|p| p.matches(&reference)) {
+        return Err((Reason::Ignored, format!("--ignore {prefix} names it")));
+    }
+    if !policy.only.is_empty() && !policy.only.iter().any(|p| p.matches(&reference)) {
+        let message = format!("it is outside of --only {}", List(&policy.only));
+        return Err((Reason::NotOnly, message));
+    }
+    if let Some(message) = mismatch {
+        return Err((Reason::NodeMismatch, message));
+    }
+    if let Some(limit) = policy.limit
+        && *taken >= limit
+    {
+        let message = format!("{limit} images come before it (--limit)");
+        return Err((Reason::Limit, message));
+    }
+    *taken += 1;
+    Ok(reference)
+}
+
+struct List<'a>(&'a [Prefix]);
+
+impl fmt::Display for List<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, prefix) in self.0.iter().enumerate() {
+            write!(f, "{}{prefix}", if i == 0 { "" } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

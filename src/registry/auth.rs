@@ -1,0 +1,157 @@
+//! What a registry wants to be shown: a user and password, or a token that its token service gave for them or to anybody.
+//!
+//! Who gets to see a credential: the registry that the credential is for, if it asks for it by a `Basic` challenge; and the
+//! token service that this registry names as its `Bearer` challenge's realm. That may be another host than the registry
+//! (Docker Hub's is `auth.docker.io`): the distribution specification leaves it to the registry, and Docker and containerd
+//! go where it says. It is never anybody whom one of these redirects to, nor what speaks plain http elsewhere than on this machine.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::HeaderValue;
+use tokio::time::Instant;
+
+use super::credential::Login;
+use super::transport::{Answer, Transport};
+use super::{Access, Error};
+
+mod challenge;
+mod service;
+
+use service::{Token, TokenRequest};
+
+/// Repositories whose tokens are kept, far more than are pulled from at once.
+const SLOTS_MAX: usize = 256;
+
+type Slot = Arc<tokio::sync::Mutex<Option<Token>>>;
+
+/// What a token is kept under: a token that one credential got is not shown for another, nor anonymously.
+#[derive(PartialEq, Eq, Hash)]
+struct Key {
+    registry: String,
+    repository: String,
+    login: Option<Arc<Login>>,
+}
+
+/// The tokens at hand, by registry, repository and credential; and which registries take which password itself.
+#[derive(Default)]
+pub(super) struct Tokens {
+    slots: Mutex<HashMap<Key, Slot>>,
+    basic: Mutex<HashSet<(String, Arc<Login>)>>,
+}
+
+impl Tokens {
+    /// What to show the registry, as far as that is known and has not run out.
+    pub(super) async fn current(&self, access: Access<'_>) -> Option<HeaderValue> {
+        if let Some(credential) = access.credential
+            && self.takes_basic(access.registry(), &credential.login)
+        {
+            return basic(&credential.login);
+        }
+        valid(&*self.slot(access).lock().await)
+    }
+
+    /// What to show the registry after its `answer`, a 401. `shown` is what that request carried: if another task has got
+    /// something newer meanwhile, that is it. None where all there is has been shown: the answer is a refusal.
+    pub(super) async fn renew(
+        &self,
+        transport: &Transport,
+        access: Access<'_>,
+        answer: &Answer,
+        shown: Option<&HeaderValue>,
+    ) -> Result<Option<HeaderValue>, Error> {
+        let login = access.credential.map(|c| &c.login);
+        let challenges = challenge::challenges(answer.headers());
+        let offers = |scheme: &str| challenges.iter().find(|c| c.scheme == scheme);
+        // A token is worth less to a thief than a password: where both will do, the token.
+        let Some(bearer) = offers("bearer") else {
+            let host = || answer.host().to_owned();
+            return match (offers("basic"), login) {
+                (None, _) if challenges.is_empty() => Ok(None),
+                (None, _) => Err(Error::Scheme { host: host() }),
+                (Some(_), None) => Err(Error::NoCredentials { host: host() }),
+                (Some(_), Some(login)) => {
+                    let header =
+                        basic(login).ok_or_else(|| Error::NotAPassword { host: host() })?;
+                    self.remember_basic(access.registry(), login);
+                    Ok(Some(header).filter(|header| Some(header) != shown))
+                }
+            };
+        };
+        if let Some(login) = login {
+            self.forget_basic(access.registry(), login);
+        }
+        let slot = self.slot(access);
+        let mut kept = slot.lock().await;
+        if let Some(newer) = valid(&kept).filter(|token| Some(token) != shown) {
+            return Ok(Some(newer));
+        }
+        let request = TokenRequest::new(bearer, access, answer.host(), answer.is_plain())?;
+        let token = service::fetch(transport, request, login.map(|l| &**l)).await?;
+        let header = token.header.clone();
+        *kept = Some(token);
+        Ok(Some(header))
+    }
+
+    fn slot(&self, access: Access<'_>) -> Slot {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = Key {
+            registry: access.registry().to_owned(),
+            repository: access.image.repository().to_owned(),
+            login: access.credential.map(|c| c.login.clone()),
+        };
+        if slots.len() >= SLOTS_MAX && !slots.contains_key(&key) {
+            // A slot in use is held elsewhere too and goes on to work; only its token will be fetched once more.
+            slots.retain(|_, slot| slot.try_lock().is_ok_and(|token| valid(&token).is_some()));
+            if slots.len() >= SLOTS_MAX {
+                slots.clear();
+            }
+        }
+        slots.entry(key).or_default().clone()
+    }
+
+    fn takes_basic(&self, registry: &str, login: &Arc<Login>) -> bool {
+        let known = self.basic.lock().unwrap_or_else(PoisonError::into_inner);
+        known.contains(&(registry.to_owned(), login.clone()))
+    }
+
+    fn remember_basic(&self, registry: &str, login: &Arc<Login>) {
+        let mut known = self.basic.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= SLOTS_MAX {
+            known.clear();
+        }
+        known.insert((registry.to_owned(), login.clone()));
+    }
+
+    fn forget_basic(&self, registry: &str, login: &Arc<Login>) {
+        let mut known = self.basic.lock().unwrap_or_else(PoisonError::into_inner);
+        known.remove(&(registry.to_owned(), login.clone()));
+    }
+}
+
+fn valid(token: &Option<Token>) -> Option<HeaderValue> {
+    token
+        .as_ref()
+        .filter(|token| Instant::now() < token.until)
+        .map(|token| token.header.clone())
+}
+
+/// The header of a user and password (RFC 7617); an identity token is neither.
+fn basic(login: &Login) -> Option<HeaderValue> {
+    match login {
+        Login::Password { user, password } => Some(basic_of(user.expose(), password.expose())),
+        Login::IdentityToken(_) => None,
+    }
+}
+
+fn basic_of(user: &str, password: &str) -> HeaderValue {
+    let text = format!("Basic {}", STANDARD.encode(format!("{user}:{password}")));
+    let mut header = HeaderValue::try_from(text).expect("base64 has no control characters");
+    header.set_sensitive(true);
+    header
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,162 @@
+use super::challenge::{Challenge, parse_challenges};
+use super::*;
+use crate::image::Reference;
+use crate::registry::credential::{Credential, Secret};
+
+fn challenge(header: &str) -> Vec<(String, Vec<(String, String)>)> {
+    parse_challenges(header)
+        .into_iter()
+        .map(|c| (c.scheme, c.parameters))
+        .collect()
+}
+
+fn bearer(parameters: &[(&str, &str)]) -> Challenge {
+    Challenge {
+        scheme: "bearer".to_owned(),
+        parameters: parameters
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect(),
+    }
+}
+
+#[test]
+fn challenges_are_parsed_with_quotes_commas_and_several_schemes() {
+    let pairs = |list: &[(&str, &str)]| bearer(list).parameters;
+    for (header, expected) in [
+        (
+            r#"Bearer realm="https://a.example/t",service="s",scope="repository:a/b:pull,push""#,
+            vec![(
+                "bearer",
+                pairs(&[
+                    ("realm", "https://a.example/t"),
+                    ("service", "s"),
+                    ("scope", "repository:a/b:pull,push"),
+                ]),
+            )],
+        ),
+        (
+            r#"BASIC Realm = "a \"b\", c=d" , bearer realm=x"#,
+            vec![
+                ("basic", pairs(&[("realm", r#"a "b", c=d"#)])),
+                ("bearer", pairs(&[("realm", "x")])),
+            ],
+        ),
+        (
+            "Negotiate abc==, Basic realm=\"\"",
+            vec![
+                ("negotiate", pairs(&[("abc", "=")])),
+                ("basic", pairs(&[("realm", "")])),
+            ],
+        ),
+        (
+            r#"Bearer realm="never ends \"#,
+            vec![("bearer", pairs(&[("realm", "never ends ")]))],
+        ),
+        ("", vec![]),
+        (", ,= \u{1},\"\"", vec![]),
+        ("=x, Basic", vec![("basic", vec![])]),
+    ] {
+        let expected: Vec<_> = expected
+            .into_iter()
+            .map(|(s, p)| (s.to_owned(), p))
+            .collect();
+        assert_eq!(challenge(header), expected, "{header}");
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_header_makes_the_parser_panic_or_hang(header in "[ -~]{0,200}") {
+        parse_challenges(&header);
+    }
+}
+
+#[test]
+fn a_token_is_asked_for_only_where_that_is_safe() {
+    let image = Reference::parse("r.example/a/b:1").unwrap();
+    let anonymous = Access::anonymous(&image);
+    let url = |realm: &str, plain: bool| {
+        let challenge = bearer(&[("realm", realm), ("service", "a&b c")]);
+        TokenRequest::new(&challenge, anonymous, "r.example", plain)
+            .map(|request| String::from(request.url(None)))
+    };
+    let query = "service=a%26b+c&scope=repository%3Aa%2Fb%3Apull";
+    assert_eq!(
+        url("https://u:p@auth.example/t?x=1#f", false).unwrap(),
+        format!("https://auth.example/t?x=1&{query}")
+    );
+    assert_eq!(
+        url("http://127.0.0.1:1/t", true).unwrap(),
+        format!("http://127.0.0.1:1/t?{query}")
+    );
+    for realm in ["http://auth.example/t", "file:///etc/passwd", "auth", ""] {
+        assert!(url(realm, false).is_err(), "{realm}");
+    }
+    assert!(TokenRequest::new(&bearer(&[]), anonymous, "r.example", false).is_err());
+    let both = bearer(&[("realm", "https://auth.example/t"), ("scope", "aws")]);
+    let both = TokenRequest::new(&both, anonymous, "r.example", false).unwrap();
+    assert_eq!(
+        both.url(Some("me+you")).as_str(),
+        "https://auth.example/t?scope=repository%3Aa%2Fb%3Apull&scope=aws&account=me%2Byou"
+    );
+}
+
+#[test]
+fn a_credential_goes_in_clear_to_this_machine_alone() {
+    let image = Reference::parse("127.0.0.1:1/a").unwrap();
+    let credential = credential("me", "secret");
+    let named = Access {
+        image: &image,
+        credential: Some(&credential),
+    };
+    for (realm, plain, named_too) in [
+        ("https://auth.example/t", false, true),
+        ("https://auth.example/t", true, true),
+        ("http://127.0.0.1:2/t", true, true),
+        ("http://[::1]:2/t", true, true),
+        ("http://localhost/t", true, true),
+        ("http://auth.example/t", true, false),
+        ("http://127.0.0.1.example/t", true, false),
+    ] {
+        let challenge = bearer(&[("realm", realm)]);
+        let asked = |access| TokenRequest::new(&challenge, access, "r", plain).is_ok();
+        assert!(asked(Access::anonymous(&image)), "{realm}");
+        assert_eq!(asked(named), named_too, "{realm}");
+    }
+    let in_clear = bearer(&[("realm", "http://127.0.0.1:2/t")]);
+    assert!(TokenRequest::new(&in_clear, named, "r", false).is_err());
+}
+
+fn credential(user: &str, password: &str) -> Credential {
+    Credential {
+        login: Arc::new(Login::Password {
+            user: Secret::new(user),
+            password: Secret::new(password),
+        }),
+        source: "test".into(),
+    }
+}
+
+#[test]
+fn a_password_is_base64_and_its_header_shows_nothing() {
+    let header = basic(&credential("Aladdin", "open sesame").login).unwrap();
+    // RFC 7617, section 2.
+    assert_eq!(header, "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");
+    assert_eq!(format!("{header:?}"), "Sensitive");
+    assert!(basic(&Login::IdentityToken(Secret::new("x"))).is_none());
+}
+
+#[tokio::test]
+async fn tokens_are_kept_for_a_bounded_number_of_repositories() {
+    let tokens = Tokens::default();
+    for n in 0..SLOTS_MAX * 3 {
+        let image = Reference::parse(&format!("r.example/a{n}")).unwrap();
+        assert!(tokens.current(Access::anonymous(&image)).await.is_none());
+    }
+    assert!(tokens.slots.lock().unwrap().len() <= SLOTS_MAX);
+    for n in 0..SLOTS_MAX * 3 {
+        tokens.remember_basic(&format!("r{n}"), &credential("a", "b").login);
+    }
+    assert!(tokens.basic.lock().unwrap().len() <= SLOTS_MAX);
+}

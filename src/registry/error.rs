@@ -1,0 +1,325 @@
+//! What can go wrong between this program and a registry.
+
+use std::fmt::Write as _;
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, StatusCode, header};
+use serde::Deserialize;
+
+use super::credential::{Secret, redact};
+use crate::failure::FailureKind;
+use crate::printable::excerpt;
+
+/// Longest text of a registry's own that a message repeats, in characters.
+/// A registry may ask for an hour; nobody sits in an init container that long.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
+
+/// Why no client could be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// TLS could not be set up.
+    #[error("failed to set up TLS")]
+    Tls(#[source] rustls::Error),
+    /// The HTTP client could not be set up.
+    #[error("failed to set up the HTTP client")]
+    Http(#[source] reqwest::Error),
+}
+
+/// Why a registry did not give what it was asked for.
+///
+/// No message holds a URL beyond its host: where a registry redirects to, the query is a credential.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No connection: name, address, port, proxy or TLS.
+    #[error("failed to reach {host}")]
+    Unreachable {
+        /// Whom.
+        host: String,
+        /// Why.
+        source: reqwest::Error,
+    },
+    /// The connection ended before the answer did.
+    #[error("failed to read the whole answer of {host}")]
+    Broken {
+        /// Whose.
+        host: String,
+        /// Why.
+        source: reqwest::Error,
+    },
+    /// The answer ended, well formed, before all bytes had come.
+    #[error("failed to read the whole answer of {host}: {missing} bytes of {digest} are missing")]
+    Short {
+        /// Whose.
+        host: String,
+        /// Of what.
+        digest: String,
+        /// How many bytes.
+        missing: u64,
+    },
+    /// No byte came for as long as the client waits.
+    #[error("{host} sent nothing for {seconds} s")]
+    Stalled {
+        /// Who.
+        host: String,
+        /// How long was waited.
+        seconds: u64,
+    },
+    /// An HTTP status that says no.
+    #[error("{host} answered {status}{}", said(detail))]
+    Refused {
+        /// Who.
+        host: String,
+        /// The status.
+        status: StatusCode,
+        /// The kind, from the status and from the error codes of the body.
+        kind: FailureKind,
+        /// The registry's own words, escaped and cut.
+        detail: Option<String>,
+        /// `Retry-After`.
+        retry_after: Option<Duration>,
+    },
+    /// The registry wants credentials, and there are none for it.
+    #[error("{host} wants credentials")]
+    NoCredentials {
+        /// Who.
+        host: String,
+    },
+    /// The registry wants a user and password, and the credential is an identity token.
+    #[error("{host} wants a user and password, and the credential is an identity token")]
+    NotAPassword {
+        /// Who.
+        host: String,
+    },
+    /// The registry wants to be shown something that this client does not know of.
+    #[error("{host} wants credentials in a way that is not supported")]
+    Scheme {
+        /// Who.
+        host: String,
+    },
+    /// The registry's challenge or the token service's answer makes no sense, or is not safe to follow.
+    #[error("failed to get a token for {host}: {reason}")]
+    Token {
+        /// For whom.
+        host: String,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// A redirect that is not followed.
+    #[error("failed to follow a redirect of {host}: {reason}")]
+    Redirect {
+        /// Whose.
+        host: String,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// More than is sensible.
+    #[error("{what} has more than {limit} bytes")]
+    TooLarge {
+        /// What.
+        what: &'static str,
+        /// The limit.
+        limit: u64,
+    },
+    /// Content that has not the digest it was asked for by.
+    #[error("the registry answered other content than asked: {actual} for {expected}")]
+    Content {
+        /// What was asked for.
+        expected: String,
+        /// What came.
+        actual: String,
+    },
+    /// Content whose size is not the one that its descriptor tells.
+    #[error(
+        "the registry answered other content than asked: {digest} should have {expected} bytes"
+    )]
+    Size {
+        /// What was asked for.
+        digest: String,
+        /// The size in its descriptor.
+        expected: u64,
+    },
+    /// A digest algorithm that cannot be verified here.
+    #[error("failed to verify {digest}: only sha256 and sha512 digests are supported")]
+    Algorithm {
+        /// The digest.
+        digest: String,
+    },
+    /// The image is in the registry in the format of 2014 only, whose content cannot be verified.
+    #[error("the registry has this image only in the obsolete manifest format schema 1")]
+    Schema1,
+    /// A manifest or index that cannot be used.
+    #[error("failed to understand the manifest: {reason}")]
+    Manifest {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// The kind, for reports and for the decision to try again.
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            Self::Unreachable { .. } | Self::Broken { .. } | Self::Short { .. } => {
+                FailureKind::Unavailable
+            }
+            Self::Stalled { .. } => FailureKind::Timeout,
+            Self::Refused { kind, .. } => *kind,
+            Self::NoCredentials { .. } | Self::NotAPassword { .. } | Self::Scheme { .. } => {
+                FailureKind::Unauthorized
+            }
+            Self::Token { .. }
+            | Self::Redirect { .. }
+            | Self::TooLarge { .. }
+            | Self::Content { .. }
+            | Self::Size { .. }
+            | Self::Algorithm { .. }
+            | Self::Schema1
+            | Self::Manifest { .. } => FailureKind::Other,
+        }
+    }
+
+    /// How long the registry asked to wait, at most ten minutes.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
+    /// Whether the bytes that came before are good, so that the rest can be asked for.
+    pub fn is_cut(&self) -> bool {
+        matches!(self, Self::Broken { .. } | Self::Short { .. })
+    }
+
+    /// The error and its causes in one line.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(cause) = source {
+            let cause_text = cause.to_string();
+            // What the HTTP libraries call themselves on the way to the cause tells a reader nothing.
+            let noise = cause_text == "error sending request"
+                || cause_text.starts_with("client error (")
+                || text.ends_with(&cause_text);
+            if !noise {
+                let _ = write!(text, ": {}", excerpt(&cause_text));
+            }
+            source = cause.source();
+        }
+        text
+    }
+
+    /// The error that an answer stands for which is not a success. Its words are repeated without the `secrets`.
+    pub(super) fn refused(
+        host: String,
+        status: StatusCode,
+        headers: &HeaderMap,
+        body: &[u8],
+        secrets: &[Secret],
+    ) -> Self {
+        let body = serde_json::from_slice::<ErrorBody>(body).unwrap_or_default();
+        Self::Refused {
+            host,
+            status,
+            kind: kind_of(status, &body),
+            detail: body.text(secrets),
+            retry_after: retry_after(headers),
+        }
+    }
+}
+
+fn said(detail: &Option<String>) -> String {
+    detail
+        .as_ref()
+        .map(|text| format!(": {text}"))
+        .unwrap_or_default()
+}
+
+fn kind_of(status: StatusCode, body: &ErrorBody) -> FailureKind {
+    let says = |code: &str| {
+        body.errors.iter().any(|e| {
+            e.code
+                .as_str()
+                .is_some_and(|c| c.eq_ignore_ascii_case(code))
+        })
+    };
+    match status.as_u16() {
+        429 => FailureKind::RateLimited,
+        _ if says("TOOMANYREQUESTS") => FailureKind::RateLimited,
+        401 | 403 => FailureKind::Unauthorized,
+        _ if says("DENIED") || says("UNAUTHORIZED") => FailureKind::Unauthorized,
+        // RFC 6749 has 400 for a refresh token that is not, or no longer, good.
+        400 if matches!(
+            body.error.as_str(),
+            Some("invalid_grant" | "invalid_client" | "unauthorized_client" | "access_denied")
+        ) =>
+        {
+            FailureKind::Unauthorized
+        }
+        404 => FailureKind::NotFound,
+        408 => FailureKind::Timeout,
+        500..=599 => FailureKind::Unavailable,
+        _ => FailureKind::Other,
+    }
+}
+
+/// `Retry-After` in seconds or as a date (RFC 9110, section 10.2.3).
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match text.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => httpdate::parse_http_date(text)
+            .ok()?
+            .duration_since(SystemTime::now())
+            .unwrap_or_default(),
+    };
+    Some(wait.min(RETRY_AFTER_MAX))
+}
+
+/// The body of a registry's error (OCI distribution specification, "Error Codes"); token services have a `details` of their
+/// own, or speak OAuth2 (RFC 6749, section 5.2).
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ErrorBody {
+    errors: Vec<ErrorEntry>,
+    details: Option<String>,
+    error: serde_json::Value,
+    error_description: serde_json::Value,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ErrorEntry {
+    code: serde_json::Value,
+    message: serde_json::Value,
+    detail: serde_json::Value,
+}
+
+impl ErrorBody {
+    fn text(&self, secrets: &[Secret]) -> Option<String> {
+        let plain = |value: &serde_json::Value| match value {
+            serde_json::Value::Null => None,
+            serde_json::Value::String(text) => Some(text.clone()).filter(|t| !t.is_empty()),
+            other => Some(other.to_string()).filter(|t| t != "{}" && t != "[]"),
+        };
+        let entries = self.errors.iter().take(5).map(|entry| {
+            let parts = [&entry.code, &entry.message, &entry.detail];
+            let parts: Vec<String> = parts.into_iter().filter_map(plain).collect();
+            parts.join(": ")
+        });
+        let all: Vec<String> = entries
+            .chain(self.details.clone())
+            .chain(self.oauth())
+            .filter(|text| !text.is_empty())
+            .collect();
+        (!all.is_empty()).then(|| excerpt(&redact(&all.join("; "), secrets)))
+    }
+
+    fn oauth(&self) -> Option<String> {
+        let error = self.error.as_str()?;
+        Some(match self.error_description.as_str() {
+            Some(words) => format!("{error}: {words}"),
+            None => error.to_owned(),
+        })
+    }
+}

@@ -1,0 +1,262 @@
+//! Manifests and indexes: what they are, what they point at. Pure, no I/O.
+//!
+//! A registry is not believed: sizes, digests, media types and shapes are checked when a text is parsed, so that nothing
+//! behind this module meets a descriptor that is malformed.
+
+use bytes::Bytes;
+use serde::{Deserialize, Deserializer, de};
+
+use super::Error;
+use crate::image::{Digest, Platform};
+use crate::printable::excerpt;
+
+/// An OCI image index.
+pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// An OCI image manifest.
+pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// An OCI image configuration.
+pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+/// Docker's manifest list.
+pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+/// Docker's image manifest, schema 2.
+pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+/// Docker's image configuration.
+pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+
+const SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1";
+/// More layers than any overlay filesystem can stack.
+const LAYERS_MAX: usize = 1024;
+const ENTRIES_MAX: usize = 4096;
+
+/// A pointer to content.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    /// What it is.
+    #[serde(default)]
+    pub media_type: String,
+    /// Its digest, well formed.
+    #[serde(deserialize_with = "digest")]
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Where else it is said to be (layers that may not be distributed). Never followed.
+    #[serde(default)]
+    pub urls: Vec<String>,
+    /// In an index: what it is made for.
+    #[serde(default, deserialize_with = "platform")]
+    pub platform: Option<Platform>,
+}
+
+/// A manifest or an index, as the registry has it.
+#[derive(Debug, Clone)]
+pub struct Manifest {
+    /// The very bytes that the digest is of.
+    pub bytes: Bytes,
+    /// Their digest, computed here.
+    pub digest: Digest,
+    /// One of the four media types of this module.
+    pub media_type: &'static str,
+}
+
+/// What a manifest says, by its type.
+#[derive(Debug, Clone)]
+pub enum Content {
+    /// An index or manifest list: manifests for several platforms.
+    Index(Index),
+    /// One image.
+    Image(ImageManifest),
+}
+
+/// An index or manifest list.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Index {
+    /// What it points at.
+    pub manifests: Vec<Descriptor>,
+}
+
+/// An image manifest.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ImageManifest {
+    /// The image's configuration.
+    pub config: Descriptor,
+    /// Its layers, the lowest first.
+    pub layers: Vec<Descriptor>,
+}
+
+impl Manifest {
+    /// Parses what the registry sent; the digest must be of `bytes`.
+    ///
+    /// # Errors
+    /// [`Error::Schema1`], or [`Error::Manifest`] where this is no manifest, or more than one kind of manifest at once.
+    pub(super) fn new(bytes: Bytes, digest: Digest, header: &str) -> Result<Self, Error> {
+        let media_type = classify(&bytes, header)?;
+        Ok(Self {
+            bytes,
+            digest,
+            media_type,
+        })
+    }
+
+    /// What it says.
+    ///
+    /// # Errors
+    /// [`Error::Manifest`] where it is malformed.
+    pub fn content(&self) -> Result<Content, Error> {
+        match self.media_type {
+            OCI_INDEX | DOCKER_LIST => {
+                let index: Index = parse(&self.bytes)?;
+                if index.manifests.len() > ENTRIES_MAX {
+                    return Err(malformed(format!("more than {ENTRIES_MAX} entries")));
+                }
+                Ok(Content::Index(index))
+            }
+            _ => Ok(Content::Image(ImageManifest::parse(&self.bytes)?)),
+        }
+    }
+
+    /// This image manifest in OCI's words: the same configuration, layers and whatever else it says, under OCI's media types.
+    ///
+    /// # Errors
+    /// [`Error::Manifest`] where it is malformed.
+    pub fn to_oci(&self) -> Result<Vec<u8>, Error> {
+        let mut manifest: serde_json::Value = parse(&self.bytes)?;
+        rename(&mut manifest);
+        rename(&mut manifest["config"]);
+        if let Some(layers) = manifest["layers"].as_array_mut() {
+            layers.iter_mut().for_each(rename);
+        }
+        serde_json::to_vec(&manifest).map_err(|error| malformed(error.to_string()))
+    }
+}
+
+impl ImageManifest {
+    /// Parses an image manifest, OCI's or Docker's.
+    ///
+    /// # Errors
+    /// [`Error::Manifest`] where it is malformed, has too many layers or is of another kind of artifact.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
+        let manifest: Self = parse(bytes)?;
+        if manifest.layers.len() > LAYERS_MAX {
+            return Err(malformed(format!("more than {LAYERS_MAX} layers")));
+        }
+        let config = manifest.config.media_type.as_str();
+        if config != OCI_CONFIG && config != DOCKER_CONFIG {
+            return Err(malformed(format!(
+                "no container image, its configuration is {}",
+                excerpt(config)
+            )));
+        }
+        Ok(manifest)
+    }
+}
+
+/// What the type rests on. The type in the text is covered by the digest, so it counts before the header's; and a text
+/// must not be readable as two types (CVE-2021-41190).
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Shape {
+    #[serde(default)]
+    schema_version: u64,
+    media_type: Option<String>,
+    manifests: Option<de::IgnoredAny>,
+    config: Option<de::IgnoredAny>,
+    layers: Option<de::IgnoredAny>,
+    fs_layers: Option<de::IgnoredAny>,
+}
+
+fn classify(bytes: &[u8], header: &str) -> Result<&'static str, Error> {
+    if header.starts_with(SCHEMA1) {
+        return Err(Error::Schema1);
+    }
+    let shape: Shape = parse(bytes)?;
+    if shape.schema_version == 1 || shape.fs_layers.is_some() {
+        return Err(Error::Schema1);
+    }
+    let is_index = shape.manifests.is_some();
+    let is_image = shape.config.is_some() || shape.layers.is_some();
+    let said = shape.media_type.as_deref().unwrap_or(header);
+    match (is_index, is_image) {
+        (true, false) if known(said) == Some(DOCKER_LIST) => Ok(DOCKER_LIST),
+        (false, true) if known(said) == Some(DOCKER_MANIFEST) => Ok(DOCKER_MANIFEST),
+        (true, false) if known(said).is_none_or(|t| t == OCI_INDEX) => Ok(OCI_INDEX),
+        (false, true) if known(said).is_none_or(|t| t == OCI_MANIFEST) => Ok(OCI_MANIFEST),
+        (true, true) => Err(malformed("an index and an image at once".to_owned())),
+        (false, false) => Err(malformed(format!("no image or index ({})", excerpt(said)))),
+        _ => Err(malformed(format!("not what its type {said} says"))),
+    }
+}
+
+fn known(media_type: &str) -> Option<&'static str> {
+    [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST]
+        .into_iter()
+        .find(|known| *known == media_type)
+}
+
+fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Error> {
+    serde_json::from_slice(bytes).map_err(|error| malformed(excerpt(&error.to_string())))
+}
+
+fn malformed(reason: String) -> Error {
+    Error::Manifest { reason }
+}
+
+fn digest<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Digest, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    Digest::parse(&text).map_err(de::Error::custom)
+}
+
+fn rename(value: &mut serde_json::Value) {
+    let name = match value.get("mediaType").and_then(serde_json::Value::as_str) {
+        Some(DOCKER_MANIFEST) => OCI_MANIFEST,
+        Some(DOCKER_CONFIG) => OCI_CONFIG,
+        Some("application/vnd.docker.image.rootfs.diff.tar") => {
+            "application/vnd.oci.image.layer.v1.tar"
+        }
+        Some("application/vnd.docker.image.rootfs.diff.tar.gzip") => {
+            "application/vnd.oci.image.layer.v1.tar+gzip"
+        }
+        Some("application/vnd.docker.image.rootfs.diff.tar.zstd") => {
+            "application/vnd.oci.image.layer.v1.tar+zstd"
+        }
+        Some("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip") => {
+            "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+        }
+        _ => return,
+    };
+    value["mediaType"] = name.into();
+}
+
+#[derive(Deserialize)]
+struct RawPlatform {
+    #[serde(default)]
+    os: String,
+    #[serde(default)]
+    architecture: String,
+    #[serde(default)]
+    variant: String,
+}
+
+fn platform<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Platform>, D::Error> {
+    let raw = Option::<RawPlatform>::deserialize(deserializer)?;
+    Ok(raw.and_then(RawPlatform::into_platform))
+}
+
+impl RawPlatform {
+    /// Nothing where it names no platform, as some tools write it empty.
+    fn into_platform(self) -> Option<Platform> {
+        (!self.os.is_empty() && !self.architecture.is_empty()).then(|| Platform {
+            os: self.os,
+            architecture: self.architecture,
+            variant: Some(self.variant).filter(|v| !v.is_empty()),
+        })
+    }
+}
+
+/// The platform that an image configuration is of; `None` where it does not say.
+///
+/// # Errors
+/// [`Error::Manifest`] where the configuration is malformed.
+pub fn config_platform(config: &[u8]) -> Result<Option<Platform>, Error> {
+    Ok(parse::<RawPlatform>(config)?.into_platform())
+}

@@ -1,0 +1,277 @@
+//! The kubelet's `CredentialProviderConfig`: read and validated by the kubelet's rules. Runs nothing.
+//!
+//! Errors name the provider and the field, never a value out of `env` or `args`.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use super::{Cache, LIMIT, Provider, go_duration};
+use crate::printable::excerpt;
+use crate::registry::credential::Secret;
+use crate::registry::docker_config::{ConfigFileError, read_bounded};
+use crate::registry::flight::Flights;
+use crate::registry::keyring::pattern::Pattern;
+
+const KINDS: &[&str] = &[
+    "kubelet.config.k8s.io/v1",
+    "kubelet.config.k8s.io/v1beta1",
+    "kubelet.config.k8s.io/v1alpha1",
+];
+const PROTOCOLS: &[&str] = &[
+    "credentialprovider.kubelet.k8s.io/v1",
+    "credentialprovider.kubelet.k8s.io/v1beta1",
+    "credentialprovider.kubelet.k8s.io/v1alpha1",
+];
+
+/// Why the plugins cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ProviderConfigError {
+    /// A file cannot be read.
+    #[error(transparent)]
+    File(#[from] ConfigFileError),
+    /// A path is not what it should be.
+    #[error("{}: {what}", path.display())]
+    Path {
+        /// The file or directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// One provider's part of the configuration.
+    #[error("{}, provider {provider}: {what}", path.display())]
+    Provider {
+        /// The file.
+        path: PathBuf,
+        /// The provider's name, or its place where it has none.
+        provider: String,
+        /// What is wrong with it.
+        what: String,
+    },
+}
+
+/// The providers of a file, or of the files of a directory in the order of their names.
+pub(super) fn read(config: &Path, bin_dir: &Path) -> Result<Vec<Provider>, ProviderConfigError> {
+    let bin_dir = std::path::absolute(bin_dir).map_err(|e| at(bin_dir, &e))?;
+    if !fs::metadata(&bin_dir)
+        .map_err(|e| at(&bin_dir, &e))?
+        .is_dir()
+    {
+        return Err(at(&bin_dir, "it is no directory"));
+    }
+    let mut providers: Vec<Provider> = Vec::new();
+    for file in files(config)? {
+        for (place, value) in entries(&file)?.iter().enumerate() {
+            let named = value.get("name").and_then(Value::as_str);
+            let named = named.map_or_else(|| format!("number {}", place + 1), excerpt);
+            let refused = |what| ProviderConfigError::Provider {
+                path: file.clone(),
+                provider: named.clone(),
+                what,
+            };
+            let provider = provider(value, &bin_dir).map_err(refused)?;
+            if providers.iter().any(|p| p.name == provider.name) {
+                return Err(refused("there are two of this name".to_owned()));
+            }
+            providers.push(provider);
+        }
+    }
+    Ok(providers)
+}
+
+fn at(path: &Path, what: &(impl ToString + ?Sized)) -> ProviderConfigError {
+    ProviderConfigError::Path {
+        path: path.to_owned(),
+        what: what.to_string(),
+    }
+}
+
+fn files(config: &Path) -> Result<Vec<PathBuf>, ProviderConfigError> {
+    if !fs::metadata(config).map_err(|e| at(config, &e))?.is_dir() {
+        return Ok(vec![config.to_owned()]);
+    }
+    let mut files = Vec::new();
+    for entry in fs::read_dir(config).map_err(|e| at(config, &e))? {
+        let path = entry.map_err(|e| at(config, &e))?.path();
+        let named = path
+            .extension()
+            .is_some_and(|e| e == "json" || e == "yaml" || e == "yml");
+        if named && path.is_file() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    if files.is_empty() {
+        return Err(at(config, "the directory has no .json, .yaml or .yml file"));
+    }
+    Ok(files)
+}
+
+/// The items of a file's `providers`.
+fn entries(path: &Path) -> Result<Vec<Value>, ProviderConfigError> {
+    let bytes = read_bounded(path)?.ok_or_else(|| at(path, "there is no such file"))?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| at(path, "it is not UTF-8"))?;
+    // The parser's own words are left out, because they quote what may be a credential in `env`.
+    let root: Value = serde_saphyr::from_str(text).map_err(|error| match error.location() {
+        Some(place) => at(
+            path,
+            &format!(
+                "it is neither YAML nor JSON (line {}, column {})",
+                place.line(),
+                place.column()
+            ),
+        ),
+        None => at(path, "it is neither YAML nor JSON"),
+    })?;
+    let text = |field| root.get(field).and_then(Value::as_str).unwrap_or_default();
+    if text("kind") != "CredentialProviderConfig" || !KINDS.contains(&text("apiVersion")) {
+        let what = format!(
+            "it is no CredentialProviderConfig of {}",
+            KINDS.join(" or ")
+        );
+        return Err(at(path, &what));
+    }
+    match root.get("providers") {
+        Some(Value::Array(providers)) if !providers.is_empty() => Ok(providers.clone()),
+        _ => Err(at(path, "providers must be a list of at least one")),
+    }
+}
+
+fn provider(value: &Value, bin_dir: &Path) -> Result<Provider, String> {
+    let fields = value.as_object().ok_or("it must be an object")?;
+    known(fields)?;
+    let name = text(fields, "name")?.ok_or("name is missing")?;
+    if name.is_empty()
+        || name == "."
+        || name == ".."
+        || name.contains(|c: char| c == '/' || c.is_whitespace() || c.is_control())
+    {
+        return Err("name must be a file's name, without / and blanks".to_owned());
+    }
+    let api_version = text(fields, "apiVersion")?.unwrap_or_default();
+    if !PROTOCOLS.contains(&api_version) {
+        return Err(format!(
+            "apiVersion must be one of {}",
+            PROTOCOLS.join(", ")
+        ));
+    }
+    Ok(Provider {
+        name: name.to_owned(),
+        program: program(bin_dir, name)?,
+        api_version: api_version.to_owned(),
+        match_images: match_images(fields)?,
+        default_cache: default_cache(fields)?,
+        args: texts(fields, "args")?,
+        env: env(fields)?,
+        limit: LIMIT,
+        cache: Mutex::new(Cache::default()),
+        flights: Flights::default(),
+    })
+}
+
+/// A field that is not known may change what the others mean: the kubelet refuses it too.
+fn known(fields: &Map<String, Value>) -> Result<(), String> {
+    if fields.get("tokenAttributes").is_some_and(|t| !t.is_null()) {
+        return Err(
+            "tokenAttributes is not supported: only the kubelet can have a service account token made for a pod".to_owned(),
+        );
+    }
+    const KNOWN: &[&str] = &[
+        "name",
+        "matchImages",
+        "defaultCacheDuration",
+        "apiVersion",
+        "args",
+        "env",
+        "tokenAttributes",
+    ];
+    match fields.keys().find(|key| !KNOWN.contains(&key.as_str())) {
+        Some(key) => Err(format!("the field {} is not known", excerpt(key))),
+        None => Ok(()),
+    }
+}
+
+fn program(bin_dir: &Path, name: &str) -> Result<PathBuf, String> {
+    let program = bin_dir.join(name);
+    let shown = program.display();
+    match fs::metadata(&program) {
+        Ok(data) if data.is_file() && data.permissions().mode() & 0o111 != 0 => Ok(program),
+        Ok(_) => Err(format!("{shown} is not a program")),
+        Err(error) => Err(format!("failed to find its program {shown}: {error}")),
+    }
+}
+
+fn match_images(fields: &Map<String, Value>) -> Result<Vec<Pattern>, String> {
+    let globs = texts(fields, "matchImages")?;
+    if globs.is_empty() {
+        return Err("matchImages must have at least one item".to_owned());
+    }
+    globs
+        .iter()
+        .map(|glob| {
+            Pattern::glob(glob).map_err(|error| format!("matchImages {}: {error}", excerpt(glob)))
+        })
+        .collect()
+}
+
+fn default_cache(fields: &Map<String, Value>) -> Result<Duration, String> {
+    match text(fields, "defaultCacheDuration")?.map(go_duration::parse) {
+        Some(Some(Ok(duration))) => Ok(duration),
+        None => Err("defaultCacheDuration is missing".to_owned()),
+        Some(_) => {
+            Err("defaultCacheDuration must be a duration such as 12h, not below 0".to_owned())
+        }
+    }
+}
+
+fn env(fields: &Map<String, Value>) -> Result<Vec<(String, Secret)>, String> {
+    let malformed = || "env must be a list of name and value".to_owned();
+    let items = match fields.get("env") {
+        None | Some(Value::Null) => return Ok(Vec::new()),
+        Some(Value::Array(items)) => items,
+        Some(_) => return Err(malformed()),
+    };
+    let mut env = Vec::new();
+    for item in items {
+        let item = item.as_object().ok_or_else(malformed)?;
+        let name = text(item, "name")?.ok_or_else(malformed)?;
+        let value = text(item, "value")?.unwrap_or_default();
+        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+            return Err(malformed());
+        }
+        env.push((name.to_owned(), Secret::new(value)));
+    }
+    Ok(env)
+}
+
+fn text<'a>(fields: &'a Map<String, Value>, field: &str) -> Result<Option<&'a str>, String> {
+    match fields.get(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(_) => Err(format!("{field} must be a text")),
+    }
+}
+
+fn texts(fields: &Map<String, Value>, field: &str) -> Result<Vec<String>, String> {
+    let malformed = || format!("{field} must be a list of texts");
+    match fields.get(field) {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(items)) => items
+            .iter()
+            .map(|item| {
+                item.as_str()
+                    .filter(|t| !t.contains('\0'))
+                    .map(str::to_owned)
+                    .ok_or_else(malformed)
+            })
+            .collect(),
+        Some(_) => Err(malformed()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

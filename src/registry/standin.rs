@@ -1,0 +1,260 @@
+//! A stand-in for a registry, for the faults that a real one does not show on demand. Speaks raw HTTP/1.1 on loopback.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::image::Digest;
+use crate::registry::digest::sha256;
+use crate::registry::manifest::OCI_INDEX;
+
+/// What was asked.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    pub(crate) method: String,
+    /// With the query.
+    pub(crate) path: String,
+    headers: Vec<(String, String)>,
+    pub(crate) body: String,
+}
+
+impl Asked {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let mut all = self.headers.iter();
+        all.find(|(n, _)| n.eq_ignore_ascii_case(name))
+            .map(|(_, v)| v.as_str())
+    }
+
+    fn range_from(&self) -> Option<usize> {
+        let range = self.header("range")?.strip_prefix("bytes=")?;
+        range.strip_suffix('-')?.parse().ok()
+    }
+}
+
+/// What to answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Reply {
+    status: u16,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+    end: End,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Whole,
+    /// The connection is closed after so many bytes of the body.
+    Cut(usize),
+    /// Nothing more comes after so many bytes.
+    Stall(usize),
+    /// The body is sent again and again, in chunks.
+    Endless,
+}
+
+impl Reply {
+    pub(crate) fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
+        Self {
+            status,
+            headers: Vec::new(),
+            body: body.into(),
+            end: End::Whole,
+        }
+    }
+
+    pub(crate) fn with(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub(crate) fn redirect(to: &str) -> Self {
+        Self::new(307, "").with("location", to)
+    }
+
+    pub(crate) fn cut(mut self, after: usize) -> Self {
+        self.end = End::Cut(after);
+        self
+    }
+
+    pub(crate) fn stall(mut self, after: usize) -> Self {
+        self.end = End::Stall(after);
+        self
+    }
+
+    pub(crate) fn endless(mut self) -> Self {
+        self.end = End::Endless;
+        self
+    }
+}
+
+/// The server; it ends with this.
+pub(crate) struct StandIn {
+    pub(crate) host: String,
+    asked: Arc<Mutex<Vec<Asked>>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl StandIn {
+    pub(crate) async fn start(answer: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let host = listener.local_addr().unwrap().to_string();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let log = asked.clone();
+        let answer = Arc::new(answer);
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (answer, log) = (answer.clone(), log.clone());
+                tokio::spawn(async move {
+                    let _ = serve(stream, &*answer, &log).await;
+                });
+            }
+        });
+        Self { host, asked, task }
+    }
+
+    /// All that was asked, in order.
+    pub(crate) fn asked(&self) -> Vec<Asked> {
+        self.asked.lock().unwrap().clone()
+    }
+
+    /// How often a path was asked for that contains `part`.
+    pub(crate) fn count(&self, part: &str) -> usize {
+        self.asked()
+            .iter()
+            .filter(|a| a.path.contains(part))
+            .count()
+    }
+}
+
+impl Drop for StandIn {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn serve(
+    mut stream: TcpStream,
+    answer: &(dyn Fn(&Asked) -> Reply + Send + Sync),
+    log: &Mutex<Vec<Asked>>,
+) -> std::io::Result<()> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await?);
+        if head[0] == 0x16 {
+            // A TLS greeting: what Go's server answers in clear.
+            stream
+                .write_all(b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n")
+                .await?;
+            return Ok(());
+        }
+    }
+    let head = String::from_utf8_lossy(&head);
+    let mut lines = head.lines();
+    let mut first = lines.next().unwrap_or_default().split(' ');
+    let mut asked = Asked {
+        body: String::new(),
+        method: first.next().unwrap_or_default().to_owned(),
+        path: first.next().unwrap_or_default().to_owned(),
+        headers: lines
+            .filter_map(|line| line.split_once(": "))
+            .map(|(n, v)| (n.to_owned(), v.to_owned()))
+            .collect(),
+    };
+    if let Some(length) = asked.header("content-length") {
+        let mut body = vec![0; length.parse().unwrap_or_default()];
+        stream.read_exact(&mut body).await?;
+        asked.body = String::from_utf8_lossy(&body).into_owned();
+    }
+    let reply = answer(&asked);
+    let is_head = asked.method == "HEAD";
+    log.lock().unwrap().push(asked);
+    let mut text = format!("HTTP/1.1 {} X\r\nconnection: close\r\n", reply.status);
+    for (name, value) in &reply.headers {
+        text += &format!("{name}: {value}\r\n");
+    }
+    text += &match reply.end {
+        End::Endless => "transfer-encoding: chunked\r\n\r\n".to_owned(),
+        _ => format!("content-length: {}\r\n\r\n", reply.body.len()),
+    };
+    stream.write_all(text.as_bytes()).await?;
+    let body = if is_head { &[][..] } else { &reply.body };
+    match reply.end {
+        End::Whole => stream.write_all(body).await,
+        End::Cut(after) => stream.write_all(&body[..after]).await,
+        End::Stall(after) => {
+            stream.write_all(&body[..after]).await?;
+            std::future::pending().await
+        }
+        End::Endless => loop {
+            let size = format!("{:x}\r\n", body.len());
+            stream.write_all(size.as_bytes()).await?;
+            stream.write_all(body).await?;
+            stream.write_all(b"\r\n").await?;
+        },
+    }
+}
+
+/// What a registry holds, by path.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Shelf {
+    content: HashMap<String, (String, Vec<u8>)>,
+}
+
+impl Shelf {
+    pub(crate) fn blob(&mut self, repository: &str, content: &[u8]) -> Digest {
+        let digest = sha256(content);
+        let path = format!("/v2/{repository}/blobs/{digest}");
+        let octets = "application/octet-stream".to_owned();
+        self.content.insert(path, (octets, content.to_vec()));
+        digest
+    }
+
+    pub(crate) fn manifest(
+        &mut self,
+        repository: &str,
+        tag: &str,
+        media_type: &str,
+        content: &serde_json::Value,
+    ) -> serde_json::Value {
+        let text = serde_json::to_vec(content).unwrap();
+        let digest = sha256(&text);
+        for name in [tag, digest.as_str()] {
+            let path = format!("/v2/{repository}/manifests/{name}");
+            let kept = (media_type.to_owned(), text.clone());
+            self.content.insert(path, kept);
+        }
+        serde_json::json!({ "mediaType": media_type, "digest": digest.as_str(), "size": text.len() })
+    }
+
+    pub(crate) fn index(
+        &mut self,
+        repository: &str,
+        tag: &str,
+        entries: &[serde_json::Value],
+    ) -> serde_json::Value {
+        let content =
+            serde_json::json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries });
+        self.manifest(repository, tag, OCI_INDEX, &content)
+    }
+
+    /// As a registry answers; ranges too.
+    pub(crate) fn answer(&self, asked: &Asked) -> Reply {
+        let Some((media_type, body)) = self.content.get(&asked.path) else {
+            let body = r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown","detail":{"Tag":"x"}}]}"#;
+            return Reply::new(404, body);
+        };
+        let reply = match asked.range_from() {
+            Some(from) if from >= body.len() => Reply::new(416, ""),
+            Some(from) => {
+                let range = format!("bytes {from}-{}/{}", body.len() - 1, body.len());
+                Reply::new(206, &body[from..]).with("content-range", &range)
+            }
+            None => Reply::new(200, body.as_slice()),
+        };
+        let digest = sha256(body);
+        reply
+            .with("content-type", media_type)
+            .with("docker-content-digest", digest.as_str())
+    }
+}

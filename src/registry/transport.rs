@@ -1,0 +1,436 @@
+//! HTTP as registries need it: redirects by hand, bounded bodies, a limit on silence.
+//!
+//! Redirects are followed here and not by the HTTP client, because registries redirect to object stores: no
+//! `Authorization` goes to another origin, a form is not sent on at all, and nothing goes from https to http. Responses are never decompressed.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use reqwest::Url;
+
+use super::credential::{Login, Secret};
+use super::{ClientError, Error, Options};
+
+const REDIRECTS_MAX: usize = 5;
+/// Enough for any error that a person reads.
+const ERROR_BODY_MAX: u64 = 64 << 10;
+/// Loopback registries whose scheme is remembered.
+const SCHEMES_MAX: usize = 256;
+
+/// What to ask for.
+pub(super) struct Ask<'a> {
+    method: Method,
+    accept: &'a str,
+    range: Option<String>,
+    authorization: Option<HeaderValue>,
+    form: Option<String>,
+    /// What the answer's error must not repeat.
+    secrets: Vec<Secret>,
+}
+
+impl<'a> Ask<'a> {
+    pub(super) fn new(method: Method, accept: &'a str) -> Self {
+        Self {
+            method,
+            accept,
+            range: None,
+            authorization: None,
+            form: None,
+            secrets: Vec::new(),
+        }
+    }
+
+    /// Keeps the login out of what is told of the answer.
+    pub(super) fn concealing(mut self, login: Option<&Login>) -> Self {
+        self.secrets
+            .extend(login.into_iter().flat_map(Login::secrets));
+        self
+    }
+
+    /// With a body, urlencoded, that holds a secret.
+    pub(super) fn with_form(mut self, form: String) -> Self {
+        self.form = Some(form);
+        self
+    }
+
+    /// From this byte on; from the first one, no range is asked for, since not all servers know ranges.
+    pub(super) fn from(mut self, offset: u64) -> Self {
+        self.range = (offset > 0).then(|| format!("bytes={offset}-"));
+        self
+    }
+
+    pub(super) fn authorize(&mut self, authorization: Option<HeaderValue>) {
+        let text = authorization.as_ref().and_then(|a| a.to_str().ok());
+        let shown = text.and_then(|text| text.split_once(' '));
+        self.secrets
+            .extend(shown.map(|(_scheme, secret)| Secret::new(secret)));
+        self.authorization = authorization;
+    }
+
+    pub(super) fn authorization(&self) -> Option<&HeaderValue> {
+        self.authorization.as_ref()
+    }
+}
+
+/// Sends requests.
+pub(super) struct Transport {
+    /// Through the proxies that the environment names.
+    proxied: reqwest::Client,
+    /// For loopback, which no proxy is asked for (as in Go's `http.ProxyFromEnvironment`).
+    direct: reqwest::Client,
+    /// Whether a loopback registry speaks plain http, once known.
+    plain: Mutex<HashMap<String, bool>>,
+    stall: Duration,
+}
+
+impl Transport {
+    pub(super) fn new(options: &Options) -> Result<Self, ClientError> {
+        let tls = tls_config()?;
+        let build = |builder: reqwest::ClientBuilder| {
+            builder
+                .tls_backend_preconfigured(tls.clone())
+                .user_agent(concat!("harpoon/", env!("CARGO_PKG_VERSION")))
+                .redirect(reqwest::redirect::Policy::none())
+                .referer(false)
+                .connect_timeout(options.connect_timeout)
+                // One connection a layer: TLS is then decrypted on several cores, and no shared window limits all layers.
+                .http1_only()
+                .build()
+                .map_err(ClientError::Http)
+        };
+        Ok(Self {
+            proxied: build(reqwest::Client::builder())?,
+            direct: build(reqwest::Client::builder().no_proxy())?,
+            plain: Mutex::default(),
+            stall: options.stall_timeout,
+        })
+    }
+
+    /// Asks a registry. One on this machine may speak plain http, as with Docker: that is found out once.
+    pub(super) async fn send_to_registry(
+        &self,
+        registry: &str,
+        path: &str,
+        ask: &Ask<'_>,
+    ) -> Result<Answer, Error> {
+        let host = served_at(registry);
+        let url = |scheme: &str| {
+            Url::parse(&format!("{scheme}://{host}{path}")).map_err(|_| Error::Redirect {
+                host: host.to_owned(),
+                reason: "its name makes no URL",
+            })
+        };
+        if !is_loopback(host) {
+            return self.send(url("https")?, ask).await;
+        }
+        match self.scheme(host) {
+            Some(true) => self.send(url("http")?, ask).await,
+            Some(false) => self.send(url("https")?, ask).await,
+            None => {
+                let (answer, plain) = match self.send(url("https")?, ask).await {
+                    Err(error) if speaks_no_tls(&error, host) => {
+                        (self.send(url("http")?, ask).await?, true)
+                    }
+                    answer => (answer?, false),
+                };
+                self.remember(host, plain);
+                Ok(answer)
+            }
+        }
+    }
+
+    /// Asks, and follows redirects.
+    pub(super) async fn send(&self, url: Url, ask: &Ask<'_>) -> Result<Answer, Error> {
+        let origin = url.origin();
+        let mut url = url;
+        for _ in 0..=REDIRECTS_MAX {
+            let same_origin = url.origin() == origin;
+            let response = self.send_once(&url, ask, same_origin).await?;
+            let location = match response.status().as_u16() {
+                301 | 302 | 303 | 307 | 308 => response.headers().get(header::LOCATION),
+                _ => None,
+            };
+            let Some(location) = location else {
+                return Ok(Answer {
+                    response,
+                    host: host_of(&url),
+                    same_origin,
+                    plain: url.scheme() == "http",
+                    stall: self.stall,
+                    secrets: ask.secrets.clone(),
+                });
+            };
+            if ask.form.is_some() {
+                return Err(Error::Redirect {
+                    host: host_of(&url),
+                    reason: "a request for a token is not sent on",
+                });
+            }
+            url = next_hop(&url, location)?;
+        }
+        Err(Error::Redirect {
+            host: host_of(&url),
+            reason: "there are too many",
+        })
+    }
+
+    async fn send_once(
+        &self,
+        url: &Url,
+        ask: &Ask<'_>,
+        same_origin: bool,
+    ) -> Result<reqwest::Response, Error> {
+        let host = host_of(url);
+        let client = if is_loopback(&host) {
+            &self.direct
+        } else {
+            &self.proxied
+        };
+        let mut request = client
+            .request(ask.method.clone(), url.clone())
+            .header(header::ACCEPT, ask.accept);
+        if let Some(range) = &ask.range {
+            request = request.header(header::RANGE, range);
+        }
+        if let Some(authorization) = ask.authorization.as_ref().filter(|_| same_origin) {
+            request = request.header(header::AUTHORIZATION, authorization);
+        }
+        if let Some(form) = &ask.form {
+            request = request
+                .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+                .body(form.clone());
+        }
+        tracing::trace!(%host, method = %ask.method, "asking");
+        match tokio::time::timeout(self.stall, request.send()).await {
+            Ok(Ok(response)) => {
+                tracing::trace!(%host, status = response.status().as_u16(), "answered");
+                Ok(response)
+            }
+            Ok(Err(error)) => Err(Error::Unreachable {
+                host,
+                source: error.without_url(),
+            }),
+            Err(_) => Err(stalled(host, self.stall)),
+        }
+    }
+
+    fn scheme(&self, host: &str) -> Option<bool> {
+        let plain = self.plain.lock().unwrap_or_else(PoisonError::into_inner);
+        plain.get(host).copied()
+    }
+
+    fn remember(&self, host: &str, plain: bool) {
+        let mut known = self.plain.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= SCHEMES_MAX {
+            known.clear();
+        }
+        known.insert(host.to_owned(), plain);
+    }
+}
+
+/// What came back; its body is still to be read.
+pub(super) struct Answer {
+    response: reqwest::Response,
+    host: String,
+    same_origin: bool,
+    plain: bool,
+    stall: Duration,
+    secrets: Vec<Secret>,
+}
+
+impl Answer {
+    pub(super) fn status(&self) -> StatusCode {
+        self.response.status()
+    }
+
+    pub(super) fn headers(&self) -> &HeaderMap {
+        self.response.headers()
+    }
+
+    /// The header's text; empty where it is missing or not text.
+    pub(super) fn header(&self, name: impl header::AsHeaderName) -> &str {
+        self.headers()
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
+    }
+
+    /// Who answered in the end, with the port.
+    pub(super) fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Whether the registry itself answered, rather than one it redirected to.
+    pub(super) fn is_same_origin(&self) -> bool {
+        self.same_origin
+    }
+
+    pub(super) fn is_plain(&self) -> bool {
+        self.plain
+    }
+
+    pub(super) fn content_length(&self) -> Option<u64> {
+        self.response.content_length()
+    }
+
+    /// Itself where it is a success, else the error that it stands for.
+    pub(super) async fn successful(mut self) -> Result<Self, Error> {
+        let status = self.status();
+        if status.is_success() {
+            return Ok(self);
+        }
+        let mut body = BytesMut::new();
+        while let Ok(Some(chunk)) = self.chunk().await {
+            body.extend_from_slice(&chunk);
+            if body.len() as u64 > ERROR_BODY_MAX {
+                break;
+            }
+        }
+        Err(Error::refused(
+            self.host.clone(),
+            status,
+            self.headers(),
+            &body,
+            &self.secrets,
+        ))
+    }
+
+    /// More of the body; `None` at its end.
+    pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
+        match tokio::time::timeout(self.stall, self.response.chunk()).await {
+            Ok(Ok(chunk)) => Ok(chunk),
+            Ok(Err(error)) => Err(Error::Broken {
+                host: self.host.clone(),
+                source: error.without_url(),
+            }),
+            Err(_) => Err(stalled(self.host.clone(), self.stall)),
+        }
+    }
+
+    /// The whole body, if it has not more than `limit` bytes.
+    pub(super) async fn bytes(mut self, what: &'static str, limit: u64) -> Result<Bytes, Error> {
+        let too_large = Error::TooLarge { what, limit };
+        if self.content_length().is_some_and(|length| length > limit) {
+            return Err(too_large);
+        }
+        let mut body = BytesMut::new();
+        while let Some(chunk) = self.chunk().await? {
+            if (body.len() + chunk.len()) as u64 > limit {
+                return Err(too_large);
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body.freeze())
+    }
+}
+
+fn stalled(host: String, limit: Duration) -> Error {
+    Error::Stalled {
+        host,
+        seconds: limit.as_secs(),
+    }
+}
+
+/// `registry.example:5000`; nothing else of a URL is ever shown.
+pub(super) fn host_of(url: &Url) -> String {
+    match (url.host_str(), url.port()) {
+        (Some(host), Some(port)) => format!("{host}:{port}"),
+        (Some(host), None) => host.to_owned(),
+        (None, _) => String::new(),
+    }
+}
+
+/// Docker Hub is named otherwise than it is served.
+fn served_at(registry: &str) -> &str {
+    if registry == "docker.io" {
+        "registry-1.docker.io"
+    } else {
+        registry
+    }
+}
+
+pub(super) fn is_loopback(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    name == "localhost"
+        || name.parse::<Ipv4Addr>().is_ok_and(|a| a.is_loopback())
+        || name.parse::<Ipv6Addr>().is_ok_and(|a| a.is_loopback())
+}
+
+/// The URL that a redirect leads to.
+fn next_hop(from: &Url, location: &HeaderValue) -> Result<Url, Error> {
+    let refused = |reason| Error::Redirect {
+        host: host_of(from),
+        reason,
+    };
+    let mut url = std::str::from_utf8(location.as_bytes())
+        .ok()
+        .and_then(|text| from.join(text).ok())
+        .filter(Url::has_host)
+        .ok_or_else(|| refused("it leads to no URL"))?;
+    match (from.scheme(), url.scheme()) {
+        (_, "https") | ("http", "http") => {}
+        ("https", "http") => return Err(refused("it leads from https to http")),
+        _ => return Err(refused("it leads to neither https nor http")),
+    }
+    // A user name in a URL would become an `Authorization` header.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    Ok(url)
+}
+
+/// Whether the connection to `registry` failed in a way that a server which speaks plain http brings about.
+fn speaks_no_tls(error: &Error, registry: &str) -> bool {
+    let Error::Unreachable { host, source } = error else {
+        return false;
+    };
+    // Not where the registry has answered and what it redirected to has not.
+    if host != registry || !source.is_connect() {
+        return false;
+    }
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(source);
+    while let Some(error) = cause {
+        match error.downcast_ref::<rustls::Error>() {
+            Some(rustls::Error::InvalidMessage(_)) => return true,
+            Some(_) => return false,
+            None => {}
+        }
+        // An io::Error does not show what it wraps as its source.
+        let wrapped = error
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref);
+        cause = match wrapped {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    true
+}
+
+/// TLS with the crypto provider given here: a library does not install one for the whole process.
+fn tls_config() -> Result<rustls::ClientConfig, ClientError> {
+    // The roots that the program brings make it work in an image without any; the machine's own (`SSL_CERT_FILE`,
+    // `SSL_CERT_DIR`) are what a company's registry is signed by.
+    let mut roots = rustls::RootCertStore {
+        roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
+    };
+    let native = rustls_native_certs::load_native_certs();
+    let (added, ignored) = roots.add_parsable_certificates(native.certs);
+    tracing::debug!(added, ignored, errors = ?native.errors, "the machine's root certificates");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(ClientError::Tls)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests;

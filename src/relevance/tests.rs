@@ -1,0 +1,385 @@
+use super::*;
+
+/// `key=value` or `key` to a pair.
+fn pair(text: &str) -> (String, String) {
+    let (key, value) = text.split_once('=').unwrap_or((text, ""));
+    (key.to_owned(), value.to_owned())
+}
+
+/// `key=value:Effect`, as kubectl writes a taint.
+fn taint(text: &str) -> Taint {
+    let (rest, effect) = text.rsplit_once(':').unwrap();
+    let (key, value) = pair(rest);
+    Taint {
+        key,
+        value,
+        effect: effect.to_owned(),
+    }
+}
+
+/// The node `here` of the tables: these labels, and taints of its own for each row.
+fn here(taints: &[&str]) -> Node {
+    let labels = [
+        "disk=ssd",
+        "cores=16",
+        "kubernetes.io/arch=arm64",
+        "pool",
+        "zone=a",
+        "size=big",
+        "below=-3",
+    ];
+    Node {
+        name: "here".to_owned(),
+        labels: labels.into_iter().map(pair).collect(),
+        taints: taints.iter().map(|text| taint(text)).collect(),
+    }
+}
+
+/// `key Operator value value`.
+fn expression(text: &str) -> Expression {
+    let mut words = text.split(' ').map(str::to_owned);
+    Expression {
+        key: words.next().unwrap(),
+        operator: words.next().unwrap(),
+        values: words.collect(),
+    }
+}
+
+/// `key Operator value & key Operator` with fields marked by `@`; nothing for an empty term.
+fn term(text: &str) -> Term {
+    let mut term = Term::default();
+    for part in text.split(" & ").filter(|part| !part.is_empty()) {
+        match part.strip_prefix('@') {
+            Some(field) => term.fields.push(expression(field)),
+            None => term.labels.push(expression(part)),
+        }
+    }
+    term
+}
+
+fn affinity(terms: &[&str]) -> Requirements {
+    Requirements {
+        affinity: Some(terms.iter().map(|text| term(text)).collect()),
+        ..Requirements::default()
+    }
+}
+
+/// `[key, operator, value, effect]`
+fn toleration([key, operator, value, effect]: [&str; 4]) -> Toleration {
+    Toleration {
+        key: key.to_owned(),
+        operator: operator.to_owned(),
+        value: value.to_owned(),
+        effect: effect.to_owned(),
+    }
+}
+
+#[track_caller]
+fn check(requirements: &Requirements, node: &Node, expected: &str) {
+    let said = mismatch(requirements, node);
+    assert_eq!(
+        said.as_deref().unwrap_or("fits"),
+        expected,
+        "{requirements:?} {node:?}"
+    );
+}
+
+#[test]
+fn node_names_and_selectors() {
+    for (name, selector, expected) in [
+        ("", &[][..], "fits"),
+        ("here", &[], "fits"),
+        ("node-7", &[], "pods go to node node-7"),
+        ("node-7", &["disk=hdd"], "pods go to node node-7"),
+        ("here", &["disk=hdd"], "node's label disk is ssd, not hdd"),
+        ("", &["disk=ssd"], "fits"),
+        ("", &["disk=ssd", "zone=a", "pool"], "fits"),
+        ("", &["disk=hdd"], "node's label disk is ssd, not hdd"),
+        (
+            "",
+            &["accelerator=gpu"],
+            "node has no label accelerator=gpu",
+        ),
+        ("", &["role"], "node has no label role"),
+        ("", &["disk"], "node's label disk is ssd, not empty"),
+        ("", &["pool=x"], "node's label pool is empty, not x"),
+        ("", &["Disk=ssd"], "node has no label Disk=ssd"),
+        ("", &["kubernetes.io/arch=arm64"], "fits"),
+        (
+            "",
+            &["kubernetes.io/arch=amd64"],
+            "node's label kubernetes.io/arch is arm64, not amd64",
+        ),
+        ("", &["z=1", "disk=ssd", "b=1"], "node has no label b=1"),
+        // A RuntimeClass that says otherwise than the template.
+        (
+            "",
+            &["disk=ssd", "disk=hdd"],
+            "node's label disk is ssd, not hdd",
+        ),
+    ] {
+        let requirements = Requirements {
+            node_name: name.to_owned(),
+            node_selector: selector.iter().map(|text| pair(text)).collect(),
+            ..Requirements::default()
+        };
+        check(&requirements, &here(&[]), expected);
+    }
+}
+
+#[test]
+fn required_affinity() {
+    let odd =
+        |said: &str| format!("its node affinity has a term that no node matches: {said} values");
+    let table: &[(&[&str], &str)] = &[
+        (&[], "its node affinity has no terms, so it matches no node"),
+        (
+            &[""],
+            "its node affinity has an empty term, which matches no node",
+        ),
+        (&["", "disk Exists"], "fits"),
+        (&["disk In ssd"], "fits"),
+        (&["disk In hdd ssd"], "fits"),
+        (&["disk In hdd"], "node's label disk is ssd, not hdd"),
+        (
+            &["disk In hdd nvme"],
+            "node's label disk is ssd, not one of hdd, nvme",
+        ),
+        (&["gpu In a"], "node has no label gpu=a"),
+        (
+            &["gpu In a b"],
+            "node has no label gpu, which must be one of a, b",
+        ),
+        (&["disk In"], &odd("disk In with 0")),
+        (&["disk NotIn hdd"], "fits"),
+        (
+            &["disk NotIn hdd ssd"],
+            "node's label disk is ssd, which its node affinity excludes",
+        ),
+        // What has no such label is not in the set.
+        (&["gpu NotIn a"], "fits"),
+        (&["gpu NotIn"], &odd("gpu NotIn with 0")),
+        (&["pool Exists"], "fits"),
+        (&["gpu Exists"], "node has no label gpu"),
+        (&["pool Exists x"], &odd("pool Exists with 1")),
+        (&["gpu DoesNotExist"], "fits"),
+        (&["pool DoesNotExist"], "node has the label pool"),
+        (&["gpu DoesNotExist x"], &odd("gpu DoesNotExist with 1")),
+        (&["cores Gt 15"], "fits"),
+        (
+            &["cores Gt 16"],
+            "node's label cores is 16, not greater than 16",
+        ),
+        (&["cores Gt 9"], "fits"),
+        (&["cores Lt 17"], "fits"),
+        (
+            &["cores Lt 16"],
+            "node's label cores is 16, not less than 16",
+        ),
+        (&["below Lt -2"], "fits"),
+        (
+            &["below Gt -3"],
+            "node's label below is -3, not greater than -3",
+        ),
+        (&["gpu Gt 1"], "node has no label gpu"),
+        (&["gpu Lt 1"], "node has no label gpu"),
+        (
+            &["size Gt 1"],
+            "node's label size is big, not greater than 1",
+        ),
+        (&["size Lt 1"], "node's label size is big, not less than 1"),
+        (&["cores Gt many"], &odd("cores Gt with 1")),
+        (&["cores Gt 1.5"], &odd("cores Gt with 1")),
+        (&["cores Gt 9223372036854775808"], &odd("cores Gt with 1")),
+        (&["cores Gt"], &odd("cores Gt with 0")),
+        (&["cores Gt 1 2"], &odd("cores Gt with 2")),
+        (&["cores gt 1"], &odd("cores gt with 1")),
+        (&["cores  1"], &odd("cores  with 1")),
+        (&["disk In ssd & cores Gt 8 & gpu DoesNotExist"], "fits"),
+        (
+            &["disk In ssd & cores Gt 80"],
+            "node's label cores is 16, not greater than 80",
+        ),
+        (&["gpu Exists", "disk In ssd"], "fits"),
+        // What cannot be parsed spoils its own term alone.
+        (&["cores Gt many", "disk In ssd"], "fits"),
+        (
+            &["gpu Exists", "disk In hdd"],
+            "node has no label gpu, nor does the other term of its node affinity match",
+        ),
+        (
+            &["gpu Exists", "disk In hdd", ""],
+            "node has no label gpu, nor does any of the other 2 terms of its node affinity match",
+        ),
+        (&["@metadata.name In here"], "fits"),
+        (&["@metadata.name In node-7"], "pods go to node node-7"),
+        (&["@metadata.name NotIn node-7"], "fits"),
+        (
+            &["@metadata.name NotIn here"],
+            "pods go to any node but here",
+        ),
+        (
+            &["@metadata.name In here there"],
+            &odd("metadata.name In with 2"),
+        ),
+        (
+            &["@metadata.name Exists"],
+            &odd("metadata.name Exists with 0"),
+        ),
+        (
+            &["@spec.podCIDR NotIn x"],
+            &odd("spec.podCIDR NotIn with 1"),
+        ),
+        (&["disk In ssd & @metadata.name In here"], "fits"),
+        (
+            &["disk In hdd & @metadata.name In here"],
+            "node's label disk is ssd, not hdd",
+        ),
+        (
+            &["disk In ssd & @metadata.name In node-7"],
+            "pods go to node node-7",
+        ),
+        // A label of that name is another thing.
+        (
+            &["metadata.name In here"],
+            "node has no label metadata.name=here",
+        ),
+    ];
+    for (terms, expected) in table {
+        check(&affinity(terms), &here(&[]), expected);
+    }
+}
+
+#[test]
+fn taints_and_tolerations() {
+    const DB: &str = "dedicated=db:NoSchedule";
+    let not = |taint: &str| format!("node has the taint {taint}, which is not tolerated");
+    type Row<'a> = (&'a [&'a str], &'a [[&'a str; 4]], String);
+    let table: &[Row<'_>] = &[
+        (&[], &[["x", "Exists", "", ""]], "fits".into()),
+        (&[DB], &[], not(DB)),
+        (&["gpu:NoExecute"], &[], not("gpu:NoExecute")),
+        (&["dedicated=db:PreferNoSchedule"], &[], "fits".into()),
+        (&["dedicated=db:Later"], &[], "fits".into()),
+        (
+            &[DB],
+            &[["dedicated", "Equal", "db", "NoSchedule"]],
+            "fits".into(),
+        ),
+        (
+            &[DB],
+            &[["dedicated", "", "db", "NoSchedule"]],
+            "fits".into(),
+        ),
+        (&[DB], &[["dedicated", "Equal", "db", ""]], "fits".into()),
+        (&[DB], &[["dedicated", "Equal", "web", ""]], not(DB)),
+        (&[DB], &[["dedicated", "Equal", "", ""]], not(DB)),
+        (&[DB], &[["Dedicated", "Equal", "db", ""]], not(DB)),
+        (&[DB], &[["dedicated", "Equal", "db", "NoExecute"]], not(DB)),
+        (&[DB], &[["dedicated", "Exists", "", ""]], "fits".into()),
+        (
+            &[DB],
+            &[["dedicated", "Exists", "", "NoSchedule"]],
+            "fits".into(),
+        ),
+        (
+            &[DB],
+            &[["dedicated", "Exists", "", "PreferNoSchedule"]],
+            not(DB),
+        ),
+        (&[DB], &[["other", "Exists", "", ""]], not(DB)),
+        (&[DB], &[["", "Exists", "", ""]], "fits".into()),
+        (
+            &[DB, "gpu:NoExecute"],
+            &[["", "Exists", "", "NoSchedule"]],
+            not("gpu:NoExecute"),
+        ),
+        (
+            &[DB, "gpu:NoExecute"],
+            &[["dedicated", "Exists", "", ""]],
+            not("gpu:NoExecute"),
+        ),
+        (
+            &[DB, "gpu:NoExecute"],
+            &[["gpu", "Exists", "", ""], ["dedicated", "", "db", ""]],
+            "fits".into(),
+        ),
+        (&["gpu:NoSchedule"], &[["gpu", "", "", ""]], "fits".into()),
+        // Numbers (KEP-5471) are not understood, nor is anything else.
+        (
+            &["sla=950:NoSchedule"],
+            &[["sla", "Gt", "900", ""]],
+            not("sla=950:NoSchedule"),
+        ),
+        (
+            &["sla=950:NoSchedule"],
+            &[["sla", "Lt", "990", ""]],
+            not("sla=950:NoSchedule"),
+        ),
+        (&[DB], &[["dedicated", "exists", "", ""]], not(DB)),
+    ];
+    for (taints, tolerations, expected) in table {
+        let requirements = Requirements {
+            tolerations: tolerations.iter().copied().map(toleration).collect(),
+            ..Requirements::default()
+        };
+        check(&requirements, &here(taints), expected);
+    }
+}
+
+/// What the DaemonSet controller adds to its pods (`daemon/util.AddOrUpdateDaemonPodTolerations`) needs no rule of its
+/// own, because no workload is judged by these taints.
+#[test]
+fn taints_that_pass_keep_no_image_from_the_node() {
+    for passing in [
+        "node.kubernetes.io/not-ready:NoExecute",
+        "node.kubernetes.io/not-ready:NoSchedule",
+        "node.kubernetes.io/unreachable:NoExecute",
+        "node.kubernetes.io/disk-pressure:NoSchedule",
+        "node.kubernetes.io/memory-pressure:NoSchedule",
+        "node.kubernetes.io/pid-pressure:NoSchedule",
+        "node.kubernetes.io/unschedulable:NoSchedule",
+        "node.kubernetes.io/network-unavailable:NoSchedule",
+        "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute",
+        "node.cloudprovider.kubernetes.io/uninitialized=true:NoSchedule",
+        "node.cloudprovider.kubernetes.io/shutdown:NoSchedule",
+        "karpenter.sh/unregistered:NoExecute",
+        "node.cilium.io/agent-not-ready=true:NoExecute",
+        "ebs.csi.aws.com/agent-not-ready:NoExecute",
+        "startup-taint.cluster-autoscaler.kubernetes.io/driver:NoSchedule",
+    ] {
+        check(&Requirements::default(), &here(&[passing]), "fits");
+    }
+    for staying in [
+        "node-role.kubernetes.io/control-plane:NoSchedule",
+        "node.kubernetes.io/windows:NoSchedule",
+        "nvidia.com/gpu=present:NoSchedule",
+        "not-ready:NoSchedule",
+    ] {
+        let expected = format!("node has the taint {staying}, which is not tolerated");
+        check(&Requirements::default(), &here(&[staying]), &expected);
+    }
+}
+
+#[test]
+fn pods_that_name_their_node_are_not_scheduled() {
+    let requirements = Requirements {
+        node_name: "here".to_owned(),
+        ..Requirements::default()
+    };
+    check(&requirements, &here(&["dedicated=db:NoSchedule"]), "fits");
+    let expected = "node has the taint dedicated=db:NoExecute, which is not tolerated";
+    check(&requirements, &here(&["dedicated=db:NoExecute"]), expected);
+}
+
+#[test]
+fn the_rules_have_an_order_and_the_message_an_end() {
+    let mut requirements = affinity(&["gpu Exists"]);
+    let node = here(&["dedicated=db:NoSchedule"]);
+    check(&requirements, &node, "node has no label gpu");
+    requirements.node_selector.push(pair("disk=hdd"));
+    check(&requirements, &node, "node's label disk is ssd, not hdd");
+    requirements.node_selector[0].1 = format!("\u{1b}\n{}", "x".repeat(1 << 20));
+    let said = mismatch(&requirements, &node).unwrap();
+    assert!(said.chars().count() == 301 && !said.contains(char::is_control));
+}

@@ -1,0 +1,147 @@
+//! The JSON of `run`, `pull` and `plan`: one object, keys never dropped, unknown values null.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use super::Report;
+use crate::plan::{Action, Plan, Step};
+use crate::runtime::RuntimeInfo;
+
+#[derive(Serialize)]
+struct RunJson<'a> {
+    runtime: &'a RuntimeInfo,
+    node: Option<&'a str>,
+    images: Vec<ImageJson<'a>>,
+    summary: SummaryJson,
+}
+
+#[derive(Serialize)]
+struct ImageJson<'a> {
+    image: &'a str,
+    outcome: &'static str,
+    reason: Option<&'static str>,
+    message: Option<&'a str>,
+    pods: Option<u64>,
+    workloads: &'a [String],
+    attempts: u32,
+    seconds: Option<f64>,
+    bytes: Option<u64>,
+    digest: Option<&'a str>,
+    credential: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct SummaryJson {
+    pulled: usize,
+    present: usize,
+    failed: usize,
+    skipped: usize,
+    seconds: f64,
+}
+
+#[derive(Serialize)]
+struct PlanJson<'a> {
+    runtime: Option<&'a RuntimeInfo>,
+    node: Option<&'a str>,
+    images: Vec<PlannedJson<'a>>,
+    summary: PlanSummaryJson,
+}
+
+#[derive(Serialize)]
+struct PlannedJson<'a> {
+    image: &'a str,
+    action: &'static str,
+    reason: Option<&'static str>,
+    message: Option<&'a str>,
+    pods: Option<u64>,
+    workloads: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct PlanSummaryJson {
+    pull: usize,
+    present: usize,
+    skip: usize,
+}
+
+/// Milliseconds are as fine as a pull can be told.
+fn rounded(seconds: f64) -> f64 {
+    (seconds * 1000.0).round() / 1000.0
+}
+
+/// Writes a run's report as one line of JSON.
+///
+/// # Errors
+/// Those of the writer.
+pub fn write_report(out: &mut impl Write, report: &Report) -> io::Result<()> {
+    let counts = report.counts();
+    let images = report.images.iter().map(|i| ImageJson {
+        image: &i.image,
+        outcome: i.outcome.as_str(),
+        reason: i.reason.map(|r| r.as_str()),
+        message: i.message.as_deref(),
+        pods: i.pods,
+        workloads: &i.workloads,
+        attempts: i.attempts,
+        seconds: i.seconds.map(rounded),
+        bytes: i.bytes,
+        digest: i.digest.as_deref(),
+        credential: i.credential.as_deref(),
+    });
+    let json = RunJson {
+        runtime: &report.runtime,
+        node: report.node.as_deref(),
+        images: images.collect(),
+        summary: SummaryJson {
+            pulled: counts.pulled,
+            present: counts.present,
+            failed: counts.failed,
+            skipped: counts.skipped,
+            seconds: rounded(report.elapsed.as_secs_f64()),
+        },
+    };
+    write_line(out, &json)
+}
+
+/// Writes a plan as one line of JSON.
+///
+/// # Errors
+/// Those of the writer.
+pub fn write_plan(
+    out: &mut impl Write,
+    plan: &Plan,
+    runtime: Option<&RuntimeInfo>,
+    node: Option<&str>,
+) -> io::Result<()> {
+    let images = plan.images().iter().map(|i| {
+        let (reason, message) = match &i.step {
+            Step::Skip(reason, message) => (Some(reason.as_str()), Some(message.as_str())),
+            Step::Pull(_) | Step::Present(_) => (None, None),
+        };
+        PlannedJson {
+            image: &i.image,
+            action: i.step.action().as_str(),
+            reason,
+            message,
+            pods: i.pods,
+            workloads: i.workloads.iter().map(ToString::to_string).collect(),
+        }
+    });
+    let json = PlanJson {
+        runtime,
+        node,
+        images: images.collect(),
+        summary: PlanSummaryJson {
+            pull: plan.count(Action::Pull),
+            present: plan.count(Action::Present),
+            skip: plan.count(Action::Skip),
+        },
+    };
+    write_line(out, &json)
+}
+
+fn write_line(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, value).map_err(io::Error::from)?;
+    out.write_all(b"\n")
+}

@@ -1,0 +1,117 @@
+//! The termination message of a container: what `kubectl describe pod` shows of an ended init container.
+
+use std::fmt::Write as _;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::path::Path;
+
+use super::text::closing;
+use super::{Outcome, Report};
+use crate::printable::printable;
+
+/// Where the kubelet mounts the file, unless the pod says otherwise (`terminationMessagePath`).
+pub const PATH: &str = "/dev/termination-log";
+
+/// What the kubelet reads of it, in bytes.
+pub const MAX_BYTES: usize = 4096;
+
+/// Writes the message where a kubelet has put a file for it; a machine without one is left as it is.
+///
+/// # Errors
+/// Those of opening and writing the file, except that there is none.
+pub fn write(path: &Path, message: &str) -> io::Result<()> {
+    match OpenOptions::new().write(true).truncate(true).open(path) {
+        Ok(mut file) => file.write_all(message.as_bytes()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The closing line, then the failed images, as many as there is room for.
+pub fn message(report: &Report) -> String {
+    let mut message = closing(report);
+    let failed: Vec<_> = report
+        .images
+        .iter()
+        .filter(|i| i.outcome == Outcome::Failed)
+        .collect();
+    for (told, image) in failed.iter().enumerate() {
+        let mut line = format!("\n{}", printable(&image.image));
+        if let Some(reason) = image.reason {
+            let _ = write!(line, ": {}", reason.as_str());
+        }
+        if let Some(text) = &image.message {
+            let _ = write!(line, ": {}", printable(text));
+        }
+        let line = shortened(&line, 400);
+        let more = format!("\nand {} more failed", failed.len() - told);
+        if message.len() + line.len() + more.len() > MAX_BYTES {
+            message.push_str(&more);
+            break;
+        }
+        message.push_str(&line);
+    }
+    shortened(&message, MAX_BYTES)
+}
+
+/// At most so many bytes of a text, cut between characters, with an ellipsis where something was cut.
+pub fn shortened(text: &str, max: usize) -> String {
+    if text.len() <= max {
+        return text.to_owned();
+    }
+    let mut end = max.saturating_sub('…'.len_utf8());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}…", &text[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::failure::FailureKind;
+    use crate::plan::Reason;
+    use crate::report::ImageReport;
+    use crate::runtime::RuntimeInfo;
+
+    fn failed(image: String) -> ImageReport {
+        ImageReport {
+            image,
+            outcome: Outcome::Failed,
+            reason: Some(Reason::Failure(FailureKind::Other)),
+            message: Some("é".repeat(500)),
+            pods: None,
+            workloads: Vec::new(),
+            attempts: 1,
+            seconds: None,
+            bytes: None,
+            digest: None,
+            credential: None,
+        }
+    }
+
+    #[test]
+    fn the_message_fits_and_says_how_many_did_not() {
+        let report = Report {
+            runtime: RuntimeInfo {
+                name: "containerd".to_owned(),
+                version: "1".to_owned(),
+                endpoint: String::new(),
+            },
+            node: None,
+            images: (0..100).map(|i| failed(format!("image-{i}"))).collect(),
+            elapsed: Duration::from_secs(1),
+        };
+        let message = message(&report);
+        assert!(message.len() <= MAX_BYTES, "{}", message.len());
+        assert!(message.starts_with("harpoon: pulled 0, present 0, failed 100"));
+        let told = message.matches("\nimage-").count();
+        assert!(told > 5, "{message}");
+        assert!(
+            message.ends_with(&format!("and {} more failed", 100 - told)),
+            "{message}"
+        );
+    }
+}

@@ -1,0 +1,201 @@
+//! The tables and closing lines for people, readable in `kubectl logs` and without colours.
+
+use std::fmt::Write as _;
+use std::io::{self, Write};
+use std::time::Duration;
+
+use indicatif::DecimalBytes;
+
+use super::{ImageReport, Outcome, Report};
+use crate::plan::{Action, Plan, PlannedImage, Step};
+use crate::printable::printable;
+use crate::runtime::RuntimeInfo;
+
+/// Seconds and minutes as people read them: `0.4s`, `12.3s`, `4m07s`.
+pub fn seconds(duration: Duration) -> String {
+    let tenths = (duration.as_secs_f64() * 10.0).round() / 10.0;
+    if tenths < 60.0 {
+        format!("{tenths:.1}s")
+    } else {
+        let whole = duration.as_secs_f64().round() as u64;
+        format!("{}m{:02}s", whole / 60, whole % 60)
+    }
+}
+
+/// Bytes as people read them: `70.12 MB`.
+pub fn size(bytes: u64) -> String {
+    DecimalBytes(bytes).to_string()
+}
+
+/// Writes what became of each image, and one closing line.
+///
+/// # Errors
+/// Those of the writer.
+pub fn write_report(out: &mut impl Write, report: &Report) -> io::Result<()> {
+    let mut table = Table::new(["IMAGE", "OUTCOME", "PODS", "TIME", "SIZE", "WHY"]);
+    for image in &report.images {
+        let time = image.seconds.map(Duration::from_secs_f64);
+        table.row([
+            printable(&image.image),
+            image.outcome.as_str().to_owned(),
+            or_dash(image.pods),
+            or_dash(time.map(seconds)),
+            or_dash(image.bytes.map(size)),
+            why(image),
+        ]);
+    }
+    table.write(out)?;
+    writeln!(out, "{}", closing(report))
+}
+
+/// One line that says it all: `pulled 3 (210.4 MB), present 1, failed 1, skipped 2 in 4.2s with containerd 1.6.20`.
+pub fn closing(report: &Report) -> String {
+    let counts = report.counts();
+    let pulled = report
+        .images
+        .iter()
+        .filter(|i| i.outcome == Outcome::Pulled);
+    let bytes: u64 = pulled.filter_map(|i| i.bytes).sum();
+    let bytes = if bytes > 0 {
+        format!(" ({})", size(bytes))
+    } else {
+        String::new()
+    };
+    let node = report.node.as_deref().map(printable);
+    format!(
+        "harpoon: pulled {}{bytes}, present {}, failed {}, skipped {} in {} with {}{}",
+        counts.pulled,
+        counts.present,
+        counts.failed,
+        counts.skipped,
+        seconds(report.elapsed),
+        runtime_name(&report.runtime),
+        node.map_or(String::new(), |n| format!(" on {n}")),
+    )
+}
+
+/// Writes what a run would do, and why.
+///
+/// # Errors
+/// Those of the writer.
+pub fn write_plan(
+    out: &mut impl Write,
+    plan: &Plan,
+    runtime: Option<&RuntimeInfo>,
+    node: Option<&str>,
+) -> io::Result<()> {
+    let mut table = Table::new(["IMAGE", "ACTION", "PODS", "WHY"]);
+    for image in plan.images() {
+        table.row([
+            printable(&image.image),
+            image.step.action().as_str().to_owned(),
+            or_dash(image.pods),
+            plan_why(image),
+        ]);
+    }
+    table.write(out)?;
+    let runtime = match runtime {
+        Some(runtime) => format!("with {}", runtime_name(runtime)),
+        None => "without a runtime at hand, so nothing is known to be present".to_owned(),
+    };
+    writeln!(
+        out,
+        "harpoon: to pull {}, present {}, to skip {} {runtime}{}",
+        plan.count(Action::Pull),
+        plan.count(Action::Present),
+        plan.count(Action::Skip),
+        node.map_or(String::new(), |n| format!(" on {}", printable(n))),
+    )
+}
+
+fn runtime_name(runtime: &RuntimeInfo) -> String {
+    printable(&format!("{} {}", runtime.name, runtime.version))
+}
+
+fn why(image: &ImageReport) -> String {
+    let mut why = String::new();
+    if let Some(reason) = image.reason {
+        why.push_str(reason.as_str());
+    }
+    if let Some(message) = &image.message {
+        let _ = write!(why, ": {}", printable(message));
+    }
+    if let Some(source) = &image.credential {
+        let _ = write!(why, "with the credential of {}", printable(source));
+    }
+    if image.attempts > 1 {
+        let _ = write!(why, " ({} attempts)", image.attempts);
+    }
+    why.trim_start().to_owned()
+}
+
+fn plan_why(image: &PlannedImage) -> String {
+    match &image.step {
+        Step::Skip(reason, message) => format!("{}: {}", reason.as_str(), printable(message)),
+        Step::Present(_) => "the runtime has it".to_owned(),
+        Step::Pull(_) => match &image.workloads[..] {
+            [] => "listed".to_owned(),
+            [one] => format!("used by {}", printable(&one.to_string())),
+            [first, more @ ..] => format!(
+                "used by {} and {} more",
+                printable(&first.to_string()),
+                more.len()
+            ),
+        },
+    }
+}
+
+fn or_dash(value: Option<impl ToString>) -> String {
+    value.map_or("-".to_owned(), |v| v.to_string())
+}
+
+/// Columns as wide as their widest cell; the last one is free.
+struct Table<const N: usize> {
+    rows: Vec<[String; N]>,
+}
+
+impl<const N: usize> Table<N> {
+    fn new(head: [&str; N]) -> Self {
+        Self {
+            rows: vec![head.map(str::to_owned)],
+        }
+    }
+
+    fn row(&mut self, cells: [String; N]) {
+        self.rows.push(cells);
+    }
+
+    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        let mut widths = [0; N];
+        for row in &self.rows {
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = (*width).max(cell.chars().count());
+            }
+        }
+        for row in &self.rows {
+            let mut line = String::new();
+            for (cell, width) in row.iter().zip(widths) {
+                let _ = write!(line, "{cell:width$}   ");
+            }
+            writeln!(out, "{}", line.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_short() {
+        for (duration, expected) in [
+            (40, "0.0s"),
+            (4_200, "4.2s"),
+            (59_960, "1m00s"),
+            (247_000, "4m07s"),
+        ] {
+            assert_eq!(seconds(Duration::from_millis(duration)), expected);
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! Runtimes that serve the Kubernetes Container Runtime Interface, version 1, on a unix socket: containerd, CRI-O,
+//! cri-dockerd.
+//!
+//! Only images are asked for and pulled; no container and no sandbox is ever made. The channel connects again by itself
+//! when the daemon was restarted; while it is gone, calls fail as `unavailable`. No proxy setting applies to a socket.
+
+use std::error::Error as _;
+use std::path::Path;
+use std::time::Duration;
+
+use k8s_cri::v1::image_service_client::ImageServiceClient;
+use k8s_cri::v1::{
+    AuthConfig, Image, ImageSpec, ImageStatusRequest, PodSandboxConfig, PodSandboxMetadata,
+    PullImageRequest,
+};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use super::classify;
+use super::{ImageService, Progress, RuntimeError, RuntimeInfo, StoredImage};
+use crate::failure::FailureKind;
+use crate::image::Reference;
+use crate::registry::credential::{Credential, Login};
+
+mod connect;
+mod progress;
+
+pub use connect::ConnectError;
+
+/// tonic decodes 4 MB unless told otherwise; a node with thousands of images answers more.
+const MESSAGE_MAX: usize = 64 << 20;
+/// A runtime that is busy unpacking answers late, but one that says nothing for this long hangs.
+const STATUS_LIMIT: Duration = Duration::from_secs(60);
+/// Goes into the sandbox config that every pull sends.
+const SANDBOX_NAME: &str = "harpoon";
+
+/// A CRI server that answers.
+#[derive(Debug)]
+pub struct Cri {
+    info: RuntimeInfo,
+    images: ImageServiceClient<Channel>,
+    downloads: Option<progress::Downloads>,
+}
+
+impl Cri {
+    /// Connects to the socket at `path` and asks for the runtime's version, all within `time_limit`.
+    ///
+    /// # Errors
+    /// Says why the socket is of no use, and what to do about it.
+    pub async fn connect(path: &Path, time_limit: Duration) -> Result<Self, ConnectError> {
+        let (channel, info) = connect::connect(path, time_limit).await?;
+        // Only containerd has the content API next to the CRI.
+        let downloads =
+            (info.name == "containerd").then(|| progress::Downloads::new(channel.clone()));
+        Ok(Self {
+            info,
+            images: ImageServiceClient::new(channel).max_decoding_message_size(MESSAGE_MAX),
+            downloads,
+        })
+    }
+
+    async fn image_status(&self, image: &Reference) -> Result<Option<Image>, RuntimeError> {
+        let request = ImageStatusRequest {
+            image: Some(image_spec(image)),
+            verbose: false,
+        };
+        let mut images = self.images.clone();
+        match tokio::time::timeout(STATUS_LIMIT, images.image_status(request)).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner().image),
+            Ok(Err(status)) => Err(failure(&status, image)),
+            Err(_) => Err(RuntimeError::new(
+                FailureKind::Timeout,
+                format!(
+                    "{} did not say within {} s whether it has the image",
+                    self.info.name,
+                    STATUS_LIMIT.as_secs()
+                ),
+            )),
+        }
+    }
+
+    async fn pull_image(
+        &self,
+        image: &Reference,
+        credential: Option<&Credential>,
+    ) -> Result<String, RuntimeError> {
+        let request = PullImageRequest {
+            image: Some(image_spec(image)),
+            auth: credential.map(|c| auth_config(c, image)),
+            sandbox_config: Some(sandbox_config()),
+        };
+        let mut images = self.images.clone();
+        match images.pull_image(request).await {
+            Ok(answer) => Ok(answer.into_inner().image_ref),
+            Err(status) => Err(failure(&status, image)),
+        }
+    }
+}
+
+impl ImageService for Cri {
+    fn info(&self) -> &RuntimeInfo {
+        &self.info
+    }
+
+    async fn status(&self, image: &Reference) -> Result<Option<StoredImage>, RuntimeError> {
+        let answer = self.image_status(image).await?;
+        Ok(answer.map(|stored| stored_image(image, &stored)))
+    }
+
+    async fn pull(
+        &self,
+        image: &Reference,
+        credential: Option<&Credential>,
+        progress: &Progress,
+    ) -> Result<StoredImage, RuntimeError> {
+        let pulled = match &self.downloads {
+            None => self.pull_image(image, credential).await,
+            Some(downloads) => tokio::select! {
+                biased;
+                pulled = self.pull_image(image, credential) => pulled,
+                never = downloads.watch(image, progress) => match never {},
+            },
+        }?;
+        let (_, total) = progress.get();
+        progress.set(total, total);
+        // The image is there, whatever the runtime says of it now: a failure to ask is not a failure to pull.
+        match self.image_status(image).await {
+            Ok(Some(stored)) => Ok(stored_image(image, &stored)),
+            Ok(None) | Err(_) => Ok(StoredImage {
+                digest: digest_of(&pulled, image),
+                bytes: None,
+            }),
+        }
+    }
+}
+
+fn image_spec(image: &Reference) -> ImageSpec {
+    ImageSpec {
+        image: image.as_written().to_owned(),
+        ..ImageSpec::default()
+    }
+}
+
+/// The credential for one pull. `server_address` is always set, with its scheme, because containerd offers what has none
+/// to any host, mirrors too, and one without a scheme to none.
+fn auth_config(credential: &Credential, image: &Reference) -> AuthConfig {
+    let server_address = format!("https://{}", registry_host(image));
+    match &*credential.login {
+        Login::Password { user, password } => AuthConfig {
+            username: user.expose().to_owned(),
+            password: password.expose().to_owned(),
+            server_address,
+            ..AuthConfig::default()
+        },
+        Login::IdentityToken(token) => AuthConfig {
+            identity_token: token.expose().to_owned(),
+            server_address,
+            ..AuthConfig::default()
+        },
+    }
+}
+
+/// The host that is really asked: containerd compares it with the address that a credential is for.
+fn registry_host(image: &Reference) -> &str {
+    match image.registry() {
+        "docker.io" => "registry-1.docker.io",
+        host => host,
+    }
+}
+
+/// What the pull is said to be for. containerd ignores the runtime handler, and with it the snapshotter of a runtime
+/// class, when there is no sandbox config.
+fn sandbox_config() -> PodSandboxConfig {
+    PodSandboxConfig {
+        metadata: Some(PodSandboxMetadata {
+            name: SANDBOX_NAME.to_owned(),
+            uid: SANDBOX_NAME.to_owned(),
+            namespace: SANDBOX_NAME.to_owned(),
+            attempt: 0,
+        }),
+        ..PodSandboxConfig::default()
+    }
+}
+
+fn stored_image(image: &Reference, stored: &Image) -> StoredImage {
+    StoredImage {
+        digest: digest(image, &stored.repo_digests),
+        bytes: (stored.size > 0).then_some(stored.size),
+    }
+}
+
+/// The digest among `repository@digest` that belongs to the image's own repository: the one that was asked for, else the
+/// first. An image that is known under another repository's digest alone gets that one: the bytes are the same.
+fn digest(image: &Reference, repo_digests: &[String]) -> Option<String> {
+    let known: Vec<Reference> = repo_digests
+        .iter()
+        .filter_map(|text| Reference::parse(text).ok())
+        .filter(|known| known.digest().is_some())
+        .collect();
+    let same_repository = |known: &&Reference| known.is_same_repository(image);
+    known
+        .iter()
+        .find(|known| known.digest() == image.digest())
+        .or_else(|| known.iter().find(same_repository))
+        .or_else(|| known.first())
+        .and_then(Reference::digest)
+        .map(ToString::to_string)
+}
+
+/// The digest in what a pull answered. CRI-O and cri-dockerd answer `repository@digest`; containerd answers the image ID,
+/// which is a digest too, but the configuration's.
+fn digest_of(image_ref: &str, image: &Reference) -> Option<String> {
+    digest(image, &[image_ref.to_owned()]).or_else(|| image.digest().map(ToString::to_string))
+}
+
+/// What a failed call means for an image.
+fn failure(status: &Status, image: &Reference) -> RuntimeError {
+    let message = message(status);
+    let kind = match classify::kind_for(&message, image) {
+        _ if status.source().is_some() => FailureKind::Unavailable,
+        FailureKind::Other => kind_of_code(status.code()),
+        kind => kind,
+    };
+    RuntimeError::new(kind, message)
+}
+
+/// What the code says where the text says nothing. `NotFound` says nothing either: containerd answers it for a blob that
+/// its own store has lost, and texts about registries are known.
+fn kind_of_code(code: Code) -> FailureKind {
+    match code {
+        Code::Unavailable | Code::Aborted => FailureKind::Unavailable,
+        Code::DeadlineExceeded | Code::Cancelled => FailureKind::Timeout,
+        Code::Unauthenticated | Code::PermissionDenied => FailureKind::Unauthorized,
+        _ => FailureKind::Other,
+    }
+}
+
+/// The server's own words; where the call did not reach it, what happened on the way.
+fn message(status: &Status) -> String {
+    let text = words(status);
+    match (status.source().is_some(), text.is_empty()) {
+        (true, _) => format!("failed to reach the container runtime: {text}"),
+        (false, true) => format!(
+            "the container runtime gave no reason (gRPC {:?})",
+            status.code()
+        ),
+        (false, false) => text,
+    }
+}
+
+/// The status and all that caused it, each said once.
+fn words(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        let words = error.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        cause = error.source();
+    }
+    classify::tidy(&text)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

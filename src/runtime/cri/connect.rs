@@ -1,0 +1,190 @@
+//! Connects to a CRI socket and finds out who answers there, or why nobody does.
+
+use std::error::Error as _;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use containerd_client::services::v1::version_client::VersionClient;
+use hyper_util::rt::TokioIo;
+use k8s_cri::v1::VersionRequest;
+use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
+use k8s_cri::v1alpha2;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Status};
+
+use super::{message, words};
+use crate::runtime::RuntimeInfo;
+
+/// Error texts travel in HTTP/2 trailers, and a text that names each of many mirrors is long.
+const HEADERS_MAX: u32 = 256 << 10;
+
+/// Why a socket is of no use. Each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// There is no such file.
+    #[error("there is no socket at {path}: is the container runtime running, and its socket mounted here?", path = .0.display())]
+    Missing(PathBuf),
+    /// The path leads to something else, such as the directory that a `hostPath` mount made of a missing socket.
+    #[error("{path} is not a socket: give the path of the container runtime's socket itself", path = .0.display())]
+    NotASocket(PathBuf),
+    /// The socket's file mode does not let this process in.
+    #[error("{path} may not be opened: run as root, or as a group that may write to the socket", path = .0.display())]
+    Permission(PathBuf, #[source] io::Error),
+    /// The socket's file is there, and no process listens.
+    #[error("nobody listens at {path}: the container runtime is stopped, or was restarted behind a stale mount", path = .0.display())]
+    Refused(PathBuf, #[source] io::Error),
+    /// Any other failure to open the socket.
+    #[error("failed to open the socket {path}", path = .0.display())]
+    Io(PathBuf, #[source] io::Error),
+    /// The connection was accepted, and then nothing came.
+    #[error("{path} does not answer within {limit}: the container runtime hangs or is overloaded", path = .0.display(), limit = humantime::format_duration(*.1))]
+    Silent(PathBuf, Duration),
+    /// Something answers that does not speak gRPC, or no CRI.
+    #[error("what answers at {path} is not a container runtime that speaks CRI ({reason})", path = .path.display())]
+    NotARuntime {
+        /// The socket.
+        path: PathBuf,
+        /// What it answered.
+        reason: String,
+    },
+    /// containerd without its CRI plugin, as Docker's packages configure it.
+    #[error(
+        "containerd {version} answers at {path}, but its CRI plugin is off: take \"cri\" out of disabled_plugins in its config.toml and restart it, or use Docker's socket if this node runs Docker",
+        path = .path.display()
+    )]
+    CriDisabled {
+        /// The socket.
+        path: PathBuf,
+        /// containerd's version.
+        version: String,
+    },
+    /// A runtime that speaks CRI v1alpha2 and not v1.
+    #[error(
+        "{name} {version} at {path} is too old: it speaks CRI v1alpha2 and harpoon needs CRI v1 (containerd 1.6, CRI-O 1.23 or later)",
+        path = .path.display()
+    )]
+    TooOld {
+        /// The socket.
+        path: PathBuf,
+        /// What the runtime calls itself.
+        name: String,
+        /// Its version.
+        version: String,
+    },
+    /// The runtime answers that it cannot serve yet, or not any more.
+    #[error("the container runtime at {path} is not ready: {reason}", path = .path.display())]
+    NotReady {
+        /// The socket.
+        path: PathBuf,
+        /// Its own words.
+        reason: String,
+    },
+}
+
+/// A channel to the socket, and who answers on it.
+pub(super) async fn connect(
+    path: &Path,
+    time_limit: Duration,
+) -> Result<(Channel, RuntimeInfo), ConnectError> {
+    let answer = async {
+        open(path, time_limit).await?;
+        let channel = channel(path);
+        let info = ask(&channel, path).await?;
+        Ok((channel, info))
+    };
+    tokio::time::timeout(time_limit, answer)
+        .await
+        .unwrap_or_else(|_| Err(ConnectError::Silent(path.to_owned(), time_limit)))
+}
+
+/// Opens the socket once and closes it again: only here is the reason of a failure known exactly.
+async fn open(path: &Path, time_limit: Duration) -> Result<(), ConnectError> {
+    let metadata = tokio::fs::metadata(path)
+        .await
+        .map_err(|e| refuse(path, e, time_limit))?;
+    if !metadata.file_type().is_socket() {
+        return Err(ConnectError::NotASocket(path.to_owned()));
+    }
+    UnixStream::connect(path)
+        .await
+        .map_err(|e| refuse(path, e, time_limit))?;
+    Ok(())
+}
+
+fn refuse(path: &Path, error: io::Error, time_limit: Duration) -> ConnectError {
+    let path = path.to_owned();
+    match error.kind() {
+        ErrorKind::NotFound => ConnectError::Missing(path),
+        ErrorKind::PermissionDenied => ConnectError::Permission(path, error),
+        ErrorKind::ConnectionRefused => ConnectError::Refused(path, error),
+        // The queue of connections that wait to be accepted is full.
+        ErrorKind::WouldBlock => ConnectError::Silent(path, time_limit),
+        _ => ConnectError::Io(path, error),
+    }
+}
+
+/// A channel that opens the socket anew whenever it has to. The URI is there because HTTP/2 wants an authority.
+fn channel(path: &Path) -> Channel {
+    let path = path.to_owned();
+    Endpoint::from_static("http://localhost")
+        .http2_max_header_list_size(HEADERS_MAX)
+        .connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        }))
+}
+
+async fn ask(channel: &Channel, path: &Path) -> Result<RuntimeInfo, ConnectError> {
+    let mut runtime = RuntimeServiceClient::new(channel.clone());
+    match runtime.version(VersionRequest::default()).await {
+        Ok(answer) => {
+            let answer = answer.into_inner();
+            Ok(RuntimeInfo {
+                name: answer.runtime_name,
+                version: answer.runtime_version,
+                endpoint: format!("unix://{}", path.display()),
+            })
+        }
+        Err(status) if is_unimplemented(&status) => Err(without_v1(channel, path, &status).await),
+        Err(status) if status.source().is_some() => Err(not_a_runtime(path, &status)),
+        Err(status) => Err(ConnectError::NotReady {
+            path: path.to_owned(),
+            reason: message(&status),
+        }),
+    }
+}
+
+/// A server without the method says so; one that speaks HTTP/2 but no gRPC answers 404, which tonic turns into the same.
+fn is_unimplemented(status: &Status) -> bool {
+    status.code() == Code::Unimplemented
+}
+
+/// Who it is that does not know CRI v1.
+async fn without_v1(channel: &Channel, path: &Path, status: &Status) -> ConnectError {
+    let mut older = v1alpha2::runtime_service_client::RuntimeServiceClient::new(channel.clone());
+    if let Ok(answer) = older.version(v1alpha2::VersionRequest::default()).await {
+        let answer = answer.into_inner();
+        return ConnectError::TooOld {
+            path: path.to_owned(),
+            name: answer.runtime_name,
+            version: answer.runtime_version,
+        };
+    }
+    if let Ok(answer) = VersionClient::new(channel.clone()).version(()).await {
+        return ConnectError::CriDisabled {
+            path: path.to_owned(),
+            version: answer.into_inner().version,
+        };
+    }
+    not_a_runtime(path, status)
+}
+
+fn not_a_runtime(path: &Path, status: &Status) -> ConnectError {
+    ConnectError::NotARuntime {
+        path: path.to_owned(),
+        reason: words(status),
+    }
+}

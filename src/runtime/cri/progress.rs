@@ -1,0 +1,383 @@
+//! How far containerd has come with a pull. The CRI is silent about it, but containerd's own content API, on the same
+//! socket, lists the downloads that go on and the blobs that are complete.
+//!
+//! Reads only, about once a second. It never fails a pull and never holds one up: where the content API is missing or
+//! fails again and again, the progress just stays unknown.
+
+use std::collections::{HashMap, HashSet};
+use std::convert::Infallible;
+use std::future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use containerd_client::services::v1::content_client::ContentClient;
+use containerd_client::services::v1::{
+    Info, InfoRequest, ListContentRequest, ListStatusesRequest, ReadContentRequest,
+};
+use serde::Deserialize;
+use tonic::metadata::MetadataValue;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+
+use crate::image::Reference;
+use crate::runtime::Progress;
+
+/// The CRI plugin keeps everything in this namespace of containerd.
+const NAMESPACE: &str = "k8s.io";
+const INTERVAL: Duration = Duration::from_secs(1);
+const CALL_LIMIT: Duration = Duration::from_secs(5);
+/// After so many failures in a row nothing more is asked during this pull.
+const FAILURES_MAX: u32 = 5;
+/// Larger blobs are no manifests: registries and containerd refuse larger ones too.
+const MANIFEST_MAX: usize = 4 << 20;
+/// Each layer costs a call until it is complete; no image that can be unpacked has more (overlayfs allows 500).
+const LAYERS_MAX: usize = 512;
+/// Blobs that are looked into at one poll, newest first.
+const READS_MAX: usize = 32;
+/// The label in which containerd notes a registry's repositories that a blob was fetched from.
+const SOURCE_LABEL: &str = "containerd.io/distribution.source.";
+
+/// containerd's downloads.
+#[derive(Debug, Clone)]
+pub(super) struct Downloads {
+    content: ContentClient<Channel>,
+    /// Manifests that some pull watches, so that two tags of one repository are not taken for one another.
+    watched: Arc<Mutex<HashSet<String>>>,
+}
+
+impl Downloads {
+    pub(super) fn new(channel: Channel) -> Self {
+        Self {
+            content: ContentClient::new(channel).max_decoding_message_size(super::MESSAGE_MAX),
+            watched: Arc::default(),
+        }
+    }
+
+    /// Writes how far the pull of `image` has come, until it is dropped.
+    pub(super) async fn watch(&self, image: &Reference, progress: &Progress) -> Infallible {
+        let mut watch = Watch {
+            content: self.content.clone(),
+            watched: &self.watched,
+            image,
+            since: SystemTime::now(),
+            no_manifests: HashSet::new(),
+            manifest: None,
+            complete: HashSet::new(),
+        };
+        let mut failures = 0;
+        while failures < FAILURES_MAX {
+            tokio::time::sleep(INTERVAL).await;
+            match tokio::time::timeout(CALL_LIMIT, watch.poll(progress)).await {
+                Ok(Ok(())) => failures = 0,
+                Ok(Err(status)) if is_final(&status) => break,
+                Ok(Err(_)) | Err(_) => failures += 1,
+            }
+        }
+        future::pending().await
+    }
+}
+
+/// Whether to ask again is useless.
+fn is_final(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::Unimplemented | Code::PermissionDenied | Code::Unauthenticated
+    )
+}
+
+/// One pull that is watched.
+struct Watch<'a> {
+    content: ContentClient<Channel>,
+    watched: &'a Mutex<HashSet<String>>,
+    image: &'a Reference,
+    since: SystemTime,
+    /// Blobs of the repository that were looked into and are no manifest that can be this image's.
+    no_manifests: HashSet<String>,
+    manifest: Option<(String, Manifest)>,
+    /// Blobs that were complete once. containerd may drop a layer again as soon as it is unpacked.
+    complete: HashSet<String>,
+}
+
+impl Watch<'_> {
+    async fn poll(&mut self, progress: &Progress) -> Result<(), Status> {
+        let active = self.active().await?;
+        if self.manifest.is_none() {
+            self.manifest = self.find(&active).await?;
+        }
+        let Some((_, manifest)) = self.manifest.clone() else {
+            return Ok(());
+        };
+        let mut done: u64 = 0;
+        for (digest, size) in manifest.blobs() {
+            let here = if self.is_complete(digest).await? {
+                size
+            } else {
+                active.get(digest).copied().unwrap_or(0).min(size)
+            };
+            done = done.saturating_add(here);
+        }
+        progress.set(done, manifest.total());
+        Ok(())
+    }
+
+    /// The bytes of each blob that is being downloaded, by digest.
+    async fn active(&mut self) -> Result<HashMap<String, u64>, Status> {
+        let answer = self
+            .content
+            .list_statuses(in_namespace(ListStatusesRequest::default()))
+            .await?;
+        Ok(answer
+            .into_inner()
+            .statuses
+            .into_iter()
+            // The name is `layer-sha256:…`, `config-sha256:…` or `manifest-sha256:…`.
+            .filter_map(|status| {
+                let (_, digest) = status.r#ref.split_once('-')?;
+                Some((digest.to_owned(), u64::try_from(status.offset).ok()?))
+            })
+            .collect())
+    }
+
+    async fn is_complete(&mut self, digest: &str) -> Result<bool, Status> {
+        if self.complete.contains(digest) {
+            return Ok(true);
+        }
+        let request = in_namespace(InfoRequest {
+            digest: digest.to_owned(),
+        });
+        match self.content.info(request).await {
+            Ok(_) => {
+                self.complete.insert(digest.to_owned());
+                Ok(true)
+            }
+            Err(status) if status.code() == Code::NotFound => Ok(false),
+            Err(status) => Err(status),
+        }
+    }
+
+    /// The manifest that is being pulled. containerd does not say which: it is one that was fetched from this image's
+    /// repository and whose blobs are not all here. Among several (another tag, the rest of a pull that was given up)
+    /// that one is best which has a download going on and came after this pull began.
+    async fn find(
+        &mut self,
+        active: &HashMap<String, u64>,
+    ) -> Result<Option<(String, Manifest)>, Status> {
+        let mut best = None;
+        for info in self.fetched().await? {
+            if self.no_manifests.contains(&info.digest) || self.is_watched(&info.digest) {
+                continue;
+            }
+            let Some(manifest) = self.read_manifest(&info).await? else {
+                self.no_manifests.insert(info.digest);
+                continue;
+            };
+            let mut complete = true;
+            for (digest, _) in manifest.blobs() {
+                complete &= self.is_complete(digest).await?;
+            }
+            if complete {
+                continue;
+            }
+            let downloads = manifest
+                .blobs()
+                .any(|(digest, _)| active.contains_key(digest));
+            let named = self
+                .image
+                .digest()
+                .is_some_and(|d| d.as_str() == info.digest);
+            let fits = (named, downloads, created(&info) >= self.since);
+            if best.as_ref().is_none_or(|(so_far, _, _)| fits > *so_far) {
+                best = Some((fits, info.digest, manifest));
+            }
+        }
+        // Another pull may have taken it in the meantime; then the next poll finds what is left.
+        Ok(best.and_then(|(_, digest, manifest)| {
+            let is_ours = self
+                .watched
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(digest.clone());
+            is_ours.then_some((digest, manifest))
+        }))
+    }
+
+    fn is_watched(&self, digest: &str) -> bool {
+        self.watched
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(digest)
+    }
+
+    /// Small blobs that were fetched from this image's repository, newest first.
+    async fn fetched(&mut self) -> Result<Vec<Info>, Status> {
+        let label = source_label(self.image.registry());
+        let request = ListContentRequest {
+            filters: vec![format!("labels.\"{label}\"")],
+        };
+        let mut answers = self.content.list(in_namespace(request)).await?.into_inner();
+        let mut found = Vec::new();
+        while let Some(answer) = answers.message().await? {
+            found.extend(answer.info.into_iter().filter(|info| {
+                usize::try_from(info.size).is_ok_and(|size| size <= MANIFEST_MAX)
+                    && info
+                        .labels
+                        .get(&label)
+                        .is_some_and(|names| names.split(',').any(|n| n == self.image.repository()))
+                    && !self.no_manifests.contains(&info.digest)
+            }));
+        }
+        found.sort_by_key(|info| std::cmp::Reverse(created(info)));
+        found.truncate(READS_MAX);
+        Ok(found)
+    }
+
+    async fn read_manifest(&mut self, info: &Info) -> Result<Option<Manifest>, Status> {
+        let request = in_namespace(ReadContentRequest {
+            digest: info.digest.clone(),
+            offset: 0,
+            size: 0,
+        });
+        let mut answers = match self.content.read(request).await {
+            Ok(answers) => answers.into_inner(),
+            Err(status) if status.code() == Code::NotFound => return Ok(None),
+            Err(status) => return Err(status),
+        };
+        let mut text = Vec::new();
+        while let Some(answer) = answers.message().await? {
+            text.extend_from_slice(&answer.data);
+            // A small layer is not read to its end.
+            if !text.starts_with(b"{") || text.len() > MANIFEST_MAX {
+                return Ok(None);
+            }
+        }
+        Ok(Manifest::parse(&text))
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        if let Some((digest, _)) = &self.manifest {
+            self.watched
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(digest);
+        }
+    }
+}
+
+/// containerd names the registry in the label by its host, without the port and without an IPv6 address's brackets.
+fn source_label(registry: &str) -> String {
+    let host = match registry.strip_prefix('[') {
+        Some(address) => address.split(']').next(),
+        None => registry.split(':').next(),
+    };
+    format!("{SOURCE_LABEL}{}", host.unwrap_or(registry))
+}
+
+fn in_namespace<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert(
+        "containerd-namespace",
+        MetadataValue::from_static(NAMESPACE),
+    );
+    request
+}
+
+fn created(info: &Info) -> SystemTime {
+    info.created_at
+        .as_ref()
+        .and_then(|at| {
+            let seconds = Duration::from_secs(u64::try_from(at.seconds).ok()?);
+            let nanos = Duration::from_nanos(u64::try_from(at.nanos).ok()?);
+            UNIX_EPOCH.checked_add(seconds)?.checked_add(nanos)
+        })
+        .unwrap_or(UNIX_EPOCH)
+}
+
+/// What an image manifest says of the blobs to fetch.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+struct Manifest {
+    config: Blob,
+    layers: Vec<Blob>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+struct Blob {
+    digest: String,
+    size: u64,
+}
+
+impl Manifest {
+    /// Reads an image manifest; an index, a configuration or anything else is `None`.
+    fn parse(text: &[u8]) -> Option<Self> {
+        let mut manifest: Self = serde_json::from_slice(text).ok()?;
+        if manifest.layers.len() > LAYERS_MAX {
+            return None;
+        }
+        // A layer that is named twice, often the empty one, is fetched once.
+        let mut seen = HashSet::new();
+        manifest
+            .layers
+            .retain(|layer| seen.insert(layer.digest.clone()));
+        Some(manifest)
+    }
+
+    fn blobs(&self) -> impl Iterator<Item = (&str, u64)> {
+        std::iter::once(&self.config)
+            .chain(&self.layers)
+            .map(|blob| (blob.digest.as_str(), blob.size))
+    }
+
+    fn total(&self) -> u64 {
+        self.blobs()
+            .fold(0, |sum, (_, size)| sum.saturating_add(size))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_image_manifest_is_one() {
+        let manifest = br#"{"schemaVersion":2,"config":{"digest":"sha256:c","size":10},
+            "layers":[{"digest":"sha256:a","size":100},{"digest":"sha256:b","size":7},{"digest":"sha256:a","size":100}]}"#;
+        let manifest = Manifest::parse(manifest).unwrap();
+        assert_eq!(manifest.total(), 117, "a layer named twice counts once");
+        assert_eq!(manifest.blobs().count(), 3);
+        for other in [
+            &br#"{"manifests":[{"digest":"sha256:a","size":1}]}"#[..],
+            br#"{"architecture":"amd64","os":"linux","rootfs":{},"config":{}}"#,
+            br#"{"config":{"digest":"sha256:c","size":-1},"layers":[]}"#,
+            b"{",
+            b"",
+        ] {
+            assert_eq!(Manifest::parse(other), None);
+        }
+    }
+
+    #[test]
+    fn sizes_that_overflow_do_not_panic() {
+        let manifest = format!(
+            r#"{{"config":{{"digest":"c","size":{max}}},"layers":[{{"digest":"a","size":{max}}}]}}"#,
+            max = u64::MAX
+        );
+        assert_eq!(
+            Manifest::parse(manifest.as_bytes()).unwrap().total(),
+            u64::MAX
+        );
+    }
+
+    #[test]
+    fn too_many_layers_are_not_followed() {
+        let layers: Vec<String> = (0..=LAYERS_MAX)
+            .map(|i| format!(r#"{{"digest":"sha256:{i}","size":1}}"#))
+            .collect();
+        let manifest = format!(
+            r#"{{"config":{{"digest":"c","size":1}},"layers":[{}]}}"#,
+            layers.join(",")
+        );
+        assert_eq!(Manifest::parse(manifest.as_bytes()), None);
+    }
+}

@@ -1,0 +1,410 @@
+//! A Docker Engine, spoken to over its API on a unix socket.
+//!
+//! The Engine pulls; this asks for it, reads how it goes and translates what went wrong. It never runs `docker`, never
+//! removes or tags an image and never reads the Engine's own credentials. Dropping a future closes its connection, upon which the Engine
+//! stops the download.
+
+use std::error::Error as _;
+use std::path::Path;
+use std::pin::pin;
+use std::time::Duration;
+
+use bollard::auth::DockerCredentials;
+use bollard::models::{CreateImageInfo, ImageInspect};
+use bollard::query_parameters::CreateImageOptionsBuilder;
+use bollard::{API_DEFAULT_VERSION, BollardRequest, ClientVersion};
+use futures_util::StreamExt;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Uri};
+
+use super::socket::{self, SocketError};
+use super::{ImageService, Progress, RuntimeError, RuntimeInfo, StoredImage};
+use crate::failure::FailureKind;
+use crate::image::{Digest, Reference};
+use crate::registry::credential::{Credential, Login};
+use classify::{kind_of, without_reference};
+use progress::Layers;
+
+mod classify;
+mod progress;
+
+/// The longest message of the Engine that is passed on, in characters: registries put whole web pages into theirs.
+const MESSAGE_MAX: usize = 1000;
+/// Base64 of JSON, in the alphabet for URLs (Engine API, "Authentication").
+const LOGIN_HEADER: &str = "x-registry-auth";
+
+/// Why a Docker Engine cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Nobody listens at the path, or not for us.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The path has bytes in it that are not UTF-8.
+    #[error("the path is not UTF-8")]
+    Path,
+    /// Nothing came back in time.
+    #[error("does not answer within {}", humantime::format_duration(*.0))]
+    Silent(Duration),
+    /// Something came back that is not HTTP, or not the JSON that was asked for.
+    #[error("answers, but is no Docker Engine: {}", root(.0))]
+    NotDocker(Box<bollard::errors::Error>),
+    /// HTTP, but a refusal.
+    #[error(
+        "answers GET /version with HTTP status {status}: is no Docker Engine, or one that forbids its use: {message}"
+    )]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// What it said.
+        message: String,
+    },
+    /// HTTP and JSON, but not the Engine's.
+    #[error("answers, but without the version of its API: is no Docker Engine")]
+    NoVersion,
+    /// An Engine from the future.
+    #[error(
+        "is a Docker Engine too new for this program, it speaks API {min} and later: upgrade harpoon"
+    )]
+    TooNew {
+        /// The oldest API version that the Engine speaks.
+        min: String,
+    },
+}
+
+/// A Docker Engine that answered.
+#[derive(Debug)]
+pub struct Docker {
+    client: bollard::Docker,
+    info: RuntimeInfo,
+    /// For questions; a pull takes as long as its caller lets it.
+    time_limit: Duration,
+}
+
+impl Docker {
+    /// Finds out who listens on the socket and which version of the API to speak, within the time limit. The same limit
+    /// is set later on every question, but not on pulls.
+    ///
+    /// # Errors
+    /// Says why this is no Docker Engine that can be used.
+    pub async fn connect(path: &Path, time_limit: Duration) -> Result<Self, ConnectError> {
+        tokio::time::timeout(time_limit, Self::negotiate(path, time_limit))
+            .await
+            .unwrap_or(Err(ConnectError::Silent(time_limit)))
+    }
+
+    async fn negotiate(path: &Path, time_limit: Duration) -> Result<Self, ConnectError> {
+        socket::check(path).await?;
+        let utf8 = path.to_str().ok_or(ConnectError::Path)?;
+        // bollard's own time limit would cut a pull whose registry is slow with the manifest; ours are set here.
+        let client = bollard::Docker::connect_with_unix(utf8, u64::MAX, API_DEFAULT_VERSION)
+            .map_err(not_docker)?;
+        let answer = client.version().await.map_err(not_docker)?;
+        let api = answer.api_version.as_deref().and_then(api_version);
+        let (Some(api), Some(version)) = (api, answer.version) else {
+            return Err(ConnectError::NoVersion);
+        };
+        let min = answer.min_api_version.unwrap_or_default();
+        if api_version(&min).is_some_and(|m| m > *API_DEFAULT_VERSION) {
+            return Err(ConnectError::TooNew { min });
+        }
+        let spoken = if api < *API_DEFAULT_VERSION {
+            api
+        } else {
+            *API_DEFAULT_VERSION
+        };
+        Ok(Self {
+            client: client
+                .with_request_modifier(move |r| with_version(with_safe_login(r), &spoken)),
+            info: RuntimeInfo {
+                name: "docker".to_owned(),
+                version,
+                endpoint: format!("unix://{utf8}"),
+            },
+            time_limit,
+        })
+    }
+
+    async fn inspect(&self, image: &Reference) -> Result<Option<ImageInspect>, RuntimeError> {
+        let name = explicit(image);
+        let answer = tokio::time::timeout(self.time_limit, self.client.inspect_image(&name));
+        match answer.await {
+            Ok(Ok(inspect)) => Ok(Some(inspect)),
+            Ok(Err(bollard::errors::Error::DockerResponseServerError {
+                status_code: 404, ..
+            })) => Ok(None),
+            Ok(Err(error)) => Err(self.failure(image, error)),
+            Err(_) => Err(RuntimeError::new(
+                FailureKind::Timeout,
+                format!(
+                    "the Docker Engine did not say within {} whether it has the image",
+                    humantime::format_duration(self.time_limit)
+                ),
+            )),
+        }
+    }
+
+    /// Translates what the Engine, or the connection to it, ended in.
+    fn failure(&self, image: &Reference, error: bollard::errors::Error) -> RuntimeError {
+        use bollard::errors::Error;
+        match error {
+            Error::DockerStreamError { error } => failure(image, None, &error),
+            Error::DockerResponseServerError {
+                status_code,
+                message,
+            } => failure(image, Some(status_code), &message),
+            error @ (Error::HyperLegacyError { .. }
+            | Error::HyperResponseError { .. }
+            | Error::IOError { .. }
+            | Error::SocketNotFoundError(_)) => RuntimeError::new(
+                FailureKind::Unavailable,
+                format!(
+                    "lost the Docker Engine at {}: {}",
+                    self.info.endpoint,
+                    root(&error)
+                ),
+            ),
+            error => RuntimeError::new(
+                FailureKind::Other,
+                format!(
+                    "the Docker Engine's answer makes no sense: {}",
+                    root(&error)
+                ),
+            ),
+        }
+    }
+}
+
+impl ImageService for Docker {
+    fn info(&self) -> &RuntimeInfo {
+        &self.info
+    }
+
+    async fn status(&self, image: &Reference) -> Result<Option<StoredImage>, RuntimeError> {
+        let inspect = self.inspect(image).await?;
+        Ok(inspect.map(|i| stored(image, &i)))
+    }
+
+    async fn pull(
+        &self,
+        image: &Reference,
+        credential: Option<&Credential>,
+        progress: &Progress,
+    ) -> Result<StoredImage, RuntimeError> {
+        // Without a tag the Engine would pull every tag that the repository has.
+        let tag = image.digest().map(Digest::as_str).or_else(|| image.tag());
+        let options = CreateImageOptionsBuilder::new()
+            .from_image(name(image))
+            .tag(tag.unwrap_or("latest"))
+            .build();
+        let mut events = pin!(self.client.create_image(
+            Some(options),
+            None,
+            credential.map(|c| login(c, image))
+        ));
+        let mut layers = Layers::default();
+        let mut digest = None;
+        while let Some(event) = events.next().await {
+            let event = event.map_err(|e| self.failure(image, e))?;
+            if event.error_detail.is_some() {
+                return Err(failure(image, None, ""));
+            }
+            digest = pulled_digest(&event).or(digest);
+            layers.record(&event);
+            let (done, total) = layers.sum();
+            progress.set(done, total);
+        }
+        // The stream of an Engine that dies can end as one that is done does.
+        let inspect = self.inspect(image).await?.ok_or_else(|| {
+            RuntimeError::new(
+                FailureKind::Unavailable,
+                "the Docker Engine ended the pull without an error, but does not have the image",
+            )
+        })?;
+        let mut stored = stored(image, &inspect);
+        stored.digest = digest.or(stored.digest);
+        Ok(stored)
+    }
+}
+
+/// The `X-Registry-Auth` of one pull.
+fn login(credential: &Credential, image: &Reference) -> DockerCredentials {
+    let serveraddress = Some(match image.registry() {
+        "docker.io" => "https://index.docker.io/v1/".to_owned(),
+        host => format!("https://{host}"),
+    });
+    match &*credential.login {
+        Login::Password { user, password } => DockerCredentials {
+            username: Some(user.expose().to_owned()),
+            password: Some(password.expose().to_owned()),
+            serveraddress,
+            ..DockerCredentials::default()
+        },
+        Login::IdentityToken(token) => DockerCredentials {
+            identitytoken: Some(token.expose().to_owned()),
+            serveraddress,
+            ..DockerCredentials::default()
+        },
+    }
+}
+
+/// The name as the user wrote it, without tag and digest.
+fn name(image: &Reference) -> &str {
+    let written = image.as_written();
+    let written = written.split_once('@').map_or(written, |(name, _)| name);
+    let path = written.rfind('/').map_or(0, |slash| slash + 1);
+    match written[path..].find(':') {
+        Some(colon) => &written[..path + colon],
+        None => written,
+    }
+}
+
+/// The reference with its tag or digest written out. Otherwise the Engine would also take a short name of hexadecimal
+/// digits for the beginning of an image's ID, and say that it has what it has not.
+fn explicit(image: &Reference) -> String {
+    let name = name(image);
+    match (image.digest(), image.tag()) {
+        (Some(digest), _) => format!("{name}@{digest}"),
+        (None, tag) => format!("{name}:{}", tag.unwrap_or("latest")),
+    }
+}
+
+fn stored(image: &Reference, inspect: &ImageInspect) -> StoredImage {
+    StoredImage {
+        digest: digest_of(image, inspect),
+        bytes: inspect.size.and_then(|size| u64::try_from(size).ok()),
+    }
+}
+
+/// The digest that the reference stands for. The Engine keeps the digests of an image by repository, not by tag: where a
+/// repository has several for the same image there is no telling which is the tag's, and `None` is the honest answer.
+fn digest_of(image: &Reference, inspect: &ImageInspect) -> Option<String> {
+    if let Some(digest) = image.digest() {
+        return Some(digest.to_string());
+    }
+    let known = inspect.repo_digests.iter().flatten().filter_map(|known| {
+        let known = Reference::parse(known).ok()?;
+        known
+            .is_same_repository(image)
+            .then(|| known.digest().map(Digest::to_string))?
+    });
+    let mut known: Vec<String> = known.collect();
+    let target = inspect.descriptor.as_ref().and_then(|d| d.digest.as_ref());
+    match target.filter(|target| known.contains(target)) {
+        Some(target) => Some(target.clone()),
+        None if known.len() == 1 => known.pop(),
+        None => None,
+    }
+}
+
+/// The digest that the Engine resolved the tag to, from the event that says so.
+fn pulled_digest(event: &CreateImageInfo) -> Option<String> {
+    let digest = event.status.as_deref()?.strip_prefix("Digest: ")?;
+    Digest::parse(digest).ok().map(|d| d.to_string())
+}
+
+fn failure(image: &Reference, status: Option<u16>, message: &str) -> RuntimeError {
+    let kind = kind_of(status, &without_reference(message, image));
+    let message = match (tidy(message), status) {
+        (message, Some(status)) if message.is_empty() => {
+            format!("the Docker Engine answered with HTTP status {status} and no message")
+        }
+        (message, None) if message.is_empty() => {
+            "the Docker Engine reported an error without a message".to_owned()
+        }
+        (message, _) => message,
+    };
+    RuntimeError::new(kind, message)
+}
+
+/// One line of bounded length, without the queries of URLs, since those of blob stores are signed and so are credentials.
+fn tidy(message: &str) -> String {
+    let words = message.split(|c: char| c.is_whitespace() || c.is_control());
+    let words = words.filter(|word| !word.is_empty()).map(|word| {
+        let query = word.find("://").and_then(|_| word.find('?'));
+        match query {
+            Some(at) => format!("{}?…{}", &word[..at], end_of_url(&word[at..])),
+            None => word.to_owned(),
+        }
+    });
+    let line = words.collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(MESSAGE_MAX) {
+        Some((at, _)) => format!("{}…", &line[..at]),
+        None => line,
+    }
+}
+
+fn end_of_url(query: &str) -> &str {
+    query.find('"').map_or("", |quote| &query[quote..])
+}
+
+fn not_docker(error: bollard::errors::Error) -> ConnectError {
+    use bollard::errors::Error;
+    match error {
+        Error::DockerResponseServerError {
+            status_code,
+            message,
+        } => ConnectError::Refused {
+            status: status_code,
+            message: tidy(&message),
+        },
+        error => ConnectError::NotDocker(Box::new(error)),
+    }
+}
+
+/// What is at the bottom of an error: the layers of an HTTP client above it say nothing to a person.
+fn root(error: &bollard::errors::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = error.to_string();
+        source = error.source();
+    }
+    tidy(&text)
+}
+
+fn api_version(text: &str) -> Option<ClientVersion> {
+    let (major, minor) = text.split_once('.')?;
+    Some(ClientVersion {
+        major_version: major.parse().ok()?,
+        minor_version: minor.parse().ok()?,
+    })
+}
+
+/// Writes the login in the alphabet in which the Engine reads it, which bollard 0.21 does not use: the Engine takes a login
+/// that it cannot read for none. Marks it as not to be shown, too.
+fn with_safe_login(mut request: BollardRequest) -> BollardRequest {
+    let Some(login) = request.headers_mut().get_mut(LOGIN_HEADER) else {
+        return request;
+    };
+    let safe = login
+        .to_str()
+        .map(|text| text.replace('+', "-").replace('/', "_"));
+    if let Some(safe) = safe.ok().and_then(|text| HeaderValue::try_from(text).ok()) {
+        *login = safe;
+    }
+    login.set_sensitive(true);
+    request
+}
+
+/// Puts the negotiated version in front of the path, which bollard 0.21 means to do but does not: it joins an absolute
+/// path onto the URL that has the version, which replaces it.
+fn with_version(mut request: BollardRequest, version: &ClientVersion) -> BollardRequest {
+    let Some(path) = request.uri().path_and_query() else {
+        return request;
+    };
+    if path.as_str().starts_with("/v1.") {
+        return request;
+    }
+    let path = PathAndQuery::try_from(format!("/v{version}{path}"));
+    let mut parts = request.uri().clone().into_parts();
+    if let Ok(path) = path {
+        parts.path_and_query = Some(path);
+        if let Ok(uri) = Uri::from_parts(parts) {
+            *request.uri_mut() = uri;
+        }
+    }
+    request
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,272 @@
+use super::*;
+
+fn image(text: &str) -> Reference {
+    Reference::parse(text).unwrap()
+}
+
+#[test]
+fn what_dockerd_20_10_says() {
+    use FailureKind::*;
+    // Provoked on dockerd 20.10.24 with a registry and a server that misbehaves on demand, word for word.
+    let table = [
+        (
+            Some(404),
+            "manifest for 127.0.0.1:25731/team/small:nope not found: manifest unknown: manifest unknown",
+            NotFound,
+        ),
+        (Some(500), "name unknown", NotFound),
+        (None, "unknown blob", NotFound),
+        (
+            None,
+            "error pulling image configuration: download failed after attempts=1: unknown blob",
+            NotFound,
+        ),
+        (
+            Some(500),
+            "error parsing HTTP 404 response body: invalid character '<' looking for beginning of value: \"<html>nothing</html>\"",
+            NotFound,
+        ),
+        (
+            Some(500),
+            "Head \"http://127.0.0.1:25732/v2/team/small/manifests/1\": no basic auth credentials",
+            Unauthorized,
+        ),
+        (Some(500), "denied", Unauthorized),
+        (Some(500), "unauthorized", Unauthorized),
+        (
+            Some(500),
+            "unauthorized: authentication required",
+            Unauthorized,
+        ),
+        (
+            Some(500),
+            "error parsing HTTP 403 response body: invalid character 'F' looking for beginning of value: \"Forbidden\"",
+            Unauthorized,
+        ),
+        (
+            None,
+            "pull access denied for 127.0.0.1:25733/b403/fresh, repository does not exist or may require 'docker login': denied: denied",
+            Unauthorized,
+        ),
+        (
+            Some(500),
+            "toomanyrequests: You have reached your pull rate limit. You may increase the limit by authenticating and upgrading: https://www.docker.com/increase-rate-limit",
+            RateLimited,
+        ),
+        (None, "toomanyrequests: slow down", RateLimited),
+        (
+            Some(500),
+            "error parsing HTTP 429 response body: invalid character 's' looking for beginning of value: \"slow down\"",
+            RateLimited,
+        ),
+        (
+            Some(500),
+            "received unexpected HTTP status: 500 Internal Server Error",
+            Unavailable,
+        ),
+        (
+            Some(500),
+            "received unexpected HTTP status: 502 Bad Gateway",
+            Unavailable,
+        ),
+        (
+            None,
+            "received unexpected HTTP status: 503 Service Unavailable",
+            Unavailable,
+        ),
+        (
+            Some(500),
+            "received unexpected HTTP status: 504 Gateway Timeout",
+            Unavailable,
+        ),
+        (
+            Some(500),
+            "Get \"http://127.0.0.1:1/v2/\": dial tcp 127.0.0.1:1: connect: connection refused",
+            Unavailable,
+        ),
+        (
+            Some(500),
+            "Get \"https://registry.invalid/v2/\": dial tcp: lookup registry.invalid on 10.255.255.53:53: no such host",
+            Unavailable,
+        ),
+        (
+            Some(500),
+            "Get \"http://127.0.0.1:25742/v2/\": read tcp 127.0.0.1:38894->127.0.0.1:25742: read: connection reset by peer",
+            Unavailable,
+        ),
+        (
+            Some(500),
+            "Get \"http://127.0.0.1:25734/v2/\": net/http: HTTP/1.x transport connection broken: malformed HTTP response \"\\x00\\x01garbage\"",
+            Unavailable,
+        ),
+        (
+            Some(500),
+            "Get \"https://10.255.255.1:5000/v2/\": x509: cannot validate certificate for 10.255.255.1 because it doesn't contain any IP SANs",
+            Unavailable,
+        ),
+        (
+            Some(500),
+            "Head \"http://127.0.0.1:25733/v2/rst/small/manifests/1\": EOF",
+            Unavailable,
+        ),
+        (Some(500), "unexpected EOF", Unavailable),
+        (None, "unexpected EOF", Unavailable),
+        (
+            None,
+            "expected HTTP 206 from byte range request",
+            Unavailable,
+        ),
+        (
+            Some(500),
+            "Get \"http://127.0.0.1:25741/v2/\": net/http: request canceled (Client.Timeout exceeded while awaiting headers)",
+            Timeout,
+        ),
+        (
+            None,
+            "write /tmp/docker-h/tmpfs/tmp/GetImageBlob1352388164: no space left on device",
+            NoSpace,
+        ),
+        (
+            None,
+            "failed to register layer: ApplyLayer exit status 1 stdout:  stderr: write /f0: no space left on device",
+            NoSpace,
+        ),
+        (
+            None,
+            "no matching manifest for linux/amd64 in the manifest list entries",
+            PlatformMismatch,
+        ),
+        (
+            Some(400),
+            "invalid reference format: repository name must be lowercase",
+            InvalidReference,
+        ),
+        (
+            Some(400),
+            "no such image: [::1]:5000/a/b:1: invalid reference format",
+            InvalidReference,
+        ),
+        (Some(400), "invalid tag format", InvalidReference),
+        (
+            None,
+            "manifest verification failed for digest sha256:7c96b74bd5f90b7ad0191f11a7a30afd9cc804dc9d61b36cf7cedc38c8f84845",
+            Other,
+        ),
+        (
+            None,
+            "filesystem layer verification failed for digest sha256:aab677954904a48b306c73d65e755187f84e81d8c83aca595358ca6b67ec598f",
+            Other,
+        ),
+        (
+            None,
+            "error pulling image configuration: image config verification failed for digest sha256:d038692e514ba79c1fc712443f8587c74ffcea3e6d9e29153d01c7cb9e459997",
+            Other,
+        ),
+        (Some(500), "manifest invalid: manifest invalid", Other),
+        (Some(500), "missing signature key", Other),
+        (Some(500), "unexpected end of JSON input", Other),
+        (
+            Some(500),
+            "error unmarshalling content: invalid character '<' looking for beginning of value",
+            Other,
+        ),
+        (
+            Some(500),
+            "error parsing HTTP 418 response body: invalid character 'e' in literal true (expecting 'r'): \"teapot\"",
+            Other,
+        ),
+    ];
+    for (status, text, kind) in table {
+        assert_eq!(kind_of(status, text), kind, "{text}");
+        let wrapped = without_reference(text, &image("127.0.0.1:25731/team/small:nope"));
+        assert_eq!(kind_of(status, &wrapped), kind, "{wrapped}");
+    }
+}
+
+#[test]
+fn names_and_registries_do_not_choose_the_kind() {
+    use FailureKind::*;
+    let table = [
+        (
+            "127.0.0.1:25731/example/429-toomanyrequests:no-space-left",
+            Some(404),
+            "manifest for 127.0.0.1:25731/example/429-toomanyrequests:no-space-left not found: manifest unknown: manifest unknown",
+            NotFound,
+        ),
+        (
+            "toomanyrequests",
+            Some(404),
+            "manifest for toomanyrequests:latest not found: manifest unknown: manifest unknown",
+            NotFound,
+        ),
+        (
+            "denied",
+            Some(500),
+            "Get \"https://registry-1.docker.io/v2/\": dial tcp: lookup registry-1.docker.io on 10.0.0.1:53: no such host",
+            Unavailable,
+        ),
+        (
+            "denied",
+            Some(404),
+            "pull access denied for denied, repository does not exist or may require 'docker login': denied: requested access to the resource is denied",
+            Unauthorized,
+        ),
+        (
+            "toomanyrequests",
+            Some(404),
+            "pull access denied for toomanyrequests, repository does not exist or may require 'docker login': denied: requested access to the resource is denied",
+            Unauthorized,
+        ),
+        (
+            "r.example/unauthorized/x:eof",
+            Some(500),
+            "Head \"https://r.example/v2/unauthorized/x/manifests/eof\": EOF",
+            Unavailable,
+        ),
+        (
+            "toomanyrequests.example/a",
+            Some(500),
+            "Get \"https://toomanyrequests.example/v2/\": dial tcp: lookup toomanyrequests.example: no such host",
+            Unavailable,
+        ),
+        (
+            "r.example/a",
+            Some(500),
+            "unknown: write /x: no space left on device",
+            Other,
+        ),
+        (
+            "r.example/a",
+            Some(500),
+            "denied: write /x: no space left on device",
+            Unauthorized,
+        ),
+        (
+            "r.example/a",
+            Some(500),
+            "error parsing HTTP 404 response body: invalid character '<' looking for beginning of value: \"<p>/x: no space left on device",
+            NotFound,
+        ),
+    ];
+    for (name, status, text, kind) in table {
+        let text = without_reference(text, &image(name));
+        assert_eq!(kind_of(status, &text), kind, "{name}: {text}");
+    }
+}
+
+#[test]
+fn the_status_decides_where_the_words_do_not() {
+    use FailureKind::*;
+    let table = [
+        (404, NotFound),
+        (403, Unauthorized),
+        (429, RateLimited),
+        (503, Unavailable),
+        (400, Other),
+        (500, Other),
+    ];
+    for (status, kind) in table {
+        assert_eq!(kind_of(Some(status), ""), kind, "{status}");
+    }
+    assert_eq!(kind_of(None, ""), Other);
+}

@@ -1,0 +1,242 @@
+//! Which runtime is on this node.
+//!
+//! Looks at an explicit endpoint, or at the well-known sockets in their order. It opens nothing but these, and starts
+//! nothing: a runtime that is not running is not found.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::cri::Cri;
+use super::docker::Docker;
+use super::oci::{self, OciLayout};
+use super::{ImageService, Progress, RuntimeError, RuntimeInfo, StoredImage, socket};
+use crate::image::{Platform, Reference};
+use crate::printable::chain;
+use crate::registry::credential::{Credential, redact};
+pub use endpoint::{Endpoint, EndpointError};
+
+mod endpoint;
+
+/// What is spoken on a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    Cri,
+    Docker,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cri => "CRI",
+            Self::Docker => "Docker",
+        })
+    }
+}
+
+/// The sockets that runtimes listen on by default, in the order in which they are tried.
+const WELL_KNOWN: &[(&str, Protocol)] = &[
+    ("/run/containerd/containerd.sock", Protocol::Cri),
+    ("/run/crio/crio.sock", Protocol::Cri),
+    ("/run/k3s/containerd/containerd.sock", Protocol::Cri),
+    (
+        "/var/snap/microk8s/common/run/containerd.sock",
+        Protocol::Cri,
+    ),
+    ("/run/k0s/containerd.sock", Protocol::Cri),
+    ("/run/dockershim.sock", Protocol::Cri),
+    ("/run/cri-dockerd.sock", Protocol::Cri),
+    ("/var/run/docker.sock", Protocol::Docker),
+];
+
+/// The runtime of this node.
+pub enum Runtime {
+    /// A CRI server: containerd, CRI-O, cri-dockerd.
+    Cri(Cri),
+    /// A Docker Engine.
+    Docker(Docker),
+    /// A directory with an OCI image layout.
+    Oci(OciLayout),
+}
+
+impl fmt::Debug for Runtime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Who it is says all; what it holds (connections, later credentials) is nobody's matter.
+        f.debug_tuple("Runtime").field(self.info()).finish()
+    }
+}
+
+impl ImageService for Runtime {
+    fn info(&self) -> &RuntimeInfo {
+        match self {
+            Self::Cri(cri) => cri.info(),
+            Self::Docker(docker) => docker.info(),
+            Self::Oci(layout) => layout.info(),
+        }
+    }
+
+    async fn status(&self, image: &Reference) -> Result<Option<StoredImage>, RuntimeError> {
+        match self {
+            Self::Cri(cri) => cri.status(image).await,
+            Self::Docker(docker) => docker.status(image).await,
+            Self::Oci(layout) => layout.status(image).await,
+        }
+    }
+
+    async fn pull(
+        &self,
+        image: &Reference,
+        credential: Option<&Credential>,
+        progress: &Progress,
+    ) -> Result<StoredImage, RuntimeError> {
+        let pulled = match self {
+            Self::Cri(cri) => cri.pull(image, credential, progress).await,
+            Self::Docker(docker) => docker.pull(image, credential, progress).await,
+            Self::Oci(layout) => layout.pull(image, credential, progress).await,
+        };
+        // A registry may repeat what it was shown, and a runtime repeats what the registry says.
+        pulled.map_err(|error| match credential {
+            Some(credential) => RuntimeError {
+                message: redact(&error.message, &credential.login.secrets()),
+                ..error
+            },
+            None => error,
+        })
+    }
+}
+
+/// A path that was tried in vain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tried {
+    /// The path.
+    pub path: PathBuf,
+    /// What was wrong with it, on one line.
+    pub why: String,
+}
+
+/// Why there is no runtime to work with.
+#[derive(Debug, thiserror::Error)]
+pub enum FindError {
+    /// None of the well-known sockets answers.
+    #[error(
+        "no usable container runtime: {}; if it listens elsewhere, say where with --runtime-endpoint (RUNTIME_ENDPOINT)",
+        list(.0)
+    )]
+    Nowhere(Vec<Tried>),
+    /// The explicit endpoint cannot be used.
+    #[error("no usable container runtime at {endpoint}: {why}")]
+    Unusable {
+        /// The endpoint that was asked for.
+        endpoint: Endpoint,
+        /// What was wrong with it, on one line.
+        why: String,
+    },
+}
+
+fn list(tried: &[Tried]) -> String {
+    let lines = tried
+        .iter()
+        .map(|t| format!("{}: {}", t.path.display(), t.why));
+    lines.collect::<Vec<_>>().join("; ")
+}
+
+/// Finds the runtime: the one at the endpoint, or else the first well-known socket that exists and answers. The time
+/// limit is for each attempt at a socket; `platform` is for an OCI image layout, which no daemon chooses for.
+///
+/// # Errors
+/// Names every path that was tried, and what was wrong with each.
+pub async fn find(
+    endpoint: Option<&Endpoint>,
+    platform: &Platform,
+    time_limit: Duration,
+) -> Result<Runtime, FindError> {
+    let Some(endpoint) = endpoint else {
+        return find_among(WELL_KNOWN, time_limit).await;
+    };
+    let found = match endpoint {
+        Endpoint::Unix(path) => connect_either(path, time_limit).await,
+        Endpoint::Oci(dir) => match oci::open(dir, platform.clone()).await {
+            Ok(layout) => Ok(Runtime::Oci(layout)),
+            Err(error) => Err(chain(&error)),
+        },
+    };
+    found.map_err(|why| FindError::Unusable {
+        endpoint: endpoint.clone(),
+        why,
+    })
+}
+
+async fn find_among(
+    table: &[(impl AsRef<Path>, Protocol)],
+    time_limit: Duration,
+) -> Result<Runtime, FindError> {
+    let mut tried = Vec::new();
+    for (path, protocol) in table {
+        let path = path.as_ref();
+        let why = match socket::check(path).await {
+            Ok(()) => match connect(path, *protocol, time_limit).await {
+                Ok(runtime) => {
+                    tracing::debug!(path = %path.display(), %protocol, "found the runtime");
+                    return Ok(runtime);
+                }
+                Err(why) => why,
+            },
+            Err(error @ socket::SocketError::Missing) => {
+                tracing::debug!(path = %path.display(), %protocol, "no runtime: {error}");
+                tried.push(Tried {
+                    path: path.to_owned(),
+                    why: error.to_string(),
+                });
+                continue;
+            }
+            Err(error) => chain(&error),
+        };
+        tracing::warn!(path = %path.display(), %protocol, "not a usable runtime: {why}");
+        tried.push(Tried {
+            path: path.to_owned(),
+            why,
+        });
+    }
+    Err(FindError::Nowhere(tried))
+}
+
+/// Tries a socket of which nobody said what is spoken on it, first with what its name hints at.
+async fn connect_either(path: &Path, time_limit: Duration) -> Result<Runtime, String> {
+    socket::check(path).await.map_err(|error| chain(&error))?;
+    let mut reasons = Vec::new();
+    for protocol in by_name(path) {
+        match connect(path, protocol, time_limit).await {
+            Ok(runtime) => return Ok(runtime),
+            Err(why) => {
+                tracing::debug!(path = %path.display(), %protocol, "not a usable runtime: {why}");
+                reasons.push(format!("as {protocol}: {why}"));
+            }
+        }
+    }
+    Err(reasons.join("; "))
+}
+
+fn by_name(path: &Path) -> [Protocol; 2] {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    if name.ends_with("docker.sock") && !name.starts_with("cri-") {
+        [Protocol::Docker, Protocol::Cri]
+    } else {
+        [Protocol::Cri, Protocol::Docker]
+    }
+}
+
+async fn connect(path: &Path, protocol: Protocol, time_limit: Duration) -> Result<Runtime, String> {
+    match protocol {
+        Protocol::Cri => match Cri::connect(path, time_limit).await {
+            Ok(cri) => Ok(Runtime::Cri(cri)),
+            Err(error) => Err(chain(&error)),
+        },
+        Protocol::Docker => match Docker::connect(path, time_limit).await {
+            Ok(docker) => Ok(Runtime::Docker(docker)),
+            Err(error) => Err(chain(&error)),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests;

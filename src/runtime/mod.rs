@@ -1,0 +1,103 @@
+//! What stores images on this node, behind one small trait.
+//!
+//! To add a runtime: implement [`ImageService`] in a file of its own, add a variant to [`Runtime`] and, if it has a
+//! well-known socket, a row to the table in `find.rs`. This module knows neither Kubernetes nor the command line.
+
+pub(crate) mod classify;
+pub mod cri;
+pub mod docker;
+pub mod find;
+pub mod oci;
+pub mod socket;
+
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::failure::FailureKind;
+use crate::image::Reference;
+pub use crate::image::StoredImage;
+use crate::registry::credential::Credential;
+pub use find::Runtime;
+
+/// Who answers at an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RuntimeInfo {
+    /// `containerd`, `cri-o`, `docker`, `oci`, or what else the runtime calls itself.
+    pub name: String,
+    /// The version as the runtime gives it.
+    pub version: String,
+    /// `unix:///path` or `oci:DIR`.
+    pub endpoint: String,
+}
+
+/// How far a pull has come. Written by a runtime, read by whoever shows it; all zero where the runtime does not tell.
+#[derive(Debug, Default)]
+pub struct Progress {
+    done: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Progress {
+    /// Records that `done` of `total` bytes are here.
+    pub fn set(&self, done: u64, total: u64) {
+        self.total.store(total, Ordering::Relaxed);
+        self.done.store(done.min(total), Ordering::Relaxed);
+    }
+
+    /// Bytes that are here, and bytes in all as far as known.
+    pub fn get(&self) -> (u64, u64) {
+        (
+            self.done.load(Ordering::Relaxed),
+            self.total.load(Ordering::Relaxed),
+        )
+    }
+}
+
+/// Why a runtime did not pull an image, or did not answer.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct RuntimeError {
+    /// The kind, for reports and for the decision to try again.
+    pub kind: FailureKind,
+    /// The runtime's or the registry's own words.
+    pub message: String,
+    /// How long the other side asked to wait, where it said so.
+    pub retry_after: Option<Duration>,
+}
+
+impl RuntimeError {
+    /// An error without a wish for how long to wait.
+    pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            retry_after: None,
+        }
+    }
+}
+
+/// A store of images that can be asked and filled.
+///
+/// Dropping a future that a method returned cancels the call and leaves the runtime clean.
+pub trait ImageService: Sync {
+    /// Who answers.
+    fn info(&self) -> &RuntimeInfo;
+
+    /// What the runtime has under this reference, if anything.
+    fn status(
+        &self,
+        image: &Reference,
+    ) -> impl Future<Output = Result<Option<StoredImage>, RuntimeError>> + Send;
+
+    /// Makes one attempt to pull the image, as the user wrote the reference; anonymously where there is no credential.
+    /// The credential is shown to the image's own registry alone.
+    fn pull(
+        &self,
+        image: &Reference,
+        credential: Option<&Credential>,
+        progress: &Progress,
+    ) -> impl Future<Output = Result<StoredImage, RuntimeError>> + Send;
+}

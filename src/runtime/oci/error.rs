@@ -1,0 +1,116 @@
+//! What can go wrong in an image layout directory.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::failure::FailureKind;
+use crate::registry;
+use crate::runtime::RuntimeError;
+
+/// Why a directory is not opened as an image layout.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// It cannot be made, read or written.
+    #[error("failed to {doing} {path}", path = .path.display())]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It holds something else.
+    #[error("failed to open {path}: it is neither empty nor an OCI image layout", path = .path.display())]
+    NotALayout {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A layout of a version that is not known.
+    #[error("failed to open {path}: it is no OCI image layout of version 1", path = .path.display())]
+    Version {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// No registry client.
+    #[error("failed to make a registry client")]
+    Client(#[source] registry::ClientError),
+}
+
+/// Why an image is not in the layout afterwards.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error(transparent)]
+    Registry(#[from] registry::Error),
+    /// The directory has become something else since it was opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error("failed to {doing} {path}", path = .path.display())]
+    Io {
+        doing: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("failed to understand {path}: {reason}", path = .path.display())]
+    Index { path: PathBuf, reason: String },
+    #[error("{image} is not made for {wanted}, only for {available}")]
+    Platform {
+        image: String,
+        wanted: String,
+        available: String,
+    },
+    #[error("failed to lock {path}: another process has held it for {seconds} s", path = .path.display())]
+    Locked { path: PathBuf, seconds: u64 },
+    /// What the layer's author says of it, for what the registry does not have.
+    #[error("the layer {digest} may not be distributed and is not in the registry")]
+    Foreign {
+        digest: String,
+        source: registry::Error,
+    },
+}
+
+impl Error {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::Registry(error) => error.kind(),
+            Self::Io { source, .. } if is_full(source) => FailureKind::NoSpace,
+            Self::Platform { .. } => FailureKind::PlatformMismatch,
+            Self::Locked { .. } => FailureKind::Unavailable,
+            Self::Foreign { source, .. } => source.kind(),
+            Self::Open(_) | Self::Io { .. } | Self::Index { .. } => FailureKind::Other,
+        }
+    }
+}
+
+/// Whether there is no room, on the filesystem or within a quota.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
+impl From<Error> for RuntimeError {
+    fn from(error: Error) -> Self {
+        let message = match &error {
+            Error::Registry(error) => error.chain(),
+            Error::Io { source, .. } | Error::Open(OpenError::Io { source, .. }) => {
+                format!("{error}: {source}")
+            }
+            Error::Foreign { source, .. } => format!("{error}: {}", source.chain()),
+            Error::Open(_)
+            | Error::Index { .. }
+            | Error::Platform { .. }
+            | Error::Locked { .. } => error.to_string(),
+        };
+        let retry_after = match &error {
+            Error::Registry(error) => error.retry_after(),
+            _ => None,
+        };
+        Self {
+            kind: error.kind(),
+            message,
+            retry_after,
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! The `oci:DIR` runtime: pulls straight from the registry into an OCI image layout directory.
+//!
+//! For machines without a daemon, for baking node images and for air-gapped bundles. What it keeps of an image is one
+//! platform's manifest, its configuration and its layers, compressed as the registry has them:
+//!
+//! - `index.json` has an entry for each reference, annotated with its normalised form twice: as
+//!   `org.opencontainers.image.ref.name`, by which `skopeo … oci:DIR:docker.io/library/nginx:latest` finds it, and as
+//!   `io.containerd.image.name`, by which `ctr images import` names it. `dev.harpoon.source.digest` is the digest that the
+//!   reference stood for in the registry: of the index, where the image is for several platforms.
+//! - A Docker manifest (schema 2) is written as the OCI manifest of the same configuration and layers, since a layout holds
+//!   OCI manifests and skopeo reads no others; every other blob is byte for byte the registry's.
+//! - `.harpoon/` has the lock, and the downloads under way.
+//!
+//! Layers that "may not be distributed" are asked of the registry like all others, most have them; their `urls`, which anybody may
+//! have written, are never fetched. Nothing is ever deleted from `blobs/`.
+//!
+//! The directory is a valid layout at every moment, whatever is killed: a blob appears under its name by a rename, when it is
+//! whole, verified and synced; `index.json` is replaced likewise, after all blobs of its new entry. Opening it makes nothing, the
+//! first image does. Several pulls, in one process or in several, may share the directory.
+
+mod error;
+mod fetch;
+mod layout;
+mod partial;
+mod select;
+
+use std::path::Path;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use tokio::sync::OnceCell;
+
+use crate::image::{Digest, Platform, Reference};
+use crate::registry::credential::Credential;
+use crate::registry::manifest::{
+    Content, Descriptor, ImageManifest, Manifest, OCI_MANIFEST, config_platform,
+};
+use crate::registry::{self, Access, Client, MANIFEST_MAX, digest};
+use crate::runtime::{ImageService, Progress, RuntimeError, RuntimeInfo, StoredImage};
+
+use error::Error;
+pub use error::OpenError;
+use fetch::{Gauge, Locks};
+use layout::{Entry, Layout, blocking};
+
+/// Layers of one image that are fetched at once: what Docker and containerd do. More gains little where one registry
+/// serves them all, and several images are pulled at once besides.
+const LAYERS_AT_ONCE: usize = 3;
+/// Indexes within indexes are rare, two deep unheard of.
+const INDEX_DEPTH_MAX: usize = 3;
+
+/// An OCI image layout directory that images are pulled into.
+pub struct OciLayout {
+    info: RuntimeInfo,
+    platform: Platform,
+    client: Client,
+    layout: Layout,
+    made: OnceCell<()>,
+    locks: Locks,
+}
+
+/// Opens the layout directory `dir`. Where it is missing or empty, the first pull makes it. Images are pulled for `platform`.
+///
+/// # Errors
+/// [`OpenError`], among others where the directory holds something else.
+pub async fn open(dir: &Path, platform: Platform) -> Result<OciLayout, OpenError> {
+    let client = Client::new().map_err(OpenError::Client)?;
+    OciLayout::with_client(dir, platform, client).await
+}
+
+impl OciLayout {
+    /// As [`open`], with a registry client of the caller's own.
+    ///
+    /// # Errors
+    /// As [`open`].
+    pub async fn with_client(
+        dir: &Path,
+        platform: Platform,
+        client: Client,
+    ) -> Result<Self, OpenError> {
+        let root = dir.to_owned();
+        let layout = blocking(move || Layout::open(root)).await?;
+        Ok(Self {
+            info: RuntimeInfo {
+                name: "oci".to_owned(),
+                version: layout::VERSION.to_owned(),
+                endpoint: format!("oci:{}", dir.display()),
+            },
+            platform,
+            client,
+            layout,
+            made: OnceCell::new(),
+            locks: Locks::default(),
+        })
+    }
+
+    async fn stored(&self, image: &Reference) -> Result<Option<StoredImage>, Error> {
+        let layout = self.layout.clone();
+        let name = image.normalized();
+        let wanted = self.platform.clone();
+        blocking(move || {
+            let Some(entry) = layout.entry(&name)? else {
+                return Ok(None);
+            };
+            let platform = entry.platform.as_ref();
+            if platform.is_some_and(|p| select::rank(p, &wanted).is_none()) {
+                return Ok(None);
+            }
+            let Some(bytes) = layout.complete(&entry)? else {
+                return Ok(None);
+            };
+            Ok(Some(StoredImage {
+                digest: Some(entry.source.to_string()),
+                bytes: Some(bytes),
+            }))
+        })
+        .await
+    }
+
+    async fn fetch(&self, access: Access<'_>, progress: &Progress) -> Result<StoredImage, Error> {
+        let image = access.image;
+        let chosen = self.choose(access).await?;
+        self.made.get_or_try_init(|| self.layout.make()).await?;
+        let blobs = unique_blobs(&chosen.image);
+        let bytes = blobs.iter().map(|b| b.size).fold(0, u64::saturating_add);
+        let gauge = Gauge::new(progress, bytes);
+
+        let config = &chosen.image.config;
+        if config.size > MANIFEST_MAX {
+            return Err(Error::Registry(registry::Error::TooLarge {
+                what: "the image configuration",
+                limit: MANIFEST_MAX,
+            }));
+        }
+        self.fetch_blob(access, config, &gauge).await?;
+        let platform = match chosen.platform.clone() {
+            Some(platform) => platform,
+            None => self.config_platform(image, config).await?,
+        };
+        stream::iter(blobs.into_iter().filter(|b| b.digest != config.digest))
+            .map(|layer| {
+                let gauge = &gauge;
+                async move { self.fetch_blob(access, &layer, gauge).await }
+            })
+            .buffer_unordered(LAYERS_AT_ONCE)
+            .try_collect::<()>()
+            .await?;
+        self.record(image, &chosen, platform, bytes).await
+    }
+
+    /// Finds the manifest for this platform that the reference leads to.
+    async fn choose(&self, access: Access<'_>) -> Result<Chosen, Error> {
+        let top = self.client.manifest(access, None).await?;
+        let source = top.digest.clone();
+        let mut manifest = top;
+        let mut platform = None;
+        for _ in 0..=INDEX_DEPTH_MAX {
+            let index = match manifest.content()? {
+                Content::Image(parsed) => {
+                    return Ok(Chosen {
+                        source,
+                        manifest,
+                        image: parsed,
+                        platform,
+                    });
+                }
+                Content::Index(index) => index,
+            };
+            let entry = select::entry(&index, &self.platform).ok_or_else(|| Error::Platform {
+                image: access.image.to_string(),
+                wanted: self.platform.to_string(),
+                available: select::available(&index),
+            })?;
+            platform = entry.platform.clone().or(platform);
+            manifest = self.client.manifest(access, Some(&entry.digest)).await?;
+        }
+        Err(Error::Registry(registry::Error::Manifest {
+            reason: format!("more than {INDEX_DEPTH_MAX} indexes within one another"),
+        }))
+    }
+
+    /// What an image that no index speaks for is made for, by its own configuration; an error where that is not this platform.
+    async fn config_platform(
+        &self,
+        image: &Reference,
+        config: &Descriptor,
+    ) -> Result<Platform, Error> {
+        let layout = self.layout.clone();
+        let blob = config.digest.clone();
+        let text = blocking(move || layout.read_blob(&blob, MANIFEST_MAX)).await?;
+        let made_for = config_platform(&text.unwrap_or_default())?;
+        // Images made from scratch need not say what they are made for.
+        let made_for = made_for.unwrap_or_else(|| self.platform.clone());
+        if select::rank(&made_for, &self.platform).is_some() {
+            return Ok(made_for);
+        }
+        Err(Error::Platform {
+            image: image.to_string(),
+            wanted: self.platform.to_string(),
+            available: select::shown(&made_for),
+        })
+    }
+
+    /// Keeps the manifest, then enters the image into `index.json`: from then on it is there.
+    async fn record(
+        &self,
+        image: &Reference,
+        chosen: &Chosen,
+        platform: Platform,
+        bytes: u64,
+    ) -> Result<StoredImage, Error> {
+        let (text, digest) = as_oci(&chosen.manifest)?;
+        let size = text.len() as u64;
+        let entry = Entry {
+            name: image.normalized(),
+            manifest: digest,
+            size,
+            source: chosen.source.clone(),
+            platform: Some(platform),
+        };
+        let stored = StoredImage {
+            digest: Some(entry.source.to_string()),
+            bytes: Some(bytes.saturating_add(size)),
+        };
+        let lock = self.layout.lock().await?;
+        let layout = self.layout.clone();
+        blocking(move || {
+            layout.write_blob(&entry.manifest, &text)?;
+            layout.record(&entry, &lock)
+        })
+        .await?;
+        Ok(stored)
+    }
+}
+
+impl ImageService for OciLayout {
+    fn info(&self) -> &RuntimeInfo {
+        &self.info
+    }
+
+    async fn status(&self, image: &Reference) -> Result<Option<StoredImage>, RuntimeError> {
+        Ok(self.stored(image).await?)
+    }
+
+    async fn pull(
+        &self,
+        image: &Reference,
+        credential: Option<&Credential>,
+        progress: &Progress,
+    ) -> Result<StoredImage, RuntimeError> {
+        Ok(self.fetch(Access { image, credential }, progress).await?)
+    }
+}
+
+/// What a reference leads to on one platform.
+struct Chosen {
+    /// The digest that the reference stands for.
+    source: Digest,
+    manifest: Manifest,
+    image: ImageManifest,
+    /// What it is made for, where an index said so.
+    platform: Option<Platform>,
+}
+
+/// The configuration and the layers, each digest once.
+fn unique_blobs(image: &ImageManifest) -> Vec<Descriptor> {
+    let mut seen = std::collections::HashSet::new();
+    std::iter::once(&image.config)
+        .chain(&image.layers)
+        .filter(|blob| seen.insert(blob.digest.clone()))
+        .cloned()
+        .collect()
+}
+
+/// The manifest as a layout holds it, and its digest.
+fn as_oci(manifest: &Manifest) -> Result<(Vec<u8>, Digest), Error> {
+    if manifest.media_type == OCI_MANIFEST {
+        return Ok((manifest.bytes.to_vec(), manifest.digest.clone()));
+    }
+    let text = manifest.to_oci()?;
+    let digest = digest::sha256(&text);
+    Ok((text, digest))
+}
+
+#[cfg(test)]
+mod tests;

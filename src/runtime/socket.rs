@@ -1,0 +1,57 @@
+//! The first look at a unix socket: why it cannot be what a runtime listens on, in words that say what to do.
+//!
+//! It connects and hangs up; it never sends a byte.
+
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+use tokio::net::UnixStream;
+
+/// Why nobody can be spoken to at a path.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// No such file.
+    #[error("does not exist")]
+    Missing,
+    /// A file, a directory or something else.
+    #[error("is not a unix socket")]
+    NotASocket,
+    /// The file or a directory on the way to it may not be used.
+    #[error("permission denied: run as root, or as a user or group that owns the socket")]
+    Denied,
+    /// A socket that nobody listens on.
+    #[error("connection refused: nobody listens any more, is the runtime running?")]
+    Refused,
+    /// The queue of the listener is full, because it does not take connections.
+    #[error("does not take connections: the runtime hangs or is overloaded")]
+    Busy,
+    /// Anything else that the system says.
+    #[error("failed to connect")]
+    Io(#[source] io::Error),
+}
+
+impl From<io::Error> for SocketError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            ErrorKind::NotFound | ErrorKind::NotADirectory => Self::Missing,
+            ErrorKind::PermissionDenied => Self::Denied,
+            ErrorKind::ConnectionRefused => Self::Refused,
+            ErrorKind::WouldBlock => Self::Busy,
+            _ => Self::Io(error),
+        }
+    }
+}
+
+/// Checks that somebody listens at the path.
+///
+/// # Errors
+/// Says why nobody can be spoken to there.
+pub(crate) async fn check(path: &Path) -> Result<(), SocketError> {
+    let metadata = tokio::fs::metadata(path).await?;
+    if !metadata.file_type().is_socket() {
+        return Err(SocketError::NotASocket);
+    }
+    UnixStream::connect(path).await?;
+    Ok(())
+}

@@ -1,0 +1,297 @@
+//! Candidates from the workloads of a Kubernetes cluster.
+//!
+//! [`connect`] finds the cluster, [`discover`] lists the workloads and maps their pod templates to candidates. Nothing is
+//! ever written to the cluster, and nothing is watched. Kubernetes types do not leave this module.
+//!
+//! | file | does | I/O |
+//! | --- | --- | --- |
+//! | `cluster.rs` | which API server, with which credentials | files, credential plugins |
+//! | `lists.rs` | one list, page by page, with retries | network |
+//! | `get.rs` | one object by its name, with the same retries | network |
+//! | `node.rs` | reads this node and judges the workloads by it | network |
+//! | `scheduling.rs` | what templates and nodes say of who runs where | none |
+//! | `decode.rs` | a page's bytes to objects, one at a time | none |
+//! | `object.rs` | the fields that are read of an object, and what they mean | none |
+//! | `accumulate.rs` | objects to images and their users; what owns what | none |
+//! | `pulls.rs` | which workload's secrets are for which images | none |
+//! | `pull_secrets.rs` | reads those secrets, each by its name | network |
+//! | `kind.rs`, `error.rs` | names and words | none |
+
+mod accumulate;
+mod cluster;
+mod decode;
+mod error;
+mod get;
+mod kind;
+mod lists;
+mod node;
+mod object;
+mod pull_secrets;
+mod pulls;
+mod scheduling;
+
+pub use cluster::{Cluster, connect};
+pub use error::{
+    ConnectError, DiscoverError, KubeconfigProblem, ListError, Scope, TransportError, Undecodable,
+    Warning,
+};
+pub use kind::WorkloadKind;
+pub use node::NodeError;
+pub use pull_secrets::{ImageSecret, SecretConfig, SecretError};
+
+use crate::candidate::Candidate;
+use accumulate::Accumulator;
+use lists::{ListFault, Query};
+use node::Here;
+
+/// Which namespaces to scan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Namespaces {
+    /// Every one, with lists that span the cluster.
+    All,
+    /// The pod's own, or that of the kubeconfig's context.
+    Default,
+    /// These.
+    These(Vec<String>),
+}
+
+/// What to look for in the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Where.
+    pub namespaces: Namespaces,
+    /// What kinds.
+    pub workloads: Vec<WorkloadKind>,
+    /// A label selector that the workloads must match, as `kubectl -l` takes it.
+    pub selector: Option<String>,
+    /// Whether to read the workloads' pull secrets. Without it no request is made for any.
+    pub pull_secrets: bool,
+    /// The node whose images these are to be: it is read, and who cannot run on it is noted. Without it nothing is asked.
+    pub node: Option<String>,
+}
+
+/// What was found.
+#[derive(Debug)]
+pub struct Discovery {
+    /// The images and who uses them, in the order in which they were first seen.
+    pub candidates: Vec<Candidate>,
+    /// The secrets that the images may be pulled with, each for the images of the workloads that name it; empty unless
+    /// they were asked for. An image's own are in the order in which the kubelet tries them.
+    pub pull_secrets: Vec<ImageSecret>,
+    /// What could not be found out, such as the rest of a list that broke off. Logged already.
+    pub warnings: Vec<Warning>,
+}
+
+/// Lists the workloads and gives back the images that they use.
+///
+/// With a node in the settings, each use says whether its pods could run there. What fails in part is a warning. Dropping the future ends all requests.
+///
+/// # Errors
+/// When the credentials are refused, the API server does not answer, or every list failed.
+pub async fn discover(cluster: &Cluster, settings: &Settings) -> Result<Discovery, DiscoverError> {
+    let scopes = scopes(cluster, settings);
+    // Owners are read before what they own.
+    let mut kinds = settings.workloads.clone();
+    kinds.sort_unstable();
+    kinds.dedup();
+
+    let here = match &settings.node {
+        Some(name) => Some(Here::read(cluster, name).await?),
+        None => None,
+    };
+    let (here, unread) = match here {
+        Some(Ok(here)) => (Some(here), None),
+        Some(Err(warning)) => (None, Some(warning)),
+        None => (None, None),
+    };
+    let mut scan = Scan {
+        cluster,
+        here,
+        selector: settings.selector.as_deref(),
+        found: match settings.pull_secrets {
+            true => Accumulator::with_pull_secrets(),
+            false => Accumulator::default(),
+        },
+        warnings: Vec::new(),
+        succeeded: 0,
+        gone: false,
+        cronjobs: 0,
+    };
+    for scope in &scopes {
+        let mut listed = Some(0);
+        for &kind in &kinds {
+            let objects = scan.list(scope, kind).await?;
+            listed = listed.and_then(|sum| Some(sum + objects?));
+        }
+        if listed == Some(0) {
+            scan.explain_emptiness(scope, kinds.len()).await;
+        }
+    }
+    let pulls = scan.found.take_pulls();
+    let gone = scan.gone;
+    let judged = scan.here.take().map(|here| here.warnings);
+    let mut discovery = scan.finish()?;
+    discovery
+        .warnings
+        .extend(unread.into_iter().chain(judged.into_iter().flatten()));
+    if let Some(pulls) = pulls {
+        pull_secrets::add(cluster, pulls, gone, &mut discovery).await;
+    }
+    Ok(discovery)
+}
+
+/// The namespaces to scan, each once, in the order given.
+fn scopes(cluster: &Cluster, settings: &Settings) -> Vec<Scope> {
+    let mut scopes = Vec::new();
+    let names: &[String] = match &settings.namespaces {
+        Namespaces::All => return vec![Scope::All],
+        Namespaces::Default => std::slice::from_ref(&cluster.default_namespace),
+        Namespaces::These(names) => names,
+    };
+    for name in names {
+        let scope = Scope::Namespace(name.clone());
+        if !scopes.contains(&scope) {
+            scopes.push(scope);
+        }
+    }
+    scopes
+}
+
+struct Scan<'a> {
+    cluster: &'a Cluster,
+    here: Option<Here>,
+    selector: Option<&'a str>,
+    found: Accumulator,
+    warnings: Vec<Warning>,
+    /// How many lists were read to their end.
+    succeeded: usize,
+    /// The API server stopped answering.
+    gone: bool,
+    /// Which version of CronJobs this API server has, as an index; found out once.
+    cronjobs: usize,
+}
+
+impl Scan<'_> {
+    /// Reads one list; `None` when it failed, which is a warning.
+    async fn list(
+        &mut self,
+        scope: &Scope,
+        kind: WorkloadKind,
+    ) -> Result<Option<usize>, DiscoverError> {
+        if self.gone {
+            self.fail(scope, kind, ListError::NotAsked);
+            return Ok(None);
+        }
+        let start = self.found.mark();
+        let outcome = self.read(scope, kind).await;
+        for workload in self.found.oversized_since(start).to_vec() {
+            self.warn(Warning::ImageTooLong(workload));
+        }
+        let fault = match outcome {
+            Ok(objects) => {
+                self.succeeded += 1;
+                tracing::debug!(%scope, kind = kind.resource(), objects, "listed");
+                return Ok(Some(objects));
+            }
+            Err(fault) => fault,
+        };
+        let scope_named = scope.clone();
+        match fault {
+            ListFault::Unauthorized(message) => {
+                let server = self.cluster.server.clone();
+                return Err(DiscoverError::Unauthorized { server, message });
+            }
+            ListFault::Forbidden => self.warn(Warning::Forbidden {
+                scope: scope_named,
+                kind,
+            }),
+            ListFault::NotFound => self.warn(Warning::NoSuchKind {
+                scope: scope_named,
+                kind,
+            }),
+            ListFault::Failed(error) => {
+                let nothing = self.succeeded == 0 && self.warnings.is_empty();
+                if error.is_unreachable() && nothing {
+                    let server = self.cluster.server.clone();
+                    let source = error;
+                    return Err(DiscoverError::Unreachable { server, source });
+                }
+                self.gone = error.is_unreachable();
+                self.fail(scope, kind, error);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads one list in the first API version that the API server has.
+    async fn read(&mut self, scope: &Scope, kind: WorkloadKind) -> Result<usize, ListFault> {
+        let versions = kind.versions();
+        let is_cronjobs = kind == WorkloadKind::CronJobs;
+        let mut at = if is_cronjobs { self.cronjobs } else { 0 };
+        loop {
+            let query = Query {
+                kind,
+                version: versions[at],
+                scope,
+                selector: self.selector,
+            };
+            match lists::read(self.cluster, query, &mut self.here, &mut self.found).await {
+                Err(ListFault::NotFound) if at + 1 < versions.len() => at += 1,
+                outcome => {
+                    if is_cronjobs && outcome.is_ok() {
+                        self.cronjobs = at;
+                    }
+                    return outcome;
+                }
+            }
+        }
+    }
+
+    /// Says why nothing is there. The API server gives an empty list for a namespace that does not exist, too.
+    async fn explain_emptiness(&mut self, scope: &Scope, lists: usize) {
+        if let Some(namespace) = scope.namespace()
+            && lists::namespace_exists(self.cluster, namespace).await == Some(false)
+        {
+            self.succeeded -= lists;
+            self.warn(Warning::NoNamespace(namespace.to_owned()));
+        } else {
+            tracing::info!("{scope}: no workloads found");
+        }
+    }
+
+    fn fail(&mut self, scope: &Scope, kind: WorkloadKind, error: ListError) {
+        self.warn(Warning::List {
+            scope: scope.clone(),
+            kind,
+            error,
+        });
+    }
+
+    fn warn(&mut self, warning: Warning) {
+        tracing::warn!("{warning}");
+        self.warnings.push(warning);
+    }
+
+    fn finish(self) -> Result<Discovery, DiscoverError> {
+        let Self {
+            found,
+            warnings,
+            succeeded,
+            ..
+        } = self;
+        // Where no list was read to its end, some pages are no answer: a run that pulled just their images and ended
+        // well would hide that the cluster did not tell.
+        if succeeded == 0 && !warnings.is_empty() {
+            return Err(DiscoverError::Nothing(warnings));
+        }
+        Ok(Discovery {
+            candidates: found.into_candidates(),
+            pull_secrets: Vec::new(),
+            warnings,
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "wire_tests.rs"]
+mod wire_tests;

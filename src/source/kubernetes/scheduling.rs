@@ -1,0 +1,178 @@
+//! What Nodes, pod templates and RuntimeClasses say about who runs where, as JSON, made into the plain values of
+//! [`relevance`](crate::relevance). Pure.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::object::{Name, PodSpec, or_default};
+use crate::relevance::{self, Requirements};
+
+/// `spec.affinity` of a pod: what is required of the node is read, preferences are not.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Affinity {
+    #[serde(default, deserialize_with = "or_default")]
+    node_affinity: NodeAffinity,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct NodeAffinity {
+    #[serde(default, rename = "requiredDuringSchedulingIgnoredDuringExecution")]
+    required: Option<NodeSelector>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeSelector {
+    #[serde(default, deserialize_with = "or_default")]
+    node_selector_terms: Vec<Term>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Term {
+    #[serde(default, deserialize_with = "or_default")]
+    match_expressions: Vec<Expression>,
+    #[serde(default, deserialize_with = "or_default")]
+    match_fields: Vec<Expression>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Expression {
+    #[serde(default, deserialize_with = "or_default")]
+    key: String,
+    #[serde(default, deserialize_with = "or_default")]
+    operator: String,
+    #[serde(default, deserialize_with = "or_default")]
+    values: Vec<String>,
+}
+
+/// An entry of `spec.tolerations`.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Toleration {
+    #[serde(default, deserialize_with = "or_default")]
+    key: String,
+    #[serde(default, deserialize_with = "or_default")]
+    operator: String,
+    #[serde(default, deserialize_with = "or_default")]
+    value: String,
+    #[serde(default, deserialize_with = "or_default")]
+    effect: String,
+}
+
+/// What a RuntimeClass adds to the pods that name it (`scheduling`).
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Scheduling {
+    #[serde(default, deserialize_with = "or_default")]
+    node_selector: BTreeMap<String, String>,
+    #[serde(default, deserialize_with = "or_default")]
+    tolerations: Vec<Toleration>,
+}
+
+/// The part of a RuntimeClass that is read, the same in `node.k8s.io/v1` and `v1beta1`.
+#[derive(Debug, Deserialize)]
+pub(super) struct RuntimeClass {
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) scheduling: Scheduling,
+}
+
+/// The part of a Node that is read.
+#[derive(Debug, Deserialize)]
+pub(super) struct NodeObject {
+    #[serde(default, deserialize_with = "or_default")]
+    metadata: NodeMeta,
+    #[serde(default, deserialize_with = "or_default")]
+    spec: NodeSpec,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct NodeMeta {
+    #[serde(default, deserialize_with = "or_default")]
+    name: Name,
+    #[serde(default, deserialize_with = "or_default")]
+    labels: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct NodeSpec {
+    #[serde(default, deserialize_with = "or_default")]
+    taints: Vec<Taint>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Taint {
+    #[serde(default, deserialize_with = "or_default")]
+    key: String,
+    #[serde(default, deserialize_with = "or_default")]
+    value: String,
+    #[serde(default, deserialize_with = "or_default")]
+    effect: String,
+}
+
+impl NodeObject {
+    /// The node, if the object is the one of this name.
+    pub(super) fn named(self, name: &str) -> Option<relevance::Node> {
+        let taints = self.spec.taints.into_iter().map(|taint| relevance::Taint {
+            key: taint.key,
+            value: taint.value,
+            effect: taint.effect,
+        });
+        (self.metadata.name.as_str() == name).then(|| relevance::Node {
+            name: name.to_owned(),
+            labels: self.metadata.labels,
+            taints: taints.collect(),
+        })
+    }
+}
+
+/// What a template requires of a node, together with its RuntimeClass. The RuntimeClass admission plugin merges the two
+/// when a pod is made; a key that both have with different values it refuses, and here no node has both.
+pub(super) fn requirements(template: &PodSpec, class: Option<&Scheduling>) -> Requirements {
+    let none = Scheduling::default();
+    let class = class.unwrap_or(&none);
+    let pairs = template.node_selector.iter().chain(&class.node_selector);
+    let tolerations = template.tolerations.iter().chain(&class.tolerations);
+    let required = template.affinity.node_affinity.required.as_ref();
+    Requirements {
+        node_name: template.node_name.as_str().to_owned(),
+        node_selector: pairs.map(|(k, v)| (k.clone(), v.clone())).collect(),
+        affinity: required.map(|r| r.node_selector_terms.iter().map(Term::plain).collect()),
+        tolerations: tolerations.map(Toleration::plain).collect(),
+    }
+}
+
+impl Term {
+    fn plain(&self) -> relevance::Term {
+        relevance::Term {
+            labels: self
+                .match_expressions
+                .iter()
+                .map(Expression::plain)
+                .collect(),
+            fields: self.match_fields.iter().map(Expression::plain).collect(),
+        }
+    }
+}
+
+impl Expression {
+    fn plain(&self) -> relevance::Expression {
+        relevance::Expression {
+            key: self.key.clone(),
+            operator: self.operator.clone(),
+            values: self.values.clone(),
+        }
+    }
+}
+
+impl Toleration {
+    fn plain(&self) -> relevance::Toleration {
+        relevance::Toleration {
+            key: self.key.clone(),
+            operator: self.operator.clone(),
+            value: self.value.clone(),
+            effect: self.effect.clone(),
+        }
+    }
+}

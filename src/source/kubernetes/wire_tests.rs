@@ -1,0 +1,547 @@
+//! The real client against a server that misbehaves on demand.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::AbortHandle;
+
+use super::*;
+
+/// What the server does with one request.
+pub(super) enum Reply {
+    /// A whole answer: status, further header lines, body.
+    Whole(u16, &'static str, String),
+    /// An answer whose body is shorter than announced.
+    Cut(String),
+    /// The start of an answer, then nothing for a long time.
+    Stall(String),
+    /// Not even a status line.
+    Silence,
+    /// The connection is closed without an answer.
+    Hangup,
+}
+
+pub(super) struct Server {
+    pub(super) cluster: Cluster,
+    requests: Arc<Mutex<Vec<String>>>,
+    task: AbortHandle,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Server {
+    /// Starts a server that answers as `script` says for the number of the request, from 0, and its path with query.
+    pub(super) async fn start(
+        script: impl Fn(usize, &str) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&requests);
+        let script = Arc::new(script);
+        let task = tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let (script, seen) = (Arc::clone(&script), Arc::clone(&seen));
+                tokio::spawn(async move { answer(stream, &*script, &seen).await });
+            }
+        });
+        let mut config = kube::Config::new(url.parse().unwrap());
+        config.default_namespace = "own".to_owned();
+        let mut cluster = Cluster::from_config(config).unwrap();
+        cluster.patience.idle = Duration::from_secs(1);
+        cluster.patience.backoff = Duration::from_millis(10);
+        cluster.patience.longest_pause = Duration::from_secs(2);
+        Self {
+            cluster,
+            requests,
+            task: task.abort_handle(),
+        }
+    }
+
+    async fn discover(&self, namespaces: &[&str], kinds: &[WorkloadKind]) -> Outcome {
+        let names = namespaces.iter().map(|name| (*name).to_owned()).collect();
+        let settings = Settings {
+            namespaces: if namespaces == ["*"] {
+                Namespaces::All
+            } else {
+                Namespaces::These(names)
+            },
+            workloads: kinds.to_vec(),
+            selector: None,
+            pull_secrets: false,
+            node: None,
+        };
+        match discover(&self.cluster, &settings).await {
+            Ok(found) => Outcome {
+                images: found.candidates.into_iter().map(|c| c.image).collect(),
+                warnings: found.warnings.iter().map(ToString::to_string).collect(),
+                error: String::new(),
+            },
+            Err(error) => Outcome {
+                images: Vec::new(),
+                warnings: Vec::new(),
+                error: chain(&error),
+            },
+        }
+    }
+
+    pub(super) fn requests(&self) -> Vec<String> {
+        self.requests.lock().unwrap().clone()
+    }
+
+    /// The paths with query, without header lines.
+    pub(super) fn paths(&self) -> Vec<String> {
+        let path = |head: String| head.split(' ').nth(1).unwrap().to_owned();
+        self.requests().into_iter().map(path).collect()
+    }
+}
+
+#[derive(Debug)]
+struct Outcome {
+    images: Vec<String>,
+    warnings: Vec<String>,
+    error: String,
+}
+
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", chain(source)),
+        None => error.to_string(),
+    }
+}
+
+async fn answer(
+    mut stream: TcpStream,
+    script: &(dyn Fn(usize, &str) -> Reply + Send + Sync),
+    seen: &Mutex<Vec<String>>,
+) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        match stream.read_u8().await {
+            Ok(byte) => head.push(byte),
+            Err(_) => return,
+        }
+    }
+    let head = String::from_utf8(head).unwrap();
+    let path = head.split(' ').nth(1).unwrap().to_owned();
+    let number = {
+        let mut seen = seen.lock().unwrap();
+        seen.push(head);
+        seen.len() - 1
+    };
+    let reply = script(number, &path);
+    let text = match &reply {
+        Reply::Whole(code, headers, body) => format!(
+            "HTTP/1.1 {code} X\r\nconnection: close\r\n{headers}content-length: {}\r\n\r\n{body}",
+            body.len()
+        ),
+        Reply::Cut(body) | Reply::Stall(body) => {
+            format!("HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n{body}")
+        }
+        Reply::Silence | Reply::Hangup => String::new(),
+    };
+    let _ = stream.write_all(text.as_bytes()).await;
+    if matches!(reply, Reply::Stall(_) | Reply::Silence) {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    }
+}
+
+/// A page of Deployments that use the images `names` and are named so, and the token of the next page.
+fn page(names: &[&str], next: &str) -> String {
+    let items: Vec<String> = names
+        .iter()
+        .map(|name| {
+            format!(
+                r#"{{"metadata":{{"name":"{name}","namespace":"a"}},"spec":{{"containers":[{{"image":"{name}"}}],"template":{{"spec":{{"containers":[{{"image":"{name}"}}]}}}}}}}}"#
+            )
+        })
+        .collect();
+    format!(
+        r#"{{"metadata":{{"continue":"{next}"}},"items":[{}]}}"#,
+        items.join(",")
+    )
+}
+
+fn ok(names: &[&str], next: &str) -> Reply {
+    Reply::Whole(200, "", page(names, next))
+}
+
+pub(super) fn refuse(code: u16, body: &str) -> Reply {
+    Reply::Whole(code, "content-type: application/json\r\n", body.to_owned())
+}
+
+const ONE: &[WorkloadKind] = &[WorkloadKind::Deployments];
+
+#[tokio::test]
+async fn pages_are_followed_with_compression_asked_for() {
+    let server = Server::start(|number, _| match number {
+        0 => ok(&["x"], "a+/=&b"),
+        _ => ok(&["y"], ""),
+    })
+    .await;
+    let found = server.discover(&["team a"], ONE).await;
+    assert_eq!(found.images, ["x", "y"]);
+    assert!(found.warnings.is_empty());
+    let list = "/apis/apps/v1/namespaces/team%20a/deployments?limit=500";
+    assert_eq!(
+        server.paths(),
+        [list.to_owned(), format!("{list}&continue=a%2B%2F%3D%26b")]
+    );
+    for head in server.requests() {
+        let head = head.to_lowercase();
+        assert!(head.contains("accept-encoding: gzip\r\n"), "{head}");
+        assert!(head.contains("accept: application/json\r\n"), "{head}");
+        assert!(head.contains("user-agent: harpoon/"), "{head}");
+    }
+}
+
+#[tokio::test]
+async fn the_selector_and_all_namespaces_reach_the_server() {
+    let server = Server::start(|_, _| ok(&["x"], "")).await;
+    let settings = Settings {
+        namespaces: Namespaces::All,
+        workloads: vec![WorkloadKind::Pods, WorkloadKind::Pods],
+        selector: Some("app in (a,b),!c".to_owned()),
+        pull_secrets: false,
+        node: None,
+    };
+    discover(&server.cluster, &settings).await.unwrap();
+    assert_eq!(
+        server.paths(),
+        ["/api/v1/pods?limit=500&labelSelector=app%20in%20%28a%2Cb%29%2C%21c"]
+    );
+}
+
+#[tokio::test]
+async fn the_default_namespace_and_repeated_ones_are_scanned_once() {
+    let server = Server::start(|_, _| ok(&["x"], "")).await;
+    server.discover(&["b", "a", "b"], ONE).await;
+    let settings = Settings {
+        namespaces: Namespaces::Default,
+        workloads: ONE.to_vec(),
+        selector: None,
+        pull_secrets: false,
+        node: None,
+    };
+    discover(&server.cluster, &settings).await.unwrap();
+    let of = |namespace| format!("/apis/apps/v1/namespaces/{namespace}/deployments?limit=500");
+    assert_eq!(server.paths(), [of("b"), of("a"), of("own")]);
+}
+
+#[tokio::test]
+async fn a_forbidden_list_names_what_rbac_lacks_and_the_others_go_on() {
+    let server = Server::start(|_, path| {
+        if path.contains("/secret/") || path.contains("pods") {
+            refuse(403, r#"{"message":"deployments.apps is forbidden"}"#)
+        } else {
+            ok(&["x"], "")
+        }
+    })
+    .await;
+    let found = server.discover(&["secret", "open"], ONE).await;
+    assert_eq!(found.images, ["x"]);
+    assert_eq!(
+        found.warnings,
+        [
+            r#"namespace secret: not allowed to list deployments.apps: needs the RBAC verb "list" on "deployments" in apiGroup "apps""#
+        ]
+    );
+    let found = server.discover(&["*"], &[WorkloadKind::Pods]).await;
+    assert!(
+        found
+            .error
+            .starts_with("failed to list any workload: all namespaces: not allowed to list pods")
+    );
+    assert!(found.error.contains("ClusterRole"), "{}", found.error);
+}
+
+#[tokio::test]
+async fn refused_credentials_end_the_scan() {
+    let server = Server::start(|_, _| refuse(401, r#"{"message":"Unauthorized"}"#)).await;
+    let found = server.discover(&["a", "b"], &WorkloadKind::ALL).await;
+    assert!(
+        found
+            .error
+            .contains("does not accept the credentials (401 Unauthorized)"),
+        "{}",
+        found.error
+    );
+    assert_eq!(server.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn cronjobs_fall_back_to_the_older_version_once() {
+    let server = Server::start(|_, path| {
+        if path.contains("/batch/v1/cronjobs") || path.contains("/batch/v1/namespaces") {
+            refuse(404, "404 page not found")
+        } else {
+            ok(&["x"], "")
+        }
+    })
+    .await;
+    let found = server
+        .discover(&["a", "b"], &[WorkloadKind::CronJobs])
+        .await;
+    assert!(found.warnings.is_empty(), "{found:?}");
+    assert_eq!(
+        server.paths(),
+        [
+            "/apis/batch/v1/namespaces/a/cronjobs?limit=500",
+            "/apis/batch/v1beta1/namespaces/a/cronjobs?limit=500",
+            "/apis/batch/v1beta1/namespaces/b/cronjobs?limit=500",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_kind_that_the_server_lacks_is_a_warning() {
+    let server = Server::start(|_, path| match path.contains("cronjobs") {
+        true => refuse(404, ""),
+        false => ok(&["x"], ""),
+    })
+    .await;
+    let kinds = [WorkloadKind::Pods, WorkloadKind::CronJobs];
+    let found = server.discover(&["a"], &kinds).await;
+    assert_eq!(
+        found.warnings,
+        ["namespace a: the API server has no cronjobs.batch"]
+    );
+    assert_eq!(found.images, ["x"]);
+}
+
+#[tokio::test]
+async fn an_empty_namespace_is_told_from_one_that_does_not_exist() {
+    let server = Server::start(|_, path| match path {
+        "/api/v1/namespaces/missing" => refuse(404, ""),
+        "/api/v1/namespaces/hidden" => refuse(403, ""),
+        "/api/v1/namespaces/empty" => refuse(200, "{}"),
+        _ if path.contains("/full/") => ok(&["x"], ""),
+        _ => ok(&[], ""),
+    })
+    .await;
+    let kinds = [WorkloadKind::Deployments, WorkloadKind::Pods];
+    let found = server
+        .discover(&["missing", "full", "hidden", "empty"], &kinds)
+        .await;
+    assert_eq!(found.images, ["x"]);
+    assert_eq!(found.warnings, ["namespace missing does not exist"]);
+    let found = server.discover(&["hidden", "empty"], &kinds).await;
+    assert!(
+        found.error.is_empty() && found.warnings.is_empty(),
+        "{found:?}"
+    );
+    let found = server.discover(&["missing"], &kinds).await;
+    assert_eq!(
+        found.error,
+        "failed to list any workload: namespace missing does not exist"
+    );
+}
+
+#[tokio::test]
+async fn an_expired_list_continues_with_the_token_that_it_is_given() {
+    let server = Server::start(|number, _| match number {
+        0 => ok(&["x"], "t1"),
+        1 => refuse(
+            410,
+            r#"{"kind":"Status","code":410,"metadata":{"continue":"t2"}}"#,
+        ),
+        _ => ok(&["y"], ""),
+    })
+    .await;
+    let found = server.discover(&["a"], ONE).await;
+    assert_eq!(found.images, ["x", "y"]);
+    assert!(server.paths()[2].ends_with("&continue=t2"));
+}
+
+#[tokio::test]
+async fn an_expired_list_without_a_token_starts_again_and_forgets() {
+    let server = Server::start(|number, _| match number {
+        0 => ok(&["old"], "t1"),
+        1 => refuse(410, r#"{"metadata":{}}"#),
+        2 => ok(&["x"], "t1"),
+        _ => ok(&["y"], ""),
+    })
+    .await;
+    let found = server.discover(&["a"], ONE).await;
+    assert_eq!(found.images, ["x", "y"]);
+    assert!(found.warnings.is_empty());
+}
+
+#[tokio::test]
+async fn a_list_that_always_expires_fails_after_four_times() {
+    let server = Server::start(|_, path| match path.contains("continue") {
+        true => refuse(410, ""),
+        false => ok(&["x"], "t"),
+    })
+    .await;
+    let found = server.discover(&["a"], ONE).await;
+    assert!(found.error.contains("expired 4 times"), "{found:?}");
+    assert_eq!(server.requests().len(), 8);
+}
+
+#[tokio::test]
+async fn throttling_is_waited_out_as_the_server_asks() {
+    let server = Server::start(|number, _| match number {
+        0 => Reply::Whole(429, "retry-after: 1\r\n", "slow down".to_owned()),
+        1 => refuse(503, ""),
+        2 => Reply::Hangup,
+        _ => ok(&["x"], ""),
+    })
+    .await;
+    let start = Instant::now();
+    let found = server.discover(&["a"], ONE).await;
+    assert_eq!(found.images, ["x"]);
+    assert!(start.elapsed() >= Duration::from_secs(1));
+    assert_eq!(server.requests().len(), 4);
+}
+
+#[tokio::test]
+async fn the_wish_to_wait_is_bounded_and_so_are_the_tries() {
+    let server = Server::start(|_, _| {
+        let said = r#"{"message":"too many\u001b[31m requests"}"#.to_owned();
+        Reply::Whole(429, "retry-after: 86400\r\n", said)
+    })
+    .await;
+    let start = Instant::now();
+    let found = server.discover(&["a"], ONE).await;
+    assert!(start.elapsed() < Duration::from_secs(10));
+    assert_eq!(server.requests().len(), 4);
+    let expected = "namespace a: failed to list deployments.apps: the API server answered 429: too many [31m requests";
+    assert!(found.error.ends_with(expected), "{}", found.error);
+}
+
+#[tokio::test]
+async fn a_page_that_breaks_off_is_read_again_and_counted_once() {
+    let server = Server::start(|number, _| {
+        let second = page(&["y", "z"], "");
+        match number {
+            0 => ok(&["x"], "t"),
+            1 => Reply::Cut(second[..second.len() - 5].to_owned()),
+            2 => Reply::Stall(second[..second.len() - 5].to_owned()),
+            _ => ok(&["z", "y"], ""),
+        }
+    })
+    .await;
+    let found = server.discover(&["a"], &[WorkloadKind::Pods]).await;
+    assert_eq!(found.images, ["x", "z", "y"]);
+    assert!(found.warnings.is_empty(), "{found:?}");
+}
+
+#[tokio::test]
+async fn pages_read_before_a_failure_are_kept_beside_a_whole_list() {
+    let server = Server::start(|number, path| match (path.contains("/a/"), number) {
+        (true, _) => ok(&["whole"], ""),
+        (false, 1) => ok(&["part"], "t"),
+        (false, _) => Reply::Cut("{\"items\":[".to_owned()),
+    })
+    .await;
+    let found = server.discover(&["a", "b"], ONE).await;
+    assert_eq!(found.images, ["whole", "part"], "{found:?}");
+    assert!(found.warnings[0].contains("broke off"), "{found:?}");
+}
+
+#[tokio::test]
+async fn some_pages_alone_are_no_answer() {
+    let server = Server::start(|number, _| match number {
+        0 => ok(&["x"], "t"),
+        _ => Reply::Cut("{\"items\":[".to_owned()),
+    })
+    .await;
+    let found = server.discover(&["a"], ONE).await;
+    assert!(found.error.contains("broke off"), "{found:?}");
+    assert_eq!(server.requests().len(), 5);
+}
+
+#[tokio::test]
+async fn a_server_that_goes_away_in_the_first_list_is_an_error() {
+    let server = Server::start(|number, _| match number {
+        0 => ok(&["x"], "t"),
+        _ => Reply::Hangup,
+    })
+    .await;
+    let found = server.discover(&["a", "b"], ONE).await;
+    assert!(
+        found.error.contains("no answer from the API server"),
+        "{found:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_goes_away_is_not_asked_any_more() {
+    let server = Server::start(|number, _| match number {
+        0 => ok(&["x"], ""),
+        _ => Reply::Silence,
+    })
+    .await;
+    let found = server.discover(&["a", "b", "c"], ONE).await;
+    assert_eq!(found.images, ["x"]);
+    assert_eq!(server.requests().len(), 5);
+    assert!(
+        found.warnings[0].contains("namespace b")
+            && found.warnings[0].contains("did not answer within 1s")
+    );
+    assert!(
+        found.warnings[1].ends_with("not asked: the API server is gone"),
+        "{found:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_refused_connection_names_the_server() {
+    let server = Server::start(|_, _| Reply::Hangup).await;
+    server.task.abort();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let found = server.discover(&["a", "b"], &WorkloadKind::ALL).await;
+    let expected = format!(
+        "no answer from the API server {}: ",
+        server.cluster.server()
+    );
+    assert!(found.error.starts_with(&expected), "{}", found.error);
+    assert!(found.error.contains("refused"), "{}", found.error);
+}
+
+#[tokio::test]
+async fn garbage_is_not_asked_for_again() {
+    for garbage in [
+        "<html>login</html>",
+        "{}",
+        r#"{"items":[{"spec":{"template":7}}]}"#,
+    ] {
+        let server = Server::start(move |_, _| refuse(200, garbage)).await;
+        let found = server.discover(&["a"], ONE).await;
+        assert!(
+            found.error.contains("is no list of Kubernetes objects"),
+            "{}",
+            found.error
+        );
+        assert_eq!(server.requests().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn an_endless_chain_ends() {
+    let server = Server::start(|number, _| match number % 2 {
+        0 => ok(&["x"], "even"),
+        _ => ok(&["x"], "odd"),
+    })
+    .await;
+    let found = server.discover(&["a"], ONE).await;
+    assert!(found.error.contains("does not end"), "{found:?}");
+    assert_eq!(server.requests().len(), 3);
+}
+
+#[tokio::test]
+async fn dropping_the_future_ends_the_request_and_the_decoder() {
+    let server = Server::start(|_, _| Reply::Stall("{\"items\":[".to_owned())).await;
+    let asked = server.discover(&["a"], ONE);
+    let ended = tokio::time::timeout(Duration::from_millis(100), asked).await;
+    assert!(ended.is_err());
+    // A decoder that went on would hold up the runtime's end; a test that hangs here is the failure.
+}

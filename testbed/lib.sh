@@ -1,0 +1,127 @@
+# What the test bed's scripts share; sourced, never run.
+set -euo pipefail
+umask 022
+# shellcheck disable=SC2034  # the scripts that source this use it
+bed=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/harpoon-testbed
+
+die() { echo "${0##*/}: $*" >&2; exit 1; }
+
+# Prints the usage line at the top of the script and exits 2.
+usage() { sed -n 's/^# \(usage: \)/\1/p' "$0" >&2; exit 2; }
+
+as_root() { [ "$(id -u)" = 0 ] || die "must run as root: $1"; }
+
+# The command line of process $1 on one line; empty for a dead process and for a zombie.
+command_of() { tr '\0' ' ' 2>/dev/null <"/proc/$1/cmdline" || true; }
+
+# Starts a daemon in its own session. The process records its own id before it becomes the
+# daemon, so that there is never one that `stop` does not know.
+spawn() { # NAME COMMAND...
+  local name=$1; shift
+  rm -f "$dir/$name.pid"
+  TMPDIR=$dir/tmp setsid bash -c 'echo $$ >"$0.new"; mv "$0.new" "$0"; exec "$@"' "$dir/$name.pid" "$@" </dev/null >>"$dir/$name.log" 2>&1 &
+  until [ -s "$dir/$name.pid" ]; do
+    kill -0 $! 2>/dev/null || failed "$name"
+    sleep 0.005
+  done
+  disown
+}
+
+# A process that is about to become the daemon has no command line for a moment.
+alive() { # NAME
+  local attempt
+  for attempt in 1 2 3 4 5; do
+    [[ $(command_of "$(cat "$dir/$1.pid")") != *"$dir"* ]] || return 0
+    sleep 0.02
+  done
+  return 1
+}
+
+# Waits until a command succeeds: 1 when the daemon ends first or the time is over.
+await() { # NAME SECONDS COMMAND...
+  local name=$1 end=$((SECONDS + $2)); shift 2
+  until "$@" >/dev/null 2>&1; do
+    alive "$name" && [ $SECONDS -lt $end ] || return 1
+    sleep 0.02
+  done
+}
+
+# Is it really daemon NAME that listens on this loopback port? Another process that was quicker
+# would answer a probe just as well.
+listens() { # NAME PORT
+  local inode
+  inode=$(awk -v address="0100007F:$(printf %04X "$2")" '$2 == address && $4 == "0A" { print $10 }' /proc/net/tcp)
+  [ -n "$inode" ] && find "/proc/$(cat "$dir/$1.pid")/fd" -lname "socket:?$inode?" 2>/dev/null | grep -q .
+}
+
+# A loopback port that nobody listens on, below the range that outgoing connections take theirs from.
+free_port() {
+  local port
+  while port=$(shuf -n1 -i 20000-29999); (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do :; done
+  echo "$port"
+}
+
+# Starts daemon NAME, which listens on a port, by calling `FUNCTION PORT`; another port is tried when somebody
+# else was quicker. The port is kept in DIR/NAME.port, for a restart to take the same one.
+spawn_on_port() { # NAME FUNCTION [PORT]
+  local port=${3:-$(cat "$dir/$1.port" 2>/dev/null || true)} attempt
+  for attempt in 1 2 3 4 5; do
+    "$2" "${port:=$(free_port)}"
+    if await "$1" 60 listens "$1" "$port"; then echo "$port" >"$dir/$1.port"; return; fi
+    tail -n 20 "$dir/$1.log" | grep -q 'address already in use' || break
+    [ -n "${3:-}" ] || port=
+    sleep 0.2
+  done
+  failed "$1"
+}
+
+failed() { # NAME
+  echo "testbed: $1 did not start; the end of its log:" >&2
+  tail -n 25 "$dir/$1.log" >&2 || true
+  signal_recorded "$dir" KILL 5
+  exit 1
+}
+
+# Does the file system below DIR carry an overlay? (Not where it is one itself, in a container.)
+overlay_works() {
+  local try=$dir/overlay-try works=1
+  mkdir -p "$try"/{lower,upper,work,merged}
+  if mount -t overlay overlay -o "lowerdir=$try/lower,upperdir=$try/upper,workdir=$try/work" "$try/merged" 2>/dev/null; then
+    umount "$try/merged"; works=0
+  fi
+  rm -rf "$try"
+  return $works
+}
+
+# Signals every process that DIR records, and waits until they are gone. A recorded id that by now belongs to
+# another program, one whose command line does not mention DIR, is let be.
+signal_recorded() { # DIR SIGNAL SECONDS
+  local file pid pids=() end=$((SECONDS + $3))
+  for file in "$1"/*.pid "$1"/exec/containerd/containerd.pid; do
+    [ -s "$file" ] || continue
+    pid=$(cat "$file")
+    [[ $(command_of "$pid") == *"$1/"* ]] || continue
+    pids+=("$pid"); kill "-$2" "$pid" 2>/dev/null || true
+  done
+  for pid in "${pids[@]}"; do
+    while [[ $(command_of "$pid") == *"$1/"* ]]; do
+      [ $SECONDS -lt $end ] || return 1
+      sleep 0.01
+    done
+  done
+}
+
+# Gives a daemon's store a file system of its own that is soon full; `stop` unmounts it.
+space() { # DIR BYTES
+  mkdir -p "$1"
+  mountpoint -q "$1" || mount -t tmpfs -o "size=$2" tmpfs "$1"
+}
+
+unmount_below() { # DIR
+  local target
+  awk -v dir="$1/" 'index($2, dir) == 1 { print $2 }' /proc/self/mounts | sort -r | while read -r target; do
+    target=$(printf '%b' "$target")
+    umount "$target" 2>/dev/null || umount -l "$target" 2>/dev/null || true
+  done
+}

@@ -1,0 +1,269 @@
+//! A real API server, and what tests put into it.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::{Daemon, block_on, client, directory, eventually, unique};
+
+/// A real Kubernetes API server (1.20, RBAC) with its etcd. There are no controllers: no ReplicaSets come of Deployments.
+#[derive(Debug)]
+pub struct Kubernetes {
+    daemon: Daemon,
+    client: reqwest::Client,
+}
+
+impl Kubernetes {
+    pub fn start() -> Self {
+        let daemon = Daemon::start::<&str>("kubernetes", &[]);
+        let client = client(Some(Path::new(daemon.value("CA"))));
+        Self { daemon, client }
+    }
+
+    /// `https://127.0.0.1:PORT`
+    pub fn server(&self) -> &str {
+        self.daemon.value("SERVER")
+    }
+
+    /// The PEM file of the CA that signed its certificate.
+    pub fn ca(&self) -> &Path {
+        Path::new(self.daemon.value("CA"))
+    }
+
+    /// The token of a user who may do everything.
+    pub fn token(&self) -> &str {
+        self.daemon.value("TOKEN")
+    }
+
+    /// The token of a user who may do nothing.
+    pub fn nobody(&self) -> &str {
+        self.daemon.value("NOBODY_TOKEN")
+    }
+
+    /// A kubeconfig of the user who may do everything, in the namespace `default`.
+    pub fn kubeconfig(&self) -> &Path {
+        Path::new(self.daemon.value("KUBECONFIG"))
+    }
+
+    /// Writes a kubeconfig to `file`, for a server (this one, or a [`super::faulty::Proxy`] in front of it), a token and
+    /// the context's namespace.
+    pub fn write_kubeconfig(&self, file: &Path, server: &str, token: &str, namespace: &str) {
+        let mut cluster = json!({"server": server});
+        if server.starts_with("https") {
+            cluster["certificate-authority"] = json!(self.ca());
+        }
+        let config = json!({"apiVersion": "v1", "kind": "Config", "current-context": "it",
+            "clusters": [{"name": "it", "cluster": cluster}],
+            "users": [{"name": "it", "user": {"token": token}}],
+            "contexts": [{"name": "it", "context": {"cluster": "it", "user": "it", "namespace": namespace}}]});
+        std::fs::write(file, config.to_string()).unwrap();
+    }
+
+    /// Makes the directory of a pod's service account (`token`, `ca.crt`, `namespace`), for [`super::Harpoon::bind`] at
+    /// `/var/run/secrets/kubernetes.io/serviceaccount`; the variables to go with it are [`Kubernetes::service`].
+    pub fn account_directory(&self, namespace: &str, token: &str) -> tempfile::TempDir {
+        let account = directory();
+        let path = |name: &str| -> PathBuf { account.path().join(name) };
+        std::fs::copy(self.ca(), path("ca.crt")).unwrap();
+        std::fs::write(path("token"), token).unwrap();
+        std::fs::write(path("namespace"), namespace).unwrap();
+        account
+    }
+
+    /// The variables by which a pod finds the API server.
+    pub fn service(&self) -> [(&'static str, String); 2] {
+        let (_, port) = self.server().rsplit_once(':').unwrap();
+        [
+            ("KUBERNETES_SERVICE_HOST", "127.0.0.1".into()),
+            ("KUBERNETES_SERVICE_PORT", port.into()),
+        ]
+    }
+
+    /// Makes a namespace of the test's own and returns its name.
+    pub fn namespace(&self) -> String {
+        let name = unique("ns");
+        self.create("/api/v1/namespaces", json!({"metadata": {"name": name}}));
+        name
+    }
+
+    /// Makes a service account that has no rights yet, and returns a token of it.
+    pub fn service_account(&self, namespace: &str, name: &str) -> String {
+        let accounts = format!("/api/v1/namespaces/{namespace}/serviceaccounts");
+        self.create(&accounts, json!({"metadata": {"name": name}}));
+        let request = json!({"spec": {"expirationSeconds": 86400, "audiences": ["https://kubernetes.default.svc"]}});
+        let answer = self.create(&format!("{accounts}/{name}/token"), request);
+        answer["status"]["token"].as_str().unwrap().to_owned()
+    }
+
+    /// Grants a service account (`NAMESPACE`, `NAME`) rights in one namespace, or everywhere when `within` is none:
+    /// `rules` as in a Role, such as `[{"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["list"]}]`.
+    pub fn grant(&self, (namespace, account): (&str, &str), within: Option<&str>, rules: &Value) {
+        let name = unique("grant");
+        let (base, kind) = match within {
+            Some(within) => (
+                format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{within}/"),
+                "Role",
+            ),
+            None => (
+                "/apis/rbac.authorization.k8s.io/v1/cluster".to_owned(),
+                "ClusterRole",
+            ),
+        };
+        self.create(
+            &format!("{base}roles"),
+            json!({"metadata": {"name": name}, "rules": rules}),
+        );
+        let binding = json!({"metadata": {"name": name},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name},
+            "subjects": [{"kind": "ServiceAccount", "namespace": namespace, "name": account}]});
+        self.create(&format!("{base}rolebindings"), binding);
+    }
+
+    /// Makes a service account in `namespace` that may do just this everywhere `within` says, as [`Kubernetes::grant`]
+    /// takes it, and returns a token of it once the API server's authoriser knows: then a GET of `proof` is allowed.
+    pub fn account_with(
+        &self,
+        namespace: &str,
+        within: Option<&str>,
+        rules: &Value,
+        proof: &str,
+    ) -> String {
+        let name = unique("account");
+        let token = self.service_account(namespace, &name);
+        self.grant((namespace, &name), within, rules);
+        eventually("the grant is known", Duration::from_secs(20), || {
+            self.status(proof, &token) == 200
+        });
+        token
+    }
+
+    /// The HTTP status that a GET of `path` has for the user of this token.
+    pub fn status(&self, path: &str, token: &str) -> u16 {
+        let request = self.client.get(format!("{}{path}", self.server()));
+        let request = request.bearer_auth(token).send();
+        block_on(async move { request.await.unwrap().status().as_u16() })
+    }
+
+    /// Has etcd forget everything but the present state, so that a list that is being read page by page expires.
+    pub fn compact(&self) {
+        let etcd = self.daemon.value("ETCD").to_owned();
+        let ask = move |path: &str, body: Value| {
+            let request = client(None).post(format!("{etcd}{path}"));
+            async move { request.body(body.to_string()).send().await?.text().await }
+        };
+        block_on(async move {
+            let range = ask("/v3/kv/range", json!({"key": "AA==", "count_only": true}));
+            let range: Value = serde_json::from_str(&range.await.unwrap()).unwrap();
+            let now = &range["header"]["revision"];
+            let done = ask(
+                "/v3/kv/compaction",
+                json!({"revision": now, "physical": true}),
+            );
+            let done = done.await.unwrap();
+            assert!(!done.contains("error"), "{done}");
+        });
+    }
+
+    /// Makes a Deployment of one image.
+    pub fn deployment(&self, namespace: &str, name: &str, replicas: u32, image: &str) {
+        let labels = json!({"app": name});
+        let spec = json!({"containers": [{"name": "main", "image": image}]});
+        let deployment = json!({"metadata": {"name": name, "labels": labels}, "spec": {"replicas": replicas,
+            "selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": spec}}});
+        self.create(
+            &format!("/apis/apps/v1/namespaces/{namespace}/deployments"),
+            deployment,
+        );
+    }
+
+    /// Creates an object: a POST to the path of its collection, without `apiVersion` and `kind`, which that tells.
+    #[track_caller]
+    pub fn create(&self, collection: &str, object: Value) -> Value {
+        self.request(&Method::POST, collection, Some(object))
+    }
+
+    /// Creates many objects in one collection.
+    pub fn create_all(&self, collection: &str, objects: Vec<Value>) {
+        let objects = objects.into_iter();
+        self.create_each(objects.map(|object| (collection.to_owned(), object)));
+    }
+
+    /// Creates many objects, each in its collection, many at a time.
+    pub fn create_each(&self, objects: impl IntoIterator<Item = (String, Value)>) {
+        use futures_util::StreamExt;
+        let posts = objects.into_iter().map(|(collection, object)| {
+            let request = self.client.post(format!("{}{collection}", self.server()));
+            let request = request.bearer_auth(self.token());
+            let request = request.header("content-type", "application/json");
+            request.body(object.to_string()).send()
+        });
+        let posts: Vec<_> = posts.collect();
+        block_on(async move {
+            let mut answers = futures_util::stream::iter(posts).buffer_unordered(64);
+            while let Some(answer) = answers.next().await {
+                let answer = answer.unwrap();
+                assert!(
+                    answer.status().is_success(),
+                    "{}: {}",
+                    answer.status(),
+                    answer.text().await.unwrap()
+                );
+            }
+        });
+    }
+
+    #[track_caller]
+    pub fn get(&self, path: &str) -> Value {
+        self.request(&Method::GET, path, None)
+    }
+
+    #[track_caller]
+    pub fn delete(&self, path: &str) -> Value {
+        self.request(&Method::DELETE, path, None)
+    }
+
+    /// A merge patch; that of an object's `/status` sets what a controller would.
+    #[track_caller]
+    pub fn patch(&self, path: &str, patch: Value) -> Value {
+        self.request(&Method::PATCH, path, Some(patch))
+    }
+
+    pub fn kill(&self) {
+        self.daemon.kill();
+    }
+
+    /// Starts it again on the same port, with what etcd had.
+    pub fn restart(&self) {
+        self.daemon.restart();
+    }
+
+    pub fn log(&self) -> String {
+        self.daemon.log("apiserver")
+    }
+
+    #[track_caller]
+    fn request(&self, method: &Method, path: &str, body: Option<Value>) -> Value {
+        let kind = if *method == Method::PATCH {
+            "application/merge-patch+json"
+        } else {
+            "application/json"
+        };
+        let mut request = self
+            .client
+            .request(method.clone(), format!("{}{path}", self.server()));
+        request = request
+            .bearer_auth(self.token())
+            .header("content-type", kind);
+        if let Some(body) = body {
+            request = request.body(body.to_string());
+        }
+        let (status, text) = block_on(async move {
+            let answer = request.send().await.expect("the API server answers");
+            (answer.status(), answer.text().await.unwrap())
+        });
+        assert!(status.is_success(), "{method} {path}: {status}: {text}");
+        serde_json::from_str(&text).unwrap()
+    }
+}

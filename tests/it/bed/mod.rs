@@ -1,0 +1,220 @@
+//! The test bed as tests see it: daemons, the program under test, and a proxy that makes faults.
+//!
+//! The daemons are started by the scripts in `testbed/`, below the directory that `testbed/run` made and clears
+//! away. A test takes the shared instance of a daemon ([`registry()`], [`containerd()`], ...) with image names of its own
+//! ([`unique()`]), and starts one for itself only to break it.
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "what the bed offers is not always all in use"
+)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+mod cluster;
+mod daemons;
+pub mod faulty;
+mod program;
+mod selftest;
+pub mod token;
+
+pub use cluster::Kubernetes;
+pub use daemons::{Containerd, Docker, Image, Pushed, Registry, Runtime};
+pub use program::{Harpoon, Output, Running, Terminal};
+
+/// What [`registry_with_password()`] asks for.
+pub const USER: &str = "fisher";
+/// What [`registry_with_password()`] asks for.
+pub const PASSWORD: &str = "sea:wife p@ss";
+
+/// The shared registry, over plain http, without a password.
+pub fn registry() -> &'static Registry {
+    static SHARED: OnceLock<Registry> = OnceLock::new();
+    SHARED.get_or_init(Registry::start)
+}
+
+/// The shared registry that asks for [`USER`] and [`PASSWORD`].
+pub fn registry_with_password() -> &'static Registry {
+    static SHARED: OnceLock<Registry> = OnceLock::new();
+    SHARED.get_or_init(|| Registry::with_password(USER, PASSWORD))
+}
+
+/// The shared containerd.
+pub fn containerd() -> &'static Containerd {
+    static SHARED: OnceLock<Containerd> = OnceLock::new();
+    SHARED.get_or_init(Containerd::start)
+}
+
+/// The shared Docker Engine.
+pub fn docker() -> &'static Docker {
+    static SHARED: OnceLock<Docker> = OnceLock::new();
+    SHARED.get_or_init(Docker::start)
+}
+
+/// The shared API server.
+pub fn kubernetes() -> &'static Kubernetes {
+    static SHARED: OnceLock<Kubernetes> = OnceLock::new();
+    SHARED.get_or_init(Kubernetes::start)
+}
+
+/// Whether the program under test is the one that was built for tests.
+pub fn is_test_build() -> bool {
+    cfg!(debug_assertions) && std::env::var_os("HARPOON_BIN").is_none()
+}
+
+/// A name that no other test has: `prefix-N`. Good for images, namespaces and objects.
+pub fn unique(prefix: &str) -> String {
+    static NEXT: AtomicUsize = AtomicUsize::new(1);
+    format!(
+        "{prefix}-{}-{}",
+        std::process::id(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    )
+}
+
+/// A new directory of the test's own, which goes when the value is dropped. Programs in a pod see it too.
+pub fn directory() -> tempfile::TempDir {
+    tempfile::Builder::new()
+        .prefix("d")
+        .tempdir_in(session())
+        .unwrap()
+}
+
+/// Waits until `done` says so, and panics with `what` when that takes longer than `limit`.
+#[track_caller]
+pub fn eventually(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + limit;
+    while !done() {
+        assert!(Instant::now() < end, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Runs a program of the bed to its end and returns its standard output; panics with its standard error when it fails.
+#[track_caller]
+pub fn run(command: &mut Command) -> String {
+    let output = command
+        .output()
+        .unwrap_or_else(|e| panic!("{command:?}: {e}: run testbed/install"));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "{command:?}: {}: {stderr}",
+        output.status
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs a future on the bed's own runtime and waits for it: from plain tests and from async ones.
+pub(crate) fn block_on<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> T {
+    static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
+    let runtime = RUNTIME.get_or_init(|| {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap()
+    });
+    let (send, receive) = mpsc::channel();
+    let task = runtime.spawn(future);
+    runtime.spawn(async move { send.send(task.await) });
+    match receive.recv().unwrap() {
+        Ok(value) => value,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// An HTTP client that takes no proxy from the environment and trusts `ca` (a PEM file) alone.
+pub(crate) fn client(ca: Option<&Path>) -> reqwest::Client {
+    // Whoever is first wins; it is the same provider.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let roots = ca
+        .iter()
+        .map(|path| reqwest::Certificate::from_pem(&std::fs::read(path).unwrap()).unwrap());
+    reqwest::Client::builder()
+        .no_proxy()
+        .http1_only()
+        .redirect(reqwest::redirect::Policy::none())
+        .tls_certs_only(roots)
+        .build()
+        .unwrap()
+}
+
+/// The directory that `testbed/run` made for this run.
+fn session() -> &'static Path {
+    static SESSION: OnceLock<PathBuf> = OnceLock::new();
+    SESSION.get_or_init(|| match std::env::var_os("HARPOON_TESTBED") {
+        Some(directory) => directory.into(),
+        None => panic!("no test bed: run `make test`, or `testbed/run cargo test ARGUMENTS`"),
+    })
+}
+
+/// A script of `testbed/`.
+fn script(name: &str) -> Command {
+    Command::new(
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("testbed")
+            .join(name),
+    )
+}
+
+/// A daemon that `testbed/start` started; dropped, it is stopped.
+#[derive(Debug)]
+struct Daemon {
+    directory: PathBuf,
+    values: BTreeMap<String, String>,
+}
+
+impl Daemon {
+    fn start<S: AsRef<str>>(kind: &str, options: &[S]) -> Self {
+        let directory = session().join(unique(kind));
+        let options = options.iter().map(AsRef::as_ref);
+        let values = run(script("start").arg(kind).arg(&directory).args(options));
+        Self {
+            directory,
+            values: parse(&values),
+        }
+    }
+
+    /// One of the values that the script printed.
+    fn value(&self, key: &str) -> &str {
+        &self.values[key]
+    }
+
+    /// Kills it with SIGKILL; what it stored stays.
+    fn kill(&self) {
+        run(script("kill").arg(&self.directory));
+    }
+
+    /// Starts it again where it was, after killing it if it runs.
+    fn restart(&self) {
+        run(script("restart").arg(&self.directory));
+    }
+
+    /// Its log so far.
+    fn log(&self, name: &str) -> String {
+        let log = std::fs::read(self.directory.join(name).with_extension("log")).unwrap();
+        String::from_utf8_lossy(&log).into_owned()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // A failure here must not turn a test's panic into an abort; `testbed/run` tries once more and reports it.
+        let _ = script("stop").arg(&self.directory).output();
+    }
+}
+
+/// Lines `KEY=VALUE`.
+fn parse(lines: &str) -> BTreeMap<String, String> {
+    let pairs = lines.lines().filter_map(|line| line.split_once('='));
+    pairs
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
+}

@@ -1,0 +1,194 @@
+//! The commands that pull nothing, and the program's manners: help, version, completions, pause, closed streams.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::bed::{self, Harpoon};
+
+#[test]
+fn the_version_names_the_commit() {
+    let output = Harpoon::new(["--version"]).run().expect(0);
+    let version = output.stdout.trim();
+    let commit = version
+        .strip_prefix(concat!("harpoon ", env!("CARGO_PKG_VERSION"), " ("))
+        .and_then(|v| v.strip_suffix(')'));
+    let commit = commit.unwrap_or_else(|| panic!("{version}"));
+    let is_hex = commit.len() >= 12 && commit.bytes().all(|b| b.is_ascii_hexdigit());
+    assert!(is_hex || commit == "unknown", "{version}");
+}
+
+#[test]
+fn usage_errors_exit_with_2() {
+    for arguments in [
+        vec!["frob"],
+        vec!["--frob"],
+        vec!["pull"],
+        vec!["plan", "x"],
+        vec!["completions", "cmd.exe"],
+    ] {
+        let output = Harpoon::new(arguments).run().expect(2);
+        assert!(output.stderr.starts_with("error: "), "{output}");
+        assert_eq!(output.stdout, "");
+    }
+}
+
+#[test]
+fn completions_name_the_commands() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = Harpoon::new(["completions", shell]).run().expect(0);
+        assert!(
+            output.stdout.contains("runtime-endpoint") && output.stdout.contains("plan"),
+            "{shell}"
+        );
+    }
+}
+
+#[test]
+fn pause_sleeps_until_it_is_told_and_opens_nothing() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let running = Harpoon::new(["pause"]).start();
+        let descriptors = format!("/proc/{}/fd", running.pid());
+        let handles_signals = || {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", running.pid()))
+                .unwrap_or_default();
+            let caught = status
+                .lines()
+                .find_map(|l| l.strip_prefix("SigCgt:\t"))
+                .map(str::to_owned);
+            // SIGINT is bit 1, SIGTERM bit 14, SIGCHLD bit 16.
+            caught
+                .and_then(|c| u64::from_str_radix(c.trim(), 16).ok())
+                .is_some_and(|c| c & 0x1_4002 == 0x1_4002)
+        };
+        bed::eventually(
+            "pause handles signals",
+            Duration::from_secs(10),
+            handles_signals,
+        );
+        // Its streams, and what the signals come through: no file, no socket of a daemon.
+        for descriptor in std::fs::read_dir(&descriptors).expect("fd") {
+            let target = std::fs::read_link(descriptor.expect("entry").path()).expect("link");
+            let target = target.to_string_lossy();
+            assert!(
+                ["pipe:", "socket:", "/dev/null"]
+                    .iter()
+                    .any(|k| target.starts_with(k)),
+                "{target}"
+            );
+        }
+        let threads = std::fs::read_dir(format!("/proc/{}/task", running.pid()))
+            .expect("task")
+            .count();
+        assert_eq!(threads, 1);
+        let told = Instant::now();
+        running.signal(signal);
+        running.wait().expect(0);
+        assert!(told.elapsed() < Duration::from_secs(2));
+    }
+}
+
+#[test]
+fn a_command_that_holds_credentials_leaves_no_core_dump() {
+    let directory = bed::directory();
+    // A runtime that never says a word, so that there is a process to look at.
+    let socket = directory.path().join("silent.sock");
+    let silent = std::os::unix::net::UnixListener::bind(&socket).expect("socket");
+    silent.set_nonblocking(true).expect("socket");
+    for arguments in [["run", "--images-file=images"], ["pull", "r.example/x"]] {
+        let running = Harpoon::new(arguments)
+            .env("RUNTIME_ENDPOINT", &socket)
+            .start();
+        let limits = format!("/proc/{}/limits", running.pid());
+        bed::eventually("there is no core dump", Duration::from_secs(4), || {
+            let limits = std::fs::read_to_string(&limits).unwrap_or_default();
+            let core = limits
+                .lines()
+                .find_map(|l| l.strip_prefix("Max core file size"));
+            core.is_some_and(|c| c.split_whitespace().eq(["0", "0", "bytes"]))
+        });
+        bed::eventually("the runtime is asked", Duration::from_secs(4), || {
+            silent.accept().is_ok()
+        });
+        running.signal(Signal::TERM);
+        running.wait().expect(143);
+    }
+}
+
+#[test]
+fn pause_reaps_orphans_as_process_1() {
+    // Process 1 of a namespace of its own gets a child whose parent ends at once.
+    let script = "(sleep 0.3 &) ; exec \"$@\"";
+    let running = Harpoon::new(["pause"])
+        .under([
+            "unshare",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "sh",
+            "-c",
+            script,
+            "sh",
+        ])
+        .start();
+    let zombies = || {
+        let output = bed::run(std::process::Command::new("ps").args(["-eo", "stat,comm"]));
+        output
+            .lines()
+            .filter(|l| l.starts_with('Z') && l.contains("sleep"))
+            .count()
+    };
+    let before = zombies();
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(zombies() <= before, "an orphan was not reaped");
+    assert!(!running.has_ended());
+}
+
+#[test]
+fn closed_streams_are_no_reason_to_panic() {
+    for redirect in [">&-", "2>&-", ">&- 2>&-", ">/dev/full", "2>/dev/full"] {
+        for command in ["plan", "--help", "completions"] {
+            let harpoon = Harpoon::new([command]).under([
+                "sh",
+                "-c",
+                &format!("exec \"$@\" {redirect}"),
+                "sh",
+            ]);
+            let harpoon = if command == "completions" {
+                harpoon.arg("bash")
+            } else {
+                harpoon
+            };
+            std::fs::write(harpoon.home().join("images"), "a\nb\n").expect("images file");
+            let file = harpoon.home().join("images");
+            let output = harpoon.env("IMAGES_FILE", file).run();
+            assert!(
+                output.code.is_some_and(|c| c < 3),
+                "{command} {redirect}: {output}"
+            );
+            assert!(!output.stderr.contains("panicked"), "{output}");
+        }
+    }
+}
+
+#[test]
+fn a_signal_ends_it_although_nobody_reads_the_full_pipe_that_it_writes_to() {
+    let place = tempfile::tempdir().unwrap();
+    let list = place.path().join("images");
+    let names: String = (0..5000).map(|n| format!("app/image-{n}\n")).collect();
+    std::fs::write(&list, names).unwrap();
+    // Opened for reading too, the pipe never breaks.
+    let full = "mkfifo pipe; exec \"$@\" 1<>pipe";
+    let running = Harpoon::new(["plan", "--limit=1"])
+        .env("IMAGES_FILE", &list)
+        .env("RUNTIME_ENDPOINT", "oci:bundle")
+        .under(["sh", "-c", full, "sh"])
+        .start();
+    running.wait_for("names 5000 images", Duration::from_secs(10));
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(!running.has_ended());
+    let told = Instant::now();
+    running.signal(Signal::TERM);
+    let output = running.wait().expect(143);
+    assert!(told.elapsed() < Duration::from_secs(2), "{output}");
+}

@@ -1,0 +1,598 @@
+//! Private registries, by the whole program: which credential is for which image, tried in which order, and told nowhere.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::bed::faulty::{Fault, Proxy};
+use crate::bed::{self, Harpoon, Output, PASSWORD, Registry, USER, token, unique};
+
+/// Base64 as `docker login` writes it.
+fn base64(text: &str) -> String {
+    use std::io::Write;
+    let mut child = Command::new("base64")
+        .arg("-w0")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("base64");
+    child
+        .stdin
+        .take()
+        .expect("stdin")
+        .write_all(text.as_bytes())
+        .expect("write");
+    String::from_utf8(child.wait_with_output().expect("output").stdout).expect("ASCII")
+}
+
+fn auth(user: &str, password: &str) -> String {
+    base64(&format!("{user}:{password}"))
+}
+
+/// A docker config file with these logins, as `registry: (user, password)`.
+fn docker_config(logins: &[(&str, &str, &str)]) -> String {
+    let auths: serde_json::Map<String, Value> = logins
+        .iter()
+        .map(|(registry, user, password)| {
+            (
+                (*registry).to_owned(),
+                json!({"auth": auth(user, password)}),
+            )
+        })
+        .collect();
+    json!({ "auths": auths }).to_string()
+}
+
+/// `harpoon pull` of these images, on each kind of runtime; `check` is told its report.
+fn on_each(images: &[&str], settings: &dyn Fn(Harpoon) -> Harpoon, check: &dyn Fn(Output)) {
+    let directory = bed::directory();
+    let layout = format!("oci:{}", directory.path().join("layout").display());
+    for endpoint in [
+        bed::containerd().endpoint(),
+        bed::docker().endpoint(),
+        &layout,
+    ] {
+        let pull = Harpoon::new(["pull", "--output=json", "--log-level=trace"])
+            .args(images.iter().copied());
+        check(settings(pull.env("RUNTIME_ENDPOINT", endpoint)).run());
+    }
+}
+
+/// `outcome reason credential attempts` of the image in a report.
+fn told(output: &Output, image: &str) -> String {
+    let json = output.json();
+    let images = json["images"].as_array().expect("images");
+    let entry = images
+        .iter()
+        .find(|i| i["image"] == image)
+        .unwrap_or_else(|| panic!("{output}"));
+    let text = |key: &str| entry[key].as_str().unwrap_or("-").to_owned();
+    format!(
+        "{} {} {} {}",
+        text("outcome"),
+        text("reason"),
+        text("credential"),
+        entry["attempts"]
+    )
+}
+
+/// No secret, in no spelling, is in anything that the program wrote.
+fn tells_no_secret(output: &Output, secrets: &[&str]) {
+    for secret in secrets {
+        for text in [&output.stdout, &output.stderr] {
+            assert!(!text.contains(secret), "{secret:?} is in {output}");
+        }
+    }
+}
+
+#[test]
+fn one_private_registry_from_the_environment() {
+    let registry = bed::registry_with_password();
+    let image = registry.push(&unique("private/one")).reference;
+    let right = auth(USER, PASSWORD);
+    on_each(
+        &[&image],
+        &|pull| {
+            pull.env("PRIVATE_REGISTRY", registry.address())
+                .env("PRIVATE_REGISTRY_AUTH", &right)
+        },
+        &|output| {
+            let output = output.expect(0);
+            assert_eq!(
+                told(&output, &image),
+                "pulled - PRIVATE_REGISTRY 1",
+                "{output}"
+            );
+            assert!(
+                output
+                    .stderr
+                    .contains("imagePullCredentialsVerificationPolicy"),
+                "{output}"
+            );
+            tells_no_secret(&output, &[PASSWORD, &right]);
+        },
+    );
+}
+
+#[test]
+fn a_wrong_password_and_none_are_unauthorized_and_not_tried_again() {
+    let registry = bed::registry_with_password();
+    let image = registry.push(&unique("private/wrong")).reference;
+    let wrong = auth(USER, "not-the-password");
+    on_each(
+        &[&image],
+        &|pull| {
+            pull.env("PRIVATE_REGISTRY", registry.address())
+                .env("PRIVATE_REGISTRY_AUTH", &wrong)
+        },
+        &|output| {
+            let output = output.expect(1);
+            assert_eq!(told(&output, &image), "failed unauthorized - 1", "{output}");
+            assert!(
+                output
+                    .stdout
+                    .contains("tried with the credentials of PRIVATE_REGISTRY"),
+                "{output}"
+            );
+            tells_no_secret(&output, &["not-the-password", &wrong]);
+        },
+    );
+    on_each(&[&image], &|pull| pull, &|output| {
+        assert_eq!(told(&output.expect(1), &image), "failed unauthorized - 1");
+    });
+}
+
+#[test]
+fn two_registries_have_a_credential_each_and_the_second_of_two_is_tried() {
+    let (one, two) = (
+        bed::registry_with_password(),
+        Registry::with_password("other", "0ther pass"),
+    );
+    let images = [
+        one.push(&unique("two/a")).reference,
+        two.push(&unique("two/b")).reference,
+    ];
+    let images = [images[0].as_str(), images[1].as_str()];
+    on_each(
+        &images,
+        &|pull| {
+            let wrong = docker_config(&[(one.address(), "stale", "stale-pass")]);
+            let right = docker_config(&[
+                (one.address(), USER, PASSWORD),
+                (two.address(), "other", "0ther pass"),
+            ]);
+            fs::write(pull.home().join("wrong.json"), wrong).expect("config");
+            fs::write(pull.home().join("right.json"), right).expect("config");
+            pull.env("REGISTRY_CONFIG", "wrong.json, right.json")
+        },
+        &|output| {
+            let output = output.expect(0);
+            for image in images {
+                assert_eq!(
+                    told(&output, image),
+                    "pulled - file right.json 1",
+                    "{output}"
+                );
+            }
+            tells_no_secret(
+                &output,
+                &["stale-pass", PASSWORD, "0ther pass", &auth(USER, PASSWORD)],
+            );
+        },
+    );
+}
+
+#[test]
+fn the_usual_docker_config_is_found_and_a_named_one_has_to_be_there() {
+    let registry = bed::registry_with_password();
+    let image = registry.push(&unique("usual/a")).reference;
+    let pull = Harpoon::new(["pull", "--output=json", &image])
+        .env("RUNTIME_ENDPOINT", bed::containerd().endpoint());
+    fs::create_dir(pull.home().join(".docker")).expect("directory");
+    let config = docker_config(&[(registry.address(), USER, PASSWORD)]);
+    fs::write(pull.home().join(".docker/config.json"), &config).expect("config");
+    let output = pull.run().expect(0);
+    assert!(
+        told(&output, &image).starts_with("pulled - file /"),
+        "{output}"
+    );
+
+    for (content, word) in [
+        (None, "does not exist"),
+        (Some("{\"auths\": 7}"), "broken.json"),
+    ] {
+        let pull = Harpoon::new(["pull", &image, "--registry-config=broken.json"]);
+        if let Some(content) = content {
+            fs::write(pull.home().join("broken.json"), content).expect("config");
+        }
+        let output = pull.run().expect(2);
+        assert!(
+            output
+                .stderr
+                .starts_with("error: invalid value \"broken.json\" for --registry-config"),
+            "{output}"
+        );
+        assert!(output.stderr.contains(word), "{output}");
+    }
+    let output = Harpoon::new(["pull", &image])
+        .env("PRIVATE_REGISTRY", registry.address())
+        .env("PRIVATE_REGISTRY_AUTH", "!secret-but-no-base64!")
+        .run()
+        .expect(2);
+    assert!(
+        output.stderr.contains("PRIVATE_REGISTRY_AUTH") && !output.stderr.contains("!secret"),
+        "{output}"
+    );
+}
+
+#[test]
+fn nobody_is_given_a_credential_that_is_not_theirs() {
+    // The name of the trusted registry is in the path of the other, which sees all that it is sent.
+    let other = bed::registry();
+    let name = format!("registry.company.com/{}", unique("trap"));
+    let pushed = other.push(&name);
+    let proxy = Proxy::start(other.url(), |_| Fault::Pass);
+    let image = proxy.reference(pushed.reference.split_once('/').expect("a path").1);
+    on_each(
+        &[&image],
+        &|pull| {
+            let config = docker_config(&[
+                ("registry.company.com", "u", "file-pass"),
+                ("company.com", "u", "file-pass"),
+            ]);
+            fs::write(pull.home().join("config.json"), config).expect("config");
+            pull.env("PRIVATE_REGISTRY", "registry.company.com")
+                .env("PRIVATE_REGISTRY_AUTH", auth("u", "private-pass"))
+                .env("REGISTRY_CONFIG", "config.json")
+        },
+        &|output| assert_eq!(told(&output.expect(0), &image), "pulled - - 1"),
+    );
+    assert!(proxy.count(|seen| seen.is_manifest()) >= 3);
+    assert_eq!(
+        proxy.count(|seen| seen.headers.contains_key("authorization")),
+        0
+    );
+}
+
+#[test]
+fn a_registry_with_a_token_service() {
+    let plain = bed::registry();
+    let name = unique("token/app");
+    let pushed = plain.push(&name);
+    let guarded = token::Registry::start(plain.url(), &[("robot", "r0bot pass")], &[]);
+    let image = guarded.reference(pushed.reference.split_once('/').expect("a path").1);
+    on_each(
+        &[&image],
+        &|pull| {
+            let config = docker_config(&[(&guarded.address(), "robot", "r0bot pass")]);
+            fs::write(pull.home().join("config.json"), config).expect("config");
+            pull.env("REGISTRY_CONFIG", "config.json")
+        },
+        &|output| {
+            let output = output.expect(0);
+            assert_eq!(
+                told(&output, &image),
+                "pulled - file config.json 1",
+                "{output}"
+            );
+            tells_no_secret(&output, &["r0bot pass", &auth("robot", "r0bot pass")]);
+        },
+    );
+}
+
+/// The plugin, compiled once.
+fn plugin() -> &'static Path {
+    static PLUGIN: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
+        let directory = bed::directory();
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/credentials/plugin.rs");
+        bed::run(
+            Command::new("rustc")
+                .args([
+                    "--edition=2024",
+                    "-O",
+                    "-C",
+                    "target-feature=+crt-static",
+                    "--crate-name=plugin",
+                ])
+                .arg(source)
+                .arg("-o")
+                .arg(directory.path().join("plugin")),
+        );
+        directory
+    });
+    PLUGIN.path()
+}
+
+/// `harpoon pull` of an image with the plugin doing this, for all registries on loopback.
+fn with_plugin(image: &str, registry: &str, mode: &str) -> Harpoon {
+    let pull = Harpoon::new(["pull", "--output=json", "--log-level=trace", image]);
+    let record = pull.home().join("record");
+    let config = json!({"kind": "CredentialProviderConfig", "apiVersion": "kubelet.config.k8s.io/v1", "providers": [{
+        "name": "plugin", "apiVersion": "credentialprovider.kubelet.k8s.io/v1", "matchImages": [registry.replace("127.0.0.1", "127.0.0.*")],
+        "defaultCacheDuration": "1m", "args": [mode],
+        "env": [{"name": "RECORD", "value": record}, {"name": "PLUGIN_REGISTRY", "value": registry},
+                {"name": "PLUGIN_GLOB", "value": registry.replace("127.0.0.1", "127.0.0.*")},
+                {"name": "PLUGIN_USER", "value": USER}, {"name": "PLUGIN_PASSWORD", "value": PASSWORD}]}]});
+    fs::write(pull.home().join("providers.yaml"), config.to_string()).expect("config");
+    pull.env("CREDENTIAL_PROVIDER_CONFIG", "providers.yaml")
+        .env("CREDENTIAL_PROVIDER_BIN_DIR", plugin())
+        .env("RUNTIME_ENDPOINT", bed::containerd().endpoint())
+}
+
+#[test]
+fn a_plugin_of_the_kubelet_gives_its_credential_and_no_more() {
+    let registry = bed::registry_with_password();
+    let image = registry.push(&unique("plugin/app")).reference;
+    let pull = with_plugin(&image, registry.address(), "answer")
+        .env("PRIVATE_REGISTRY", "registry.example")
+        .env("PRIVATE_REGISTRY_AUTH", auth("someone", "private-pass"));
+    let output = pull.run().expect(0);
+    assert_eq!(
+        told(&output, &image),
+        "pulled - credential provider plugin 1",
+        "{output}"
+    );
+    tells_no_secret(
+        &output,
+        &[
+            PASSWORD,
+            &auth(USER, PASSWORD),
+            &auth("someone", "private-pass"),
+        ],
+    );
+    let record = fs::read_to_string(pull.home().join("record")).expect("the plugin was asked");
+    assert!(
+        record.contains("\"kind\":\"CredentialProviderRequest\"")
+            && record.contains(registry.address()),
+        "{record}"
+    );
+    assert!(
+        !record.contains("PRIVATE_REGISTRY_AUTH")
+            && !record.contains(&auth("someone", "private-pass")),
+        "{record}"
+    );
+}
+
+#[test]
+fn a_plugin_that_fails_is_told_with_its_own_words() {
+    let registry = bed::registry_with_password();
+    let image = registry.push(&unique("plugin/fails")).reference;
+    for (mode, word) in [
+        ("fail", "the metadata service is away"),
+        ("garbage", "plugin"),
+    ] {
+        let output = with_plugin(&image, registry.address(), mode)
+            .run()
+            .expect(1);
+        assert_eq!(told(&output, &image), "failed unauthorized - 1", "{output}");
+        assert!(
+            output.stdout.contains("plugin") && output.stdout.contains(word),
+            "{output}"
+        );
+        assert!(!output.stdout.contains("<html>"), "{output}");
+    }
+    let began = Instant::now();
+    let pull =
+        with_plugin(&image, registry.address(), "hang").args(["--pull-timeout=2s", "--retries=0"]);
+    let output = pull.run().expect(1);
+    assert_eq!(told(&output, &image), "failed timeout - 1", "{output}");
+    assert!(
+        began.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        began.elapsed()
+    );
+    // What it ran does not outlive it.
+    let record = pull.home().join("record").to_string_lossy().into_owned();
+    let left = || {
+        let processes = fs::read_dir("/proc").expect("/proc").flatten();
+        let environments = processes.filter_map(|p| fs::read(p.path().join("environ")).ok());
+        environments
+            .filter(|e| String::from_utf8_lossy(e).contains(&format!("RECORD={record}")))
+            .count()
+    };
+    bed::eventually("the plugin is gone", Duration::from_secs(10), || {
+        left() == 0
+    });
+}
+
+#[test]
+fn a_credential_in_the_wrong_setting_is_refused_and_not_shown() {
+    let basic = auth("someone", "private-pass");
+    let content = docker_config(&[("r.example", "someone", "private-pass")]);
+    let with_user = "https://someone:private-pass@r.example";
+    for (variables, shown) in [
+        (
+            [
+                ("PRIVATE_REGISTRY", with_user),
+                ("PRIVATE_REGISTRY_AUTH", &*basic),
+            ],
+            "@r.example",
+        ),
+        (
+            [
+                ("PRIVATE_REGISTRY", with_user),
+                ("PRIVATE_REGISTRY_AUTH", ""),
+            ],
+            "@r.example",
+        ),
+        (
+            [
+                ("PRIVATE_REGISTRY", &*basic),
+                ("PRIVATE_REGISTRY_AUTH", "r.example"),
+            ],
+            "PRIVATE_REGISTRY",
+        ),
+        (
+            [
+                ("REGISTRY_CONFIG", &*content),
+                ("PRIVATE_REGISTRY_AUTH", ""),
+            ],
+            "REGISTRY_CONFIG",
+        ),
+    ] {
+        let output = Harpoon::new(["pull", "r.example/x"])
+            .envs(variables)
+            .run()
+            .expect(2);
+        assert!(
+            output.stderr.contains(shown) && output.stderr.contains("(not shown)"),
+            "{output}"
+        );
+        tells_no_secret(&output, &["private-pass", &basic]);
+    }
+}
+
+#[test]
+fn a_docker_credential_helper_is_asked() {
+    let registry = bed::registry_with_password();
+    let image = registry.push(&unique("helper/app")).reference;
+    let pull = Harpoon::new(["pull", "--output=json", &image])
+        .env("RUNTIME_ENDPOINT", bed::containerd().endpoint());
+    let bin = pull.home().join("bin");
+    fs::create_dir(&bin).expect("directory");
+    fs::copy(plugin().join("plugin"), bin.join("docker-credential-bed")).expect("copy");
+    let config = json!({"credHelpers": {registry.address(): "bed"}});
+    fs::write(pull.home().join("config.json"), config.to_string()).expect("config");
+    let output = pull
+        .env("REGISTRY_CONFIG", "config.json")
+        .env("PATH", format!("{}:/usr/bin:/bin", bin.display()))
+        .env("PLUGIN_USER", USER)
+        .env("PLUGIN_PASSWORD", PASSWORD)
+        .run()
+        .expect(0);
+    assert_eq!(
+        told(&output, &image),
+        "pulled - helper bed (config.json) 1",
+        "{output}"
+    );
+}
+
+/// A secret of type `kubernetes.io/dockerconfigjson`.
+fn create_secret(namespace: &str, name: &str, config: &str) {
+    let secret = json!({"metadata": {"name": name}, "type": "kubernetes.io/dockerconfigjson",
+        "data": {".dockerconfigjson": base64(config)}});
+    bed::kubernetes().create(&format!("/api/v1/namespaces/{namespace}/secrets"), secret);
+}
+
+fn create_deployment(namespace: &str, name: &str, image: &str, secret: &str) {
+    let labels = json!({"app": name});
+    let spec = json!({"containers": [{"name": "main", "image": image}], "imagePullSecrets": [{"name": secret}]});
+    let deployment = json!({"metadata": {"name": name}, "spec": {"replicas": 1, "selector": {"matchLabels": labels},
+        "template": {"metadata": {"labels": labels}, "spec": spec}}});
+    bed::kubernetes().create(
+        &format!("/apis/apps/v1/namespaces/{namespace}/deployments"),
+        deployment,
+    );
+}
+
+#[test]
+fn pull_secrets_are_read_with_the_documented_rights_and_used_for_their_own_images() {
+    let (cluster, registry) = (bed::kubernetes(), bed::registry_with_password());
+    let (shop, other) = (cluster.namespace(), cluster.namespace());
+    let mine = registry.push(&unique("secrets/mine")).reference;
+    let stranger = registry.push(&unique("secrets/stranger")).reference;
+    let config = docker_config(&[(registry.address(), USER, PASSWORD)]);
+    create_secret(&shop, "registry", &config);
+    create_deployment(&shop, "web", &mine, "registry");
+    // Of the same registry, but nothing in its namespace may pull it.
+    create_deployment(&other, "api", &stranger, "missing");
+
+    // What docs/private-registries.md grants, and no more.
+    let list = json!([{"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["list"]}]);
+    let secrets = json!([
+        {"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["registry"], "verbs": ["get"]},
+        {"apiGroups": [""], "resources": ["serviceaccounts"], "verbs": ["get"]}]);
+    let account = unique("harpoon");
+    let token = cluster.service_account(&shop, &account);
+    for namespace in [&shop, &other] {
+        cluster.grant((&shop, &account), Some(namespace), &list);
+    }
+    cluster.grant((&shop, &account), Some(&shop), &secrets);
+    bed::eventually("the grants are known", Duration::from_secs(20), || {
+        let allowed = |path: String| cluster.status(&path, &token) == 200;
+        allowed(format!("/api/v1/namespaces/{shop}/secrets/registry"))
+            && [&shop, &other]
+                .iter()
+                .all(|n| allowed(format!("/apis/apps/v1/namespaces/{n}/deployments")))
+    });
+    let run = |pull_secrets: &str| {
+        let run = Harpoon::new(["run", "--output=json", "--log-level=trace"])
+            .env("RUNTIME_ENDPOINT", bed::containerd().endpoint())
+            .env("NAMESPACES", format!("{shop},{other}"))
+            .env("PULL_SECRETS", pull_secrets);
+        let file = run.home().join("kubeconfig");
+        cluster.write_kubeconfig(&file, cluster.server(), &token, &shop);
+        run.env("KUBECONFIG", file).run()
+    };
+    let output = run("").expect(1);
+    assert_eq!(told(&output, &mine), "failed unauthorized - 1", "{output}");
+
+    let output = run("true").expect(0);
+    assert_eq!(
+        told(&output, &mine),
+        format!("pulled - Secret {shop}/registry 1"),
+        "{output}"
+    );
+    assert_eq!(
+        told(&output, &stranger),
+        "failed unauthorized - 1",
+        "{output}"
+    );
+    assert!(
+        output.stderr.contains(&format!("{other}/missing")),
+        "{output}"
+    );
+    tells_no_secret(
+        &output,
+        &[PASSWORD, &auth(USER, PASSWORD), &base64(&config), &token],
+    );
+}
+
+#[test]
+fn a_whole_run_tells_its_secrets_nowhere() {
+    let registry = bed::registry_with_password();
+    let images = [
+        registry.push(&unique("quiet/a")).reference,
+        registry.reference("quiet/missing:1"),
+    ];
+    let log = bed::directory();
+    let log = log.path().join("log");
+    fs::write(&log, "").expect("log");
+    let (right, wrong) = (auth(USER, PASSWORD), auth("x", "wrong-password"));
+    let pull = Harpoon::new(["pull", "--output=json", "--log-level=trace"])
+        .args(images.iter().map(String::as_str))
+        .pod()
+        .bind(
+            bed::containerd().socket(),
+            "/run/containerd/containerd.sock",
+        )
+        .bind(&log, "/dev/termination-log")
+        .env("RUST_LOG", "trace")
+        .env("PRIVATE_REGISTRY", registry.address())
+        .env("PRIVATE_REGISTRY_AUTH", &wrong);
+    let config = docker_config(&[(registry.address(), USER, PASSWORD)]);
+    fs::write(pull.home().join("config.json"), config).expect("config");
+    let output = pull.env("REGISTRY_CONFIG", "config.json").run().expect(1);
+    assert_eq!(
+        told(&output, &images[0]),
+        "pulled - file config.json 1",
+        "{output}"
+    );
+    assert_eq!(
+        told(&output, &images[1]),
+        "failed not_found - 1",
+        "{output}"
+    );
+    let message = fs::read_to_string(&log).expect("log");
+    assert!(message.contains("quiet/missing:1: not_found"), "{message}");
+    let secrets = [PASSWORD, "wrong-password", &right, &wrong];
+    tells_no_secret(&output, &secrets);
+    assert!(
+        secrets.iter().all(|secret| !message.contains(secret)),
+        "{message}"
+    );
+}

@@ -1,0 +1,108 @@
+//! What is the Docker Engine's own.
+
+use serde_json::{Value, json};
+
+use crate::bed::faulty::{Fault, Proxy};
+use crate::bed::{Harpoon, docker, registry, unique};
+use crate::pulling::{check, entry, pull};
+
+#[test]
+fn a_name_without_a_tag_pulls_one_tag_alone() {
+    let name = unique("tags");
+    for tag in ["latest", "1", "2"] {
+        registry().push(&format!("{name}:{tag}"));
+    }
+    let image = registry().reference(&name);
+    check(
+        &pull(docker(), &[&image]).run().expect(0),
+        &[(&image, "pulled 1")],
+    );
+    assert!(docker().has(&format!("{image}:latest")));
+    for tag in ["1", "2"] {
+        assert!(!docker().has(&format!("{image}:{tag}")));
+    }
+}
+
+#[test]
+fn a_reference_with_a_digest_is_pulled_and_found() {
+    let name = unique("pinned");
+    let pushed = registry().push(&format!("{name}:1"));
+    let by_digest = registry().reference(&format!("{name}@{}", pushed.digest));
+    let by_both = format!("{}@{}", pushed.reference, pushed.digest);
+    let report = check(
+        &pull(docker(), &[&by_both, &by_digest]).run().expect(0),
+        &[(&by_both, "pulled 1")],
+    );
+    assert_eq!(entry(&report, &by_both)["digest"], pushed.digest);
+    check(
+        &pull(docker(), &[&by_digest]).run().expect(0),
+        &[(&by_digest, "present 0")],
+    );
+    check(
+        &pull(docker(), &[&pushed.reference]).run().expect(0),
+        &[(&pushed.reference, "pulled 1")],
+    );
+}
+
+#[test]
+fn a_name_that_is_the_start_of_an_id_is_not_taken_for_it() {
+    let pushed = registry().push(&format!("{}:1", unique("hex")));
+    check(
+        &pull(docker(), &[&pushed.reference]).run().expect(0),
+        &[(&pushed.reference, "pulled 1")],
+    );
+    let inspect = docker().ask("GET", &format!("/images/{}/json", pushed.reference));
+    let inspect: Value = serde_json::from_str(&inspect).unwrap();
+    let id = inspect["Id"]
+        .as_str()
+        .unwrap()
+        .trim_start_matches("sha256:")[..12]
+        .to_owned();
+    assert!(
+        docker()
+            .ask("GET", &format!("/images/{id}/json"))
+            .contains(&pushed.reference)
+    );
+
+    // The Engine itself would say that it has an image of this name.
+    let harpoon = Harpoon::new([
+        "plan",
+        "--output=json",
+        "--runtime-endpoint",
+        docker().endpoint(),
+    ]);
+    std::fs::write(harpoon.home().join("images"), &id).unwrap();
+    let plan = harpoon.env("IMAGES_FILE", "images").run().expect(0).json();
+    assert_eq!(
+        (&plan["images"][0]["image"], &plan["images"][0]["action"]),
+        (&json!(id), &json!("pull"))
+    );
+}
+
+#[test]
+fn layers_that_images_share_come_once() {
+    let names = [unique("shared"), unique("shared")];
+    for name in &names {
+        registry()
+            .image(&format!("{name}:1"))
+            .seed(&names[0])
+            .layers(3)
+            .push();
+    }
+    let proxy = Proxy::start(registry().url(), |_| Fault::Pass);
+    let images = names
+        .each_ref()
+        .map(|name| proxy.reference(&format!("{name}:1")));
+    check(
+        &pull(docker(), &[&images[0], &images[1]]).run().expect(0),
+        &[(&images[0], "pulled 1"), (&images[1], "pulled 1")],
+    );
+    let layers = proxy
+        .seen()
+        .into_iter()
+        .filter(|seen| seen.is_blob() && seen.nth == 1);
+    let blobs: std::collections::BTreeSet<_> = layers
+        .filter_map(|seen| Some(seen.path.rsplit_once('/')?.1.to_owned()))
+        .collect();
+    assert_eq!(blobs.len(), 4, "three layers and one configuration");
+}

@@ -1,0 +1,195 @@
+//! The images file as a source: where it is looked for, what it may hold, and that it wins over the cluster.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use super::bed::faulty::{Fault, Proxy};
+use super::bed::{Harpoon, directory, kubernetes, run};
+
+fn plan() -> Harpoon {
+    Harpoon::new(["plan", "--output", "json"])
+}
+
+/// The images of a plan, in its order.
+fn images(plan: &Value) -> Vec<&str> {
+    let images = plan["images"].as_array().unwrap().iter();
+    images
+        .map(|image| image["image"].as_str().unwrap())
+        .collect()
+}
+
+/// Writes an images file into the program's home.
+fn file(harpoon: &Harpoon, bytes: impl AsRef<[u8]>) -> PathBuf {
+    let path = harpoon.home().join("list");
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
+#[test]
+fn it_is_found_where_a_config_map_is_mounted() {
+    // As a kubelet mounts it: a link to a file in a directory that is a link too.
+    let config = directory();
+    let version = config.path().join("..2026_11_23");
+    std::fs::create_dir(&version).unwrap();
+    std::fs::write(version.join("images"), "nginx:1.27\n").unwrap();
+    std::os::unix::fs::symlink("..2026_11_23", config.path().join("..data")).unwrap();
+    std::os::unix::fs::symlink("..data/images", config.path().join("images")).unwrap();
+    let output = plan().bind(config.path(), "/config").run().expect(0);
+    assert_eq!(
+        output.json()["images"],
+        json!([{"image": "nginx:1.27", "action": "pull", "reason": null, "message": null, "pods": null, "workloads": []}])
+    );
+}
+
+#[test]
+fn the_flag_beats_the_variable_which_beats_the_default() {
+    let config = directory();
+    std::fs::write(config.path().join("images"), "default:1\n").unwrap();
+    let files = directory();
+    for name in ["variable", "flag"] {
+        std::fs::write(files.path().join(name), format!("{name}:1\n")).unwrap();
+    }
+    let variable = plan()
+        .bind(config.path(), "/config")
+        .env("IMAGES_FILE", files.path().join("variable"));
+    assert_eq!(images(&variable.run().expect(0).json()), ["variable:1"]);
+    let flag = variable.arg("--images-file").arg(files.path().join("flag"));
+    assert_eq!(images(&flag.run().expect(0).json()), ["flag:1"]);
+}
+
+#[test]
+fn comments_blanks_and_foreign_line_ends_are_dropped_and_nothing_else() {
+    let plan = plan();
+    let text = "\u{feff}# what we need\r\n\r\nredis:7\r\n  \t nginx:1.27 \t\r\n   # indented\r\nquay.io/a/b:1 # why\r\n\
+        UPPER/case:1\nredis:7\ndocker.io/library/redis:7\nlast:1";
+    let list = file(&plan, text);
+    let output = plan.arg("--images-file").arg(list).run().expect(0);
+    let json = output.json();
+    // Nobody knows how many pods use them, so names order them; three spellings are one image.
+    assert_eq!(
+        images(&json),
+        [
+            "UPPER/case:1",
+            "last:1",
+            "nginx:1.27",
+            "redis:7",
+            "quay.io/a/b:1"
+        ]
+    );
+    let malformed = &json["images"][0];
+    assert_eq!(
+        (&malformed["action"], &malformed["reason"]),
+        (&json!("skip"), &json!("invalid_reference")),
+    );
+    assert_eq!(json["summary"], json!({"pull": 4, "present": 0, "skip": 1}));
+}
+
+#[test]
+fn it_wins_over_the_cluster_which_is_not_even_asked() {
+    let cluster = kubernetes();
+    let namespace = cluster.namespace();
+    cluster.deployment(&namespace, "web", 1, "cluster:1");
+    let proxy = Proxy::start_tls(cluster.server(), cluster.ca(), |_| Fault::Pass);
+    let plan = plan();
+    let kubeconfig = plan.home().join("kubeconfig");
+    cluster.write_kubeconfig(&kubeconfig, &proxy.url(), cluster.token(), &namespace);
+    let list = plan.home().join("list");
+    let plan = plan
+        .env("KUBECONFIG", kubeconfig)
+        .env("IMAGES_FILE", &list)
+        .args(["--namespaces", &namespace]);
+
+    std::fs::write(&list, "listed:1\n").unwrap();
+    assert_eq!(images(&plan.run().expect(0).json()), ["listed:1"]);
+    // Even an empty one is an explicit choice.
+    std::fs::write(&list, "").unwrap();
+    assert_eq!(images(&plan.run().expect(0).json()), [] as [&str; 0]);
+    assert_eq!(proxy.count(|_| true), 0);
+
+    std::fs::remove_file(&list).unwrap();
+    assert_eq!(images(&plan.run().expect(0).json()), ["cluster:1"]);
+    assert_eq!(proxy.count(|_| true), 1);
+}
+
+#[test]
+fn without_a_file_and_without_a_cluster_both_are_named() {
+    for command in ["plan", "run"] {
+        let harpoon = Harpoon::new([command]).pod();
+        let store = harpoon.home().join("store");
+        let harpoon = harpoon
+            .arg("--runtime-endpoint")
+            .arg(format!("oci:{}", store.display()));
+        let output = harpoon.run().expect(1);
+        assert_eq!(output.stdout, "");
+        let error = last_line(&output.stderr);
+        let kubeconfig = output.home().join(".kube/config");
+        for part in [
+            "error: ",
+            "/config/images",
+            "KUBERNETES_SERVICE_HOST",
+            "KUBECONFIG",
+            kubeconfig.to_str().unwrap(),
+        ] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+    }
+}
+
+#[test]
+fn what_is_there_but_no_list_is_an_error_that_names_it() {
+    let refused = |path: &Path, why: &str| {
+        let output = plan().arg("--images-file").arg(path).run().expect(1);
+        assert_eq!(output.stdout, "");
+        let error = last_line(&output.stderr);
+        assert!(error.starts_with("error: "), "{error}");
+        assert!(error.contains(path.to_str().unwrap()), "{error}");
+        assert!(error.contains(why), "{error}");
+    };
+    let home = directory();
+    let path = |name: &str| home.path().join(name);
+    refused(home.path(), "not a regular file");
+
+    run(Command::new("mkfifo").arg(path("pipe")));
+    refused(&path("pipe"), "not a regular file");
+
+    std::fs::write(path("nul"), b"nginx:1\nbu\0sy\n").unwrap();
+    refused(&path("nul"), "line 2");
+    // The program itself stands for any binary.
+    refused(Path::new(env!("CARGO_BIN_EXE_harpoon")), "not text");
+    std::fs::write(path("latin"), b"# caf\xe9\n").unwrap();
+    refused(&path("latin"), "not UTF-8");
+
+    std::fs::write(path("file"), "nginx:1\n").unwrap();
+    refused(&path("file/images"), "Not a directory");
+    std::os::unix::fs::symlink("loop", path("loop")).unwrap();
+    refused(&path("loop"), "symbolic link");
+}
+
+#[test]
+fn an_empty_file_is_done_with_a_warning() {
+    for text in ["", "\n\n", "# nothing yet\n"] {
+        for command in ["plan", "run"] {
+            let harpoon = Harpoon::new([command, "--output", "json"]);
+            let list = file(&harpoon, text);
+            let store = harpoon.home().join("store");
+            let output = harpoon
+                .env("IMAGES_FILE", &list)
+                .env("RUNTIME_ENDPOINT", format!("oci:{}", store.display()))
+                .run()
+                .expect(0);
+            assert_eq!(output.json()["images"], json!([]));
+            let warning = output
+                .stderr
+                .lines()
+                .find(|line| line.contains("WARN"))
+                .unwrap_or_else(|| panic!("no warning: {output}"));
+            assert!(warning.contains(list.to_str().unwrap()), "{warning}");
+        }
+    }
+}
+
+fn last_line(text: &str) -> &str {
+    text.lines().last().unwrap_or_default()
+}

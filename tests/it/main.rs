@@ -1,0 +1,26 @@
+//! Drives the real program against real daemons; one binary, so that its tests share them.
+//!
+//! Run by `make test`, or by `testbed/run cargo test`. A missing part of the test bed fails a test, never skips it.
+#![allow(
+    clippy::unwrap_used,
+    missing_docs,
+    unreachable_pub,
+    reason = "tests say what failed by panicking"
+)]
+
+mod bed;
+mod commands;
+mod credentials;
+mod cri;
+mod docker;
+mod find;
+mod images_file;
+mod kubernetes;
+mod layers;
+mod oci;
+mod output;
+mod private;
+mod pulling;
+mod relevance;
+mod scale;
+mod settings;

@@ -1,0 +1,279 @@
+//! What a run tells: JSON, the table, the termination message, colours.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::bed::{self, Harpoon, Terminal};
+
+/// The keys of an object, in order.
+fn keys(value: &Value) -> Vec<&str> {
+    value
+        .as_object()
+        .expect("an object")
+        .keys()
+        .map(String::as_str)
+        .collect()
+}
+
+fn sorted<const N: usize>(mut names: [&'static str; N]) -> Vec<&'static str> {
+    names.sort_unstable();
+    names.to_vec()
+}
+
+const IMAGE_KEYS: [&str; 11] = [
+    "image",
+    "outcome",
+    "reason",
+    "message",
+    "pods",
+    "workloads",
+    "attempts",
+    "seconds",
+    "bytes",
+    "digest",
+    "credential",
+];
+
+#[test]
+fn pull_and_run_print_the_json_of_the_design() {
+    let pushed = bed::registry().push(&bed::unique("json/app"));
+    let pull = Harpoon::new(["pull", "--output=json", &pushed.reference, "Bad/Name"])
+        .env("RUNTIME_ENDPOINT", bed::containerd().endpoint())
+        .env("NODE_NAME", "node-1");
+    let output = pull.run().expect(1);
+    let json = output.json();
+    assert_eq!(output.stdout.lines().count(), 1, "{output}");
+    assert_eq!(
+        keys(&json),
+        sorted(["runtime", "node", "images", "summary"])
+    );
+    assert_eq!(
+        keys(&json["runtime"]),
+        sorted(["name", "version", "endpoint"])
+    );
+    assert_eq!(json["runtime"]["name"], "containerd");
+    assert_eq!(json["runtime"]["endpoint"], bed::containerd().endpoint());
+    assert_eq!(json["node"], "node-1");
+    let [good, bad] = &json["images"].as_array().expect("images")[..] else {
+        panic!("{output}");
+    };
+    assert_eq!(keys(good), sorted(IMAGE_KEYS));
+    assert_eq!(keys(bad), sorted(IMAGE_KEYS));
+    for (key, value) in [
+        ("image", json!(pushed.reference)),
+        ("outcome", json!("pulled")),
+        ("reason", Value::Null),
+        ("message", Value::Null),
+        ("pods", Value::Null),
+        ("workloads", json!([])),
+        ("attempts", json!(1)),
+        ("bytes", good["bytes"].clone()),
+        ("digest", json!(pushed.digest)),
+        ("credential", Value::Null),
+    ] {
+        assert_eq!(good[key], value, "{key}: {output}");
+    }
+    assert!(
+        good["seconds"].is_f64() && good["bytes"].as_u64().is_some_and(|b| b > 0),
+        "{output}"
+    );
+    assert_eq!(bad["outcome"], "failed");
+    assert_eq!(bad["reason"], "invalid_reference");
+    assert!(
+        bad["message"]
+            .as_str()
+            .is_some_and(|m| m.contains("lower case")),
+        "{output}"
+    );
+    assert_eq!(
+        (&bad["attempts"], &bad["seconds"], &bad["digest"]),
+        (&json!(0), &Value::Null, &Value::Null)
+    );
+    assert_eq!(
+        keys(&json["summary"]),
+        sorted(["pulled", "present", "failed", "skipped", "seconds"])
+    );
+    assert_eq!(json["summary"]["pulled"], 1);
+    assert_eq!(json["summary"]["failed"], 1);
+
+    let run = Harpoon::new(["run", "--output=json"])
+        .env("RUNTIME_ENDPOINT", bed::containerd().endpoint());
+    fs::write(
+        run.home().join("list"),
+        format!("{}\nquay.io/x\n", pushed.reference),
+    )
+    .expect("list");
+    let file = run.home().join("list");
+    let output = run
+        .env("IMAGES_FILE", file)
+        .env("IGNORE", "quay.io")
+        .run()
+        .expect(0);
+    let json = output.json();
+    assert_eq!(json["images"][0]["outcome"], "present", "{output}");
+    assert_eq!(json["images"][0]["digest"], pushed.digest.as_str());
+    assert_eq!(json["images"][1]["outcome"], "skipped");
+    assert_eq!(json["images"][1]["reason"], "ignored");
+    assert_eq!(json["node"], Value::Null);
+    assert_eq!(json["summary"]["skipped"], 1);
+}
+
+#[test]
+fn plan_prints_the_json_of_the_design_with_and_without_a_runtime() {
+    let pushed = bed::registry().push(&bed::unique("planned/app"));
+    let containerd = bed::containerd();
+    Harpoon::new(["pull", &pushed.reference])
+        .env("RUNTIME_ENDPOINT", containerd.endpoint())
+        .run()
+        .expect(0);
+    // In a pod no socket is at a well-known place.
+    let plan = Harpoon::new(["plan", "--output=json"]).pod();
+    fs::write(
+        plan.home().join("list"),
+        format!("{}\nquay.io/x\nquay.io/x:latest\n", pushed.reference),
+    )
+    .expect("list");
+    let file = plan.home().join("list");
+    let plan = plan.env("IMAGES_FILE", file);
+    let actions = |json: &Value| {
+        let images = json["images"].as_array().expect("images").clone();
+        images
+            .iter()
+            .map(|i| i["action"].as_str().expect("action").to_owned())
+            .collect::<Vec<_>>()
+    };
+    let output = plan.run().expect(0);
+    let json = output.json();
+    assert_eq!(
+        keys(&json),
+        sorted(["runtime", "node", "images", "summary"])
+    );
+    assert_eq!(json["runtime"], Value::Null);
+    assert_eq!(actions(&json), ["pull", "pull"], "{output}");
+    let image_keys = sorted(["image", "action", "reason", "message", "pods", "workloads"]);
+    assert_eq!(keys(&json["images"][0]), image_keys);
+    assert_eq!(json["summary"], json!({"pull": 2, "present": 0, "skip": 0}));
+
+    let socket = "/run/containerd/containerd.sock";
+    let output = plan.bind(containerd.socket(), socket).run().expect(0);
+    let json = output.json();
+    assert_eq!(
+        json["runtime"]["endpoint"],
+        format!("unix://{socket}"),
+        "{output}"
+    );
+    assert_eq!(actions(&json), ["present", "pull"], "{output}");
+    assert_eq!(json["summary"], json!({"pull": 1, "present": 1, "skip": 0}));
+}
+
+#[test]
+fn a_container_gets_its_termination_message() {
+    let pushed = bed::registry().push(&bed::unique("term/app"));
+    let missing = bed::registry().reference(&bed::unique("term/missing"));
+    // The file is the kubelet's: harpoon finds it, and the test reads it.
+    let log = bed::directory();
+    let log = log.path().join("log");
+    fs::write(&log, "x".repeat(9000)).expect("log");
+    let in_pod = |arguments: &[&str]| {
+        Harpoon::new(arguments.iter().copied())
+            .pod()
+            .bind(
+                bed::containerd().socket(),
+                "/run/containerd/containerd.sock",
+            )
+            .bind(&log, "/dev/termination-log")
+    };
+    in_pod(&["pull", &pushed.reference, &missing])
+        .run()
+        .expect(1);
+    let message = fs::read_to_string(&log).expect("log");
+    assert!(message.starts_with("harpoon: pulled 1 ("), "{message}");
+    assert!(
+        message.contains(&format!("\n{missing}: not_found: ")),
+        "{message}"
+    );
+
+    // Hundreds of failures are cut to what the kubelet reads.
+    let many: Vec<String> = (0..300).map(|n| format!("Bad/Image-{n}")).collect();
+    let arguments: Vec<&str> = ["pull"]
+        .into_iter()
+        .chain(many.iter().map(String::as_str))
+        .collect();
+    in_pod(&arguments).run().expect(1);
+    let message = fs::read_to_string(&log).expect("log");
+    assert!(
+        message.len() <= 4096 && message.ends_with(" more failed"),
+        "{message}"
+    );
+    assert!(
+        message.starts_with("harpoon: pulled 0, present 0, failed 300"),
+        "{message}"
+    );
+
+    // A run that does not come as far says why.
+    in_pod(&["run", "--images-file=/etc"]).run().expect(1);
+    let message = fs::read_to_string(&log).expect("log");
+    assert!(
+        message.starts_with("error: ") && message.contains("/etc"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_machine_without_a_kubelet_gets_no_termination_log() {
+    let existed = fs::exists("/dev/termination-log").expect("stat");
+    Harpoon::new(["pull", "Bad/Name"])
+        .env("RUNTIME_ENDPOINT", bed::containerd().endpoint())
+        .run()
+        .expect(1);
+    assert_eq!(fs::exists("/dev/termination-log").expect("stat"), existed);
+}
+
+#[test]
+fn the_text_report_is_a_table_with_a_closing_line() {
+    let pushed = bed::registry().push(&bed::unique("text/app"));
+    let pull = Harpoon::new(["pull", &pushed.reference, "evil\u{1b}[31m\nname"])
+        .env("RUNTIME_ENDPOINT", bed::containerd().endpoint());
+    let output = pull.run().expect(1);
+    let lines: Vec<_> = output.stdout.lines().collect();
+    assert_eq!(lines.len(), 4, "{output}");
+    assert!(
+        lines[0].starts_with("IMAGE ") && lines[0].ends_with("WHY"),
+        "{output}"
+    );
+    let row: Vec<_> = lines[1].split_whitespace().collect();
+    assert_eq!(
+        row[..3],
+        [pushed.reference.as_str(), "pulled", "-"],
+        "{output}"
+    );
+    // What commands a terminal in a name is shown, not done.
+    assert!(
+        lines[2].contains("evil\\u{1b}[31m\\nname") && lines[2].contains("invalid_reference"),
+        "{output}"
+    );
+    assert!(
+        lines[3].starts_with("harpoon: pulled 1 (") && lines[3].contains("failed 1, skipped 0 in "),
+        "{output}"
+    );
+    assert!(
+        !output.stdout.contains('\u{1b}') && !output.stderr.contains('\u{1b}'),
+        "{output}"
+    );
+}
+
+#[test]
+fn colours_are_for_terminals_whose_user_wants_them() {
+    let plan = |variables: &[(&str, &str)]| {
+        let plan = Harpoon::new(["plan"])
+            .terminal(Terminal::Stderr)
+            .envs(variables.iter().copied());
+        fs::write(plan.home().join("list"), "a\n").expect("list");
+        let file = plan.home().join("list");
+        plan.env("IMAGES_FILE", file).run().expect(0).stderr
+    };
+    assert!(plan(&[]).contains("\u{1b}["));
+    assert!(!plan(&[("NO_COLOR", "1")]).contains("\u{1b}["));
+    assert!(!plan(&[("TERM", "dumb")]).contains("\u{1b}["));
+}

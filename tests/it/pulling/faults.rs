@@ -1,0 +1,246 @@
+//! What goes wrong on the way: registries that refuse, stall and break off, runtimes that die, stores that are full.
+
+use super::*;
+use crate::bed::faulty::first;
+
+with_both! {
+    a_registry_that_stays_bad_has_its_reason,
+    what_mends_itself_is_tried_again,
+    a_body_that_is_cut_off_is_fetched_again,
+    a_runtime_that_dies_in_mid_pull_may_come_back,
+    a_full_store_ends_the_run,
+    an_image_of_another_platform_is_named_as_such,
+}
+
+/// An image behind a proxy whose manifests are at fault for as long as the switch is on.
+struct Faulty {
+    _proxy: Proxy,
+    image: String,
+    on: Arc<AtomicBool>,
+}
+
+impl Faulty {
+    fn start(fault: Fault) -> Self {
+        let name = format!("{}:1", unique("faulty"));
+        registry().push(&name);
+        let on = Arc::new(AtomicBool::new(true));
+        let is_on = Arc::clone(&on);
+        let proxy = Proxy::start(registry().url(), move |seen| {
+            if seen.is_manifest() && is_on.load(Ordering::Relaxed) {
+                fault.clone()
+            } else {
+                Fault::Pass
+            }
+        });
+        let image = proxy.reference(&name);
+        Self {
+            _proxy: proxy,
+            image,
+            on,
+        }
+    }
+}
+
+/// As a registry answers who may not see a repository.
+fn denied() -> Fault {
+    let body =
+        r#"{"errors":[{"code":"DENIED","message":"requested access to the resource is denied"}]}"#;
+    let headers = vec![("content-type", "application/json".into())];
+    Fault::Answer {
+        status: 403,
+        headers,
+        body: body.into(),
+    }
+}
+
+fn a_registry_that_stays_bad_has_its_reason<R: Runtime>() {
+    let cases = [
+        (Fault::status(503), "0", "failed unavailable 1", "503"),
+        (Fault::status(503), "1", "failed unavailable 2", "503"),
+        (Fault::status(500), "0", "failed unavailable 1", "500"),
+        (denied(), "2", "failed unauthorized 1", ""),
+        (Fault::too_many(1), "0", "failed rate_limited 1", "oo"),
+        (Fault::Close, "0", "failed unavailable 1", "EOF"),
+        (
+            Fault::Stall,
+            "0",
+            "failed timeout 1",
+            "not done within 2s (--pull-timeout)",
+        ),
+    ];
+    std::thread::scope(|scope| {
+        for (fault, retries, expected, words) in cases {
+            scope.spawn(move || {
+                let faulty = Faulty::start(fault.clone());
+                let harpoon = pull(R::shared(), &[&faulty.image]).env("RETRIES", retries);
+                // Only what stalls is cut off; a slow machine's patience is not tested here.
+                let limit = if matches!(fault, Fault::Stall) {
+                    "2s"
+                } else {
+                    "5m"
+                };
+                let output = harpoon.env("PULL_TIMEOUT", limit).run().expect(1);
+                let report = check(&output, &[(&faulty.image, expected)]);
+                let message = entry(&report, &faulty.image)["message"].as_str().unwrap();
+                assert!(message.contains(words), "{fault:?}: {message}");
+            });
+        }
+    });
+}
+
+fn what_mends_itself_is_tried_again<R: Runtime>() {
+    let cases = [
+        (Fault::too_many(1), "rate_limited"),
+        (Fault::status(500), "unavailable"),
+        (Fault::status(503), "unavailable"),
+        (Fault::Stall, "timeout"),
+    ];
+    std::thread::scope(|scope| {
+        for (fault, reason) in cases {
+            scope.spawn(move || {
+                let faulty = Faulty::start(fault.clone());
+                let limit = if matches!(fault, Fault::Stall) {
+                    "2s"
+                } else {
+                    "5m"
+                };
+                let running = pull(R::shared(), &[&faulty.image])
+                    .env("PULL_TIMEOUT", limit)
+                    .start();
+                running.wait_for("next attempt in", PATIENCE);
+                faulty.on.store(false, Ordering::Relaxed);
+                let output = running.wait().expect(0);
+                assert!(
+                    output.stderr.contains(&format!("reason=\"{reason}\"")),
+                    "{output}"
+                );
+                check(&output, &[(&faulty.image, "pulled 2")]);
+                assert!(R::shared().has(&faulty.image));
+            });
+        }
+    });
+}
+
+/// Both runtimes go on with a blob by themselves; where one does not, harpoon does.
+fn a_body_that_is_cut_off_is_fetched_again<R: Runtime>() {
+    let name = format!("{}:1", unique("torn"));
+    let pushed = registry().image(&name).size(300_000).push();
+    // The configuration is shorter than this, so it is the layer that is cut.
+    let cut = first(2, Fault::CutAfter(100_000), |seen| seen.is_blob());
+    let proxy = Proxy::start(registry().url(), cut);
+    let image = proxy.reference(&name);
+    let output = pull(R::shared(), &[&image]).run().expect(0);
+    let report = output.json();
+    assert_eq!(entry(&report, &image)["outcome"], "pulled", "{output}");
+    assert_eq!(entry(&report, &image)["digest"], pushed.digest);
+    assert!(proxy.count(|seen| seen.is_blob()) > 2, "{:?}", proxy.seen());
+}
+
+fn a_runtime_that_dies_in_mid_pull_may_come_back<R: Runtime>() {
+    let runtime = R::start();
+    let push = |prefix: &str| {
+        let name = format!("{}:1", unique(prefix));
+        registry().image(&name).size(100_000).push();
+        name
+    };
+    let (name, other) = (push("survivor"), push("survivor"));
+    let stall = first(1, Fault::StallAfter(10), |seen| seen.is_blob());
+    let proxy = Proxy::start(registry().url(), stall);
+    let image = proxy.reference(&name);
+    // Patience enough for a slow machine to start a daemon.
+    let running = pull(&runtime, &[&image]).env("RETRIES", "30").start();
+    eventually("a blob is asked for", PATIENCE, || {
+        proxy.count(|seen| seen.is_blob()) > 0
+    });
+    runtime.kill();
+    running.wait_for("next attempt in", PATIENCE);
+    runtime.restart();
+    let output = running.wait().expect(0);
+    let report = output.json();
+    let told = entry(&report, &image);
+    assert_eq!(told["outcome"], "pulled", "{output}");
+    assert!(told["attempts"].as_u64().unwrap() >= 2, "{output}");
+    assert!(output.stderr.contains("reason=\"unavailable\""), "{output}");
+    assert!(runtime.has(&image));
+
+    // One that stays away is named as what failed, and by its own path.
+    let proxy = Proxy::start(registry().url(), |seen| {
+        if seen.is_blob() {
+            Fault::Stall
+        } else {
+            Fault::Pass
+        }
+    });
+    let image = proxy.reference(&other);
+    let running = pull(&runtime, &[&image]).env("RETRIES", "1").start();
+    eventually("a blob is asked for", PATIENCE, || {
+        proxy.count(|seen| seen.is_blob()) > 0
+    });
+    runtime.kill();
+    let output = running.wait().expect(1);
+    let report = check(&output, &[(&image, "failed unavailable 2")]);
+    let message = entry(&report, &image)["message"].as_str().unwrap();
+    let named = ["container runtime", "Docker Engine"]
+        .iter()
+        .any(|name| message.contains(name));
+    assert!(named, "{message}");
+}
+
+fn a_full_store_ends_the_run<R: Runtime>() {
+    let runtime = R::with_space(12 << 20);
+    let push = |prefix: &str, bytes| {
+        registry()
+            .image(&format!("{}:1", unique(prefix)))
+            .size(bytes)
+            .push()
+            .reference
+    };
+    // They are pulled in the order of their names.
+    let (small, large, next) = (push("a", 10_000), push("b", 14 << 20), push("c", 10_000));
+    let images = [small.as_str(), &large, &next];
+    let output = pull(&runtime, &images)
+        .env("CONCURRENCY", "1")
+        .run()
+        .expect(1);
+    let expected = [
+        (small.as_str(), "pulled 1"),
+        (&large, "failed no_space 1"),
+        (&next, "failed no_space 0"),
+    ];
+    let report = check(&output, &expected);
+    let message = |image: &str| {
+        entry(&report, image)["message"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    assert!(
+        message(&large).contains("no space left on device"),
+        "{output}"
+    );
+    assert!(message(&next).contains(&large), "{output}");
+    assert!(runtime.has(&small) && !runtime.has(&large) && !runtime.has(&next));
+    // A run that wants what is there finds it there.
+    check(
+        &run(&runtime, &[&small]).run().expect(0),
+        &[(&small, "present 0")],
+    );
+}
+
+fn an_image_of_another_platform_is_named_as_such<R: Runtime>() {
+    let push = |prefix: &str, platforms: &[&str]| {
+        let image = registry().image(&format!("{}:1", unique(prefix)));
+        image.platforms(platforms).push()
+    };
+    let foreign = push("foreign", &["linux/s390x", "windows/amd64"]);
+    let common = push("common", &["linux/s390x", "linux/amd64", "linux/arm64"]);
+    let images = [foreign.reference.as_str(), &common.reference];
+    let output = pull(R::shared(), &images).run().expect(1);
+    let expected = [
+        (foreign.reference.as_str(), "failed platform_mismatch 1"),
+        (&common.reference, "pulled 1"),
+    ];
+    let report = check(&output, &expected);
+    // The index's digest, not that of the platform's manifest.
+    assert_eq!(entry(&report, &common.reference)["digest"], common.digest);
+}

@@ -1,0 +1,210 @@
+//! A large cluster: 5,000 Deployments of 20 KB each and 10,000 pods on a real API server, read by a small program.
+#![expect(
+    clippy::print_stderr,
+    reason = "the figures measured, for who asks with --nocapture"
+)]
+
+use std::sync::OnceLock;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use super::bed::faulty::{Fault, Proxy};
+use super::bed::{Harpoon, Kubernetes, Output};
+
+const NAMESPACES: usize = 10;
+const DEPLOYMENTS: usize = 5_000;
+/// Of the Deployments, one each.
+const OWNED_PODS: usize = 5_000;
+/// Of something that is not scanned.
+const OTHER_PODS: usize = 5_000;
+/// How long a Deployment is as JSON, at least.
+const DEPLOYMENT_BYTES: usize = 20_000;
+/// The most memory that the program may have resident at any time, its own code and what it shares included.
+const MEMORY: u64 = 20 << 20;
+/// The size of the release program: no more of its code than that can be resident.
+const RELEASE_CODE: u64 = 9 << 20;
+
+/// The cluster, filled once. An API server of its own, for the others not to carry this load.
+fn large() -> &'static Kubernetes {
+    static SHARED: OnceLock<Kubernetes> = OnceLock::new();
+    SHARED.get_or_init(|| {
+        let cluster = Kubernetes::start();
+        let began = Instant::now();
+        for n in 0..NAMESPACES {
+            cluster.create(
+                "/api/v1/namespaces",
+                json!({"metadata": {"name": namespace(n)}}),
+            );
+        }
+        let place = |base: &str, n: usize, plural: &str| {
+            format!("{base}/namespaces/{}/{plural}", namespace(n))
+        };
+        cluster.create_each(
+            (0..DEPLOYMENTS).map(|n| (place("/apis/apps/v1", n, "deployments"), deployment(n))),
+        );
+        cluster.create_each(
+            (0..OWNED_PODS + OTHER_PODS).map(|n| (place("/api/v1", n, "pods"), pod(n))),
+        );
+        eprintln!("filled the large cluster in {:.1?}", began.elapsed());
+        cluster
+    })
+}
+
+fn namespace(n: usize) -> String {
+    format!("team-{}", n % NAMESPACES)
+}
+
+/// Each Deployment has an image of its own, as is usual where each team builds its own.
+fn image(n: usize) -> String {
+    format!(
+        "registry.example:5000/team-{}/service-{n:05}:1.{}.{n}",
+        n % NAMESPACES,
+        n % 7
+    )
+}
+
+fn replicas(n: usize) -> u64 {
+    1 + n as u64 % 3
+}
+
+/// As long as `kubectl apply` makes them, and no easier to compress.
+fn padding(n: usize) -> String {
+    let mut random = fastrand::Rng::with_seed(n as u64);
+    let mut text = String::with_capacity(DEPLOYMENT_BYTES);
+    while text.len() < DEPLOYMENT_BYTES {
+        let value: String = std::iter::repeat_with(|| random.alphanumeric())
+            .take(20)
+            .collect();
+        text.push_str(&format!(
+            r#"{{"name":"SETTING_{}","value":"{value}"}},"#,
+            text.len()
+        ));
+    }
+    text
+}
+
+fn deployment(n: usize) -> Value {
+    let labels = json!({"app": format!("service-{n:05}")});
+    let template = json!({"metadata": {"labels": labels}, "spec": {
+        "initContainers": [{"name": "init", "image": "registry.example:5000/base/init:3"}],
+        "containers": [{"name": "main", "image": image(n)}]}});
+    json!({"metadata": {"name": format!("service-{n:05}"), "labels": labels,
+            "annotations": {"kubectl.kubernetes.io/last-applied-configuration": padding(n)}},
+        "spec": {"replicas": replicas(n), "selector": {"matchLabels": labels}, "template": template}})
+}
+
+/// The first ones belong to the Deployments' ReplicaSets, the others to something else, with images of the Deployments.
+fn pod(n: usize) -> Value {
+    let (name, mut owner, labels) = if n < OWNED_PODS {
+        let set = format!("service-{n:05}-5d8f9c7b6");
+        let owner = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": set});
+        let labels = json!({"app": format!("service-{n:05}"), "pod-template-hash": "5d8f9c7b6"});
+        (format!("{set}-x2x4z"), owner, labels)
+    } else {
+        let owner = json!({"apiVersion": "example.org/v1", "kind": "Batch", "name": "batch"});
+        (format!("batch-{n:05}"), owner, json!({"app": "batch"}))
+    };
+    owner["uid"] = json!("8d6f2d6e-7c7d-4b8c-9d6e-0a1b2c3d4e5f");
+    owner["controller"] = json!(true);
+    json!({"metadata": {"name": name, "labels": labels, "ownerReferences": [owner]},
+        "spec": {"containers": [{"name": "main", "image": image(n % OWNED_PODS)}]}})
+}
+
+fn plan(cluster: &Kubernetes, server: &str) -> Harpoon {
+    let plan = Harpoon::new(["plan", "--output", "json", "--namespaces", "*"]);
+    let plan = plan.args(["--workloads", "deployments,pods"]);
+    let file = plan.home().join("kubeconfig");
+    cluster.write_kubeconfig(&file, server, cluster.token(), "default");
+    plan.env("KUBECONFIG", file)
+}
+
+/// Every image is there, with just the pods and workloads that it has.
+fn check(output: &Output) {
+    let plan = output.json();
+    let images = plan["images"].as_array().unwrap();
+    assert_eq!(images.len(), DEPLOYMENTS + 1);
+    assert_eq!(
+        images[0]["image"],
+        json!("registry.example:5000/base/init:3")
+    );
+    let all: u64 = (0..DEPLOYMENTS).map(replicas).sum();
+    assert_eq!(images[0]["pods"], json!(all));
+    assert_eq!(
+        images[0]["workloads"].as_array().unwrap().len(),
+        DEPLOYMENTS
+    );
+    let mut known: Vec<_> = images[1..].iter().collect();
+    known.sort_by_key(|image| {
+        image["image"]
+            .as_str()
+            .map(|name| name.rsplit_once('.').unwrap().1.parse::<usize>().unwrap())
+    });
+    for (n, found) in known.into_iter().enumerate() {
+        let deployment = format!("{}/Deployment/service-{n:05}", namespace(n));
+        let pod = format!("{}/Pod/batch-{:05}", namespace(n), n + OWNED_PODS);
+        assert_eq!(found["image"], json!(image(n)));
+        assert_eq!(
+            (&found["pods"], &found["workloads"]),
+            (&json!(replicas(n) + 1), &json!([deployment, pod])),
+            "{}",
+            image(n)
+        );
+    }
+}
+
+#[test]
+fn a_large_cluster_is_read_in_little_memory() {
+    let cluster = large();
+    let output = plan(cluster, cluster.server()).run().expect_quietly(0);
+    check(&output);
+    let resident = resident(&output);
+    eprintln!(
+        "{} KiB resident at most, {} KiB without what is mapped from files, {:.1?}",
+        output.peak_rss >> 10,
+        output.peak_anonymous >> 10,
+        output.elapsed
+    );
+    assert!(resident <= MEMORY, "{} KiB", resident >> 10);
+}
+
+/// The most memory resident of the program as it is released. Built for tests it has twice the code, and libraries of
+/// its own: then the code of the other counts in place of it, all of it.
+fn resident(output: &Output) -> u64 {
+    assert!(output.peak_anonymous > 0 && output.peak_rss > output.peak_anonymous);
+    if super::bed::is_test_build() {
+        output.peak_anonymous + RELEASE_CODE
+    } else {
+        output.peak_rss
+    }
+}
+
+#[test]
+fn a_large_cluster_is_read_page_by_page_and_compressed() {
+    let cluster = large();
+    let proxy = Proxy::start_tls(cluster.server(), cluster.ca(), |_| Fault::Pass);
+    check(&plan(cluster, &proxy.url()).run().expect_quietly(0));
+
+    let seen = proxy.seen();
+    let pages = |path: &str| seen.iter().filter(|seen| seen.path == path).count();
+    assert_eq!(pages("/apis/apps/v1/deployments"), DEPLOYMENTS / 500);
+    assert_eq!(pages("/api/v1/pods"), (OWNED_PODS + OTHER_PODS) / 500);
+    assert_eq!(seen.len(), (DEPLOYMENTS + OWNED_PODS + OTHER_PODS) / 500);
+    for seen in &seen {
+        assert!(
+            seen.query.split('&').any(|pair| pair == "limit=500"),
+            "{}",
+            seen.query
+        );
+        let accepted = seen.headers["accept-encoding"].to_str().unwrap();
+        assert!(accepted.contains("gzip"), "{accepted}");
+    }
+    // And it really came compressed.
+    let whole = (DEPLOYMENTS * DEPLOYMENT_BYTES) as u64;
+    eprintln!("{} MB on the wire", proxy.bytes() / 1_000_000);
+    assert!(
+        proxy.bytes() < whole * 7 / 10,
+        "{} of more than {whole}",
+        proxy.bytes()
+    );
+}

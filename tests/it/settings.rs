@@ -1,0 +1,238 @@
+//! Every row of the settings table on the real command line: flag, variable, precedence, bad value, help, README.
+
+use std::fs;
+use std::path::Path;
+
+use harpoon::config::settings;
+use serde_json::Value;
+
+use crate::bed::{self, Harpoon, Output};
+
+/// A program that finds an images file with these images, and needs no cluster.
+fn harpoon(command: &str, images: &[&str]) -> Harpoon {
+    let harpoon = Harpoon::new([command, "--output", "json"]);
+    fs::write(harpoon.home().join("images"), images.join("\n")).expect("images file");
+    let file = harpoon.home().join("images");
+    harpoon.env("IMAGES_FILE", file)
+}
+
+/// `image action reason` of each image of a plan.
+fn planned(output: &Output) -> Vec<String> {
+    let json = output.json();
+    let images = json["images"].as_array().expect("images");
+    let line = |i: &Value| {
+        let text = |key: &str| i[key].as_str().unwrap_or("-").to_owned();
+        format!("{} {} {}", text("image"), text("action"), text("reason"))
+    };
+    images.iter().map(line).collect()
+}
+
+/// A bad value for each setting, and a word of what is accepted instead.
+const BAD: &[(&str, &str, &str)] = &[
+    (
+        "namespaces",
+        "Kube_System",
+        "namespaces separated by commas",
+    ),
+    ("workloads", "deployment", "deployments, statefulsets"),
+    ("selector", "app in", "label selector"),
+    ("ignore", "/nginx", "image references"),
+    ("only", "a b", "image references"),
+    ("limit", "many", "whole number"),
+    ("node-name", "Node_1", "node's name"),
+    ("runtime-endpoint", "tcp://127.0.0.1:1", "unix:///PATH"),
+    ("platform", "amd64", "OS/ARCHITECTURE"),
+    ("registry-config", "/nowhere/config.json", "does not exist"),
+    (
+        "credential-provider-config",
+        "/nowhere/config.yaml",
+        "--credential-provider-bin-dir",
+    ),
+    (
+        "credential-provider-bin-dir",
+        "/nowhere",
+        "--credential-provider-config",
+    ),
+    ("pull-secrets", "maybe", "true or false"),
+    ("private-registry", "quay.io", "PRIVATE_REGISTRY_AUTH"),
+    ("concurrency", "0", "1 to 1000"),
+    ("pull-timeout", "15", "90s"),
+    ("deadline", "-1s", "90s"),
+    ("retries", "-1", "0 to 100"),
+    ("fail-on", "sometimes", "any, all or never"),
+    ("output", "yaml", "text or json"),
+    ("log-format", "xml", "text or json"),
+    ("log-level", "loud", "debug"),
+];
+
+#[test]
+fn a_bad_value_is_refused_by_flag_and_by_variable() {
+    for (flag, value, accepted) in BAD {
+        let variable = flag.to_uppercase().replace('-', "_");
+        let by_flag = Harpoon::new(["run".to_owned(), format!("--{flag}={value}")]);
+        let by_variable = Harpoon::new(["run"]).env(&variable, *value);
+        for harpoon in [by_flag, by_variable] {
+            let output = harpoon.run().expect(2);
+            let begin = format!("error: invalid value {value:?} for --{flag} ({variable}");
+            assert!(output.stderr.starts_with(&begin), "{output}");
+            assert!(output.stderr.contains(accepted), "{output}");
+            assert_eq!(output.stdout, "");
+        }
+    }
+    let told: Vec<_> = BAD.iter().map(|(flag, ..)| *flag).collect();
+    for setting in settings::ALL.iter().filter(|s| s.flag != "images-file") {
+        assert!(
+            told.contains(&setting.flag),
+            "no bad value for --{}",
+            setting.flag
+        );
+    }
+}
+
+#[test]
+fn a_flag_beats_its_variable_and_an_empty_variable_is_not_set() {
+    let images = ["a", "b", "c"];
+    let plan = |variable: &str, flag: Option<&str>| {
+        let harpoon = harpoon("plan", &images).env("LIMIT", variable);
+        let harpoon = harpoon.args(flag.map(|f| format!("--limit={f}")));
+        let output = harpoon.run().expect(0);
+        planned(&output)
+            .iter()
+            .filter(|l| l.contains(" pull "))
+            .count()
+    };
+    assert_eq!(plan("1", None), 1);
+    assert_eq!(plan("1", Some("2")), 2);
+    assert_eq!(plan("", None), 3);
+}
+
+#[test]
+fn selection_settings_do_what_they_say() {
+    let images = [
+        "quay.io/a/one",
+        "quay.io/b/two",
+        "ghcr.io/three",
+        "UPPER/case",
+    ];
+    for (settings, expected) in [
+        (
+            vec![("IGNORE", "quay.io/a, ghcr.io")],
+            vec![
+                "UPPER/case skip invalid_reference",
+                "ghcr.io/three skip ignored",
+                "quay.io/a/one skip ignored",
+                "quay.io/b/two pull -",
+            ],
+        ),
+        (
+            vec![("ONLY", "quay.io"), ("LIMIT", "1")],
+            vec![
+                "UPPER/case skip invalid_reference",
+                "ghcr.io/three skip not_only",
+                "quay.io/a/one pull -",
+                "quay.io/b/two skip limit",
+            ],
+        ),
+    ] {
+        let output = harpoon("plan", &images).envs(settings).run().expect(0);
+        assert_eq!(planned(&output), expected, "{output}");
+    }
+}
+
+#[test]
+fn output_node_and_log_settings_do_what_they_say() {
+    let harpoon = harpoon("plan", &["a"]).env("NODE_NAME", "node-1");
+    let output = harpoon.run().expect(0);
+    assert_eq!(output.json()["node"], "node-1");
+    assert!(
+        output.stderr.contains(" INFO ") && !output.stderr.contains('\u{1b}'),
+        "{output}"
+    );
+
+    let quiet = Harpoon::new(["plan", "--log-level", "error"])
+        .env("IMAGES_FILE", harpoon.home().join("images"));
+    let output = quiet.run().expect(0);
+    assert_eq!(output.stderr, "");
+    assert!(output.stdout.starts_with("IMAGE "), "{output}");
+
+    let output = harpoon.arg("--log-format=json").run().expect(0);
+    for line in output.stderr.lines() {
+        let line: Value = serde_json::from_str(line).expect("a line of JSON");
+        assert!(
+            line["level"].is_string() && line["message"].is_string(),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn pull_settings_do_what_they_say() {
+    // Nobody listens there: every attempt fails at once, so that the attempts can be counted.
+    let image = "127.0.0.1:1/none:1";
+    let pull = |arguments: &[&str]| {
+        let harpoon = Harpoon::new(["pull", image, "--output=json"])
+            .env("RUNTIME_ENDPOINT", bed::containerd().endpoint());
+        harpoon.args(arguments.iter().copied()).run()
+    };
+    let output = pull(&["--retries=1"]).expect(1);
+    assert_eq!(output.json()["images"][0]["attempts"], 2, "{output}");
+    assert_eq!(output.json()["images"][0]["reason"], "unavailable");
+    pull(&["--retries=0", "--fail-on=never"]).expect(0);
+    pull(&["--retries=0", "--fail-on=all"]).expect(1);
+    let output = pull(&["--retries=100", "--deadline=3s"]).expect(1);
+    assert_eq!(output.json()["images"][0]["reason"], "timeout", "{output}");
+}
+
+#[test]
+fn the_help_names_every_setting_and_its_variable() {
+    let help = Harpoon::new(["--help"]).run().expect(0).stdout;
+    let words: Vec<_> = help.split_whitespace().collect();
+    for setting in settings::ALL {
+        assert!(
+            words
+                .iter()
+                .any(|w| w.split('[').next() == Some(&format!("--{}", setting.flag))),
+            "{help}"
+        );
+        for variable in setting.variables {
+            assert!(
+                words
+                    .iter()
+                    .any(|w| w.trim_matches(['[', ']', ',']) == *variable),
+                "{variable}: {help}"
+            );
+        }
+    }
+    for heading in ["Images:", "Selection:", "Runtime:", "Pulling:", "Output:"] {
+        assert!(help.contains(heading), "{help}");
+    }
+}
+
+#[test]
+fn the_readme_has_a_row_for_every_setting() {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"))
+        .expect("README.md");
+    for setting in settings::ALL {
+        let row = readme
+            .lines()
+            .find(|l| l.starts_with(&format!("| `--{}`", setting.flag)));
+        let row = row.unwrap_or_else(|| panic!("README.md has no row for --{}", setting.flag));
+        for variable in setting.variables {
+            assert!(row.contains(&format!("`{variable}`")), "{row}");
+        }
+        if let Some(default) = setting.default {
+            assert!(
+                row.contains(&format!("`{default}`")),
+                "{row} has not the default {default}"
+            );
+        }
+    }
+    let known: Vec<_> = settings::ALL.iter().map(|s| s.flag).collect();
+    for row in readme.lines().filter_map(|l| l.strip_prefix("| `--")) {
+        let flag = row.split('`').next().unwrap_or_default();
+        assert!(
+            known.contains(&flag),
+            "README.md has a row for --{flag}, which there is not"
+        );
+    }
+}
