@@ -29,6 +29,8 @@ pub struct Use {
     pub pods: u64,
     /// Why those pods cannot run on this node; `None` where they can, or where nobody asked.
     pub mismatch: Option<Arc<str>>,
+    /// Whether its template wants the image asked for at every start (`imagePullPolicy: Always`).
+    pub always: bool,
 }
 
 /// An image that some source names.

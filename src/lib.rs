@@ -6,6 +6,7 @@
 pub mod candidate;
 pub mod cli;
 pub mod config;
+pub mod disk;
 pub mod failure;
 pub mod image;
 pub mod plan;

@@ -19,6 +19,7 @@ fn used(image: &str, uses: &[(&str, u64)]) -> Candidate {
                     workload: Arc::new(workload(name)),
                     pods: *pods,
                     mismatch: None,
+                    always: false,
                 })
                 .collect(),
         ),

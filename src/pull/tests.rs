@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicUsize;
 
 use super::*;
 use crate::candidate::Candidate;
+use crate::disk::{Keeps, Usage};
 use crate::plan::{Policy, Presence, select};
 use crate::runtime::RuntimeInfo;
 
@@ -61,6 +62,14 @@ impl ImageService for Scripted {
             Answer::Fails(kind) => Err(RuntimeError::new(*kind, format!("scripted {kind}"))),
             _ => Ok(StoredImage::default()),
         }
+    }
+
+    fn keeps(&self) -> Keeps {
+        Keeps::Packed
+    }
+
+    async fn usage(&self) -> Result<Usage, RuntimeError> {
+        Ok(Usage::default())
     }
 }
 

@@ -18,6 +18,7 @@ use tonic::{Code, Status};
 
 use super::classify;
 use super::{ImageService, Progress, RuntimeError, RuntimeInfo, StoredImage};
+use crate::disk::{Keeps, Usage};
 use crate::failure::FailureKind;
 use crate::image::Reference;
 use crate::registry::credential::{Credential, Login};
@@ -128,9 +129,18 @@ impl ImageService for Cri {
             Ok(Some(stored)) => Ok(stored_image(image, &stored)),
             Ok(None) | Err(_) => Ok(StoredImage {
                 digest: digest_of(&pulled, image),
+                known: Vec::new(),
                 bytes: None,
             }),
         }
+    }
+
+    fn keeps(&self) -> Keeps {
+        Keeps::Both
+    }
+
+    async fn usage(&self) -> Result<Usage, RuntimeError> {
+        Ok(Usage::default())
     }
 }
 
@@ -185,6 +195,7 @@ fn sandbox_config() -> PodSandboxConfig {
 fn stored_image(image: &Reference, stored: &Image) -> StoredImage {
     StoredImage {
         digest: digest(image, &stored.repo_digests),
+        known: Vec::new(),
         bytes: (stored.size > 0).then_some(stored.size),
     }
 }

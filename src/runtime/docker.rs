@@ -19,6 +19,7 @@ use http::{HeaderValue, Uri};
 
 use super::socket::{self, SocketError};
 use super::{ImageService, Progress, RuntimeError, RuntimeInfo, StoredImage};
+use crate::disk::{Keeps, Usage};
 use crate::failure::FailureKind;
 use crate::image::{Digest, Reference};
 use crate::registry::credential::{Credential, Login};
@@ -224,6 +225,14 @@ impl ImageService for Docker {
         stored.digest = digest.or(stored.digest);
         Ok(stored)
     }
+
+    fn keeps(&self) -> Keeps {
+        Keeps::Unpacked
+    }
+
+    async fn usage(&self) -> Result<Usage, RuntimeError> {
+        Ok(Usage::default())
+    }
 }
 
 /// The `X-Registry-Auth` of one pull.
@@ -271,6 +280,7 @@ fn explicit(image: &Reference) -> String {
 fn stored(image: &Reference, inspect: &ImageInspect) -> StoredImage {
     StoredImage {
         digest: digest_of(image, inspect),
+        known: Vec::new(),
         bytes: inspect.size.and_then(|size| u64::try_from(size).ok()),
     }
 }

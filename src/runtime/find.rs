@@ -11,6 +11,7 @@ use super::cri::Cri;
 use super::docker::Docker;
 use super::oci::{self, OciLayout};
 use super::{ImageService, Progress, RuntimeError, RuntimeInfo, StoredImage, socket};
+use crate::disk::{Keeps, Usage};
 use crate::image::{Platform, Reference};
 use crate::printable::chain;
 use crate::registry::credential::{Credential, redact};
@@ -102,6 +103,22 @@ impl ImageService for Runtime {
             },
             None => error,
         })
+    }
+
+    fn keeps(&self) -> Keeps {
+        match self {
+            Self::Cri(cri) => cri.keeps(),
+            Self::Docker(docker) => docker.keeps(),
+            Self::Oci(layout) => layout.keeps(),
+        }
+    }
+
+    async fn usage(&self) -> Result<Usage, RuntimeError> {
+        match self {
+            Self::Cri(cri) => cri.usage().await,
+            Self::Docker(docker) => docker.usage().await,
+            Self::Oci(layout) => layout.usage().await,
+        }
     }
 }
 

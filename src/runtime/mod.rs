@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::disk::{Keeps, Usage};
 use crate::failure::FailureKind;
 use crate::image::Reference;
 pub use crate::image::StoredImage;
@@ -100,4 +101,10 @@ pub trait ImageService: Sync {
         credential: Option<&Credential>,
         progress: &Progress,
     ) -> impl Future<Output = Result<StoredImage, RuntimeError>> + Send;
+
+    /// In which form it keeps layers.
+    fn keeps(&self) -> Keeps;
+
+    /// What the store holds now. A runtime's own count may be some seconds old.
+    fn usage(&self) -> impl Future<Output = Result<Usage, RuntimeError>> + Send;
 }

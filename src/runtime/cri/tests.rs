@@ -194,6 +194,7 @@ async fn status_tells_digest_and_size() {
     let known = |digit, bytes| {
         Some(StoredImage {
             digest: Some(sha256(digit)),
+            known: Vec::new(),
             bytes,
         })
     };

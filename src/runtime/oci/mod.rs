@@ -29,6 +29,7 @@ use std::path::Path;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::OnceCell;
 
+use crate::disk::{Keeps, Usage};
 use crate::image::{Digest, Platform, Reference};
 use crate::registry::credential::Credential;
 use crate::registry::manifest::{
@@ -110,6 +111,7 @@ impl OciLayout {
             };
             Ok(Some(StoredImage {
                 digest: Some(entry.source.to_string()),
+                known: vec![entry.source.to_string()],
                 bytes: Some(bytes),
             }))
         })
@@ -219,6 +221,7 @@ impl OciLayout {
         };
         let stored = StoredImage {
             digest: Some(entry.source.to_string()),
+            known: vec![entry.source.to_string()],
             bytes: Some(bytes.saturating_add(size)),
         };
         let lock = self.layout.lock().await?;
@@ -248,6 +251,14 @@ impl ImageService for OciLayout {
         progress: &Progress,
     ) -> Result<StoredImage, RuntimeError> {
         Ok(self.fetch(Access { image, credential }, progress).await?)
+    }
+
+    fn keeps(&self) -> Keeps {
+        Keeps::Packed
+    }
+
+    async fn usage(&self) -> Result<Usage, RuntimeError> {
+        Ok(Usage::default())
     }
 }
 

@@ -229,6 +229,7 @@ impl Accumulator {
                     workload: Arc::clone(&user.workload),
                     pods: user.pods,
                     mismatch: user.mismatch.clone(),
+                    always: false,
                 });
             }
         }
