@@ -15,6 +15,7 @@ use crate::registry::keyring::Private;
 use crate::runtime::find::Endpoint;
 use crate::source::kubernetes::{Namespaces, Settings as ClusterSettings, WorkloadKind};
 
+mod quantity;
 mod selector;
 pub mod settings;
 
@@ -122,8 +123,28 @@ pub struct Sources {
 pub struct RuntimeSettings {
     /// The endpoint; `None` to find one.
     pub endpoint: Option<Endpoint>,
-    /// The platform that an `oci:` directory is filled for.
-    pub platform: Platform,
+    /// The platform that an `oci:` directory is filled for, and that is planned for; `None` for the node's own.
+    pub platform: Option<Platform>,
+}
+
+/// What is asked of stores and registries before anything is pulled.
+#[derive(Debug, Clone, Copy)]
+pub struct StoreSettings {
+    /// What the runtime's image store may hold, in bytes.
+    pub disk_budget: Option<u64>,
+    /// Whether images whose tag may have moved are compared with their registries.
+    pub refresh: bool,
+}
+
+/// When a run starts.
+#[derive(Debug, Clone)]
+pub struct StartSettings {
+    /// The longest delay.
+    pub stagger: Duration,
+    /// A node younger than this does not wait.
+    pub min_age: Duration,
+    /// The node whose name fixes the delay; there is one wherever there is a delay.
+    pub node: Option<String>,
 }
 
 /// Where the credentials are that the command line and the environment name.
@@ -139,11 +160,24 @@ pub struct CredentialSettings {
     pub providers: Option<(PathBuf, PathBuf)>,
 }
 
+impl StartSettings {
+    /// Without any delay.
+    pub fn at_once() -> Self {
+        Self {
+            stagger: Duration::ZERO,
+            min_age: Duration::ZERO,
+            node: None,
+        }
+    }
+}
+
 /// How images are pulled.
 #[derive(Debug, Clone)]
 pub struct PullSettings {
     /// Pulls at once; at least 1.
     pub concurrency: usize,
+    /// Pulls at once from one registry; at least 1.
+    pub registry_concurrency: usize,
     /// The time limit of one attempt at one image.
     pub pull_timeout: Duration,
     /// The time limit of the whole run.
@@ -201,6 +235,10 @@ pub fn sources(raw: &Raw<'_>) -> Result<Sources, ConfigError> {
                 .filter(|s| !s.is_empty()),
             pull_secrets: raw.switch(&settings::PULL_SECRETS)?,
             node: node_name(raw)?,
+            node_age: false,
+            sizes: false,
+            platform: platform(raw)?,
+            watch_cache: raw.switch(&settings::WATCH_CACHE)?,
         },
     })
 }
@@ -290,11 +328,55 @@ pub fn runtime(raw: &Raw<'_>) -> Result<RuntimeSettings, ConfigError> {
             }
         },
     };
-    let accepted = "expected OS/ARCHITECTURE or OS/ARCHITECTURE/VARIANT, such as linux/arm64";
-    let platform = raw.parse(&settings::PLATFORM, accepted, Platform::parse)?;
     Ok(RuntimeSettings {
         endpoint,
-        platform: platform.unwrap_or_else(Platform::current),
+        platform: platform(raw)?,
+    })
+}
+
+fn platform(raw: &Raw<'_>) -> Result<Option<Platform>, ConfigError> {
+    let accepted = "expected OS/ARCHITECTURE or OS/ARCHITECTURE/VARIANT, such as linux/arm64";
+    raw.parse(&settings::PLATFORM, accepted, Platform::parse)
+}
+
+/// Reads [`settings::STORE`].
+///
+/// # Errors
+/// As [`sources`].
+pub fn store(raw: &Raw<'_>) -> Result<StoreSettings, ConfigError> {
+    Ok(StoreSettings {
+        disk_budget: raw.parse(&settings::DISK_BUDGET, quantity::ACCEPTED, quantity::bytes)?,
+        refresh: raw.switch(&settings::REFRESH)?,
+    })
+}
+
+/// Reads [`settings::TOLD`]: whether sizes are asked for.
+///
+/// # Errors
+/// As [`sources`].
+pub fn sizes(raw: &Raw<'_>) -> Result<bool, ConfigError> {
+    raw.switch(&settings::SIZES)
+}
+
+/// Reads [`settings::START`].
+///
+/// # Errors
+/// As [`sources`].
+pub fn start(raw: &Raw<'_>) -> Result<StartSettings, ConfigError> {
+    let accepted = "expected a time, such as 90s, 5m or 0s";
+    let time = |text: &str| humantime::parse_duration(text).ok();
+    let stagger = raw.required(&settings::STAGGER, accepted, time)?;
+    let node = node_name(raw)?;
+    if node.is_none() && !stagger.is_zero() {
+        let value = raw.text(&settings::STAGGER)?.unwrap_or_default();
+        let accepted =
+            "expected the node's name beside it, --node-name (NODE_NAME), which fixes the delay";
+        return Err(settings::STAGGER.refuse(&value, accepted));
+    }
+    Ok(StartSettings {
+        stagger,
+        min_age: raw.required(&settings::STAGGER_MIN_AGE, accepted, time)?,
+        node,
     })
 }
 
@@ -400,12 +482,13 @@ pub fn pull(raw: &Raw<'_>, fail_on: FailOn) -> Result<PullSettings, ConfigError>
             .ok()
             .filter(|d| !d.is_zero())
     };
+    let pulls = "expected a whole number from 1 to 1000";
+    let at_once = |text: &str| whole(text, 1000).map(|n| n as usize);
+    let concurrency = raw.required(&settings::CONCURRENCY, pulls, at_once)?;
+    let of_one = raw.parse(&settings::REGISTRY_CONCURRENCY, pulls, at_once)?;
     Ok(PullSettings {
-        concurrency: raw.required(
-            &settings::CONCURRENCY,
-            "expected a whole number from 1 to 1000",
-            |text| whole(text, 1000).map(|n| n as usize),
-        )?,
+        concurrency,
+        registry_concurrency: of_one.unwrap_or(concurrency),
         pull_timeout: raw.required(&settings::PULL_TIMEOUT, span, positive)?,
         deadline: raw.parse(&settings::DEADLINE, span, positive)?,
         retries: raw.required(

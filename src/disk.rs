@@ -1,6 +1,7 @@
-//! What images weigh, and what room a store has for them. Pure.
+//! What images weigh, and what room a store has for them. Pure: no I/O, no clock.
 
-use std::collections::HashSet;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashSet};
 
 use crate::image::Digest;
 
@@ -46,4 +47,192 @@ pub enum Size {
     Packed(u64),
     /// As a node's runtime tells it: unpacked, in bytes.
     Unpacked(u64),
+}
+
+impl Size {
+    /// The image alone, compressed, in bytes.
+    pub fn packed(&self) -> u64 {
+        Weight::of(self, &HashSet::new()).packed
+    }
+}
+
+/// Bytes in both forms.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Weight {
+    packed: u64,
+    unpacked: u64,
+}
+
+impl Weight {
+    /// What the image adds to the blobs that there are. An image that is known by its sum alone shares nothing.
+    fn of(size: &Size, there: &HashSet<Digest>) -> Self {
+        let packed = match size {
+            Size::Blobs(blobs) => blobs
+                .iter()
+                .filter(|blob| !there.contains(&blob.digest))
+                .fold(0, |sum, blob| u64::saturating_add(sum, blob.bytes)),
+            Size::Packed(bytes) => *bytes,
+            Size::Unpacked(bytes) => (*bytes as f64 / UNPACKED_FACTOR).ceil() as u64,
+        };
+        let unpacked = match size {
+            Size::Unpacked(bytes) => *bytes,
+            _ => (packed as f64 * UNPACKED_FACTOR).ceil() as u64,
+        };
+        Self { packed, unpacked }
+    }
+
+    fn kept(self, keeps: Keeps) -> u64 {
+        match keeps {
+            Keeps::Packed => self.packed,
+            Keeps::Unpacked => self.unpacked,
+            Keeps::Both => self.packed.saturating_add(self.unpacked),
+        }
+    }
+}
+
+/// What an image adds to a download.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Download {
+    /// The whole image, compressed, in bytes.
+    pub bytes: u64,
+    /// As much of it as is there already or comes with an image before it.
+    pub shared: u64,
+}
+
+/// Adds up downloads, each blob once.
+#[derive(Debug, Clone, Default)]
+pub struct Tally {
+    blobs: HashSet<Digest>,
+}
+
+impl Tally {
+    /// A tally for a store that has these blobs.
+    pub fn new(blobs: HashSet<Digest>) -> Self {
+        Self { blobs }
+    }
+
+    /// Adds an image.
+    pub fn add(&mut self, size: &Size) -> Download {
+        let bytes = size.packed();
+        let fresh = Weight::of(size, &self.blobs).packed;
+        if let Size::Blobs(blobs) = size {
+            self.blobs.extend(blobs.iter().map(|b| b.digest.clone()));
+        }
+        Download {
+            bytes,
+            shared: bytes - fresh,
+        }
+    }
+}
+
+/// What an image would take on disk in a store that has nothing of it yet, in bytes.
+pub fn on_disk(size: &Size, keeps: Keeps) -> u64 {
+    Weight::of(size, &HashSet::new()).kept(keeps)
+}
+
+/// That an image does not fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Short {
+    /// What it needs, in bytes.
+    pub need: u64,
+    /// What is left, in bytes.
+    pub left: u64,
+}
+
+/// What a budget leaves in a store, less what is promised to the images that are on their way there.
+///
+/// The store's own count is believed where it is higher than ours, and never where it is lower: runtimes count late.
+#[derive(Debug, Clone)]
+pub struct Room {
+    budget: u64,
+    keeps: Keeps,
+    /// What the store held at first, and what has come since.
+    counted: u64,
+    /// What the store said last.
+    told: u64,
+    /// The blobs of the store, and those of images that have come.
+    there: HashSet<Digest>,
+    promises: BTreeMap<usize, Promise>,
+}
+
+/// What an image that is on its way will take.
+#[derive(Debug, Clone)]
+struct Promise {
+    bytes: u64,
+    blobs: Vec<Digest>,
+}
+
+impl Room {
+    /// The room that `budget` bytes leave in a store that holds `usage`.
+    pub fn new(budget: u64, keeps: Keeps, usage: Usage) -> Self {
+        Self {
+            budget,
+            keeps,
+            counted: usage.bytes,
+            told: usage.bytes,
+            there: usage.blobs,
+            promises: BTreeMap::new(),
+        }
+    }
+
+    /// The budget, in bytes.
+    pub fn budget(&self) -> u64 {
+        self.budget
+    }
+
+    /// Takes in what the store says now.
+    pub fn observe(&mut self, usage: Usage) {
+        self.told = usage.bytes;
+        self.there.extend(usage.blobs);
+    }
+
+    /// Promises the image its room, under a number of the caller's own; returns the bytes.
+    ///
+    /// # Errors
+    /// Where it does not fit.
+    pub fn promise(&mut self, number: usize, size: &Size) -> Result<u64, Short> {
+        let mut there = Cow::Borrowed(&self.there);
+        let coming = self.promises.values().flat_map(|p| &p.blobs);
+        if let Size::Blobs(_) = size
+            && self.promises.values().any(|p| !p.blobs.is_empty())
+        {
+            there.to_mut().extend(coming.cloned());
+        }
+        let need = Weight::of(size, &there).kept(self.keeps);
+        let coming = self.promises.values().map(|p| p.bytes);
+        let taken = coming.fold(self.counted.max(self.told), u64::saturating_add);
+        let left = self.budget.saturating_sub(taken);
+        if need > left {
+            return Err(Short { need, left });
+        }
+        let blobs = match size {
+            Size::Blobs(blobs) => blobs.iter().map(|b| b.digest.clone()).collect(),
+            _ => Vec::new(),
+        };
+        self.promises.insert(number, Promise { bytes: need, blobs });
+        Ok(need)
+    }
+
+    /// Whether the image of that number has its room already.
+    pub fn is_promised(&self, number: usize) -> bool {
+        self.promises.contains_key(&number)
+    }
+
+    /// Whether nothing is on its way, so that what is short now stays short.
+    pub fn is_still(&self) -> bool {
+        self.promises.is_empty()
+    }
+
+    /// The image of that number has come, as the promise says.
+    pub fn kept(&mut self, number: usize) {
+        if let Some(promise) = self.promises.remove(&number) {
+            self.counted = self.counted.saturating_add(promise.bytes);
+            self.there.extend(promise.blobs);
+        }
+    }
+
+    /// The image of that number does not come.
+    pub fn broken(&mut self, number: usize) {
+        self.promises.remove(&number);
+    }
 }

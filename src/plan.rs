@@ -1,7 +1,7 @@
 //! Candidates, policy and what the runtime has already, made into a plan: what to pull, in which order, and why not.
 //!
-//! Pure: no I/O, no clock, no async, no network, no Kubernetes. The same candidates give the same plan on every node,
-//! in whatever order they came.
+//! Pure: no I/O, no clock, no async, no network, no Kubernetes. The same candidates and facts give the same plan on every
+//! node, in whatever order they came.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
@@ -9,8 +9,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::candidate::{Candidate, Use, Workload};
+use crate::disk::{Download, Room, Short, Size, Tally};
 use crate::failure::FailureKind;
 use crate::image::{Prefix, Reference, ReferenceError, StoredImage};
+use crate::printable::size;
 
 /// What the user wants pulled of all the candidates.
 #[derive(Debug, Clone, Default)]
@@ -58,6 +60,8 @@ pub enum Reason {
     NodeMismatch,
     /// `--limit` images come before it.
     Limit,
+    /// It does not fit into what `--disk-budget` leaves.
+    DiskBudget,
 }
 
 impl Reason {
@@ -69,6 +73,7 @@ impl Reason {
             Self::NotOnly => "not_only",
             Self::NodeMismatch => "node_mismatch",
             Self::Limit => "limit",
+            Self::DiskBudget => "disk_budget",
         }
     }
 }
@@ -84,6 +89,12 @@ pub struct PlannedImage {
     pub workloads: Vec<Arc<Workload>>,
     /// What is to be done, with all that it takes.
     pub step: Step,
+    /// What else a person should know: that its tag has moved, or why something is not known of it.
+    pub note: Option<String>,
+    /// What it weighs, where that was asked for and found out.
+    pub size: Option<Size>,
+    /// What its pull downloads, under the same condition.
+    pub download: Option<Download>,
 }
 
 /// What is to be done with one image.
@@ -112,12 +123,35 @@ impl Step {
 #[derive(Debug, Clone)]
 pub struct Plan {
     images: Vec<PlannedImage>,
+    room: Option<Room>,
 }
 
 impl Plan {
     /// The images, in order.
     pub fn images(&self) -> &[PlannedImage] {
         &self.images
+    }
+
+    /// The room that the store had before anything was pulled; `None` without a budget.
+    pub fn room(&self) -> Option<&Room> {
+        self.room.as_ref()
+    }
+
+    /// What the pulls download in all.
+    pub fn downloads(&self) -> Downloads {
+        let mut sum = Downloads::default();
+        for image in &self.images {
+            match (&image.step, image.download) {
+                (Step::Pull(_), Some(download)) => {
+                    let fresh = download.bytes - download.shared;
+                    sum.bytes = sum.bytes.saturating_add(fresh);
+                    sum.shared = sum.shared.saturating_add(download.shared);
+                }
+                (Step::Pull(_), None) => sum.unknown += 1,
+                _ => {}
+            }
+        }
+        sum
     }
 
     /// How many images have this action.
@@ -129,8 +163,54 @@ impl Plan {
     }
 }
 
+/// The sum of what a plan's pulls download.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Downloads {
+    /// Compressed bytes that come.
+    pub bytes: u64,
+    /// Compressed bytes that need not come, since they are there or come with another image.
+    pub shared: u64,
+    /// Images of which the size is not known.
+    pub unknown: usize,
+}
+
 /// What a runtime has of a selection, by normalised reference.
 pub type Presence = HashMap<String, StoredImage>;
+
+/// What is known of a selection's images, each map by normalised reference.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    /// What the runtime has; empty where no runtime is at hand.
+    pub presence: Presence,
+    /// Of what the runtime has and may have moved: whether it has.
+    pub moved: HashMap<String, Moved>,
+    /// What the others weigh, or why that is not known.
+    pub sizes: HashMap<String, Result<Size, Unknown>>,
+    /// The blobs of the runtime's images, which do not come again.
+    pub tally: Tally,
+    /// What the disk budget leaves; `None` without one.
+    pub room: Option<Room>,
+}
+
+/// Whether an image that is here is still what its tag stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Moved {
+    /// It is.
+    No,
+    /// It is not, and the text says what the tag stands for now.
+    Yes(String),
+    /// The registry did not tell.
+    Unknown(Unknown),
+}
+
+/// Why a registry did not tell something of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unknown {
+    /// The kind of failure.
+    pub kind: FailureKind,
+    /// The registry's words.
+    pub message: String,
+}
 
 /// Candidates that are merged, ordered and filtered: a plan but for what the runtime has.
 #[derive(Debug, Clone)]
@@ -143,6 +223,8 @@ struct Selected {
     image: String,
     pods: Option<u64>,
     workloads: Vec<Arc<Workload>>,
+    /// Whether one of those wants it asked for at every start.
+    always: bool,
     verdict: Result<Reference, (Reason, String)>,
 }
 
@@ -167,6 +249,7 @@ pub fn select(candidates: Vec<Candidate>, policy: &Policy) -> Selection {
             image: merged.image,
             pods: merged.known.then_some(merged.pods),
             workloads: merged.workloads,
+            always: merged.always,
         })
         .collect();
     Selection { images }
@@ -178,24 +261,124 @@ impl Selection {
         self.images.iter().filter_map(|i| i.verdict.as_ref().ok())
     }
 
-    /// The plan, given what the runtime has; an empty presence where no runtime is at hand.
-    pub fn against(self, presence: &Presence) -> Plan {
-        let images = self.images.into_iter().map(|selected| PlannedImage {
-            step: match selected.verdict {
-                Ok(reference) => match presence.get(&reference.normalized()) {
-                    Some(stored) => Step::Present(stored.clone()),
-                    None => Step::Pull(reference),
-                },
-                Err((reason, message)) => Step::Skip(reason, message),
-            },
+    /// Those of the images that the runtime has whose tag may stand for something else by now: the tag is `latest`, or a
+    /// workload's pull policy is `Always`. A reference with a digest stands for the same for ever.
+    pub fn movable<'a>(
+        &'a self,
+        presence: &'a Presence,
+    ) -> impl Iterator<Item = (&'a Reference, &'a StoredImage)> {
+        self.images.iter().filter_map(|image| {
+            let reference = image.verdict.as_ref().ok()?;
+            let stored = presence.get(&reference.normalized())?;
+            let tag = reference.tag()?;
+            (tag == "latest" || image.always).then_some((reference, stored))
+        })
+    }
+
+    /// The plan, given what is known of the images.
+    ///
+    /// With a budget, an image is pulled if what it needs fits into what those before it leave; one that does not fit keeps
+    /// no smaller one behind it from coming. What weighs nobody knows how much does not fit.
+    pub fn against(self, facts: Facts) -> Plan {
+        let room = facts.room.clone();
+        let mut planner = Planner { facts };
+        let images = self.images.into_iter().enumerate();
+        let images = images.map(|(place, selected)| planner.image(place, selected));
+        Plan {
+            images: images.collect(),
+            room,
+        }
+    }
+}
+
+/// The facts, with what the images so far have used of them.
+struct Planner {
+    facts: Facts,
+}
+
+impl Planner {
+    fn image(&mut self, place: usize, selected: Selected) -> PlannedImage {
+        let mut image = PlannedImage {
             image: selected.image,
             pods: selected.pods,
             workloads: selected.workloads,
-        });
-        Plan {
-            images: images.collect(),
+            step: Step::Skip(Reason::Limit, String::new()),
+            note: None,
+            size: None,
+            download: None,
+        };
+        image.step = match selected.verdict {
+            Ok(reference) => self.step(place, reference, &mut image),
+            Err((reason, message)) => Step::Skip(reason, message),
+        };
+        image
+    }
+
+    fn step(&mut self, place: usize, reference: Reference, image: &mut PlannedImage) -> Step {
+        let name = reference.normalized();
+        if let Some(stored) = self.facts.presence.remove(&name) {
+            match self.facts.moved.remove(&name) {
+                Some(Moved::Yes(message)) => image.note = Some(message),
+                Some(Moved::Unknown(unknown)) => {
+                    image.note = Some(format!(
+                        "whether its tag has moved is not known: {}",
+                        unknown.message
+                    ));
+                    return Step::Present(stored);
+                }
+                Some(Moved::No) | None => return Step::Present(stored),
+            }
+        }
+        let size = match self.facts.sizes.remove(&name) {
+            None => None,
+            Some(Ok(size)) => Some(size),
+            Some(Err(unknown)) if unknown.kind == FailureKind::PlatformMismatch => {
+                return Step::Skip(Reason::Failure(unknown.kind), unknown.message);
+            }
+            Some(Err(unknown)) => {
+                image.note = Some(format!("its size is not known: {}", unknown.message));
+                None
+            }
+        };
+        if let Some(room) = &mut self.facts.room
+            && let Err(message) = fits(room, place, size.as_ref(), image.note.as_deref())
+        {
+            image.size = size;
+            return Step::Skip(Reason::DiskBudget, message);
+        }
+        image.download = size.as_ref().map(|size| self.facts.tally.add(size));
+        image.size = size;
+        Step::Pull(reference)
+    }
+}
+
+/// Takes the image's room, or says why not.
+fn fits(
+    room: &mut Room,
+    place: usize,
+    size: Option<&Size>,
+    note: Option<&str>,
+) -> Result<(), String> {
+    match size {
+        Some(size) => match room.promise(place, size) {
+            Ok(_) => Ok(()),
+            Err(short) => Err(too_large(short, room.budget())),
+        },
+        None => {
+            let why = note.unwrap_or("its size is not known");
+            Err(format!("{why}, so that --disk-budget could not be kept"))
         }
     }
+}
+
+/// What is said of an image that does not fit.
+pub fn too_large(short: Short, budget: u64) -> String {
+    format!(
+        "needs about {} on disk, and {} are left of {} (--disk-budget)",
+        size(short.need),
+        size(short.left),
+        size(budget)
+    )
 }
 
 /// All candidates that are the same image.
@@ -210,6 +393,8 @@ struct Merged {
     listed: bool,
     pods: u64,
     workloads: Vec<Arc<Workload>>,
+    /// Whether one of those wants it asked for at every start.
+    always: bool,
     /// Why it is of no use on this node.
     mismatch: Option<String>,
 }
@@ -237,6 +422,7 @@ fn merge(candidates: Vec<Candidate>) -> Vec<Merged> {
                         listed: false,
                         pods: 0,
                         workloads: Vec::new(),
+                        always: false,
                         mismatch: None,
                     },
                     Vec::new(),
@@ -263,7 +449,11 @@ fn count(mut image: Merged, mut uses: Vec<Use>) -> Merged {
             .then(a.mismatch.cmp(&b.mismatch))
             .then(b.pods.cmp(&a.pods))
     });
-    uses.dedup_by(|a, b| a.workload == b.workload);
+    uses.dedup_by(|a, b| {
+        let same = a.workload == b.workload;
+        b.always |= same && a.always;
+        same
+    });
     if uses.iter().any(|u| u.mismatch.is_none()) {
         uses.retain(|u| u.mismatch.is_none());
     } else if !image.listed {
@@ -272,6 +462,7 @@ fn count(mut image: Merged, mut uses: Vec<Use>) -> Merged {
     image.pods = uses
         .iter()
         .fold(0, |sum, u| u64::saturating_add(sum, u.pods));
+    image.always = uses.iter().any(|u| u.always);
     image.workloads = uses.into_iter().map(|u| u.workload).collect();
     image
 }

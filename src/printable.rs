@@ -2,6 +2,8 @@
 
 use std::error::Error;
 
+use indicatif::DecimalBytes;
+
 /// The longest excerpt, in characters.
 const EXCERPT_MAX: usize = 500;
 
@@ -40,6 +42,11 @@ pub fn chain(error: &dyn Error) -> String {
         source = error.source();
     }
     text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Bytes as people read them: `70.12 MB`.
+pub fn size(bytes: u64) -> String {
+    DecimalBytes(bytes).to_string()
 }
 
 #[cfg(test)]

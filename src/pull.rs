@@ -1,8 +1,10 @@
 //! Runs a plan on a runtime: so many at once, each attempt within its time, again where that can help, until the
 //! deadline or until it is told to stop. Emits events while it runs.
 //!
-//! It decides nothing but retries, and knows no concrete runtime and no Kubernetes.
+//! It decides nothing but retries, and keeps the disk budget, of which others on the node may have used more since the plan
+//! was made. It knows no concrete runtime and no Kubernetes.
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -13,28 +15,39 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::disk::on_disk;
 use crate::failure::FailureKind;
 use crate::image::{Reference, StoredImage};
+use crate::inquiry::Inquiry;
 use crate::plan::{Plan, PlannedImage, Reason, Step};
+use crate::printable::size;
 use crate::registry::credential::Credential;
-use crate::registry::keyring::{Found, Keyring};
+use crate::registry::keyring::Keyring;
 use crate::report::{ImageReport, Outcome};
 use crate::runtime::{ImageService, Progress, RuntimeError};
 
-mod backoff;
+pub(crate) mod backoff;
+mod store;
+pub(crate) mod turns;
 use backoff::RateLimits;
+use store::Store;
+use turns::Turns;
 
 /// How a plan is run.
-#[derive(Debug, Clone)]
-pub struct Options {
+#[derive(Clone)]
+pub struct Options<'a> {
     /// Pulls at once; at least 1.
     pub concurrency: usize,
+    /// Pulls at once from one registry; at least 1.
+    pub registry_concurrency: usize,
     /// The time limit of one attempt at one image.
     pub pull_timeout: Duration,
     /// When all has to be done.
     pub deadline: Option<Instant>,
     /// Further attempts after a retryable failure.
     pub retries: u32,
+    /// Whom to ask what an image weighs for which there was no space.
+    pub inquiry: Option<&'a Inquiry<'a>>,
 }
 
 /// What happens while a plan is run.
@@ -89,7 +102,7 @@ pub async fn execute<S: ImageService>(
     plan: &Plan,
     service: &S,
     keyring: &Keyring,
-    options: &Options,
+    options: &Options<'_>,
     stop: &CancellationToken,
     observe: &(impl Fn(Event<'_>) + Sync),
 ) -> Vec<ImageReport> {
@@ -99,7 +112,9 @@ pub async fn execute<S: ImageService>(
         options,
         observe,
         permits: Semaphore::new(options.concurrency.max(1)),
+        turns: Turns::new(options.registry_concurrency),
         limits: RateLimits::default(),
+        store: Store::new(plan.room().cloned()),
     };
     let states: Vec<State> = plan.images().iter().map(|_| State::default()).collect();
     let mut reports: Vec<Option<ImageReport>> = plan.images().iter().map(without_pull).collect();
@@ -230,10 +245,20 @@ type Pulled = (StoredImage, Option<Credential>);
 struct Run<'a, S, O> {
     service: &'a S,
     keyring: &'a Keyring,
-    options: &'a Options,
+    options: &'a Options<'a>,
     observe: &'a O,
     permits: Semaphore,
+    turns: Turns,
     limits: RateLimits,
+    store: Store,
+}
+
+/// What an attempt came to.
+enum Attempt {
+    /// None was made, since the image does not fit.
+    Skipped(String),
+    /// The attempt of this number ended.
+    Ended(u32, Result<Pulled, RuntimeError>),
 }
 
 impl<S: ImageService, O: Fn(Event<'_>) + Sync> Run<'_, S, O> {
@@ -245,21 +270,41 @@ impl<S: ImageService, O: Fn(Event<'_>) + Sync> Run<'_, S, O> {
         reference: &Reference,
         state: &State,
     ) -> (usize, ImageReport) {
+        let report = self.until_done(index, image, reference, state).await;
+        self.store.ended(index, report.outcome == Outcome::Pulled);
+        (index, report)
+    }
+
+    async fn until_done(
+        &self,
+        index: usize,
+        image: &PlannedImage,
+        reference: &Reference,
+        state: &State,
+    ) -> ImageReport {
         loop {
-            let (attempt, result) = self.attempt(index, image, reference, state).await;
-            let error = match result {
+            let (attempt, result) = match self.attempt(index, image, reference, state).await {
+                Attempt::Ended(attempt, result) => (attempt, result),
+                Attempt::Skipped(message) => {
+                    return ImageReport::new(image, Outcome::Skipped)
+                        .because(Reason::DiskBudget, message);
+                }
+            };
+            let mut error = match result {
                 Ok((stored, credential)) => {
                     let mut report = state.report(image, Outcome::Pulled).stored(stored);
                     report.credential = credential.map(|c| c.source.to_string());
-                    return (index, report);
+                    return report;
                 }
                 Err(error) => error,
             };
             if !error.kind.is_retryable() || attempt > self.options.retries {
-                let report = state
+                if error.kind == FailureKind::NoSpace {
+                    error.message.push_str(&self.needed(image, reference).await);
+                }
+                return state
                     .report(image, Outcome::Failed)
                     .because(Reason::Failure(error.kind), error.message);
-                return (index, report);
             }
             let wait = backoff::wait(error.kind, attempt, error.retry_after);
             if error.kind == FailureKind::RateLimited {
@@ -281,18 +326,48 @@ impl<S: ImageService, O: Fn(Event<'_>) + Sync> Run<'_, S, O> {
         }
     }
 
+    /// How much room an image wanted for which there was none, for the end of a message.
+    async fn needed(&self, image: &PlannedImage, reference: &Reference) -> String {
+        let asked = match (&image.size, self.options.inquiry) {
+            (Some(size), _) => Ok(size.clone()),
+            (None, Some(inquiry)) => inquiry.size(reference).await.map_err(|u| u.message),
+            (None, None) => Err("nobody was asked".to_owned()),
+        };
+        match asked {
+            Ok(known) => {
+                let bytes = on_disk(&known, self.service.keeps());
+                format!("; the image needs about {} on disk", size(bytes))
+            }
+            Err(why) => format!("; how much the image needs is not known: {why}"),
+        }
+    }
+
     async fn attempt(
         &self,
         index: usize,
         image: &PlannedImage,
         reference: &Reference,
         state: &State,
-    ) -> (u32, Result<Pulled, RuntimeError>) {
-        let _permit = loop {
-            self.limits.released(reference.registry()).await;
+    ) -> Attempt {
+        let registry = reference.registry();
+        let turns = self.turns.at(registry);
+        let _permits = loop {
+            self.limits.released(registry).await;
+            let turn = turns.acquire().await;
             let permit = self.permits.acquire().await;
-            if !self.limits.is_held(reference.registry()) {
-                break permit;
+            if self.limits.is_held(registry) {
+                continue;
+            }
+            let mut change = pin!(self.store.change());
+            change.as_mut().enable();
+            let size = image.size.as_ref();
+            match self.store.admit(self.service, index, size).await {
+                Some(Ok(())) => break (turn, permit),
+                Some(Err(message)) => return Attempt::Skipped(message),
+                None => {
+                    drop((turn, permit));
+                    change.await;
+                }
             }
         };
         let attempt = state.begin();
@@ -315,55 +390,25 @@ impl<S: ImageService, O: Fn(Event<'_>) + Sync> Run<'_, S, O> {
                 ),
             )),
         };
-        (attempt, result)
+        Attempt::Ended(attempt, result)
     }
 
-    /// Tries the credentials for the image in order, anonymously last, until one is let in.
-    ///
-    /// Many registries say "not found" to those who may not see, and some have words of their own for a login that they
-    /// refuse, so these answers are no end either.
     async fn with_each_credential(
         &self,
         reference: &Reference,
         progress: &Progress,
     ) -> Result<Pulled, RuntimeError> {
-        let found = self.keyring.lookup(reference).await;
-        let mut refusal: Option<RuntimeError> = None;
-        for credential in found.credentials.iter().map(Some).chain([None]) {
-            match self.service.pull(reference, credential, progress).await {
-                Ok(stored) => return Ok((stored, credential.cloned())),
-                Err(error) => match (error.kind, &refusal) {
-                    (FailureKind::Unauthorized | FailureKind::Other, Some(_)) => {}
-                    (FailureKind::Unauthorized | FailureKind::NotFound | FailureKind::Other, _) => {
-                        refusal = Some(error)
-                    }
-                    _ => return Err(error),
-                },
-            }
-        }
-        let mut error = refusal.unwrap_or_else(|| {
-            RuntimeError::new(FailureKind::Other, "no way to pull the image was tried")
-        });
-        error.message.push_str(&told(&found));
-        Err(error)
+        let pull = async |credential: Option<&Credential>| {
+            self.service.pull(reference, credential, progress).await
+        };
+        let pulled = self
+            .keyring
+            .with_each(reference, |e: &RuntimeError| e.kind, pull);
+        pulled.await.map_err(|refused| RuntimeError {
+            message: refused.error.message.clone() + &refused.tried,
+            ..refused.error
+        })
     }
-}
-
-/// Which credentials were tried in vain, and which could not be, for the end of a message.
-fn told(found: &Found) -> String {
-    let mut text = String::new();
-    if !found.credentials.is_empty() {
-        let sources: Vec<&str> = found.credentials.iter().map(|c| &*c.source).collect();
-        text = format!(
-            " (tried with the credentials of {}, and anonymously)",
-            sources.join(", ")
-        );
-    }
-    for problem in &found.problems {
-        text.push_str("; ");
-        text.push_str(problem);
-    }
-    text
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! What `run`, `pull` and `plan` share of the flow: asking the runtime, pulling, reporting.
 
+use std::collections::HashMap;
 use std::io::{self, Write};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use futures_util::StreamExt;
@@ -11,8 +12,14 @@ use tracing::{info, warn};
 
 use super::signals::Signals;
 use super::{Exit, credentials, logs};
-use crate::config::{self, ConfigError, FailOn, Output, PullSettings, Raw, RuntimeSettings};
-use crate::plan::{Action, Plan, Policy, Presence, Selection, select};
+use crate::config::{
+    self, ConfigError, FailOn, Output, PullSettings, Raw, RuntimeSettings, StartSettings,
+    StoreSettings,
+};
+use crate::disk::{Keeps, Room, Size, Tally, Usage};
+use crate::image::Platform;
+use crate::inquiry::Inquiry;
+use crate::plan::{Action, Facts, Moved, Plan, Policy, Presence, Selection, select};
 use crate::printable::printable;
 use crate::pull;
 use crate::registry::keyring::Keyring;
@@ -20,8 +27,11 @@ use crate::report::progress::{Screen, Watch};
 use crate::report::{ImageReport, Report, json, termination, text};
 use crate::runtime::ImageService;
 use crate::runtime::find::{FindError, Runtime, find};
-use crate::source::Found;
+use crate::source::{NodeFacts, Source};
+use crate::stagger;
 
+/// What an error of a source begins with.
+pub(super) const NO_CANDIDATES: &str = "failed to find out which images to pull";
 /// How long a runtime may take to say that it is there.
 const FIND_LIMIT: Duration = Duration::from_secs(5);
 /// Questions to the runtime that are under way at once.
@@ -42,7 +52,8 @@ pub(super) fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 
 /// Finds the runtime that the settings name, or the first that answers.
 pub(super) async fn find_runtime(settings: &RuntimeSettings) -> Result<Runtime, FindError> {
-    let runtime = find(settings.endpoint.as_ref(), &settings.platform, FIND_LIMIT).await?;
+    let platform = settings.platform.clone().unwrap_or_else(Platform::current);
+    let runtime = find(settings.endpoint.as_ref(), &platform, FIND_LIMIT).await?;
     let about = runtime.info();
     info!(
         endpoint = about.endpoint,
@@ -75,9 +86,97 @@ pub(super) async fn presence(runtime: &Runtime, selection: &Selection) -> Presen
         .await
 }
 
+/// What is asked of the store and of registries before a plan is made.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Questions {
+    pub(super) store: StoreSettings,
+    /// Whether what images weigh is asked even where no budget needs it.
+    pub(super) sizes: bool,
+}
+
+impl Questions {
+    /// Whether sizes are asked for.
+    pub(super) fn need_sizes(self) -> bool {
+        self.sizes || self.store.disk_budget.is_some()
+    }
+
+    /// Whether registries are asked for anything.
+    pub(super) fn need_registries(self) -> bool {
+        self.need_sizes() || self.store.refresh
+    }
+}
+
+/// Finds out about the selection what the questions are, first of the runtime, then of registries, and makes the plan.
+/// `sizes` are those that are known already.
+///
+/// # Errors
+/// When there is a budget, and the runtime does not say what its store holds.
+pub(super) async fn plan(
+    selection: Selection,
+    runtime: Option<&Runtime>,
+    questions: Questions,
+    inquiry: &Inquiry<'_>,
+    mut sizes: HashMap<String, Size>,
+) -> Result<Plan> {
+    let mut facts = Facts::default();
+    if let Some(runtime) = runtime {
+        facts.presence = presence(runtime, &selection).await;
+    }
+    if questions.store.refresh {
+        facts.moved = inquiry.moved(selection.movable(&facts.presence)).await;
+        for (name, moved) in &facts.moved {
+            if let Moved::Unknown(unknown) = moved {
+                warn!(
+                    image = name,
+                    "failed to find out whether the tag has moved: {}",
+                    printable(&unknown.message)
+                );
+            }
+        }
+    }
+    if questions.need_sizes() {
+        let usage = match runtime {
+            Some(runtime) => runtime.usage().await,
+            None => Ok(Usage::default()),
+        };
+        let keeps = runtime.map_or(Keeps::Both, ImageService::keeps);
+        let usage = match usage {
+            Ok(usage) => usage,
+            Err(error) if questions.store.disk_budget.is_none() => {
+                warn!(
+                    "failed to ask the runtime what its store holds: {}",
+                    printable(&error.message)
+                );
+                Usage::default()
+            }
+            Err(error) => {
+                return Err(error).context(
+                    "failed to ask the runtime what its store holds, so --disk-budget cannot be kept",
+                );
+            }
+        };
+        facts.tally = Tally::new(usage.blobs.clone());
+        let budget = questions.store.disk_budget;
+        facts.room = budget.map(|budget| Room::new(budget, keeps, usage));
+        // What others tell of a tag that has moved may be of what it stood for before.
+        sizes.retain(|name, _| !facts.presence.contains_key(name));
+        let coming = selection.wanted().filter(|image| {
+            let name = image.normalized();
+            let moved = matches!(facts.moved.get(&name), Some(Moved::Yes(_)));
+            !sizes.contains_key(&name) && (moved || !facts.presence.contains_key(&name))
+        });
+        facts.sizes = inquiry.sizes(coming).await;
+        facts
+            .sizes
+            .extend(sizes.into_iter().map(|(name, size)| (name, Ok(size))));
+    }
+    Ok(selection.against(facts))
+}
+
 /// A command that pulls: all its settings but where the candidates come from.
 pub(super) struct Run {
     runtime: RuntimeSettings,
+    store: StoreSettings,
     settings: PullSettings,
     output: Output,
     node: Option<String>,
@@ -94,6 +193,7 @@ impl Run {
         started: Instant,
     ) -> Result<Self, ConfigError> {
         let runtime = config::runtime(raw)?;
+        let store = config::store(raw)?;
         let settings = config::pull(raw, fail_on)?;
         let credentials = config::credentials(raw)?;
         let output = config::output(raw)?;
@@ -101,6 +201,7 @@ impl Run {
         let screen = logs::init(config::logs(raw)?);
         Ok(Self {
             runtime,
+            store,
             settings,
             output,
             node,
@@ -113,22 +214,36 @@ impl Run {
     /// The flow from its one end to the other.
     pub(super) async fn main(
         mut self,
-        found: impl Future<Output = Result<Found>>,
+        source: impl Future<Output = Result<Source>>,
+        start: &StartSettings,
         policy: &Policy,
     ) -> Result<Exit> {
         let signals = Signals::listen().context("failed to listen for signals")?;
-        let mut keyring = std::mem::take(&mut self.keyring);
-        let prepare = async {
+        let open = async {
             let runtime = find_runtime(&self.runtime).await?;
-            let found = found.await?;
-            credentials::add_pull_secrets(&mut keyring, found.pull_secrets);
-            let selection = select(found.candidates, policy);
-            let presence = presence(&runtime, &selection).await;
-            anyhow::Ok((runtime, selection.against(&presence)))
+            anyhow::Ok((runtime, source.await?))
         };
-        let (runtime, plan) = signals.or(by(self.deadline(), prepare)).await???;
+        let (runtime, source) = signals.or(by(self.deadline(), open)).await???;
+        // Who waits for its turn has not begun: neither the deadline nor the time that is reported counts it.
+        self.started += signals.or(stagger(start, source.node())).await?;
+
+        let mut keyring = std::mem::take(&mut self.keyring);
+        let platform = platform(&self.runtime, source.node());
+        let found = signals
+            .or(by(self.deadline(), source.find()))
+            .await??
+            .context(NO_CANDIDATES)?;
+        credentials::add_pull_secrets(&mut keyring, found.pull_secrets);
+        let inquiry = Inquiry::new(&keyring, platform, self.settings.registry_concurrency);
+        let questions = Questions {
+            store: self.store,
+            sizes: false,
+        };
+        let selection = select(found.candidates, policy);
+        let plan = plan(selection, Some(&runtime), questions, &inquiry, found.sizes);
+        let plan = signals.or(by(self.deadline(), plan)).await???;
         let images = self
-            .execute(&plan, &runtime, &keyring, signals.stop())
+            .execute(&plan, &runtime, &keyring, &inquiry, signals.stop())
             .await;
         warn_of_credentials(&images);
         let report = Report {
@@ -159,13 +274,16 @@ impl Run {
         plan: &Plan,
         runtime: &Runtime,
         keyring: &Keyring,
+        inquiry: &Inquiry<'_>,
         stop: &CancellationToken,
     ) -> Vec<ImageReport> {
         let options = pull::Options {
             concurrency: self.settings.concurrency,
+            registry_concurrency: self.settings.registry_concurrency,
             pull_timeout: self.settings.pull_timeout,
             deadline: self.deadline(),
             retries: self.settings.retries,
+            inquiry: Some(inquiry),
         };
         let watch = Watch::new(&self.screen, plan.count(Action::Pull));
         let see = |event: pull::Event<'_>| watch.see(event);
@@ -176,6 +294,42 @@ impl Run {
         watch.close();
         images
     }
+}
+
+/// Waits for the node's turn; returns how long that was.
+async fn stagger(start: &StartSettings, node: Option<&NodeFacts>) -> Duration {
+    let (false, Some(name)) = (start.stagger.is_zero(), &start.node) else {
+        return Duration::ZERO;
+    };
+    let created = node.and_then(|node| node.created);
+    // A node from the future is a new one on a machine whose clock is late.
+    let age = created.map(|created| {
+        SystemTime::now()
+            .duration_since(created)
+            .unwrap_or_default()
+    });
+    let delay = stagger::delay(name, start.stagger, age, start.min_age);
+    let shown = text::seconds(delay);
+    match age {
+        Some(age) if delay.is_zero() => info!(
+            "starting at once: this node is {} old, less than --stagger-min-age",
+            text::seconds(age)
+        ),
+        Some(_) => info!("waiting {shown} for this node's turn (--stagger)"),
+        None => info!("waiting {shown} for this node's turn (--stagger); its age is not known"),
+    }
+    tokio::time::sleep(delay).await;
+    delay
+}
+
+/// What is planned for: what the user says, else what the Node says, else this machine.
+pub(super) fn platform(settings: &RuntimeSettings, node: Option<&NodeFacts>) -> Platform {
+    let node = node.and_then(|node| node.platform.clone());
+    settings
+        .platform
+        .clone()
+        .or(node)
+        .unwrap_or_else(Platform::current)
 }
 
 /// Says once what a pull with a credential means for the other users of the node.

@@ -4,25 +4,41 @@ use anyhow::{Context, Result};
 use clap::ArgMatches;
 use tracing::warn;
 
-use super::run::candidates;
+use super::run::open;
 use super::signals::Signals;
-use super::{Exit, args, flow, logs};
+use super::{Exit, args, credentials, flow, logs};
 use crate::config::{self, Output};
-use crate::plan::{Presence, select};
-use crate::report::{json, text};
+use crate::inquiry::Inquiry;
+use crate::plan::select;
+use crate::registry::keyring::Keyring;
+use crate::report::{Outline, json, text};
 use crate::runtime::ImageService;
+
+/// Questions to one registry that are under way at once.
+const QUESTIONS: usize = 4;
 
 /// Runs the command. Without a runtime at hand the plan is made all the same, unless one was asked for by its endpoint.
 pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
     let raw = args::raw(matches);
     let mut sources = config::sources(&raw)?;
-    // A plan pulls nothing, so it reads no secret.
-    sources.cluster.pull_secrets = false;
     let policy = config::policy(&raw)?;
+    let questions = flow::Questions {
+        store: config::store(&raw)?,
+        sizes: config::sizes(&raw)?,
+    };
     let settings = config::runtime(&raw)?;
+    let credentials = config::credentials(&raw)?;
     let node = config::node_name(&raw)?;
     let output = config::output(&raw)?;
     logs::init(config::logs(&raw)?);
+    sources.cluster.sizes = questions.need_sizes();
+    // A plan that asks no registry reads no secret.
+    let mut keyring = Keyring::default();
+    if questions.need_registries() {
+        keyring = credentials::keyring(&credentials)?;
+    } else {
+        sources.cluster.pull_secrets = false;
+    }
     flow::block_on(async {
         let signals = Signals::listen().context("failed to listen for signals")?;
         let prepare = async {
@@ -34,18 +50,32 @@ pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
                     None
                 }
             };
-            let selection = select(candidates(&sources).await?.candidates, &policy);
-            let presence = match &runtime {
-                Some(runtime) => flow::presence(runtime, &selection).await,
-                None => Presence::new(),
-            };
-            anyhow::Ok((runtime, selection.against(&presence)))
+            let source = open(&sources).await?;
+            let platform = flow::platform(&settings, source.node());
+            let found = source.find().await.context(flow::NO_CANDIDATES)?;
+            credentials::add_pull_secrets(&mut keyring, found.pull_secrets);
+            let inquiry = Inquiry::new(&keyring, platform, QUESTIONS);
+            let selection = select(found.candidates, &policy);
+            let plan = flow::plan(
+                selection,
+                runtime.as_ref(),
+                questions,
+                &inquiry,
+                found.sizes,
+            );
+            let plan = plan.await?;
+            anyhow::Ok((runtime, plan, inquiry.requests()))
         };
-        let (runtime, plan) = signals.or(prepare).await??;
-        let (runtime, node) = (runtime.as_ref().map(ImageService::info), node.as_deref());
+        let (runtime, plan, requests) = signals.or(prepare).await??;
+        let outline = Outline {
+            plan: &plan,
+            runtime: runtime.as_ref().map(ImageService::info),
+            node: node.as_deref(),
+            requests: questions.sizes.then_some(requests),
+        };
         flow::print(|out| match output {
-            Output::Text => text::write_plan(out, &plan, runtime, node),
-            Output::Json => json::write_plan(out, &plan, runtime, node),
+            Output::Text => text::write_plan(out, &outline),
+            Output::Json => json::write_plan(out, &outline),
         })?;
         Ok(Exit::Done)
     })

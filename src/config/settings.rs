@@ -60,6 +60,8 @@ settings! {
         "Kinds of workloads to scan: deployments, statefulsets, daemonsets, replicasets, jobs, cronjobs, pods; or all";
     SELECTOR: "selector", ["SELECTOR"], None, "SELECTOR",
         "Label selector that the workloads must match, such as app=web,tier!=test";
+    WATCH_CACHE: "watch-cache", ["WATCH_CACHE"], Some("false"), "BOOL",
+        "Read the lists from the API server's memory (resourceVersion=0), whole and maybe some seconds old, rather than from etcd in pages";
     IMAGES_FILE: "images-file", ["IMAGES_FILE"], Some("/config/images"), "PATH",
         "File with one image a line, blank lines and # comments dropped; where it exists the cluster is not asked";
     IGNORE: "ignore", ["IGNORE"], None, "PREFIXES",
@@ -68,12 +70,18 @@ settings! {
         "Image prefixes outside of which nothing is pulled";
     LIMIT: "limit", ["LIMIT"], None, "N",
         "At most so many images, the most used first";
+    DISK_BUDGET: "disk-budget", ["DISK_BUDGET"], None, "BYTES",
+        "Pull nothing that would have the runtime's image store hold more than this, such as 20Gi";
+    REFRESH: "refresh", ["REFRESH"], Some("false"), "BOOL",
+        "Pull again what is here and has moved: tag latest or pull policy Always, when the registry has another digest";
+    SIZES: "sizes", ["SIZES"], Some("false"), "BOOL",
+        "Find out what the images that are not here weigh, of Nodes and registries";
     NODE_NAME: "node-name", ["NODE_NAME"], None, "NAME",
         "This node; with it, images of workloads that cannot run here are skipped";
     RUNTIME_ENDPOINT: "runtime-endpoint", ["RUNTIME_ENDPOINT", "CONTAINER_RUNTIME_ENDPOINT"], None, "ENDPOINT",
         "The container runtime: unix:///PATH, a bare path, or oci:DIR [default: the first well-known socket that answers]";
     PLATFORM: "platform", ["PLATFORM"], None, "OS/ARCH",
-        "The platform to pull for into oci:DIR [default: this machine's]";
+        "The platform to pull for into oci:DIR, and to plan for [default: the node's, else this machine's]";
     REGISTRY_CONFIG: "registry-config", ["REGISTRY_CONFIG"], None, "FILES",
         "Docker config files with credentials [default: $DOCKER_CONFIG/config.json, else ~/.docker/config.json]";
     CREDENTIAL_PROVIDER_CONFIG: "credential-provider-config", ["CREDENTIAL_PROVIDER_CONFIG"], None, "FILE",
@@ -86,6 +94,12 @@ settings! {
         "One registry, HOST or HOST/PATH, whose base64 of user:password is in the variable PRIVATE_REGISTRY_AUTH";
     CONCURRENCY: "concurrency", ["CONCURRENCY"], Some("4"), "N",
         "Pulls at once";
+    REGISTRY_CONCURRENCY: "registry-concurrency", ["REGISTRY_CONCURRENCY"], None, "N",
+        "Pulls at once from one registry [default: as --concurrency]";
+    STAGGER: "stagger", ["STAGGER"], Some("0s"), "TIME",
+        "Wait before the start, between 0 and this, as a hash of the node's name says; needs --node-name";
+    STAGGER_MIN_AGE: "stagger-min-age", ["STAGGER_MIN_AGE"], Some("10m"), "TIME",
+        "A node younger than this does not wait";
     PULL_TIMEOUT: "pull-timeout", ["PULL_TIMEOUT"], Some("15m"), "TIME",
         "Time limit of one attempt at one image";
     DEADLINE: "deadline", ["DEADLINE"], None, "TIME",
@@ -108,10 +122,20 @@ pub type Group = (&'static str, &'static [&'static Setting]);
 /// Where candidates come from.
 pub static SOURCES: Group = (
     "Images",
-    &[&NAMESPACES, &WORKLOADS, &SELECTOR, &IMAGES_FILE],
+    &[
+        &NAMESPACES,
+        &WORKLOADS,
+        &SELECTOR,
+        &WATCH_CACHE,
+        &IMAGES_FILE,
+    ],
 );
 /// Which of them are wanted.
 pub static POLICY: Group = ("Selection", &[&ONLY, &IGNORE, &LIMIT]);
+/// What is done with them besides, also where they are named one by one.
+pub static STORE: Group = ("Selection", &[&DISK_BUDGET, &REFRESH]);
+/// What a plan tells besides.
+pub static TOLD: Group = ("Selection", &[&SIZES]);
 /// What pulls them.
 pub static RUNTIME: Group = ("Runtime", &[&RUNTIME_ENDPOINT, &PLATFORM, &NODE_NAME]);
 /// Who pulls them.
@@ -129,8 +153,17 @@ pub static CLUSTER_CREDENTIALS: Group = ("Credentials", &[&PULL_SECRETS]);
 /// How they are pulled.
 pub static PULL: Group = (
     "Pulling",
-    &[&CONCURRENCY, &PULL_TIMEOUT, &RETRIES, &DEADLINE, &FAIL_ON],
+    &[
+        &CONCURRENCY,
+        &REGISTRY_CONCURRENCY,
+        &PULL_TIMEOUT,
+        &RETRIES,
+        &DEADLINE,
+        &FAIL_ON,
+    ],
 );
+/// When they are pulled.
+pub static START: Group = ("Pulling", &[&STAGGER, &STAGGER_MIN_AGE]);
 /// What is printed.
 pub static OUTPUTS: Group = ("Output", &[&OUTPUT, &LOG_FORMAT, &LOG_LEVEL]);
 
@@ -138,13 +171,24 @@ pub static OUTPUTS: Group = ("Output", &[&OUTPUT, &LOG_FORMAT, &LOG_LEVEL]);
 pub static RUN: &[&Group] = &[
     &SOURCES,
     &POLICY,
+    &STORE,
     &RUNTIME,
     &CREDENTIALS,
     &CLUSTER_CREDENTIALS,
     &PULL,
+    &START,
     &OUTPUTS,
 ];
 /// The settings of `harpoon pull`.
-pub static PULL_COMMAND: &[&Group] = &[&RUNTIME, &CREDENTIALS, &PULL, &OUTPUTS];
+pub static PULL_COMMAND: &[&Group] = &[&STORE, &RUNTIME, &CREDENTIALS, &PULL, &OUTPUTS];
 /// The settings of `harpoon plan`.
-pub static PLAN: &[&Group] = &[&SOURCES, &POLICY, &RUNTIME, &OUTPUTS];
+pub static PLAN: &[&Group] = &[
+    &SOURCES,
+    &POLICY,
+    &STORE,
+    &TOLD,
+    &RUNTIME,
+    &CREDENTIALS,
+    &CLUSTER_CREDENTIALS,
+    &OUTPUTS,
+];

@@ -59,6 +59,15 @@ fn a_bad_value_is_named_with_its_setting_and_what_is_accepted() {
         ("limit", "-1"),
         ("limit", "+1"),
         ("limit", "x"),
+        ("disk-budget", "20GB"),
+        ("disk-budget", "0"),
+        ("refresh", "perhaps"),
+        ("sizes", "all"),
+        ("watch-cache", "1"),
+        ("stagger", "5"),
+        ("stagger", "5m"),
+        ("stagger-min-age", "old"),
+        ("registry-concurrency", "0"),
         ("node-name", "Node_1"),
         ("credential-provider-config", ""),
         ("credential-provider-bin-dir", ""),
@@ -82,6 +91,9 @@ fn a_bad_value_is_named_with_its_setting_and_what_is_accepted() {
             [
                 sources(raw).err(),
                 policy(raw).err(),
+                store(raw).err(),
+                sizes(raw).err(),
+                start(raw).err(),
                 runtime(raw).err(),
                 credentials(raw).err(),
                 pull(raw, FailOn::Any).err(),
@@ -89,7 +101,8 @@ fn a_bad_value_is_named_with_its_setting_and_what_is_accepted() {
                 logs(raw).err(),
             ]
         });
-        let errors: Vec<_> = errors.into_iter().flatten().collect();
+        let mut errors: Vec<_> = errors.into_iter().flatten().collect();
+        errors.dedup();
         assert_eq!(errors.len(), 1, "--{flag} {value:?}: {errors:?}");
         let text = errors[0].to_string();
         let variable = flag.to_uppercase().replace('-', "_");
@@ -108,6 +121,8 @@ fn every_setting_belongs_to_one_group_and_is_named_after_its_flag() {
     for setting in settings::ALL {
         let groups = settings::RUN
             .iter()
+            .copied()
+            .chain([&settings::TOLD])
             .filter(|(_, s)| s.iter().any(|s| s.flag == setting.flag));
         assert_eq!(groups.count(), 1, "{}", setting.flag);
         assert_eq!(

@@ -1,6 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::disk::{Blob, Keeps, Usage};
+use crate::image::Digest;
 
 fn workload(name: &str) -> Workload {
     Workload {
@@ -42,7 +44,10 @@ fn check(candidates: Vec<Candidate>, policy: &Policy, present: &[&str]) -> Vec<S
             (reference.normalized(), StoredImage::default())
         })
         .collect();
-    let plan = select(candidates, policy).against(&presence);
+    let plan = select(candidates, policy).against(Facts {
+        presence,
+        ..Facts::default()
+    });
     plan.images()
         .iter()
         .map(|i| {
@@ -152,7 +157,7 @@ fn an_image_that_no_workload_can_use_here_is_skipped_with_the_first_workloads_ru
             "listed pull - 0",
         ]
     );
-    let plan = select(candidates, &Policy::default()).against(&Presence::new());
+    let plan = select(candidates, &Policy::default()).against(Facts::default());
     let said = |place: usize| match &plan.images()[place].step {
         Step::Skip(_, message) => message.clone(),
         step => format!("{step:?}"),
@@ -203,7 +208,209 @@ fn a_list_knows_no_pods() {
     );
 }
 
+/// An image of these blobs: `"12"` has blob 1 and blob 2, each of as many bytes as its digit says.
+fn blobs(digits: &str) -> Size {
+    let blob = |digit: char| Blob {
+        digest: Digest::parse(&format!("sha256:{}", digit.to_string().repeat(64))).expect("digest"),
+        bytes: u64::from(digit.to_digit(10).expect("digit")),
+    };
+    let once: std::collections::BTreeSet<char> = digits.chars().collect();
+    Size::Blobs(once.into_iter().map(blob).collect())
+}
+
+fn unknown(kind: FailureKind) -> Unknown {
+    Unknown {
+        kind,
+        message: "registry said so".to_owned(),
+    }
+}
+
+fn facts(sizes: &[(&str, Result<Size, Unknown>)], budget: Option<u64>) -> Facts {
+    let name = |image: &str| Reference::parse(image).expect("valid").normalized();
+    Facts {
+        sizes: sizes.iter().map(|(i, s)| (name(i), s.clone())).collect(),
+        room: budget.map(|budget| Room::new(budget, Keeps::Packed, Usage::default())),
+        ..Facts::default()
+    }
+}
+
+/// `image action reason: message` a line.
+fn told(plan: &Plan) -> Vec<String> {
+    let line = |i: &PlannedImage| match &i.step {
+        Step::Skip(reason, message) => format!("{} skip {}: {message}", i.image, reason.as_str()),
+        step => {
+            let note = i
+                .note
+                .as_deref()
+                .map_or(String::new(), |n| format!(": {n}"));
+            format!("{} {}{note}", i.image, step.action().as_str())
+        }
+    };
+    plan.images().iter().map(line).collect()
+}
+
+#[test]
+fn what_does_not_fit_the_budget_is_skipped_and_smaller_ones_still_fit() {
+    let images = ["a", "b", "c", "d"].map(Candidate::listed).to_vec();
+    let sizes = [
+        ("a", Ok(blobs("15"))),
+        ("b", Ok(blobs("59"))),
+        ("c", Ok(blobs("513"))),
+        ("d", Err(unknown(FailureKind::Unauthorized))),
+    ];
+    let plan = select(images.clone(), &Policy::default()).against(facts(&sizes, Some(10)));
+    assert_eq!(
+        told(&plan),
+        [
+            "a pull",
+            "b skip disk_budget: needs about 9 B on disk, and 4 B are left of 10 B (--disk-budget)",
+            "c pull",
+            "d skip disk_budget: its size is not known: registry said so, so that --disk-budget could not be kept",
+        ]
+    );
+    let shared: Vec<_> = plan
+        .images()
+        .iter()
+        .map(|i| i.download.map(|d| (d.bytes, d.shared)))
+        .collect();
+    assert_eq!(shared, [Some((6, 0)), None, Some((9, 6)), None]);
+    let sum = plan.downloads();
+    assert_eq!((sum.bytes, sum.shared, sum.unknown), (9, 6, 0));
+
+    // Without a budget all are pulled, and what is not known is told.
+    let plan = select(images, &Policy::default()).against(facts(&sizes, None));
+    assert_eq!(
+        told(&plan)[3],
+        "d pull: its size is not known: registry said so"
+    );
+    assert_eq!(plan.downloads().unknown, 1);
+}
+
+#[test]
+fn what_is_not_made_for_the_platform_is_not_pulled() {
+    let sizes = [("a", Err(unknown(FailureKind::PlatformMismatch)))];
+    for budget in [None, Some(5)] {
+        let plan = select(vec![Candidate::listed("a")], &Policy::default());
+        let plan = plan.against(facts(&sizes, budget));
+        assert_eq!(told(&plan), ["a skip platform_mismatch: registry said so"]);
+    }
+}
+
+#[test]
+fn only_what_may_have_moved_is_asked_for_and_pulled_again_if_it_has() {
+    let mut always = used("always:1", &[("w", 1)]);
+    always
+        .uses
+        .iter_mut()
+        .flatten()
+        .for_each(|u| u.always = true);
+    // Under another spelling a second workload has it without: one that wants it is enough.
+    let also = used("docker.io/always:1", &[("x", 1)]);
+    let pinned = format!("pinned@sha256:{}", "a".repeat(64));
+    let candidates = vec![
+        always,
+        also,
+        used("moved", &[("w", 9)]),
+        used("same:latest", &[("w", 8)]),
+        used("fixed:1", &[("w", 7)]),
+        used(&pinned, &[("w", 6)]),
+        used("silent", &[("w", 5)]),
+        used("absent", &[("w", 4)]),
+    ];
+    let name = |image: &str| Reference::parse(image).expect("valid").normalized();
+    let here = ["always:1", "moved", "same", "fixed:1", &pinned, "silent"];
+    let presence: Presence = here
+        .iter()
+        .map(|i| (name(i), StoredImage::default()))
+        .collect();
+    let selection = select(candidates, &Policy::default());
+    let asked: Vec<_> = selection
+        .movable(&presence)
+        .map(|(i, _)| i.as_written())
+        .collect();
+    assert_eq!(asked, ["moved", "same:latest", "silent", "always:1"]);
+    let moved = [
+        ("moved", Moved::Yes("its tag has moved".to_owned())),
+        ("same", Moved::No),
+        ("silent", Moved::Unknown(unknown(FailureKind::Unavailable))),
+        ("always:1", Moved::Yes("its tag has moved".to_owned())),
+    ];
+    let plan = selection.against(Facts {
+        presence,
+        moved: moved.into_iter().map(|(i, m)| (name(i), m)).collect(),
+        ..Facts::default()
+    });
+    let pinned = format!("{pinned} present");
+    assert_eq!(
+        told(&plan),
+        [
+            "moved pull: its tag has moved",
+            "same:latest present",
+            "fixed:1 present",
+            &pinned,
+            "silent present: whether its tag has moved is not known: registry said so",
+            "absent pull",
+            "always:1 pull: its tag has moved",
+        ]
+    );
+}
+
 proptest! {
+    #[test]
+    fn a_plan_keeps_its_budget_in_any_order_of_its_input(
+        images in prop::collection::btree_map("(quay[.]io/)?[a-c]{1,2}", (0u64..4, "[1-9]{0,5}", any::<bool>()), 0..12),
+        budget in 0u64..60,
+        held in 0u64..20,
+        limit in prop::option::of(1usize..6),
+        keeps in prop::sample::select(vec![Keeps::Packed, Keeps::Unpacked, Keeps::Both]),
+        seed in any::<u64>(),
+    ) {
+        let policy = Policy { only: vec![], ignore: prefixes(&["quay.io/a"]), limit };
+        let name = |image: &str| Reference::parse(image).expect("valid").normalized();
+        let candidates: Vec<_> = images.iter().map(|(image, (pods, ..))| used(image, &[("w", *pods)])).collect();
+        let mut shuffled = candidates.clone();
+        fastrand::Rng::with_seed(seed).shuffle(&mut shuffled);
+        let there = blobs("1");
+        let usage = || {
+            let Size::Blobs(blobs) = &there else { unreachable!() };
+            Usage { bytes: held, blobs: blobs.iter().map(|b| b.digest.clone()).collect() }
+        };
+        let planned = |candidates| {
+            let facts = Facts {
+                sizes: images.iter().map(|(image, (_, digits, known))| {
+                    let size = if *known { Ok(blobs(digits)) } else { Err(unknown(FailureKind::NotFound)) };
+                    (name(image), size)
+                }).collect(),
+                tally: Tally::new(usage().blobs),
+                room: Some(Room::new(budget, keeps, usage())),
+                ..Facts::default()
+            };
+            select(candidates, &policy).against(facts)
+        };
+        let plan = planned(candidates);
+        prop_assert_eq!(told(&plan), told(&planned(shuffled)));
+        let pulls: Vec<_> = plan.images().iter().filter(|i| i.step.action() == Action::Pull).collect();
+        // What the store would hold, counted anew: each blob once, in each form that it keeps.
+        let mut digits: Vec<char> = pulls.iter().flat_map(|i| images[&i.image].1.chars()).filter(|c| *c != '1').collect();
+        digits.sort_unstable();
+        digits.dedup();
+        let packed: u64 = digits.iter().map(|c| u64::from(c.to_digit(10).expect("digit"))).sum();
+        let unpacked = (packed as f64 * crate::disk::UNPACKED_FACTOR) as u64;
+        let more = match keeps {
+            Keeps::Packed => packed,
+            Keeps::Unpacked => unpacked,
+            Keeps::Both => packed + unpacked,
+        };
+        prop_assert!(more == 0 || held + more <= budget, "{held} + {more} > {budget}: {:?}", told(&plan));
+        prop_assert!(limit.is_none_or(|l| pulls.len() <= l));
+        for image in pulls {
+            prop_assert!(images[&image.image].2, "of unknown size: {}", image.image);
+            prop_assert!(!name(&image.image).starts_with("quay.io/a"));
+        }
+        prop_assert_eq!(plan.downloads().bytes, packed);
+    }
+
+
     #[test]
     fn a_plan_keeps_to_its_policy_and_not_to_the_order_of_its_input(
         images in prop::collection::vec(("(quay[.]io/)?[a-c]{1,2}(:[12])?", 0u64..5, "[w-z]"), 0..20),
@@ -215,7 +422,7 @@ proptest! {
         let mut shuffled = candidates.clone();
         fastrand::Rng::with_seed(seed).shuffle(&mut shuffled);
         let normal = |c| {
-            let plan = select(c, &policy).against(&Presence::new());
+            let plan = select(c, &policy).against(Facts::default());
             plan.images().iter().map(|i| (Reference::parse(&i.image).expect("valid").normalized(), i.step.action(), i.pods)).collect::<Vec<_>>()
         };
         let plan = normal(candidates);

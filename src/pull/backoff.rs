@@ -13,7 +13,7 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
 
 /// The wait after a failed attempt, the first being 1: exponential with full jitter, so that nodes that failed together
 /// do not come back together. A registry's own wish is a minimum, with the jitter on top.
-pub(super) fn wait(kind: FailureKind, attempt: u32, retry_after: Option<Duration>) -> Duration {
+pub(crate) fn wait(kind: FailureKind, attempt: u32, retry_after: Option<Duration>) -> Duration {
     let (base, cap) = match kind {
         FailureKind::RateLimited => (Duration::from_secs(8), Duration::from_secs(120)),
         // Long enough that a runtime's restart fits into the default number of retries.

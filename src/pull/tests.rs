@@ -6,8 +6,8 @@ use std::sync::atomic::AtomicUsize;
 
 use super::*;
 use crate::candidate::Candidate;
-use crate::disk::{Keeps, Usage};
-use crate::plan::{Policy, Presence, select};
+use crate::disk::{Keeps, Room, Size, Usage};
+use crate::plan::{Facts, Policy, select};
 use crate::runtime::RuntimeInfo;
 
 /// What a pull of an image does, attempt after attempt; the last one is repeated.
@@ -26,6 +26,9 @@ struct Scripted {
     attempts: Mutex<HashMap<String, Vec<Instant>>>,
     running: AtomicUsize,
     most: AtomicUsize,
+    /// What the store is said to hold, one answer after the other; the last one is repeated.
+    usage: Vec<u64>,
+    asked: AtomicUsize,
 }
 
 impl ImageService for Scripted {
@@ -69,13 +72,26 @@ impl ImageService for Scripted {
     }
 
     async fn usage(&self) -> Result<Usage, RuntimeError> {
-        Ok(Usage::default())
+        let asked = self.asked.fetch_add(1, Ordering::SeqCst);
+        let told = self.usage.get(asked).or(self.usage.last());
+        let Some(bytes) = told.filter(|bytes| **bytes != SILENT) else {
+            return Err(RuntimeError::new(FailureKind::Timeout, "scripted"));
+        };
+        Ok(Usage {
+            bytes: *bytes,
+            ..Usage::default()
+        })
     }
 }
 
-fn options() -> Options {
+/// A usage that the service does not tell.
+const SILENT: u64 = u64::MAX;
+
+fn options() -> Options<'static> {
     Options {
         concurrency: 2,
+        registry_concurrency: 2,
+        inquiry: None,
         pull_timeout: Duration::from_secs(60),
         deadline: None,
         retries: 2,
@@ -85,10 +101,26 @@ fn options() -> Options {
 /// Runs the script to its end; gives `image outcome reason attempts` a line, and the service.
 async fn check(
     script: &[(&'static str, &[Answer])],
-    options: &Options,
+    options: &Options<'_>,
     stop: &CancellationToken,
 ) -> (Vec<String>, Scripted) {
-    let service = Scripted {
+    let service = scripted(script, &[]);
+    let candidates = script.iter().map(|(i, _)| Candidate::listed(*i)).collect();
+    let plan = select(candidates, &Policy::default()).against(Facts::default());
+    let reports = execute(&plan, &service, &Keyring::default(), options, stop, &|_| {}).await;
+    (lines(&reports), service)
+}
+
+fn lines(reports: &[ImageReport]) -> Vec<String> {
+    let line = |r: &ImageReport| {
+        let reason = r.reason.map_or("-", |r| r.as_str());
+        format!("{} {} {reason} {}", r.image, r.outcome.as_str(), r.attempts)
+    };
+    reports.iter().map(line).collect()
+}
+
+fn scripted(script: &[(&'static str, &[Answer])], usage: &[u64]) -> Scripted {
+    Scripted {
         info: RuntimeInfo {
             name: "scripted".to_owned(),
             version: "1".to_owned(),
@@ -98,15 +130,106 @@ async fn check(
         attempts: Mutex::default(),
         running: AtomicUsize::new(0),
         most: AtomicUsize::new(0),
-    };
+        usage: usage.to_vec(),
+        asked: AtomicUsize::new(0),
+    }
+}
+
+/// Runs images of these sizes with a budget of 100 bytes, in a store that says at first that it holds nothing.
+async fn with_budget(
+    script: &[(&'static str, &[Answer])],
+    sizes: &[u64],
+    usage: &[u64],
+) -> (Vec<ImageReport>, Scripted) {
+    let service = scripted(script, usage);
     let candidates = script.iter().map(|(i, _)| Candidate::listed(*i)).collect();
-    let plan = select(candidates, &Policy::default()).against(&Presence::new());
-    let reports = execute(&plan, &service, &Keyring::default(), options, stop, &|_| {}).await;
-    let lines = reports.iter().map(|r| {
-        let reason = r.reason.map_or("-", |r| r.as_str());
-        format!("{} {} {reason} {}", r.image, r.outcome.as_str(), r.attempts)
-    });
-    (lines.collect(), service)
+    let named = script
+        .iter()
+        .map(|(i, _)| Reference::parse(i).unwrap().normalized());
+    let facts = Facts {
+        sizes: named
+            .zip(sizes)
+            .map(|(n, s)| (n, Ok(Size::Packed(*s))))
+            .collect(),
+        room: Some(Room::new(100, Keeps::Packed, Usage::default())),
+        ..Facts::default()
+    };
+    let plan = select(candidates, &Policy::default()).against(facts);
+    let stop = CancellationToken::new();
+    let keyring = Keyring::default();
+    let reports = execute(&plan, &service, &keyring, &options(), &stop, &|_| {}).await;
+    (reports, service)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_put_into_the_store_counts_against_the_budget() {
+    let pulled: &[Answer] = &[Answer::Pulled];
+    let script = [("a", pulled), ("b", pulled), ("c", pulled)];
+    let check = async |usage: &[u64]| lines(&with_budget(&script, &[30, 40, 10], usage).await.0);
+    // As the plan says; a store that counts late, or says nothing, changes nothing.
+    for usage in [&[0][..], &[0, 30, 70], &[0, 0, 0], &[SILENT]] {
+        assert_eq!(
+            check(usage).await,
+            ["a pulled - 1", "b pulled - 1", "c pulled - 1"],
+            "{usage:?}"
+        );
+    }
+    // `b` does not fit any more; a smaller one behind it does.
+    assert_eq!(
+        check(&[0, 65]).await,
+        ["a pulled - 1", "b skipped disk_budget 0", "c pulled - 1"]
+    );
+    assert_eq!(
+        check(&[95]).await,
+        [
+            "a skipped disk_budget 0",
+            "b skipped disk_budget 0",
+            "c skipped disk_budget 0"
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_whose_place_depends_on_others_waits_for_them() {
+    // While `a` is under way the store counts half of it, so `b` would not fit beside its promise; then it does.
+    let pulled: &[Answer] = &[Answer::Pulled];
+    let (reports, service) =
+        with_budget(&[("a", pulled), ("b", pulled)], &[60, 40], &[0, 30, 60]).await;
+    assert_eq!(lines(&reports), ["a pulled - 1", "b pulled - 1"]);
+    assert_eq!(service.most.load(Ordering::SeqCst), 1);
+    // What does not come leaves its room to the next.
+    let fails: &[Answer] = &[Answer::Fails(FailureKind::NotFound)];
+    let (reports, _) = with_budget(&[("a", fails), ("b", pulled)], &[60, 40], &[0, 30, 60]).await;
+    assert_eq!(lines(&reports), ["a failed not_found 1", "b pulled - 1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_space_says_how_much_was_needed() {
+    let full: &[Answer] = &[Answer::Fails(FailureKind::NoSpace)];
+    let (reports, _) = with_budget(&[("a", full)], &[90_000_000], &[0]).await;
+    assert_eq!(lines(&reports), ["a skipped disk_budget 0"]);
+    let (reports, _) = with_budget(&[("a", full)], &[90], &[0]).await;
+    let message = reports[0].message.clone().unwrap();
+    assert_eq!(
+        message,
+        "scripted no_space; the image needs about 90 B on disk"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_registry_gets_no_more_than_its_share() {
+    let pulled: &[Answer] = &[Answer::Pulled];
+    let images = ["quay.io/a", "quay.io/b", "quay.io/c", "x.io/d", "x.io/e"];
+    let script = images.map(|i| (i, pulled));
+    let mut options = options();
+    options.concurrency = 4;
+    options.registry_concurrency = 1;
+    let (_, service) = check(&script, &options, &CancellationToken::new()).await;
+    assert_eq!(service.most.load(Ordering::SeqCst), 2);
+    let attempts = service.attempts.lock().expect("lock");
+    let mut begun: Vec<_> = images[..3].iter().map(|i| attempts[*i][0]).collect();
+    begun.sort();
+    assert!(begun.windows(2).all(|w| w[0] < w[1]), "{begun:?}");
 }
 
 #[tokio::test(start_paused = true)]

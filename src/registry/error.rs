@@ -147,6 +147,16 @@ pub enum Error {
     /// The image is in the registry in the format of 2014 only, whose content cannot be verified.
     #[error("the registry has this image only in the obsolete manifest format schema 1")]
     Schema1,
+    /// The image is for other platforms alone.
+    #[error("{image} is not made for {wanted}, only for {available}")]
+    Platform {
+        /// Which image.
+        image: String,
+        /// What was wanted.
+        wanted: String,
+        /// What there is, safe to show.
+        available: String,
+    },
     /// A manifest or index that cannot be used.
     #[error("failed to understand the manifest: {reason}")]
     Manifest {
@@ -167,6 +177,7 @@ impl Error {
             Self::NoCredentials { .. } | Self::NotAPassword { .. } | Self::Scheme { .. } => {
                 FailureKind::Unauthorized
             }
+            Self::Platform { .. } => FailureKind::PlatformMismatch,
             Self::Token { .. }
             | Self::Redirect { .. }
             | Self::TooLarge { .. }

@@ -11,6 +11,7 @@ use futures_util::future::join_all;
 use super::credential::Credential;
 use super::docker_config::{DockerConfig, Entry};
 use super::provider::Providers;
+use crate::failure::FailureKind;
 use crate::image::Reference;
 
 pub(super) mod basic;
@@ -104,7 +105,94 @@ impl Keyring {
     }
 }
 
+/// That nobody was let in.
+#[derive(Debug)]
+pub struct Refused<E> {
+    /// What the first that was refused was told, or what no other credential can change.
+    pub error: E,
+    /// Which credentials were tried in vain, and which could not be, for the end of a message; often empty.
+    pub tried: String,
+}
+
+impl Keyring {
+    /// Tries the credentials for the image in order, anonymously last, until one is let in; says which one that was.
+    ///
+    /// Many registries say "not found" to those who may not see, and some have words of their own for a login that they
+    /// refuse, so these answers are no end either.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub async fn with_each<T, E>(
+        &self,
+        image: &Reference,
+        kind: impl Fn(&E) -> FailureKind,
+        attempt: impl AsyncFn(Option<&Credential>) -> Result<T, E>,
+    ) -> Result<(T, Option<Credential>), Refused<E>> {
+        let found = self.lookup(image).await;
+        let mut refusal: Option<E> = None;
+        for credential in &found.credentials {
+            match attempt(Some(credential)).await {
+                Ok(answer) => return Ok((answer, Some(credential.clone()))),
+                Err(error) if is_refusal(kind(&error)) => {
+                    refusal = Some(telling(refusal, error, &kind));
+                }
+                Err(error) => return Err(Refused::at_once(error)),
+            }
+        }
+        match attempt(None).await {
+            Ok(answer) => Ok((answer, None)),
+            Err(error) if !is_refusal(kind(&error)) => Err(Refused::at_once(error)),
+            Err(error) => Err(Refused {
+                error: telling(refusal, error, &kind),
+                tried: found.tried(),
+            }),
+        }
+    }
+}
+
+impl<E> Refused<E> {
+    fn at_once(error: E) -> Self {
+        Self {
+            error,
+            tried: String::new(),
+        }
+    }
+}
+
+/// Whether another credential may be let in.
+fn is_refusal(kind: FailureKind) -> bool {
+    matches!(
+        kind,
+        FailureKind::Unauthorized | FailureKind::NotFound | FailureKind::Other
+    )
+}
+
+/// Which of two refusals tells more: "not found" is said by those who could see, else the first.
+fn telling<E>(first: Option<E>, next: E, kind: &impl Fn(&E) -> FailureKind) -> E {
+    match first {
+        Some(first) if kind(&next) != FailureKind::NotFound => first,
+        _ => next,
+    }
+}
+
 impl Found {
+    /// Which credentials were tried in vain, and which could not be, for the end of a message.
+    fn tried(&self) -> String {
+        let mut text = String::new();
+        if !self.credentials.is_empty() {
+            let sources: Vec<&str> = self.credentials.iter().map(|c| &*c.source).collect();
+            text = format!(
+                " (tried with the credentials of {}, and anonymously)",
+                sources.join(", ")
+            );
+        }
+        for problem in &self.problems {
+            text.push_str("; ");
+            text.push_str(problem);
+        }
+        text
+    }
+
     /// Adds credentials at the end, save those that are tried already.
     fn add<'a>(&mut self, credentials: impl IntoIterator<Item = &'a Credential>) {
         for credential in credentials {

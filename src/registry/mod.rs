@@ -17,6 +17,7 @@ pub mod keyring;
 pub mod manifest;
 mod program;
 pub mod provider;
+pub(crate) mod select;
 #[cfg(test)]
 pub(crate) mod standin;
 mod transport;
@@ -33,6 +34,7 @@ use auth::Tokens;
 use credential::{Credential, Login};
 pub use error::{ClientError, Error};
 use manifest::{DOCKER_LIST, DOCKER_MANIFEST, Descriptor, Manifest, OCI_INDEX, OCI_MANIFEST};
+pub use select::Chosen;
 use transport::{Answer, Ask, Transport};
 
 /// Longest manifest that is read, in bytes: what registries accept at most, by the distribution specification's advice.
@@ -115,6 +117,11 @@ impl Client {
                 tokens: Tokens::default(),
             }),
         })
+    }
+
+    /// How many requests this client and its clones have sent, those for tokens and those that were redirected included.
+    pub fn requests(&self) -> u64 {
+        self.inner.transport.sent()
     }
 
     /// The manifest or index that the reference names; or, of its repository, the one with `digest`.

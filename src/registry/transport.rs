@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -84,6 +85,7 @@ pub(super) struct Transport {
     direct: reqwest::Client,
     /// Whether a loopback registry speaks plain http, once known.
     plain: Mutex<HashMap<String, bool>>,
+    sent: AtomicU64,
     stall: Duration,
 }
 
@@ -106,8 +108,14 @@ impl Transport {
             proxied: build(reqwest::Client::builder())?,
             direct: build(reqwest::Client::builder().no_proxy())?,
             plain: Mutex::default(),
+            sent: AtomicU64::new(0),
             stall: options.stall_timeout,
         })
+    }
+
+    /// How many requests were sent.
+    pub(super) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
     }
 
     /// Asks a registry. One on this machine may speak plain http, as with Docker: that is found out once.
@@ -205,6 +213,7 @@ impl Transport {
                 .body(form.clone());
         }
         tracing::trace!(%host, method = %ask.method, "asking");
+        self.sent.fetch_add(1, Ordering::Relaxed);
         match tokio::time::timeout(self.stall, request.send()).await {
             Ok(Ok(response)) => {
                 tracing::trace!(%host, status = response.status().as_u16(), "answered");

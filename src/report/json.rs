@@ -4,8 +4,9 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::Report;
-use crate::plan::{Action, Plan, Step};
+use super::{Outline, Report};
+use crate::disk::Size;
+use crate::plan::{Action, Step};
 use crate::runtime::RuntimeInfo;
 
 #[derive(Serialize)]
@@ -56,6 +57,15 @@ struct PlannedJson<'a> {
     message: Option<&'a str>,
     pods: Option<u64>,
     workloads: Vec<String>,
+    #[serde(flatten)]
+    sizes: Option<SizesJson>,
+}
+
+/// Of what is to be pulled; null where it is not known.
+#[derive(Serialize)]
+struct SizesJson {
+    bytes: Option<u64>,
+    shared_bytes: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -63,6 +73,16 @@ struct PlanSummaryJson {
     pull: usize,
     present: usize,
     skip: usize,
+    #[serde(flatten)]
+    sizes: Option<SumJson>,
+}
+
+#[derive(Serialize)]
+struct SumJson {
+    download_bytes: u64,
+    shared_bytes: u64,
+    unknown: usize,
+    registry_requests: u64,
 }
 
 /// Milliseconds are as fine as a pull can be told.
@@ -104,20 +124,16 @@ pub fn write_report(out: &mut impl Write, report: &Report) -> io::Result<()> {
     write_line(out, &json)
 }
 
-/// Writes a plan as one line of JSON.
+/// Writes a plan as one line of JSON; with sizes, the keys that tell them are there as well.
 ///
 /// # Errors
 /// Those of the writer.
-pub fn write_plan(
-    out: &mut impl Write,
-    plan: &Plan,
-    runtime: Option<&RuntimeInfo>,
-    node: Option<&str>,
-) -> io::Result<()> {
+pub fn write_plan(out: &mut impl Write, outline: &Outline<'_>) -> io::Result<()> {
+    let plan = outline.plan;
     let images = plan.images().iter().map(|i| {
         let (reason, message) = match &i.step {
             Step::Skip(reason, message) => (Some(reason.as_str()), Some(message.as_str())),
-            Step::Pull(_) | Step::Present(_) => (None, None),
+            Step::Pull(_) | Step::Present(_) => (None, i.note.as_deref()),
         };
         PlannedJson {
             image: &i.image,
@@ -126,16 +142,29 @@ pub fn write_plan(
             message,
             pods: i.pods,
             workloads: i.workloads.iter().map(ToString::to_string).collect(),
+            sizes: outline.requests.map(|_| SizesJson {
+                bytes: i.size.as_ref().map(Size::packed),
+                shared_bytes: i.download.map(|d| d.shared),
+            }),
         }
     });
     let json = PlanJson {
-        runtime,
-        node,
+        runtime: outline.runtime,
+        node: outline.node,
         images: images.collect(),
         summary: PlanSummaryJson {
             pull: plan.count(Action::Pull),
             present: plan.count(Action::Present),
             skip: plan.count(Action::Skip),
+            sizes: outline.requests.map(|requests| {
+                let sum = plan.downloads();
+                SumJson {
+                    download_bytes: sum.bytes,
+                    shared_bytes: sum.shared,
+                    unknown: sum.unknown,
+                    registry_requests: requests,
+                }
+            }),
         },
     };
     write_line(out, &json)

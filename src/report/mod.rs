@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::image::StoredImage;
-use crate::plan::{PlannedImage, Reason};
+use crate::plan::{Plan, PlannedImage, Reason};
 use crate::runtime::RuntimeInfo;
 
 pub mod json;
@@ -71,7 +71,7 @@ impl ImageReport {
             image: image.image.clone(),
             outcome,
             reason: None,
-            message: None,
+            message: image.note.clone(),
             pods: image.pods,
             workloads: image.workloads.iter().map(ToString::to_string).collect(),
             attempts: 0,
@@ -110,6 +110,19 @@ pub struct Counts {
     pub failed: usize,
     /// Not to be pulled.
     pub skipped: usize,
+}
+
+/// A plan, and what is printed with it.
+#[derive(Debug, Clone, Copy)]
+pub struct Outline<'a> {
+    /// The plan.
+    pub plan: &'a Plan,
+    /// Who would be asked to pull; `None` where no runtime is at hand.
+    pub runtime: Option<&'a RuntimeInfo>,
+    /// The node's name, where it was given.
+    pub node: Option<&'a str>,
+    /// The requests that registries were sent to find out sizes; `None` where sizes are not shown.
+    pub requests: Option<u64>,
 }
 
 /// What became of a plan.

@@ -10,9 +10,9 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::text::{seconds, size};
+use super::text::seconds;
 use super::{ImageReport, Outcome};
-use crate::printable::printable;
+use crate::printable::{printable, size};
 use crate::pull::Event;
 use crate::runtime::Progress;
 

@@ -4,11 +4,9 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use indicatif::DecimalBytes;
-
-use super::{ImageReport, Outcome, Report};
-use crate::plan::{Action, Plan, PlannedImage, Step};
-use crate::printable::printable;
+use super::{ImageReport, Outcome, Outline, Report};
+use crate::plan::{Action, PlannedImage, Step};
+use crate::printable::{printable, size};
 use crate::runtime::RuntimeInfo;
 
 /// Seconds and minutes as people read them: `0.4s`, `12.3s`, `4m07s`.
@@ -20,11 +18,6 @@ pub fn seconds(duration: Duration) -> String {
         let whole = duration.as_secs_f64().round() as u64;
         format!("{}m{:02}s", whole / 60, whole % 60)
     }
-}
-
-/// Bytes as people read them: `70.12 MB`.
-pub fn size(bytes: u64) -> String {
-    DecimalBytes(bytes).to_string()
 }
 
 /// Writes what became of each image, and one closing line.
@@ -74,27 +67,33 @@ pub fn closing(report: &Report) -> String {
     )
 }
 
-/// Writes what a run would do, and why.
+/// Writes what a run would do, and why; with sizes, what it would download.
 ///
 /// # Errors
 /// Those of the writer.
-pub fn write_plan(
-    out: &mut impl Write,
-    plan: &Plan,
-    runtime: Option<&RuntimeInfo>,
-    node: Option<&str>,
-) -> io::Result<()> {
-    let mut table = Table::new(["IMAGE", "ACTION", "PODS", "WHY"]);
-    for image in plan.images() {
-        table.row([
-            printable(&image.image),
-            image.step.action().as_str().to_owned(),
-            or_dash(image.pods),
-            plan_why(image),
-        ]);
+pub fn write_plan(out: &mut impl Write, outline: &Outline<'_>) -> io::Result<()> {
+    let plan = outline.plan;
+    match outline.requests {
+        None => {
+            let mut table = Table::new(["IMAGE", "ACTION", "PODS", "WHY"]);
+            for image in plan.images() {
+                let [name, action, pods] = planned(image);
+                table.row([name, action, pods, plan_why(image)]);
+            }
+            table.write(out)?;
+        }
+        Some(_) => {
+            let mut table = Table::new(["IMAGE", "ACTION", "PODS", "SIZE", "SHARED", "WHY"]);
+            for image in plan.images() {
+                let [name, action, pods] = planned(image);
+                let whole = or_dash(image.size.as_ref().map(|s| size(s.packed())));
+                let shared = or_dash(image.download.map(|d| size(d.shared)));
+                table.row([name, action, pods, whole, shared, plan_why(image)]);
+            }
+            table.write(out)?;
+        }
     }
-    table.write(out)?;
-    let runtime = match runtime {
+    let runtime = match outline.runtime {
         Some(runtime) => format!("with {}", runtime_name(runtime)),
         None => "without a runtime at hand, so nothing is known to be present".to_owned(),
     };
@@ -104,8 +103,33 @@ pub fn write_plan(
         plan.count(Action::Pull),
         plan.count(Action::Present),
         plan.count(Action::Skip),
-        node.map_or(String::new(), |n| format!(" on {}", printable(n))),
-    )
+        outline
+            .node
+            .map_or(String::new(), |n| format!(" on {}", printable(n))),
+    )?;
+    if let Some(requests) = outline.requests {
+        let sum = plan.downloads();
+        let unknown = match sum.unknown {
+            0 => String::new(),
+            n => format!(", and {n} images of unknown size"),
+        };
+        writeln!(
+            out,
+            "harpoon: to download {}{unknown}; {} are shared and need not come again; to find this out, registries were \
+             sent {requests} requests",
+            size(sum.bytes),
+            size(sum.shared),
+        )?;
+    }
+    Ok(())
+}
+
+fn planned(image: &PlannedImage) -> [String; 3] {
+    [
+        printable(&image.image),
+        image.step.action().as_str().to_owned(),
+        or_dash(image.pods),
+    ]
 }
 
 fn runtime_name(runtime: &RuntimeInfo) -> String {
@@ -113,16 +137,16 @@ fn runtime_name(runtime: &RuntimeInfo) -> String {
 }
 
 fn why(image: &ImageReport) -> String {
-    let mut why = String::new();
-    if let Some(reason) = image.reason {
-        why.push_str(reason.as_str());
-    }
-    if let Some(message) = &image.message {
-        let _ = write!(why, ": {}", printable(message));
-    }
+    let message = image.message.as_deref().map(printable);
+    let mut parts: Vec<String> = match (image.reason, message) {
+        (Some(reason), Some(message)) => vec![format!("{}: {message}", reason.as_str())],
+        (Some(reason), None) => vec![reason.as_str().to_owned()],
+        (None, message) => message.into_iter().collect(),
+    };
     if let Some(source) = &image.credential {
-        let _ = write!(why, "with the credential of {}", printable(source));
+        parts.push(format!("with the credential of {}", printable(source)));
     }
+    let mut why = parts.join("; ");
     if image.attempts > 1 {
         let _ = write!(why, " ({} attempts)", image.attempts);
     }
@@ -130,7 +154,7 @@ fn why(image: &ImageReport) -> String {
 }
 
 fn plan_why(image: &PlannedImage) -> String {
-    match &image.step {
+    let why = match &image.step {
         Step::Skip(reason, message) => format!("{}: {}", reason.as_str(), printable(message)),
         Step::Present(_) => "the runtime has it".to_owned(),
         Step::Pull(_) => match &image.workloads[..] {
@@ -142,6 +166,10 @@ fn plan_why(image: &PlannedImage) -> String {
                 more.len()
             ),
         },
+    };
+    match (&image.step, &image.note) {
+        (Step::Pull(_) | Step::Present(_), Some(note)) => format!("{why}; {}", printable(note)),
+        _ => why,
     }
 }
 

@@ -2,11 +2,16 @@
 //!
 //! A source reads and maps. It never decides what is pulled: merging, filtering and ordering are the plan's work.
 
+use std::collections::HashMap;
 use std::path::Path;
+use std::time::SystemTime;
 
 use tracing::{info, warn};
 
 use crate::candidate::Candidate;
+use crate::disk::Size;
+use crate::image::Platform;
+use crate::printable::{chain, printable};
 
 pub mod kubernetes;
 pub mod list;
@@ -31,46 +36,131 @@ pub enum SourceError {
 }
 
 /// What a source found.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Found {
     /// The images, and who uses them.
     pub candidates: Vec<Candidate>,
     /// With what the workloads' images may be pulled, where that was asked for.
     pub pull_secrets: Vec<kubernetes::ImageSecret>,
+    /// What images weigh, by normalised reference, where that was asked for and is known.
+    pub sizes: HashMap<String, Size>,
 }
 
-/// The images file's candidates where it exists, as an explicit choice; else those of the cluster's workloads.
-///
-/// # Errors
-/// When the file cannot be read, or the cluster tells nothing at all.
-pub async fn candidates(
-    images_file: &Path,
-    cluster: &kubernetes::Settings,
-) -> Result<Found, SourceError> {
-    if let Some(listed) = list::read_images_file(images_file)? {
-        let path = images_file.display();
-        match listed.len() {
-            0 => warn!("the images file {path} names no image"),
-            n => info!("the images file {path} names {n} images"),
-        }
-        return Ok(Found {
-            candidates: listed,
-            pull_secrets: Vec::new(),
-        });
+/// What is known of this node besides what keeps workloads off it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// When it joined the cluster.
+    pub created: Option<SystemTime>,
+    /// What images have to be made for to run on it.
+    pub platform: Option<Platform>,
+}
+
+/// Where candidates come from. It is opened first and read later, since a node may have to wait for its turn in between.
+pub enum Source {
+    /// A list, and this node where its age was wanted.
+    Listed(Vec<Candidate>, Option<NodeFacts>),
+    /// A cluster.
+    Cluster(Box<Cluster>),
+}
+
+/// A cluster, and what is to be read of it.
+pub struct Cluster {
+    connection: kubernetes::Cluster,
+    settings: kubernetes::Settings,
+    node: kubernetes::ThisNode,
+}
+
+impl Source {
+    /// These images.
+    pub fn listed(candidates: Vec<Candidate>) -> Self {
+        Self::Listed(candidates, None)
     }
-    let connection = kubernetes::connect()
-        .await
-        .map_err(|source| SourceError::NoCluster {
-            path: images_file.display().to_string(),
-            source,
-        })?;
-    let found = kubernetes::discover(&connection, cluster).await?;
-    info!(
-        "the cluster's workloads use {} images",
-        found.candidates.len()
-    );
-    Ok(Found {
-        candidates: found.candidates,
-        pull_secrets: found.pull_secrets,
-    })
+
+    /// The images file where it exists, as an explicit choice; else the cluster, of which this node is read at once.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or there is no cluster that can be asked.
+    pub async fn open(
+        images_file: &Path,
+        settings: &kubernetes::Settings,
+    ) -> Result<Self, SourceError> {
+        if let Some(listed) = list::read_images_file(images_file)? {
+            let path = images_file.display();
+            match listed.len() {
+                0 => warn!("the images file {path} names no image"),
+                n => info!("the images file {path} names {n} images"),
+            }
+            let node = match settings.node_age {
+                true => age(settings).await,
+                false => None,
+            };
+            return Ok(Self::Listed(listed, node));
+        }
+        let connection = kubernetes::connect()
+            .await
+            .map_err(|source| SourceError::NoCluster {
+                path: images_file.display().to_string(),
+                source,
+            })?;
+        let node = kubernetes::ThisNode::read(&connection, settings).await?;
+        Ok(Self::Cluster(Box::new(Cluster {
+            connection,
+            settings: settings.clone(),
+            node,
+        })))
+    }
+
+    /// This node, where it was asked for and could be read.
+    pub fn node(&self) -> Option<&NodeFacts> {
+        match self {
+            Self::Listed(_, node) => node.as_ref(),
+            Self::Cluster(cluster) => cluster.node.facts(),
+        }
+    }
+
+    /// The candidates.
+    ///
+    /// # Errors
+    /// When the cluster tells nothing at all.
+    pub async fn find(self) -> Result<Found, SourceError> {
+        let cluster = match self {
+            Self::Listed(candidates, _) => {
+                return Ok(Found {
+                    candidates,
+                    ..Found::default()
+                });
+            }
+            Self::Cluster(cluster) => *cluster,
+        };
+        let found =
+            kubernetes::discover(&cluster.connection, &cluster.settings, cluster.node).await?;
+        info!(
+            "the cluster's workloads use {} images",
+            found.candidates.len()
+        );
+        Ok(Found {
+            candidates: found.candidates,
+            pull_secrets: found.pull_secrets,
+            sizes: found.sizes,
+        })
+    }
+}
+
+/// This node, read for its age alone: whatever fails is no reason not to pull what is listed.
+async fn age(settings: &kubernetes::Settings) -> Option<NodeFacts> {
+    let read = async {
+        let connection = kubernetes::connect().await.map_err(|e| chain(&e))?;
+        let node = kubernetes::ThisNode::read(&connection, settings).await;
+        Ok::<_, String>(node.map_err(|e| chain(&e))?.facts().cloned())
+    };
+    match read.await {
+        Ok(facts) => facts,
+        Err(error) => {
+            warn!(
+                "failed to find out how old this node is: {}",
+                printable(&error)
+            );
+            None
+        }
+    }
 }

@@ -39,6 +39,12 @@ const BAD: &[(&str, &str, &str)] = &[
     ("ignore", "/nginx", "image references"),
     ("only", "a b", "image references"),
     ("limit", "many", "whole number"),
+    ("watch-cache", "1", "true or false"),
+    ("disk-budget", "20GB", "20Gi"),
+    ("refresh", "perhaps", "true or false"),
+    ("registry-concurrency", "1001", "1 to 1000"),
+    ("stagger", "5", "90s"),
+    ("stagger-min-age", "old", "90s"),
     ("node-name", "Node_1", "node's name"),
     ("runtime-endpoint", "tcp://127.0.0.1:1", "unix:///PATH"),
     ("platform", "amd64", "OS/ARCHITECTURE"),
@@ -79,8 +85,26 @@ fn a_bad_value_is_refused_by_flag_and_by_variable() {
             assert_eq!(output.stdout, "");
         }
     }
+    for (harpoon, value) in [
+        (Harpoon::new(["plan", "--sizes=all"]), "all"),
+        (Harpoon::new(["plan"]).env("SIZES", "some"), "some"),
+    ] {
+        let output = harpoon.run().expect(2);
+        let error =
+            format!("error: invalid value {value:?} for --sizes (SIZES): expected true or false");
+        assert!(output.stderr.starts_with(&error), "{output}");
+    }
+    let output = Harpoon::new(["run", "--stagger=5m"]).run().expect(2);
+    assert!(
+        output.stderr.contains("--node-name (NODE_NAME)"),
+        "{output}"
+    );
+
     let told: Vec<_> = BAD.iter().map(|(flag, ..)| *flag).collect();
-    for setting in settings::ALL.iter().filter(|s| s.flag != "images-file") {
+    for setting in settings::ALL
+        .iter()
+        .filter(|s| !["images-file", "sizes"].contains(&s.flag))
+    {
         assert!(
             told.contains(&setting.flag),
             "no bad value for --{}",
@@ -185,7 +209,13 @@ fn pull_settings_do_what_they_say() {
 
 #[test]
 fn the_help_names_every_setting_and_its_variable() {
-    let help = Harpoon::new(["--help"]).run().expect(0).stdout;
+    let help = |arguments: &[&str]| {
+        Harpoon::new(arguments.iter().copied())
+            .run()
+            .expect(0)
+            .stdout
+    };
+    let help = help(&["--help"]) + &help(&["plan", "--help"]);
     let words: Vec<_> = help.split_whitespace().collect();
     for setting in settings::ALL {
         assert!(

@@ -53,12 +53,6 @@ pub(super) enum Error {
     },
     #[error("failed to understand {path}: {reason}", path = .path.display())]
     Index { path: PathBuf, reason: String },
-    #[error("{image} is not made for {wanted}, only for {available}")]
-    Platform {
-        image: String,
-        wanted: String,
-        available: String,
-    },
     #[error("failed to lock {path}: another process has held it for {seconds} s", path = .path.display())]
     Locked { path: PathBuf, seconds: u64 },
     /// What the layer's author says of it, for what the registry does not have.
@@ -74,7 +68,6 @@ impl Error {
         match self {
             Self::Registry(error) => error.kind(),
             Self::Io { source, .. } if is_full(source) => FailureKind::NoSpace,
-            Self::Platform { .. } => FailureKind::PlatformMismatch,
             Self::Locked { .. } => FailureKind::Unavailable,
             Self::Foreign { source, .. } => source.kind(),
             Self::Open(_) | Self::Io { .. } | Self::Index { .. } => FailureKind::Other,
@@ -98,10 +91,7 @@ impl From<Error> for RuntimeError {
                 format!("{error}: {source}")
             }
             Error::Foreign { source, .. } => format!("{error}: {}", source.chain()),
-            Error::Open(_)
-            | Error::Index { .. }
-            | Error::Platform { .. }
-            | Error::Locked { .. } => error.to_string(),
+            Error::Open(_) | Error::Index { .. } | Error::Locked { .. } => error.to_string(),
         };
         let retry_after = match &error {
             Error::Registry(error) => error.retry_after(),

@@ -211,7 +211,7 @@ impl Layout {
             return Ok(None);
         }
         let mut bytes = entry.size;
-        for blob in super::unique_blobs(&image) {
+        for blob in image.blobs() {
             if !self.has_blob(&blob.digest, blob.size)? {
                 return Ok(None);
             }

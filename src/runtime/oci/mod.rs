@@ -22,7 +22,6 @@ mod error;
 mod fetch;
 mod layout;
 mod partial;
-mod select;
 
 use std::path::Path;
 
@@ -32,10 +31,8 @@ use tokio::sync::OnceCell;
 use crate::disk::{Keeps, Usage};
 use crate::image::{Digest, Platform, Reference};
 use crate::registry::credential::Credential;
-use crate::registry::manifest::{
-    Content, Descriptor, ImageManifest, Manifest, OCI_MANIFEST, config_platform,
-};
-use crate::registry::{self, Access, Client, MANIFEST_MAX, digest};
+use crate::registry::manifest::{Descriptor, Manifest, OCI_MANIFEST, config_platform};
+use crate::registry::{self, Access, Chosen, Client, MANIFEST_MAX, digest, select};
 use crate::runtime::{ImageService, Progress, RuntimeError, RuntimeInfo, StoredImage};
 
 use error::Error;
@@ -46,8 +43,6 @@ use layout::{Entry, Layout, blocking};
 /// Layers of one image that are fetched at once: what Docker and containerd do. More gains little where one registry
 /// serves them all, and several images are pulled at once besides.
 const LAYERS_AT_ONCE: usize = 3;
-/// Indexes within indexes are rare, two deep unheard of.
-const INDEX_DEPTH_MAX: usize = 3;
 
 /// An OCI image layout directory that images are pulled into.
 pub struct OciLayout {
@@ -120,9 +115,9 @@ impl OciLayout {
 
     async fn fetch(&self, access: Access<'_>, progress: &Progress) -> Result<StoredImage, Error> {
         let image = access.image;
-        let chosen = self.choose(access).await?;
+        let chosen = self.client.choose(access, &self.platform).await?;
         self.made.get_or_try_init(|| self.layout.make()).await?;
-        let blobs = unique_blobs(&chosen.image);
+        let blobs = chosen.image.blobs();
         let bytes = blobs.iter().map(|b| b.size).fold(0, u64::saturating_add);
         let gauge = Gauge::new(progress, bytes);
 
@@ -149,37 +144,6 @@ impl OciLayout {
         self.record(image, &chosen, platform, bytes).await
     }
 
-    /// Finds the manifest for this platform that the reference leads to.
-    async fn choose(&self, access: Access<'_>) -> Result<Chosen, Error> {
-        let top = self.client.manifest(access, None).await?;
-        let source = top.digest.clone();
-        let mut manifest = top;
-        let mut platform = None;
-        for _ in 0..=INDEX_DEPTH_MAX {
-            let index = match manifest.content()? {
-                Content::Image(parsed) => {
-                    return Ok(Chosen {
-                        source,
-                        manifest,
-                        image: parsed,
-                        platform,
-                    });
-                }
-                Content::Index(index) => index,
-            };
-            let entry = select::entry(&index, &self.platform).ok_or_else(|| Error::Platform {
-                image: access.image.to_string(),
-                wanted: self.platform.to_string(),
-                available: select::available(&index),
-            })?;
-            platform = entry.platform.clone().or(platform);
-            manifest = self.client.manifest(access, Some(&entry.digest)).await?;
-        }
-        Err(Error::Registry(registry::Error::Manifest {
-            reason: format!("more than {INDEX_DEPTH_MAX} indexes within one another"),
-        }))
-    }
-
     /// What an image that no index speaks for is made for, by its own configuration; an error where that is not this platform.
     async fn config_platform(
         &self,
@@ -195,11 +159,12 @@ impl OciLayout {
         if select::rank(&made_for, &self.platform).is_some() {
             return Ok(made_for);
         }
-        Err(Error::Platform {
+        Err(registry::Error::Platform {
             image: image.to_string(),
             wanted: self.platform.to_string(),
             available: select::shown(&made_for),
-        })
+        }
+        .into())
     }
 
     /// Keeps the manifest, then enters the image into `index.json`: from then on it is there.
@@ -260,26 +225,6 @@ impl ImageService for OciLayout {
     async fn usage(&self) -> Result<Usage, RuntimeError> {
         Ok(Usage::default())
     }
-}
-
-/// What a reference leads to on one platform.
-struct Chosen {
-    /// The digest that the reference stands for.
-    source: Digest,
-    manifest: Manifest,
-    image: ImageManifest,
-    /// What it is made for, where an index said so.
-    platform: Option<Platform>,
-}
-
-/// The configuration and the layers, each digest once.
-fn unique_blobs(image: &ImageManifest) -> Vec<Descriptor> {
-    let mut seen = std::collections::HashSet::new();
-    std::iter::once(&image.config)
-        .chain(&image.layers)
-        .filter(|blob| seen.insert(blob.digest.clone()))
-        .cloned()
-        .collect()
 }
 
 /// The manifest as a layout holds it, and its digest.

@@ -22,8 +22,8 @@ pub(super) struct Accumulator {
     namespaces: Strings,
     /// Those that use an image.
     workloads: Vec<User>,
-    /// Pairs of indices into `images` and `workloads`.
-    uses: Vec<(u32, u32)>,
+    /// Who uses what.
+    uses: Vec<Pair>,
     /// Names that can be owners. What such a workload owns is not counted again.
     covered: HashMap<(u32, WorkloadKind), HashSet<Arc<str>>>,
     /// Every insertion into `covered`, oldest first.
@@ -32,6 +32,17 @@ pub(super) struct Accumulator {
     oversized: Vec<Arc<Workload>>,
     /// With what the images may be pulled, if that is asked for.
     pulls: Option<Pulls>,
+}
+
+/// That a workload uses an image.
+#[derive(Debug, Clone, Copy)]
+struct Pair {
+    /// An index into `images`.
+    image: u32,
+    /// An index into `workloads`.
+    workload: u32,
+    /// Whether a container of it wants the image asked for at every start.
+    always: bool,
 }
 
 #[derive(Debug)]
@@ -128,7 +139,7 @@ impl Accumulator {
         let workload = index(self.workloads.len());
         let first_use = self.uses.len();
         let mut oversized = false;
-        for image in facts.template.images() {
+        for (image, always) in facts.template.images() {
             match image {
                 Image::Absent => {
                     tracing::debug!(name, kind = kind.kind(), "a container names no image")
@@ -136,11 +147,14 @@ impl Accumulator {
                 Image::TooLong => oversized = true,
                 Image::Named(image) => {
                     let image = self.images.intern(image);
-                    if !self.uses[first_use..]
-                        .iter()
-                        .any(|(known, _)| *known == image)
-                    {
-                        self.uses.push((image, workload));
+                    let mut known = self.uses[first_use..].iter_mut();
+                    match known.find(|known| known.image == image) {
+                        Some(known) => known.always |= always,
+                        None => self.uses.push(Pair {
+                            image,
+                            workload,
+                            always,
+                        }),
                     }
                 }
             }
@@ -162,7 +176,7 @@ impl Accumulator {
             if let Some(pulls) = &mut self.pulls
                 && facts.mismatch.is_none()
             {
-                let images = self.uses[first_use..].iter().map(|(image, _)| *image);
+                let images = self.uses[first_use..].iter().map(|pair| pair.image);
                 pulls.fold(&workload.namespace, kind, &facts.template, images);
             }
             self.workloads.push(User {
@@ -212,8 +226,8 @@ impl Accumulator {
         // A large cluster's are large: the candidates can have their room.
         drop((places, covered, journal));
         let mut counts = vec![0; list.len()];
-        for (image, _) in &uses {
-            counts[*image as usize] += 1;
+        for pair in &uses {
+            counts[pair.image as usize] += 1;
         }
         let images = list.into_iter().zip(counts);
         let mut candidates: Vec<Candidate> = images
@@ -222,14 +236,14 @@ impl Accumulator {
                 uses: Some(Vec::with_capacity(count)),
             })
             .collect();
-        for (image, workload) in uses {
-            let user = &workloads[workload as usize];
-            if let Some(uses) = &mut candidates[image as usize].uses {
+        for pair in uses {
+            let user = &workloads[pair.workload as usize];
+            if let Some(uses) = &mut candidates[pair.image as usize].uses {
                 uses.push(Use {
                     workload: Arc::clone(&user.workload),
                     pods: user.pods,
                     mismatch: user.mismatch.clone(),
-                    always: false,
+                    always: pair.always,
                 });
             }
         }

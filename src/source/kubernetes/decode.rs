@@ -18,8 +18,8 @@ use super::object::Facts;
 
 /// The most bytes that one object may take. etcd's own limit is 1.5 MiB, in a denser encoding.
 const MAX_OBJECT_BYTES: u64 = 8 << 20;
-/// The most objects in one answer. 500 are asked for; a proxy may ignore that.
-const MAX_OBJECTS: usize = 100_000;
+/// The most objects in one answer. The watch cache gives all that there are in one; nobody has more than this.
+const MAX_OBJECTS: usize = 1_000_000;
 /// API servers' continue tokens take some hundred bytes.
 const MAX_TOKEN: usize = 16 << 10;
 
@@ -52,14 +52,31 @@ impl fmt::Display for DecodeError {
     }
 }
 
-/// Takes an object; false when no more of them are wanted.
-pub(super) type Sink<'a> = &'a mut dyn FnMut(Facts) -> bool;
+/// An object of a list, of which little is kept.
+pub(super) trait Element: Sized + Send + 'static {
+    /// What has to be known to decode it.
+    type Kind: Copy + Send + 'static;
 
-/// Decodes one page of `kind` from the channel into the sink, to its end. Blocks.
-pub(super) fn page(
-    kind: WorkloadKind,
+    /// Decodes one.
+    fn decode<'de, D: Deserializer<'de>>(kind: Self::Kind, from: D) -> Result<Self, D::Error>;
+}
+
+impl Element for Facts {
+    type Kind = WorkloadKind;
+
+    fn decode<'de, D: Deserializer<'de>>(kind: WorkloadKind, from: D) -> Result<Self, D::Error> {
+        Self::decode(kind, from)
+    }
+}
+
+/// Takes an object; false when no more of them are wanted.
+pub(super) type Sink<'a, E> = &'a mut dyn FnMut(E) -> bool;
+
+/// Decodes one page from the channel into the sink, to its end. Blocks.
+pub(super) fn page<E: Element>(
+    kind: E::Kind,
     chunks: mpsc::Receiver<Bytes>,
-    into: Sink<'_>,
+    into: Sink<'_, E>,
 ) -> Result<PageEnd, DecodeError> {
     let budget = Budget::default();
     let reader = ChunkReader {
@@ -75,11 +92,11 @@ pub(super) fn page(
     )
 }
 
-fn from_reader(
-    kind: WorkloadKind,
+fn from_reader<E: Element>(
+    kind: E::Kind,
     reader: impl Read,
     budget: Budget,
-    into: Sink<'_>,
+    into: Sink<'_, E>,
 ) -> Result<PageEnd, DecodeError> {
     let mut json = serde_json::Deserializer::from_reader(reader);
     let page = ListVisitor { kind, budget, into };
@@ -133,10 +150,10 @@ impl Read for ChunkReader {
     }
 }
 
-struct ListVisitor<'a> {
-    kind: WorkloadKind,
+struct ListVisitor<'a, E: Element> {
+    kind: E::Kind,
     budget: Budget,
-    into: Sink<'a>,
+    into: Sink<'a, E>,
 }
 
 #[derive(Deserialize)]
@@ -154,7 +171,7 @@ struct ListMeta {
     next: Option<String>,
 }
 
-impl<'de> Visitor<'de> for ListVisitor<'_> {
+impl<'de, E: Element> Visitor<'de> for ListVisitor<'_, E> {
     type Value = PageEnd;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -194,9 +211,9 @@ impl<'de> Visitor<'de> for ListVisitor<'_> {
 }
 
 /// The array of objects; `null` is how Go writes an empty one.
-struct Items<'a, 'b>(&'a mut ListVisitor<'b>);
+struct Items<'a, 'b, E: Element>(&'a mut ListVisitor<'b, E>);
 
-impl<'de> DeserializeSeed<'de> for Items<'_, '_> {
+impl<'de, E: Element> DeserializeSeed<'de> for Items<'_, '_, E> {
     type Value = usize;
 
     fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<usize, D::Error> {
@@ -204,14 +221,14 @@ impl<'de> DeserializeSeed<'de> for Items<'_, '_> {
     }
 }
 
-impl<'de> Visitor<'de> for Items<'_, '_> {
+impl<'de, E: Element> Visitor<'de> for Items<'_, '_, E> {
     type Value = usize;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an array of Kubernetes objects")
     }
 
-    fn visit_unit<E: de::Error>(self) -> Result<usize, E> {
+    fn visit_unit<F: de::Error>(self) -> Result<usize, F> {
         Ok(0)
     }
 
@@ -220,22 +237,22 @@ impl<'de> Visitor<'de> for Items<'_, '_> {
         while items.next_element_seed(Item(self.0))?.is_some() {
             objects += 1;
             if objects > MAX_OBJECTS {
-                return Err(de::Error::custom("the page has more than 100000 objects"));
+                return Err(de::Error::custom("the page has more than 1000000 objects"));
             }
         }
         Ok(objects)
     }
 }
 
-struct Item<'a, 'b>(&'a mut ListVisitor<'b>);
+struct Item<'a, 'b, E: Element>(&'a mut ListVisitor<'b, E>);
 
-impl<'de> DeserializeSeed<'de> for Item<'_, '_> {
+impl<'de, E: Element> DeserializeSeed<'de> for Item<'_, '_, E> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
         self.0.budget.renew();
-        let facts = Facts::decode(self.0.kind, from)?;
-        if (self.0.into)(facts) {
+        let element = E::decode(self.0.kind, from)?;
+        if (self.0.into)(element) {
             Ok(())
         } else {
             Err(de::Error::custom("nobody reads the list any more"))

@@ -156,7 +156,7 @@ fn the_budget_is_for_one_object() {
     let mut read = text.as_bytes();
     let budget = Budget::default();
     let counted = Counted(&mut read, budget.clone());
-    let end = from_reader(WorkloadKind::Pods, counted, budget, &mut |_| true);
+    let end = from_reader(WorkloadKind::Pods, counted, budget, &mut |_: Facts| true);
     assert_eq!(end.unwrap().objects, 4);
 }
 
@@ -174,7 +174,7 @@ impl Read for Counted<'_> {
 fn a_closed_channel_ends_the_decoder() {
     let (sender, chunks) = mpsc::channel(1);
     let decoder = std::thread::spawn(move || {
-        page(WorkloadKind::Pods, chunks, &mut |_| true)
+        page(WorkloadKind::Pods, chunks, &mut |_: Facts| true)
             .unwrap_err()
             .is_cut()
     });
@@ -190,7 +190,7 @@ fn a_sink_that_wants_no_more_ends_the_decoder() {
     let item = deployment("web");
     let text = format!(r#"{{"items":[{item},{item},{item}]}}"#);
     let mut taken = 0;
-    let mut take = |_| {
+    let mut take = |_: Facts| {
         taken += 1;
         taken < 2
     };

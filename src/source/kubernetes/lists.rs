@@ -16,10 +16,11 @@ use tokio::time::timeout;
 
 use super::accumulate::Accumulator;
 use super::cluster::{Cluster, Patience};
-use super::decode::{self, PageEnd};
+use super::decode::{self, Element, PageEnd};
 use super::error::{ListError, Scope, TransportError, Undecodable, clip};
 use super::kind::{WorkloadKind, percent_encode};
 use super::node::Here;
+use super::object::Facts;
 
 /// Objects a page, as kubectl asks for.
 const LIMIT: usize = 500;
@@ -37,6 +38,8 @@ pub(super) struct Query<'a> {
     pub(super) version: &'a str,
     pub(super) scope: &'a Scope,
     pub(super) selector: Option<&'a str>,
+    /// From the API server's watch cache, in one answer.
+    pub(super) cached: bool,
 }
 
 /// Why a list has not been read, or not to its end.
@@ -182,7 +185,11 @@ pub(super) async fn send(cluster: &Cluster, path: &str) -> Result<Response<Body>
 
 fn target(query: Query<'_>, token: Option<&str>) -> String {
     let mut path = query.kind.path(query.version, query.scope.namespace());
-    path.push_str(&format!("?limit={LIMIT}"));
+    // The watch cache knows no pages: API servers ignore a limit beside resourceVersion=0, or take the list from etcd for it.
+    match query.cached {
+        true => path.push_str("?resourceVersion=0"),
+        false => path.push_str(&format!("?limit={LIMIT}")),
+    }
     for (key, value) in [("labelSelector", query.selector), ("continue", token)] {
         if let Some(value) = value {
             path.push_str(&format!("&{key}="));
@@ -248,7 +255,7 @@ async fn read_status(idle: Duration, mut body: Body) -> Status {
     serde_json::from_slice(&text).unwrap_or_default()
 }
 
-/// Has the answer decoded on a thread of its own while it arrives here.
+/// Decodes a page of workloads.
 ///
 /// What is kept of it is folded in here, by the task that goes on to plan with it: memory that another thread allocated
 /// stays with that thread's arena when it is freed, and is of no use to this one.
@@ -259,19 +266,32 @@ async fn decode_page(
     here: &mut Option<Here>,
     into: &mut Accumulator,
 ) -> Result<PageEnd, PageFault> {
+    decode_each(cluster, kind, response, async |mut facts: Facts| {
+        if let Some(here) = here.as_mut() {
+            facts.mismatch = here.judge(cluster, kind, &facts).await;
+        }
+        into.fold(kind, &facts);
+    })
+    .await
+}
+
+/// Has the answer decoded on a thread of its own while it arrives here, and hands on each object that it has.
+pub(super) async fn decode_each<E: Element>(
+    cluster: &Cluster,
+    kind: E::Kind,
+    response: Response<Body>,
+    mut each: impl AsyncFnMut(E),
+) -> Result<PageEnd, PageFault> {
     let (sender, chunks) = mpsc::channel(4);
     let (found, mut objects) = mpsc::channel(16);
     let decoder = tokio::task::spawn_blocking(move || {
-        decode::page(kind, chunks, &mut |facts| {
-            found.blocking_send(facts).is_ok()
+        decode::page(kind, chunks, &mut |element| {
+            found.blocking_send(element).is_ok()
         })
     });
     let fold = async {
-        while let Some(mut facts) = objects.recv().await {
-            if let Some(here) = here {
-                facts.mismatch = here.judge(cluster, kind, &facts).await;
-            }
-            into.fold(kind, &facts);
+        while let Some(element) = objects.recv().await {
+            each(element).await;
         }
     };
     let (fed, ()) = tokio::join!(

@@ -9,6 +9,7 @@
 //! | `lists.rs` | one list, page by page, with retries | network |
 //! | `get.rs` | one object by its name, with the same retries | network |
 //! | `node.rs` | reads this node and judges the workloads by it | network |
+//! | `node_images.rs` | what other nodes say that images weigh | network |
 //! | `scheduling.rs` | what templates and nodes say of who runs where | none |
 //! | `decode.rs` | a page's bytes to objects, one at a time | none |
 //! | `object.rs` | the fields that are read of an object, and what they mean | none |
@@ -25,6 +26,7 @@ mod get;
 mod kind;
 mod lists;
 mod node;
+mod node_images;
 mod object;
 mod pull_secrets;
 mod pulls;
@@ -39,7 +41,12 @@ pub use kind::WorkloadKind;
 pub use node::NodeError;
 pub use pull_secrets::{ImageSecret, SecretConfig, SecretError};
 
+use std::collections::HashMap;
+
 use crate::candidate::Candidate;
+use crate::disk::Size;
+use crate::image::{Platform, Reference};
+use crate::source::NodeFacts;
 use accumulate::Accumulator;
 use lists::{ListFault, Query};
 use node::Here;
@@ -68,6 +75,15 @@ pub struct Settings {
     pub pull_secrets: bool,
     /// The node whose images these are to be: it is read, and who cannot run on it is noted. Without it nothing is asked.
     pub node: Option<String>,
+    /// Whether the age of the node is wanted even where an images file makes the rest of it needless.
+    pub node_age: bool,
+    /// Whether to ask the cluster's Nodes what the images weigh.
+    pub sizes: bool,
+    /// The platform that the images are for; `None` for the node's, else this machine's.
+    pub platform: Option<Platform>,
+    /// Whether lists are read from the API server's watch cache (`resourceVersion=0`): without a read of etcd, but whole, and
+    /// maybe some seconds old.
+    pub watch_cache: bool,
 }
 
 /// What was found.
@@ -78,36 +94,72 @@ pub struct Discovery {
     /// The secrets that the images may be pulled with, each for the images of the workloads that name it; empty unless
     /// they were asked for. An image's own are in the order in which the kubelet tries them.
     pub pull_secrets: Vec<ImageSecret>,
+    /// What the images weigh, by normalised reference, as far as Nodes say; empty unless it was asked for.
+    pub sizes: HashMap<String, Size>,
     /// What could not be found out, such as the rest of a list that broke off. Logged already.
     pub warnings: Vec<Warning>,
 }
 
+/// The node whose images these are to be, as far as it could be read.
+#[derive(Default)]
+pub struct ThisNode {
+    here: Option<Here>,
+    unread: Option<Warning>,
+}
+
+impl ThisNode {
+    /// Reads the node that the settings name, if they do. That it cannot be read is a warning.
+    ///
+    /// # Errors
+    /// When the credentials are refused or the API server does not answer.
+    pub async fn read(cluster: &Cluster, settings: &Settings) -> Result<Self, DiscoverError> {
+        let Some(name) = &settings.node else {
+            return Ok(Self::default());
+        };
+        Ok(match Here::read(cluster, name).await? {
+            Ok(here) => Self {
+                here: Some(here),
+                unread: None,
+            },
+            Err(warning) => Self {
+                here: None,
+                unread: Some(warning),
+            },
+        })
+    }
+
+    /// What is known of it.
+    pub fn facts(&self) -> Option<&NodeFacts> {
+        self.here.as_ref().map(|here| &here.facts)
+    }
+}
+
 /// Lists the workloads and gives back the images that they use.
 ///
-/// With a node in the settings, each use says whether its pods could run there. What fails in part is a warning. Dropping the future ends all requests.
+/// With a node, each use says whether its pods could run there. What fails in part is a warning. Dropping the future ends all requests.
 ///
 /// # Errors
 /// When the credentials are refused, the API server does not answer, or every list failed.
-pub async fn discover(cluster: &Cluster, settings: &Settings) -> Result<Discovery, DiscoverError> {
+pub async fn discover(
+    cluster: &Cluster,
+    settings: &Settings,
+    node: ThisNode,
+) -> Result<Discovery, DiscoverError> {
     let scopes = scopes(cluster, settings);
     // Owners are read before what they own.
     let mut kinds = settings.workloads.clone();
     kinds.sort_unstable();
     kinds.dedup();
 
-    let here = match &settings.node {
-        Some(name) => Some(Here::read(cluster, name).await?),
-        None => None,
-    };
-    let (here, unread) = match here {
-        Some(Ok(here)) => (Some(here), None),
-        Some(Err(warning)) => (None, Some(warning)),
-        None => (None, None),
-    };
+    let platform = settings
+        .platform
+        .clone()
+        .or_else(|| node.facts()?.platform.clone());
     let mut scan = Scan {
         cluster,
-        here,
+        here: node.here,
         selector: settings.selector.as_deref(),
+        cached: settings.watch_cache,
         found: match settings.pull_secrets {
             true => Accumulator::with_pull_secrets(),
             false => Accumulator::default(),
@@ -133,9 +185,17 @@ pub async fn discover(cluster: &Cluster, settings: &Settings) -> Result<Discover
     let mut discovery = scan.finish()?;
     discovery
         .warnings
-        .extend(unread.into_iter().chain(judged.into_iter().flatten()));
+        .extend(node.unread.into_iter().chain(judged.into_iter().flatten()));
     if let Some(pulls) = pulls {
         pull_secrets::add(cluster, pulls, gone, &mut discovery).await;
+    }
+    if settings.sizes && !gone {
+        let platform = platform.unwrap_or_else(Platform::current);
+        let images = discovery.candidates.iter();
+        let wanted = images
+            .filter_map(|candidate| Some(Reference::parse(&candidate.image).ok()?.normalized()));
+        let wanted = wanted.collect();
+        discovery.sizes = node_images::sizes(cluster, &platform, &wanted).await;
     }
     Ok(discovery)
 }
@@ -161,6 +221,7 @@ struct Scan<'a> {
     cluster: &'a Cluster,
     here: Option<Here>,
     selector: Option<&'a str>,
+    cached: bool,
     found: Accumulator,
     warnings: Vec<Warning>,
     /// How many lists were read to their end.
@@ -234,6 +295,7 @@ impl Scan<'_> {
                 version: versions[at],
                 scope,
                 selector: self.selector,
+                cached: self.cached,
             };
             match lists::read(self.cluster, query, &mut self.here, &mut self.found).await {
                 Err(ListFault::NotFound) if at + 1 < versions.len() => at += 1,
@@ -287,9 +349,38 @@ impl Scan<'_> {
         Ok(Discovery {
             candidates: found.into_candidates(),
             pull_secrets: Vec::new(),
+            sizes: HashMap::new(),
             warnings,
         })
     }
+}
+
+#[cfg(test)]
+impl Settings {
+    /// All workloads of these kinds in all namespaces, and nothing besides.
+    fn all(kinds: &[WorkloadKind]) -> Self {
+        Self {
+            namespaces: Namespaces::All,
+            workloads: kinds.to_vec(),
+            selector: None,
+            pull_secrets: false,
+            node: None,
+            node_age: false,
+            sizes: false,
+            platform: None,
+            watch_cache: false,
+        }
+    }
+}
+
+/// Reads the node, then all the rest.
+#[cfg(test)]
+async fn read_and_discover(
+    cluster: &Cluster,
+    settings: &Settings,
+) -> Result<Discovery, DiscoverError> {
+    let node = ThisNode::read(cluster, settings).await?;
+    discover(cluster, settings, node).await
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use super::kind::WorkloadKind;
 use super::object::{Facts, is_subdomain};
 use super::scheduling::{NodeObject, RuntimeClass, Scheduling, requirements};
 use crate::relevance;
+use crate::source::NodeFacts;
 
 /// The most different RuntimeClasses that are read. A cluster has a handful.
 const MAX_CLASSES: usize = 100;
@@ -50,6 +51,7 @@ pub enum NodeError {
 
 /// The node that the workloads are judged by.
 pub(super) struct Here {
+    pub(super) facts: NodeFacts,
     node: relevance::Node,
     /// What was read; `None` for what is of no use.
     classes: HashMap<Box<str>, Option<Scheduling>>,
@@ -70,8 +72,13 @@ impl Here {
         let error = match get::object(cluster, &format!("/api/v1/nodes/{name}")).await {
             Ok(bytes) => {
                 let object = decode::<NodeObject>(&bytes);
-                match object.and_then(|node| node.named(name).ok_or(NodeError::Garbage)) {
-                    Ok(node) => return Ok(Ok(Self::new(node))),
+                let known = object.and_then(|node| {
+                    let facts = node.facts();
+                    let node = node.named(name).ok_or(NodeError::Garbage)?;
+                    Ok(Self::new(node, facts))
+                });
+                match known {
+                    Ok(here) => return Ok(Ok(here)),
                     Err(error) => error,
                 }
             }
@@ -95,8 +102,9 @@ impl Here {
         Ok(Err(warning))
     }
 
-    fn new(node: relevance::Node) -> Self {
+    fn new(node: relevance::Node, facts: NodeFacts) -> Self {
         Self {
+            facts,
             node,
             classes: HashMap::new(),
             messages: HashSet::new(),

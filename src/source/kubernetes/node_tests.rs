@@ -1,5 +1,5 @@
 use super::super::wire_tests::{Reply, Server};
-use super::super::{Namespaces, Settings, discover};
+use super::super::{Namespaces, Settings, read_and_discover};
 use super::*;
 
 const NODE: &str = r#"{"metadata":{"name":"n1","labels":{"disk":"ssd","sandbox":"gvisor"}},
@@ -29,8 +29,9 @@ async fn found(server: &Server, node: Option<&str>) -> (Vec<String>, Vec<String>
         selector: None,
         pull_secrets: false,
         node: node.map(str::to_owned),
+        ..Settings::all(&[])
     };
-    let found = discover(&server.cluster, &settings).await.unwrap();
+    let found = read_and_discover(&server.cluster, &settings).await.unwrap();
     let why = |c: &crate::candidate::Candidate| {
         let uses = c.uses.as_ref().unwrap();
         format!(

@@ -231,22 +231,26 @@ impl PodSpec {
     }
 
     /// The images, in the order in which a kubelet needs them: volumes are mounted before any container starts.
-    pub(super) fn images(&self) -> impl Iterator<Item = &Image> {
+    /// With each goes whether it is to be asked for at every start.
+    pub(super) fn images(&self) -> impl Iterator<Item = (&Image, bool)> {
         let volumes = self
             .volumes
             .iter()
             .filter_map(|volume| volume.image.as_ref());
         let containers = self.init_containers.iter().chain(&self.containers);
         volumes
-            .map(|source| &source.reference)
-            .chain(containers.map(|container| &container.image))
+            .map(|source| (&source.reference, source.pull_policy.is_always()))
+            .chain(containers.map(|c| (&c.image, c.image_pull_policy.is_always())))
     }
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Container {
     #[serde(default, deserialize_with = "or_default")]
     image: Image,
+    #[serde(default, deserialize_with = "or_default")]
+    image_pull_policy: Name,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -257,9 +261,12 @@ struct Volume {
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct ImageVolume {
     #[serde(default, deserialize_with = "or_default")]
     reference: Image,
+    #[serde(default, deserialize_with = "or_default")]
+    pull_policy: Name,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -298,6 +305,11 @@ pub(super) struct Name(pub(super) Option<Box<str>>);
 impl Name {
     pub(super) fn as_str(&self) -> &str {
         self.0.as_deref().unwrap_or_default()
+    }
+
+    /// Of a pull policy: the API server writes `Always` itself where a template has none and the tag is `latest`.
+    fn is_always(&self) -> bool {
+        self.as_str() == "Always"
     }
 }
 

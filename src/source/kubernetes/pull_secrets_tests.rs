@@ -1,5 +1,5 @@
 use super::super::wire_tests::{Reply, Server, refuse};
-use super::super::{Namespaces, Settings, WorkloadKind, discover};
+use super::super::{Namespaces, Settings, WorkloadKind, read_and_discover};
 use super::*;
 
 /// What no message may hold, and its base64.
@@ -47,8 +47,9 @@ async fn found(server: &Server, pull_secrets: bool) -> (Vec<String>, Vec<String>
         selector: None,
         pull_secrets,
         node: None,
+        ..Settings::all(&[])
     };
-    let found = discover(&server.cluster, &settings).await.unwrap();
+    let found = read_and_discover(&server.cluster, &settings).await.unwrap();
     let shown = format!("{found:?}");
     assert!(
         !shown.contains("s3cr3t") && !shown.contains("dXNlc"),

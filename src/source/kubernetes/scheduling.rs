@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::object::{Name, PodSpec, or_default};
+use crate::image::Platform;
 use crate::relevance::{self, Requirements};
+use crate::source::NodeFacts;
 
 /// `spec.affinity` of a pod: what is required of the node is read, preferences are not.
 #[derive(Debug, Default, Deserialize)]
@@ -85,12 +87,17 @@ pub(super) struct NodeObject {
     metadata: NodeMeta,
     #[serde(default, deserialize_with = "or_default")]
     spec: NodeSpec,
+    #[serde(default, deserialize_with = "or_default")]
+    status: NodeStatus,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct NodeMeta {
     #[serde(default, deserialize_with = "or_default")]
     name: Name,
+    #[serde(default, deserialize_with = "or_default")]
+    creation_timestamp: Name,
     #[serde(default, deserialize_with = "or_default")]
     labels: BTreeMap<String, String>,
 }
@@ -99,6 +106,34 @@ struct NodeMeta {
 struct NodeSpec {
     #[serde(default, deserialize_with = "or_default")]
     taints: Vec<Taint>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeStatus {
+    #[serde(default, deserialize_with = "or_default")]
+    node_info: NodeInfo,
+}
+
+/// What a kubelet says of its machine.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct NodeInfo {
+    #[serde(default, deserialize_with = "or_default")]
+    operating_system: Name,
+    #[serde(default, deserialize_with = "or_default")]
+    architecture: Name,
+    /// Name and version, as in `containerd://1.7.2`.
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) container_runtime_version: Name,
+}
+
+impl NodeInfo {
+    /// What images have to be made for; `None` where the kubelet has not said yet.
+    pub(super) fn platform(&self) -> Option<Platform> {
+        let (os, architecture) = (self.operating_system.as_str(), self.architecture.as_str());
+        Platform::parse(&format!("{os}/{architecture}"))
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -112,6 +147,18 @@ struct Taint {
 }
 
 impl NodeObject {
+    /// Its age and platform.
+    pub(super) fn facts(&self) -> NodeFacts {
+        let label = |key: &str| self.metadata.labels.get(key).map_or("", String::as_str);
+        let (os, architecture) = (label("kubernetes.io/os"), label("kubernetes.io/arch"));
+        let labelled = || Platform::parse(&format!("{os}/{architecture}"));
+        let created = self.metadata.creation_timestamp.as_str();
+        NodeFacts {
+            created: humantime::parse_rfc3339(created).ok(),
+            platform: self.status.node_info.platform().or_else(labelled),
+        }
+    }
+
     /// The node, if the object is the one of this name.
     pub(super) fn named(self, name: &str) -> Option<relevance::Node> {
         let taints = self.spec.taints.into_iter().map(|taint| relevance::Taint {

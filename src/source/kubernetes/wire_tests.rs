@@ -77,8 +77,9 @@ impl Server {
             selector: None,
             pull_secrets: false,
             node: None,
+            ..Settings::all(&[])
         };
-        match discover(&self.cluster, &settings).await {
+        match read_and_discover(&self.cluster, &settings).await {
             Ok(found) => Outcome {
                 images: found.candidates.into_iter().map(|c| c.image).collect(),
                 warnings: found.warnings.iter().map(ToString::to_string).collect(),
@@ -211,8 +212,9 @@ async fn the_selector_and_all_namespaces_reach_the_server() {
         selector: Some("app in (a,b),!c".to_owned()),
         pull_secrets: false,
         node: None,
+        ..Settings::all(&[])
     };
-    discover(&server.cluster, &settings).await.unwrap();
+    read_and_discover(&server.cluster, &settings).await.unwrap();
     assert_eq!(
         server.paths(),
         ["/api/v1/pods?limit=500&labelSelector=app%20in%20%28a%2Cb%29%2C%21c"]
@@ -229,8 +231,9 @@ async fn the_default_namespace_and_repeated_ones_are_scanned_once() {
         selector: None,
         pull_secrets: false,
         node: None,
+        ..Settings::all(&[])
     };
-    discover(&server.cluster, &settings).await.unwrap();
+    read_and_discover(&server.cluster, &settings).await.unwrap();
     let of = |namespace| format!("/apis/apps/v1/namespaces/{namespace}/deployments?limit=500");
     assert_eq!(server.paths(), [of("b"), of("a"), of("own")]);
 }
