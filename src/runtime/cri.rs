@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::{
-    AuthConfig, Image, ImageSpec, ImageStatusRequest, PodSandboxConfig, PodSandboxMetadata,
-    PullImageRequest,
+    AuthConfig, Image, ImageFsInfoRequest, ImageSpec, ImageStatusRequest, PodSandboxConfig,
+    PodSandboxMetadata, PullImageRequest,
 };
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -24,6 +24,7 @@ use crate::image::Reference;
 use crate::registry::credential::{Credential, Login};
 
 mod connect;
+mod content;
 mod progress;
 
 pub use connect::ConnectError;
@@ -129,18 +130,59 @@ impl ImageService for Cri {
             Ok(Some(stored)) => Ok(stored_image(image, &stored)),
             Ok(None) | Err(_) => Ok(StoredImage {
                 digest: digest_of(&pulled, image),
-                known: Vec::new(),
+                known: known(&[pulled], image),
                 bytes: None,
             }),
         }
     }
 
     fn keeps(&self) -> Keeps {
-        Keeps::Both
+        match self.downloads {
+            Some(_) => Keeps::Both,
+            None => Keeps::Unpacked,
+        }
     }
 
     async fn usage(&self) -> Result<Usage, RuntimeError> {
-        Ok(Usage::default())
+        let mut images = self.images.clone();
+        let asked = tokio::time::timeout(
+            STATUS_LIMIT,
+            images.image_fs_info(ImageFsInfoRequest::default()),
+        );
+        let answer = match asked.await {
+            Ok(Ok(answer)) => answer.into_inner(),
+            Ok(Err(status)) => {
+                let kind = kind_of_code(status.code());
+                return Err(RuntimeError::new(kind, message(&status)));
+            }
+            Err(_) => {
+                let said = format!(
+                    "{} did not say within {} s what its images take",
+                    self.info.name,
+                    STATUS_LIMIT.as_secs()
+                );
+                return Err(RuntimeError::new(FailureKind::Timeout, said));
+            }
+        };
+        let filesystems = answer.image_filesystems.iter();
+        let used = filesystems.filter_map(|fs| Some(fs.used_bytes.as_ref()?.value));
+        let mut usage = Usage {
+            bytes: used.fold(0, u64::saturating_add),
+            ..Usage::default()
+        };
+        // containerd counts its snapshots there, and not the blobs that they were unpacked from.
+        if let Some(downloads) = &self.downloads {
+            let content = tokio::time::timeout(STATUS_LIMIT, downloads.content());
+            match content.await {
+                Ok(Ok(content)) => {
+                    usage.bytes = usage.bytes.saturating_add(content.bytes);
+                    usage.blobs = content.blobs;
+                }
+                Ok(Err(status)) => tracing::debug!("containerd's content is not counted: {status}"),
+                Err(_) => tracing::debug!("containerd's content is not counted: no answer"),
+            }
+        }
+        Ok(usage)
     }
 }
 
@@ -195,7 +237,7 @@ fn sandbox_config() -> PodSandboxConfig {
 fn stored_image(image: &Reference, stored: &Image) -> StoredImage {
     StoredImage {
         digest: digest(image, &stored.repo_digests),
-        known: Vec::new(),
+        known: known(&stored.repo_digests, image),
         bytes: (stored.size > 0).then_some(stored.size),
     }
 }
@@ -216,6 +258,17 @@ fn digest(image: &Reference, repo_digests: &[String]) -> Option<String> {
         .or_else(|| known.first())
         .and_then(Reference::digest)
         .map(ToString::to_string)
+}
+
+/// The digests among `repository@digest` of the image's own repository.
+fn known(repo_digests: &[String], image: &Reference) -> Vec<String> {
+    let known = repo_digests
+        .iter()
+        .filter_map(|text| Reference::parse(text).ok())
+        .filter(|known| known.is_same_repository(image));
+    known
+        .filter_map(|known| known.digest().map(ToString::to_string))
+        .collect()
 }
 
 /// The digest in what a pull answered. CRI-O and cri-dockerd answer `repository@digest`; containerd answers the image ID,

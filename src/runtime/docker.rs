@@ -28,6 +28,7 @@ use progress::Layers;
 
 mod classify;
 mod progress;
+mod usage;
 
 /// The longest message of the Engine that is passed on, in characters: registries put whole web pages into theirs.
 const MESSAGE_MAX: usize = 1000;
@@ -77,6 +78,7 @@ pub enum ConnectError {
 pub struct Docker {
     client: bollard::Docker,
     info: RuntimeInfo,
+    usage: usage::DiskUsage,
     /// For questions; a pull takes as long as its caller lets it.
     time_limit: Duration,
 }
@@ -113,7 +115,12 @@ impl Docker {
         } else {
             *API_DEFAULT_VERSION
         };
+        let path = format!(
+            "/v{}.{}/system/df",
+            spoken.major_version, spoken.minor_version
+        );
         Ok(Self {
+            usage: usage::DiskUsage::new(utf8, path),
             client: client
                 .with_request_modifier(move |r| with_version(with_safe_login(r), &spoken)),
             info: RuntimeInfo {
@@ -231,7 +238,11 @@ impl ImageService for Docker {
     }
 
     async fn usage(&self) -> Result<Usage, RuntimeError> {
-        Ok(Usage::default())
+        let bytes = self.usage.ask().await?;
+        Ok(Usage {
+            bytes,
+            ..Usage::default()
+        })
     }
 }
 
@@ -280,7 +291,7 @@ fn explicit(image: &Reference) -> String {
 fn stored(image: &Reference, inspect: &ImageInspect) -> StoredImage {
     StoredImage {
         digest: digest_of(image, inspect),
-        known: Vec::new(),
+        known: known(image, inspect),
         bytes: inspect.size.and_then(|size| u64::try_from(size).ok()),
     }
 }
@@ -291,19 +302,24 @@ fn digest_of(image: &Reference, inspect: &ImageInspect) -> Option<String> {
     if let Some(digest) = image.digest() {
         return Some(digest.to_string());
     }
-    let known = inspect.repo_digests.iter().flatten().filter_map(|known| {
-        let known = Reference::parse(known).ok()?;
-        known
-            .is_same_repository(image)
-            .then(|| known.digest().map(Digest::to_string))?
-    });
-    let mut known: Vec<String> = known.collect();
+    let mut known = known(image, inspect);
     let target = inspect.descriptor.as_ref().and_then(|d| d.digest.as_ref());
     match target.filter(|target| known.contains(target)) {
         Some(target) => Some(target.clone()),
         None if known.len() == 1 => known.pop(),
         None => None,
     }
+}
+
+/// The digests of the image in the reference's own repository.
+fn known(image: &Reference, inspect: &ImageInspect) -> Vec<String> {
+    let known = inspect.repo_digests.iter().flatten().filter_map(|known| {
+        let known = Reference::parse(known).ok()?;
+        known
+            .is_same_repository(image)
+            .then(|| known.digest().map(Digest::to_string))?
+    });
+    known.collect()
 }
 
 /// The digest that the Engine resolved the tag to, from the event that says so.

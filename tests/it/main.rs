@@ -24,3 +24,4 @@ mod pulling;
 mod relevance;
 mod scale;
 mod settings;
+mod start;

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::bed::faulty::{Fault, Proxy, Seen};
 use crate::bed::{self, Harpoon, Output, PASSWORD, USER, registry, registry_with_password, unique};
 
+mod budget;
 mod faults;
 mod interrupted;
 mod places;

@@ -23,8 +23,10 @@ macro_rules! with_both {
     };
 }
 
+mod disk;
 mod faults;
 mod progress;
+mod refresh;
 
 /// How long anything may take that takes a second on an idle machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);

@@ -53,6 +53,11 @@ impl Downloads {
         }
     }
 
+    /// A client of the content API.
+    pub(super) fn client(&self) -> ContentClient<Channel> {
+        self.content.clone()
+    }
+
     /// Writes how far the pull of `image` has come, until it is dropped.
     pub(super) async fn watch(&self, image: &Reference, progress: &Progress) -> Infallible {
         let mut watch = Watch {
@@ -274,7 +279,7 @@ fn source_label(registry: &str) -> String {
     format!("{SOURCE_LABEL}{}", host.unwrap_or(registry))
 }
 
-fn in_namespace<T>(message: T) -> Request<T> {
+pub(super) fn in_namespace<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert(
         "containerd-namespace",

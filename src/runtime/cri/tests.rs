@@ -191,19 +191,12 @@ async fn status_tells_digest_and_size() {
         _ => Answer::unknown_service(),
     });
     let cri = server.connect().await.unwrap();
-    let known = |digit, bytes| {
-        Some(StoredImage {
-            digest: Some(sha256(digit)),
-            known: Vec::new(),
-            bytes,
-        })
-    };
-    assert_eq!(cri.status(&image("app")).await.unwrap(), known('a', None));
-    assert_eq!(
-        cri.status(&image("big")).await.unwrap(),
-        known('b', Some(7)),
-        "an answer of more than 4 MB"
-    );
+    let app = cri.status(&image("app")).await.unwrap().unwrap();
+    assert_eq!((app.digest, app.bytes), (Some(sha256('a')), None));
+    assert_eq!(app.known, [sha256('a')]);
+    let big = cri.status(&image("big")).await.unwrap().unwrap();
+    let digest = Some(sha256('b'));
+    assert_eq!((big.digest, big.bytes), (digest, Some(7)), "an answer of more than 4 MB");
     assert_eq!(cri.status(&image("none")).await.unwrap(), None);
 }
 

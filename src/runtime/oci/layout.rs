@@ -149,16 +149,17 @@ impl Layout {
     }
 
     /// Where downloads are kept until they are whole.
+    pub(super) fn blobs(&self) -> PathBuf {
+        self.root.join("blobs")
+    }
+
     pub(super) fn partials(&self) -> PathBuf {
         self.root.join(PRIVATE).join("partial")
     }
 
     /// A blob's path. A digest is an algorithm's name and hexadecimal digits, so no path leads out of the directory.
     pub(super) fn blob_path(&self, digest: &Digest) -> PathBuf {
-        self.root
-            .join("blobs")
-            .join(digest.algorithm())
-            .join(digest.hex())
+        self.blobs().join(digest.algorithm()).join(digest.hex())
     }
 
     /// Whether the blob is here, whole. Blobs are verified before they get their name.

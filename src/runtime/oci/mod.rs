@@ -22,6 +22,7 @@ mod error;
 mod fetch;
 mod layout;
 mod partial;
+mod usage;
 
 use std::path::Path;
 
@@ -223,7 +224,8 @@ impl ImageService for OciLayout {
     }
 
     async fn usage(&self) -> Result<Usage, RuntimeError> {
-        Ok(Usage::default())
+        let layout = self.layout.clone();
+        Ok(blocking(move || layout.usage()).await?)
     }
 }
 

@@ -142,6 +142,9 @@ pub trait Runtime: Sized + 'static {
 
     fn socket(&self) -> PathBuf;
 
+    /// The directory of its image store.
+    fn store(&self) -> PathBuf;
+
     /// Whether it has an image under this name of a registry other than `docker.io`.
     fn has(&self, reference: &str) -> bool;
 
@@ -263,6 +266,10 @@ impl Runtime for Containerd {
         self.socket().to_owned()
     }
 
+    fn store(&self) -> PathBuf {
+        self.0.directory.join("root")
+    }
+
     fn has(&self, reference: &str) -> bool {
         self.has(reference)
     }
@@ -376,6 +383,10 @@ impl Runtime for Docker {
 
     fn socket(&self) -> PathBuf {
         self.socket()
+    }
+
+    fn store(&self) -> PathBuf {
+        self.0.directory.join("data")
     }
 
     fn has(&self, reference: &str) -> bool {

@@ -218,6 +218,10 @@ fn a_full_store_ends_the_run<R: Runtime>() {
         message(&large).contains("no space left on device"),
         "{output}"
     );
+    assert!(
+        message(&large).contains("; the image needs about "),
+        "{output}"
+    );
     assert!(message(&next).contains(&large), "{output}");
     assert!(runtime.has(&small) && !runtime.has(&large) && !runtime.has(&next));
     // A run that wants what is there finds it there.
