@@ -6,10 +6,9 @@ DENY = $(or $(shell command -v cargo-deny),$(HOME)/.cache/harpoon-testbed/tools/
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
 
-# Static and with packed relocations: one file that starts on any Linux.
 build: ## the release program, static, as target/harpoon
 	testbed/install build
-	RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs" $(CARGO) build --locked --release --target $(HOST)
+	$(CARGO) build --locked --release
 	cp target/$(HOST)/release/harpoon target/harpoon
 
 test: ## all tests, on real daemons that are started for them
@@ -27,7 +26,7 @@ lint: ## formatting, clippy, documentation, shell scripts, licences and duplicat
 demo: ## a tour on a private containerd, registry and API server
 	testbed/install
 	$(CARGO) build --locked
-	./demo/run
+	./demo/run target/$(HOST)/debug/harpoon
 
 clean: ## what cargo built
 	$(CARGO) clean
