@@ -90,12 +90,13 @@ fn pause_sleeps_until_it_is_told_and_opens_nothing() {
 
 #[test]
 fn a_command_that_holds_credentials_leaves_no_core_dump() {
-    let directory = bed::directory();
-    // A runtime that never says a word, so that there is a process to look at.
-    let socket = directory.path().join("silent.sock");
-    let silent = std::os::unix::net::UnixListener::bind(&socket).expect("socket");
-    silent.set_nonblocking(true).expect("socket");
     for arguments in [["run", "--images-file=images"], ["pull", "r.example/x"]] {
+        // A runtime that never says a word, so that there is a process to look at. Each has its own, since whoever ended
+        // may have left a connection that nobody accepted.
+        let directory = bed::directory();
+        let socket = directory.path().join("silent.sock");
+        let silent = std::os::unix::net::UnixListener::bind(&socket).expect("socket");
+        silent.set_nonblocking(true).expect("socket");
         let running = Harpoon::new(arguments)
             .env("RUNTIME_ENDPOINT", &socket)
             .start();
