@@ -113,18 +113,24 @@ fn pause_holds_hardly_any_memory() {
         listens_for_signals(running.pid())
     });
     let status = fs::read_to_string(format!("/proc/{}/status", running.pid())).unwrap();
-    let resident = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+    // The code of a test build is several times as large; what it has of its own is counted all the same.
+    let counted = if bed::is_test_build() {
+        "RssAnon:"
+    } else {
+        "VmRSS:"
+    };
+    let resident = status.lines().find_map(|l| l.strip_prefix(counted));
     let resident = resident.and_then(|l| l.split_whitespace().next()).unwrap();
-    let kib: u64 = resident.parse().unwrap();
-    assert!(kib <= 2048, "{status}");
+    println!("{counted} {resident} kB");
+    assert!(resident.parse::<u64>().unwrap() <= 2048, "{status}");
 }
 
 #[test]
 fn the_first_request_comes_soon_after_the_start() {
-    let (scratch, listener) = (Scratch::new(), TcpListener::bind("127.0.0.1:0").unwrap());
-    let reference = format!("{}/web:1", listener.local_addr().unwrap());
+    let scratch = Scratch::new();
     let first_request = || {
-        let pull = scratch.pull(&reference);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let pull = scratch.pull(&format!("{}/web:1", listener.local_addr().unwrap()));
         let started = Instant::now();
         let _running = pull.start();
         let mut byte = [0];
@@ -137,12 +143,19 @@ fn the_first_request_comes_soon_after_the_start() {
     assert!(quickest < Duration::from_millis(20), "{quickest:?}");
 }
 
-/// `image/build` with the program for each architecture, and what it prints.
-fn build(archive: &Path, architectures: &[&str]) -> String {
+/// The program without what is only for debugging, which takes long to be compressed.
+fn stripped(directory: &Path) -> PathBuf {
+    let small = directory.join("stripped");
+    bed::run(Command::new("strip").arg("-o").arg(&small).arg(program()));
+    small
+}
+
+/// `image/build` with a program for each architecture, and what it prints.
+fn build(archive: &Path, program: &Path, architectures: &[&str]) -> String {
     let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/image/build"));
     command.args(["--name", "registry.example/harpoon"]);
     for architecture in architectures {
-        command.args([program(), architecture]);
+        command.arg(program).arg(architecture);
     }
     bed::run(command.arg(archive))
 }
@@ -159,7 +172,9 @@ fn inspect(archive: &Path, options: &[&str]) -> Value {
 fn the_image_is_the_program_alone_and_always_the_same() {
     let directory = bed::directory();
     let [first, second] = ["a.tar", "b.tar"].map(|name| directory.path().join(name));
-    assert_eq!(build(&first, &["amd64"]), build(&second, &["amd64"]));
+    let program = stripped(directory.path());
+    let [said, again] = [&first, &second].map(|archive| build(archive, &program, &["amd64"]));
+    assert_eq!(said, again);
     assert!(fs::read(&first).unwrap() == fs::read(&second).unwrap());
 
     let (config, manifest) = (inspect(&first, &["--config"]), inspect(&first, &["--raw"]));
@@ -186,8 +201,7 @@ fn the_image_is_the_program_alone_and_always_the_same() {
         .unwrap()
         .map(|f| f.unwrap().file_name())
         .collect();
-    let same =
-        fs::read(program()).unwrap() == fs::read(Path::new(mounted).join("harpoon")).unwrap();
+    let same = fs::read(program).unwrap() == fs::read(Path::new(mounted).join("harpoon")).unwrap();
     containerd().ctr(&["images", "unmount", "--rm", mounted]);
     containerd().remove(name);
     assert_eq!(files, ["harpoon"]);
@@ -198,7 +212,8 @@ fn the_image_is_the_program_alone_and_always_the_same() {
 fn an_image_of_two_architectures_is_an_index() {
     let directory = bed::directory();
     let archive = directory.path().join("both.tar");
-    build(&archive, &["amd64", "arm64"]);
+    let program = stripped(directory.path());
+    build(&archive, &program, &["amd64", "arm64"]);
     let index = inspect(&archive, &["--raw"]);
     let platforms: Vec<_> = index["manifests"]
         .as_array()
