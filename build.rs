@@ -1,4 +1,4 @@
-//! Puts the commit into `harpoon --version`.
+//! Puts the commit into `harpoon --version`, and has the release linked for little memory.
 
 use std::process::Command;
 
@@ -15,6 +15,12 @@ fn main() {
         "cargo::rustc-env=HARPOON_VERSION={} ({commit})",
         env!("CARGO_PKG_VERSION")
     );
+    let is = |variable, value: &str| std::env::var(variable).is_ok_and(|v| v == value);
+    if is("PROFILE", "release") && is("CARGO_CFG_TARGET_ENV", "gnu") {
+        let layout = concat!(env!("CARGO_MANIFEST_DIR"), "/image/pause.ld");
+        println!("cargo::rerun-if-changed={layout}");
+        println!("cargo::rustc-link-arg-bins=-Wl,-T,{layout}");
+    }
 }
 
 fn commit() -> Option<String> {

@@ -14,6 +14,7 @@ mod credentials;
 mod cri;
 mod docker;
 mod find;
+mod image;
 mod images_file;
 mod kubernetes;
 mod layers;
