@@ -13,6 +13,7 @@ mod commands;
 mod credentials;
 mod cri;
 mod docker;
+mod e2e;
 mod find;
 mod images_file;
 mod kubernetes;

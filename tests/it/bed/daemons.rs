@@ -86,6 +86,11 @@ impl Registry {
 }
 
 impl Image {
+    /// By a command line of `testbed/image`, as far as the reference.
+    pub(super) fn by(command: Command) -> Self {
+        Self(command)
+    }
+
     /// Bytes of all its layers together, nearly: 10,000 when not said.
     pub fn size(mut self, bytes: u64) -> Self {
         self.0.args(["--size", &bytes.to_string()]);

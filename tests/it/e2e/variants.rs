@@ -1,0 +1,3 @@
+//! The other ways to install it.
+
+use super::*;
