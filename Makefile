@@ -1,26 +1,38 @@
 # What the targets need is installed by testbed/install; Rust itself is not.
 CARGO ?= cargo
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+PLATFORMS ?= linux/$(if $(filter aarch64-%,$(HOST)),arm64,amd64)
 DENY = $(or $(shell command -v cargo-deny),$(HOME)/.cache/harpoon-testbed/tools/bin/cargo-deny)
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 15
 
 build: ## the release program, static, as target/harpoon
 	testbed/install build
-	$(CARGO) build --locked --release
-	cp target/$(HOST)/release/harpoon target/harpoon
+	cp "$$(image/compile)" target/harpoon
+
+image: ## the container image and what is published beside it, in target/image; for both: PLATFORMS=linux/amd64,linux/arm64
+	testbed/install image $(if $(filter x86_64-%,$(HOST)),$(if $(findstring arm64,$(PLATFORMS)),arm64))
+	image/release $(PLATFORMS)
+
+release-check: image ## whether that could be released: limits, checksums, and that all of it belongs together
+	testbed/install
+	image/check
 
 test: ## all tests, on real daemons that are started for them
 	testbed/install
 	testbed/run $(CARGO) test --locked
+
+e2e: ## only the tests on a whole cluster, and what harpoon gains a pod there
+	testbed/install
+	testbed/run $(CARGO) test --locked --test it e2e -- --nocapture
 
 lint: ## formatting, clippy, documentation, shell scripts, licences and duplicates
 	testbed/install lint
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --locked --no-deps
-	for script in $$(grep -rlI '^#!/bin/bash' testbed demo .ci 2>/dev/null) testbed/lib.sh testbed/daemon/*; do bash -n "$$script" || exit 1; done
+	for script in $$(grep -rlI '^#!/bin/bash' testbed image demo .ci 2>/dev/null) testbed/*.sh testbed/daemon/*; do bash -n "$$script" || exit 1; done
 	$(DENY) --locked check --hide-inclusion-graph licenses bans sources
 
 demo: ## a tour on a private containerd, registry and API server
@@ -31,4 +43,4 @@ demo: ## a tour on a private containerd, registry and API server
 clean: ## what cargo built
 	$(CARGO) clean
 
-.PHONY: help build test lint demo clean
+.PHONY: help build image release-check test e2e lint demo clean

@@ -77,6 +77,10 @@ fn keep_memory_private() {
 pub fn main() -> ExitCode {
     let started = Instant::now();
     keep_memory_private();
+    // Of what sleeps on every node, little is to stay in memory: the command line of all commands is not even made.
+    if std::env::args_os().skip(1).eq(["pause"]) {
+        return ended(pause::main(), Some("pause"));
+    }
     let matches = match args::command().try_get_matches() {
         Ok(matches) => matches,
         Err(error) => {
@@ -93,12 +97,17 @@ pub fn main() -> ExitCode {
         Some((_, matches)) => run::main(matches, started),
         None => run::main(&matches, started),
     };
+    ended(result, matches.subcommand_name())
+}
+
+/// Prints the error of a command, if there is one. Returns the exit code.
+fn ended(result: anyhow::Result<Exit>, command: Option<&str>) -> ExitCode {
     match result {
         Ok(exit) => ExitCode::from(exit.code()),
         Err(error) => {
             let text = format!("error: {}", printable(&format!("{error:#}")));
             logs::write_error(&text);
-            if matches!(matches.subcommand_name(), None | Some("run" | "pull")) {
+            if matches!(command, None | Some("run" | "pull")) {
                 let _ = termination::write(
                     termination::PATH.as_ref(),
                     &termination::shortened(&text, termination::MAX_BYTES),

@@ -44,28 +44,24 @@ fn completions_name_the_commands() {
     }
 }
 
+/// Whether `harpoon pause`, this process, has got so far that it waits for signals.
+pub(crate) fn listens_for_signals(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|l| l.strip_prefix("SigCgt:\t"));
+    // SIGINT is bit 1, SIGTERM bit 14, SIGCHLD bit 16.
+    caught
+        .and_then(|c| u64::from_str_radix(c.trim(), 16).ok())
+        .is_some_and(|c| c & 0x1_4002 == 0x1_4002)
+}
+
 #[test]
 fn pause_sleeps_until_it_is_told_and_opens_nothing() {
     for signal in [Signal::TERM, Signal::INT] {
         let running = Harpoon::new(["pause"]).start();
         let descriptors = format!("/proc/{}/fd", running.pid());
-        let handles_signals = || {
-            let status = std::fs::read_to_string(format!("/proc/{}/status", running.pid()))
-                .unwrap_or_default();
-            let caught = status
-                .lines()
-                .find_map(|l| l.strip_prefix("SigCgt:\t"))
-                .map(str::to_owned);
-            // SIGINT is bit 1, SIGTERM bit 14, SIGCHLD bit 16.
-            caught
-                .and_then(|c| u64::from_str_radix(c.trim(), 16).ok())
-                .is_some_and(|c| c & 0x1_4002 == 0x1_4002)
-        };
-        bed::eventually(
-            "pause handles signals",
-            Duration::from_secs(10),
-            handles_signals,
-        );
+        bed::eventually("pause handles signals", Duration::from_secs(10), || {
+            listens_for_signals(running.pid())
+        });
         // Its streams, and what the signals come through: no file, no socket of a daemon.
         for descriptor in std::fs::read_dir(&descriptors).expect("fd") {
             let target = std::fs::read_link(descriptor.expect("entry").path()).expect("link");

@@ -15,6 +15,7 @@ mod cri;
 mod docker;
 mod e2e;
 mod find;
+mod image;
 mod images_file;
 mod kubernetes;
 mod layers;

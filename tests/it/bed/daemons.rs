@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{Daemon, parse, run, script};
 
-/// A real registry (docker-registry) over plain http on loopback.
+/// A real registry (docker-registry) on loopback, over plain http when not said.
 #[derive(Debug)]
 pub struct Registry(Daemon);
 
@@ -36,6 +36,16 @@ impl Registry {
             "registry",
             &["--htpasswd".to_owned(), format!("{user}:{password}")],
         ))
+    }
+
+    /// One over https, whose certificate only [`Registry::ca`] vouches for.
+    pub fn with_tls() -> Self {
+        Self(Daemon::start("registry", &["--tls"]))
+    }
+
+    /// The certificate of its own authority; with TLS.
+    pub fn ca(&self) -> &Path {
+        Path::new(self.0.value("CA"))
     }
 
     /// `127.0.0.1:PORT`

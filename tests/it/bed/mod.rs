@@ -30,7 +30,7 @@ pub mod token;
 pub use cluster::Kubernetes;
 pub use daemons::{Containerd, Docker, Image, Pushed, Registry, Runtime};
 pub use node::{Cluster, Process, text, uptime};
-pub use program::{Harpoon, Output, Running, Terminal};
+pub use program::{Harpoon, Output, Running, Terminal, program};
 
 /// What [`registry_with_password()`] asks for.
 pub const USER: &str = "fisher";

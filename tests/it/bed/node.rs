@@ -11,8 +11,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 
 use super::daemons::Image;
-use super::program::program;
-use super::{Daemon, Kubernetes, Pushed, directory, parse, run, runtime, script};
+use super::{Daemon, Kubernetes, Pushed, directory, parse, program, run, runtime, script};
 
 /// How long anything in the cluster may take on a machine that has much else to do.
 const PATIENCE: Duration = Duration::from_secs(240);
