@@ -29,16 +29,26 @@ fn a_new_node_starts_at_once_and_an_old_one_waits_for_its_turn() {
     cluster.deployment(&namespace, "web", 1, &image);
     let harpoon = run(cluster, &namespace, &node).env("STAGGER", "1000h");
     let output = harpoon.run().expect(0);
-    assert!(output.stderr.contains("starting at once: this node is "), "{output}");
+    assert!(
+        output.stderr.contains("starting at once: this node is "),
+        "{output}"
+    );
     assert_eq!(output.json()["summary"]["pulled"], 1, "{output}");
 
     // No node is younger than nothing. It has asked for its Node by then, and for nothing else.
     let longest = Duration::from_secs(3_600_000);
     let delay = stagger::delay(&node, longest, None, Duration::ZERO);
-    assert!(delay > Duration::from_secs(600), "try another name: {delay:?}");
+    assert!(
+        delay > Duration::from_secs(600),
+        "try another name: {delay:?}"
+    );
     let running = harpoon.clone().env("STAGGER_MIN_AGE", "0s").start();
     running.wait_for(" for this node's turn (--stagger)", PATIENCE);
-    assert!(!running.stderr().contains("the cluster's workloads"), "{}", running.stderr());
+    assert!(
+        !running.stderr().contains("the cluster's workloads"),
+        "{}",
+        running.stderr()
+    );
     running.signal(Signal::TERM);
     running.wait().expect(143);
 
@@ -66,7 +76,10 @@ fn a_node_whose_age_is_not_known_waits() {
         .env("RUNTIME_ENDPOINT", containerd().endpoint());
     for harpoon in [missing, listed] {
         let output = harpoon.env("STAGGER", "100ms").run().expect(0);
-        assert!(output.stderr.contains("(--stagger); its age is not known"), "{output}");
+        assert!(
+            output.stderr.contains("(--stagger); its age is not known"),
+            "{output}"
+        );
     }
 }
 
@@ -92,5 +105,8 @@ fn a_list_from_the_watch_cache_is_the_same() {
     });
     let seen = proxy.seen();
     let queries: Vec<_> = seen.iter().map(|s| s.query.as_str()).collect();
-    assert_eq!((queries[0], *queries.last().unwrap()), ("limit=500", "resourceVersion=0"));
+    assert_eq!(
+        (queries[0], *queries.last().unwrap()),
+        ("limit=500", "resourceVersion=0")
+    );
 }

@@ -196,7 +196,11 @@ async fn status_tells_digest_and_size() {
     assert_eq!(app.known, [sha256('a')]);
     let big = cri.status(&image("big")).await.unwrap().unwrap();
     let digest = Some(sha256('b'));
-    assert_eq!((big.digest, big.bytes), (digest, Some(7)), "an answer of more than 4 MB");
+    assert_eq!(
+        (big.digest, big.bytes),
+        (digest, Some(7)),
+        "an answer of more than 4 MB"
+    );
     assert_eq!(cri.status(&image("none")).await.unwrap(), None);
 }
 

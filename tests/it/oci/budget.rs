@@ -7,11 +7,18 @@ fn a_budget_is_kept_to_the_byte() {
     let seed = unique("seed");
     let push = |prefix: &str, layers: usize| {
         let image = registry().image(&format!("{}:1", unique(prefix)));
-        image.seed(&seed).layers(layers).size(1_000_000 * layers as u64).push()
+        image
+            .seed(&seed)
+            .layers(layers)
+            .size(1_000_000 * layers as u64)
+            .push()
     };
     // `b` has both layers of `a` and one more; `c` is of its own.
     let (a, b) = (push("a", 2), push("b", 3));
-    let c = registry().image(&format!("{}:1", unique("c"))).size(50_000).push();
+    let c = registry()
+        .image(&format!("{}:1", unique("c")))
+        .size(50_000)
+        .push();
     let bundle = Bundle::new();
     let images = [&a, &b, &c].map(|pushed| pushed.reference.clone());
     // The configurations take some hundred bytes each, the manifests too.
@@ -19,7 +26,11 @@ fn a_budget_is_kept_to_the_byte() {
     let outcomes = |output: &Output| images.each_ref().map(|i| told(output, i));
     let skipped = told_as("skipped", Some("disk_budget"), 0);
     let output = pull(a.bytes + c.bytes + 4000).run().expect(0);
-    assert_eq!(outcomes(&output), [pulled(1), skipped.clone(), pulled(1)], "{output}");
+    assert_eq!(
+        outcomes(&output),
+        [pulled(1), skipped.clone(), pulled(1)],
+        "{output}"
+    );
     let held: u64 = bundle.blobs().values().sum();
     assert!(held <= a.bytes + c.bytes + 4000, "{held}");
     // What is there counts, and what is shared with it does not.
@@ -38,10 +49,17 @@ fn a_tag_that_moved_is_pulled_again() {
     let image = proxy.reference(&name);
     let bundle = Bundle::new();
     let pull = |seed: &str| {
-        let pushed = registry().image(&name).seed(seed).platforms(&["linux/amd64", "linux/arm64"]).push();
+        let pushed = registry()
+            .image(&name)
+            .seed(seed)
+            .platforms(&["linux/amd64", "linux/arm64"])
+            .push();
         let output = bundle.pull(&[&image]).arg("--refresh").run().expect(0);
         assert_eq!(report(&output, &image)["digest"], pushed.digest, "{output}");
-        report(&output, &image)["outcome"].as_str().unwrap().to_owned()
+        report(&output, &image)["outcome"]
+            .as_str()
+            .unwrap()
+            .to_owned()
     };
     assert_eq!(pull("one"), "pulled");
     let asked = proxy.count(|_| true);

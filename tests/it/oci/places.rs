@@ -128,10 +128,7 @@ fn a_full_filesystem_ends_the_run_and_what_is_there_stays() {
         let message = report(&output, &images[1])["message"].to_string();
         assert!(message.contains("No space left on device"), "{message}");
         // An image layout keeps layers as they come, so this is exact but for the manifest.
-        assert!(
-            message.contains("; the image needs about 3.0"),
-            "{message}"
-        );
+        assert!(message.contains("; the image needs about 3.0"), "{message}");
         assert_eq!(kept.names(), [format!("{}:latest", images[0])]);
         assert_eq!(kept.begun(), 0, "room that is not given back");
     }

@@ -25,7 +25,11 @@ fn push(prefix: &str, bytes: u64) -> String {
 
 /// What a directory takes on disk, in bytes.
 fn on_disk(directory: &Path) -> u64 {
-    let du = bed::run(Command::new("du").args(["-s", "--block-size=1"]).arg(directory));
+    let du = bed::run(
+        Command::new("du")
+            .args(["-s", "--block-size=1"])
+            .arg(directory),
+    );
     du.split_whitespace().next().unwrap().parse().unwrap()
 }
 
@@ -53,7 +57,10 @@ fn a_budget_is_kept_and_smaller_images_still_fit<R: Runtime>() {
     let images = [("a", 3 * MB), ("b", 20 * MB), ("c", 3 * MB), ("d", 3 * MB)];
     let images = images.map(|(name, bytes)| push(name, bytes));
     let lines = images.each_ref().map(String::as_str);
-    let output = run(&runtime, &lines).env("DISK_BUDGET", "60M").run().expect(0);
+    let output = run(&runtime, &lines)
+        .env("DISK_BUDGET", "60M")
+        .run()
+        .expect(0);
     let report = output.json();
     let outcomes = lines.map(|image| outcome(&report, image));
     let expected = ["pulled -", "skipped disk_budget", "pulled -", "pulled -"];
@@ -78,7 +85,9 @@ fn what_others_pulled_counts<R: Runtime>() {
         "containerd" => 20 * MB,
         _ => 10 * MB,
     };
-    eventually("the store counts the image", PATIENCE, || usage(&runtime) >= expected);
+    eventually("the store counts the image", PATIENCE, || {
+        usage(&runtime) >= expected
+    });
     let (told, held) = (usage(&runtime), on_disk(&runtime.store()));
     assert!(told < expected + MB && told <= held, "{told} of {held}");
 
@@ -118,7 +127,10 @@ fn sizes_are_those_of_the_manifests_and_shared_layers_count_once<R: Runtime>() {
     let close = |told: Option<u64>, pushed: u64| {
         // The configuration counts too.
         let told = told.unwrap_or_else(|| panic!("{output}"));
-        assert!((pushed..pushed + 2000).contains(&told), "{told} for {pushed}: {output}");
+        assert!(
+            (pushed..pushed + 2000).contains(&told),
+            "{told} for {pushed}: {output}"
+        );
     };
     close(bytes(&first, "bytes"), small);
     close(bytes(&second, "bytes"), large);
@@ -133,12 +145,20 @@ fn sizes_are_those_of_the_manifests_and_shared_layers_count_once<R: Runtime>() {
     assert!((large..large + 4000).contains(&fresh), "{output}");
     assert_eq!(sum("shared_bytes"), Some(small));
     assert_eq!(sum("unknown"), Some(1));
-    assert_eq!(sum("registry_requests"), Some(proxy.count(|_| true) as u64), "{:?}", proxy.seen());
+    assert_eq!(
+        sum("registry_requests"),
+        Some(proxy.count(|_| true) as u64),
+        "{:?}",
+        proxy.seen()
+    );
     assert_eq!(proxy.count(|seen| seen.is_blob()), 0);
 
     let text = plan(R::shared(), &lines);
     let text = text.args(["--output=text"]).run().expect(0).stdout;
-    assert!(text.contains(" SHARED ") && text.contains("harpoon: to download 3"), "{text}");
+    assert!(
+        text.contains(" SHARED ") && text.contains("harpoon: to download 3"),
+        "{text}"
+    );
 
     // What is here is not asked for, and its layers need not come with another image, where the runtime knows them.
     pull(R::shared(), &[&first]).run().expect(0);
@@ -156,14 +176,27 @@ fn an_image_for_other_platforms_is_planned_as_such<R: Runtime>() {
     let image = proxy.reference(&name);
     let output = plan(R::shared(), &[&image]).run().expect(0);
     let told = entry(&output.json(), &image).clone();
-    assert_eq!((&told["action"], &told["reason"]), (&json!("skip"), &json!("platform_mismatch")), "{output}");
-    assert!(told["message"].as_str().unwrap().contains("linux/s390x"), "{output}");
+    assert_eq!(
+        (&told["action"], &told["reason"]),
+        (&json!("skip"), &json!("platform_mismatch")),
+        "{output}"
+    );
+    assert!(
+        told["message"].as_str().unwrap().contains("linux/s390x"),
+        "{output}"
+    );
     // With a budget a run finds it out likewise, and does not try.
-    let output = run(R::shared(), &[&image]).env("DISK_BUDGET", "1Ti").run().expect(1);
+    let output = run(R::shared(), &[&image])
+        .env("DISK_BUDGET", "1Ti")
+        .run()
+        .expect(1);
     check(&output, &[(&image, "failed platform_mismatch 0")]);
     assert_eq!(proxy.count(|_| true), 2, "{:?}", proxy.seen());
     // For another node it fits.
-    let output = plan(R::shared(), &[&image]).env("PLATFORM", "linux/s390x").run().expect(0);
+    let output = plan(R::shared(), &[&image])
+        .env("PLATFORM", "linux/s390x")
+        .run()
+        .expect(0);
     assert_eq!(entry(&output.json(), &image)["action"], "pull", "{output}");
 }
 
@@ -196,7 +229,8 @@ fn nodes_tell_sizes_so_that_no_registry_is_asked() {
     assert_eq!(report["summary"]["download_bytes"], 123_456_789, "{output}");
     assert_eq!(report["summary"]["registry_requests"], 0, "{output}");
     // That is for images of its platform alone, and for those who may list nodes.
-    let deployments = json!([{"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["list"]}]);
+    let deployments =
+        json!([{"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["list"]}]);
     let proof = format!("/apis/apps/v1/namespaces/{namespace}/deployments");
     let token = cluster.account_with(&namespace, Some(&namespace), &deployments, &proof);
     let elsewhere = plan(cluster.token()).env("PLATFORM", "linux/s390x");

@@ -52,20 +52,31 @@ fn a_tag_that_moves_is_pulled_again_and_one_that_stays_costs_a_request<R: Runtim
     let image = moving.image();
     let mut here = moving.push("one");
     let output = refresh(R::shared(), &image).run().expect(0);
-    assert_eq!(told(&output, &image).0, format!("pulled {}", here.digest), "{output}");
+    assert_eq!(
+        told(&output, &image).0,
+        format!("pulled {}", here.digest),
+        "{output}"
+    );
 
     let asked = moving.proxy.count(|_| true);
     let output = refresh(R::shared(), &image).run().expect(0);
     let present = (format!("present {}", here.digest), Value::Null);
     assert_eq!(told(&output, &image), present, "{output}");
     let requests = &moving.proxy.seen()[asked..];
-    assert!(requests.len() == 1 && requests[0].method == "HEAD", "{requests:?}");
+    assert!(
+        requests.len() == 1 && requests[0].method == "HEAD",
+        "{requests:?}"
+    );
 
     // To another image, and back to one that the runtime still has.
     for seed in ["two", "one"] {
         let there = moving.push(seed);
         let output = run(R::shared(), &[&image]).run().expect(0);
-        assert_eq!(told(&output, &image).0, format!("present {}", here.digest), "{output}");
+        assert_eq!(
+            told(&output, &image).0,
+            format!("present {}", here.digest),
+            "{output}"
+        );
         let output = refresh(R::shared(), &image).run().expect(0);
         let (line, message) = told(&output, &image);
         assert_eq!(line, format!("pulled {}", there.digest), "{output}");
@@ -74,7 +85,11 @@ fn a_tag_that_moves_is_pulled_again_and_one_that_stays_costs_a_request<R: Runtim
         here = there;
     }
     let output = refresh(R::shared(), &image).run().expect(0);
-    assert_eq!(told(&output, &image).0, format!("present {}", here.digest), "{output}");
+    assert_eq!(
+        told(&output, &image).0,
+        format!("present {}", here.digest),
+        "{output}"
+    );
 }
 
 fn only_what_may_move_is_asked_for<R: Runtime>() {
@@ -85,8 +100,17 @@ fn only_what_may_move_is_asked_for<R: Runtime>() {
     let second = moving.push("two");
     let asked = moving.proxy.count(|_| true);
     let output = refresh(R::shared(), &image).run().expect(0);
-    assert_eq!(told(&output, &image).0, format!("present {}", first.digest), "{output}");
-    assert_eq!(moving.proxy.count(|_| true), asked, "{:?}", moving.proxy.seen());
+    assert_eq!(
+        told(&output, &image).0,
+        format!("present {}", first.digest),
+        "{output}"
+    );
+    assert_eq!(
+        moving.proxy.count(|_| true),
+        asked,
+        "{:?}",
+        moving.proxy.seen()
+    );
 
     // A workload whose pull policy is Always has it asked for, whatever its tag.
     let cluster = kubernetes();
@@ -101,7 +125,10 @@ fn only_what_may_move_is_asked_for<R: Runtime>() {
     let file = harpoon.home().join("kubeconfig");
     cluster.write_kubeconfig(&file, cluster.server(), cluster.token(), &namespace);
     let harpoon = harpoon.arg(R::shared().endpoint()).env("KUBECONFIG", file);
-    let expected = [("IfNotPresent", "present", &first), ("Always", "pulled", &second)];
+    let expected = [
+        ("IfNotPresent", "present", &first),
+        ("Always", "pulled", &second),
+    ];
     for (policy, outcome, pushed) in expected {
         let deployments = format!("/apis/apps/v1/namespaces/{namespace}/deployments");
         cluster.create(&deployments, deployment(policy));
@@ -121,6 +148,14 @@ fn a_registry_that_is_away_leaves_what_is_here<R: Runtime>() {
     let (line, message) = told(&output, &image);
     assert_eq!(line, format!("present {}", first.digest), "{output}");
     let message = message.as_str().unwrap();
-    assert!(message.starts_with("whether its tag has moved is not known: "), "{output}");
-    assert!(output.stderr.contains("failed to find out whether the tag has moved"), "{output}");
+    assert!(
+        message.starts_with("whether its tag has moved is not known: "),
+        "{output}"
+    );
+    assert!(
+        output
+            .stderr
+            .contains("failed to find out whether the tag has moved"),
+        "{output}"
+    );
 }
