@@ -1,0 +1,1 @@
+//! Tables of flags and what becomes of them.
