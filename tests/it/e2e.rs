@@ -2,12 +2,13 @@
 //!
 //! Run alone by `make e2e`.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Value, json};
 
-use super::bed::{Cluster, Process, cluster, text, unique};
+use super::bed::{Cluster, Harpoon, Process, cluster, text, unique};
 
 mod confined;
 mod gain;
@@ -80,12 +81,27 @@ impl Turn {
             .api
             .patch(&path, json!({"spec": {"replicas": 1}}));
         let selector = format!("app={name}");
-        self.cluster
-            .wait_for(&self.namespace, "the pod runs", || {
-                let mut pods = self.cluster.pods(&self.namespace, &selector);
-                pods.retain(is_ready);
-                pods.pop()
-            })
+        self.cluster.wait_for(&self.namespace, "the pod runs", || {
+            let mut pods = self.cluster.pods(&self.namespace, &selector);
+            pods.retain(is_ready);
+            pods.pop()
+        })
+    }
+
+    /// Removes all that this turn has brought, so that the next one finds nothing of it.
+    fn clear(&self) {
+        for manifests in self.installed.lock().unwrap().iter() {
+            self.cluster.remove(manifests);
+        }
+        let namespace = self.namespace.as_str();
+        let delete = [
+            "delete",
+            "deployments,replicasets,statefulsets",
+            "--all",
+            "-n",
+        ];
+        self.cluster.kubectl(&[&delete[..], &[namespace]].concat());
+        self.cluster.end_pods(namespace, &["--all"]);
     }
 
     /// What the events of a pod say, of which there is one that says how its image came to be there.
@@ -113,17 +129,11 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        // What went wrong is to be seen as it was, and a second panic would abort all tests.
-        if std::thread::panicking() {
-            return;
+        let cleared = catch_unwind(AssertUnwindSafe(|| self.clear()));
+        // A second panic would abort all tests.
+        if let (Err(panic), false) = (cleared, std::thread::panicking()) {
+            resume_unwind(panic);
         }
-        for manifests in self.installed.get_mut().unwrap() {
-            self.cluster.remove(manifests);
-        }
-        let namespace = self.namespace.as_str();
-        let delete = ["delete", "deployments,replicasets", "--all", "-n"];
-        self.cluster.kubectl(&[&delete[..], &[namespace]].concat());
-        self.cluster.end_pods(namespace, &["--all"]);
     }
 }
 
@@ -150,9 +160,13 @@ impl Installed<'_> {
         cluster.wait_for(&self.turn.namespace, "the DaemonSet is ready", || {
             let now = cluster.api.get(&path);
             let status = &now["status"];
-            let all = ["desiredNumberScheduled", "updatedNumberScheduled", "numberReady"]
-                .iter()
-                .all(|count| status[count] == 1);
+            let all = [
+                "desiredNumberScheduled",
+                "updatedNumberScheduled",
+                "numberReady",
+            ]
+            .iter()
+            .all(|count| status[count] == 1);
             let current = status["observedGeneration"] == now["metadata"]["generation"];
             let mut pods = self.pods();
             pods.retain(is_ready);

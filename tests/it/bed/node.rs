@@ -1,6 +1,7 @@
 //! A real cluster of one node: what is installed in it and what runs there.
 
 use std::fs::{self, File};
+use std::io::{Seek, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::Command;
@@ -59,9 +60,18 @@ impl Cluster {
     /// Runs kubectl as the user who may do everything.
     #[track_caller]
     pub fn kubectl(&self, arguments: &[&str]) -> String {
+        self.given("", arguments)
+    }
+
+    /// The same with something to read.
+    #[track_caller]
+    fn given(&self, input: &str, arguments: &[&str]) -> String {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(input.as_bytes()).unwrap();
+        file.rewind().unwrap();
         let mut command = self.inside("kubectl");
         command.arg("--kubeconfig").arg(self.api.kubeconfig());
-        run(command.args(arguments))
+        run(command.stdin(file).args(arguments))
     }
 
     /// Runs containerd's own client in CRI's namespace.
@@ -108,7 +118,9 @@ impl Cluster {
     pub fn freeze_registry(&self) -> Undo<'_> {
         let pid = fs::read_to_string(self.api.file("registry.inside")).unwrap();
         let signal = |name: &str| -> Vec<String> {
-            ["sh", "-c", "kill -$0 $1", name, pid.trim()].map(str::to_owned).into()
+            ["sh", "-c", "kill -$0 $1", name, pid.trim()]
+                .map(str::to_owned)
+                .into()
         };
         self.undone(signal("STOP"), signal("CONT"))
     }
@@ -153,29 +165,29 @@ impl Cluster {
         })
     }
 
-    /// `kubectl apply -f`, and the objects that came of it.
+    /// `kubectl apply -f -`, and the objects that came of it.
     #[track_caller]
     pub fn apply(&self, manifests: &str) -> Vec<Value> {
-        let work = directory();
-        let file = work.path().join("manifests.yaml");
-        fs::write(&file, manifests).unwrap();
-        objects(&self.kubectl(&["apply", "-o", "json", "-f", file.to_str().unwrap()]))
+        objects(&self.given(manifests, &["apply", "-o", "json", "-f", "-"]))
     }
 
-    /// `kubectl delete -f`; what comes of these objects, such as pods, goes a little later.
+    /// `kubectl delete -f -`; what comes of these objects, such as pods, goes a little later.
     #[track_caller]
     pub fn remove(&self, manifests: &str) {
-        let work = directory();
-        let file = work.path().join("manifests.yaml");
-        fs::write(&file, manifests).unwrap();
-        let file = file.to_str().unwrap();
-        self.kubectl(&["delete", "--ignore-not-found", "-f", file]);
+        self.given(manifests, &["delete", "--ignore-not-found", "-f", "-"]);
     }
 
     /// Deletes pods (names, or `--all`) without waiting for their processes to end.
     #[track_caller]
     pub fn end_pods(&self, namespace: &str, pods: &[&str]) {
-        let delete = ["delete", "pods", "--force", "--grace-period=0", "-n", namespace];
+        let delete = [
+            "delete",
+            "pods",
+            "--force",
+            "--grace-period=0",
+            "-n",
+            namespace,
+        ];
         self.kubectl(&[&delete[..], pods].concat());
     }
 

@@ -7,7 +7,10 @@ fn images_of_deployments_are_there_before_their_pods() {
     let turn = Turn::take();
     let idle = turn.idle("idle");
     // Its pod fits on no node: it stays pending.
-    let waiting = turn.cluster.push(&format!("{}:1", unique("waiting"))).reference;
+    let waiting = turn
+        .cluster
+        .push(&format!("{}:1", unique("waiting")))
+        .reference;
     let labels = json!({"app": "waiting"});
     let containers =
         json!([{"name": "main", "image": waiting, "resources": {"requests": {"cpu": "1000"}}}]);

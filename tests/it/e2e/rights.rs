@@ -2,6 +2,33 @@
 
 use super::*;
 
+impl Installed<'_> {
+    /// Who harpoon is to the API server.
+    fn user(&self) -> String {
+        let account = &self.object("ServiceAccount")["metadata"];
+        format!(
+            "system:serviceaccount:{}:{}",
+            text(&account["namespace"]),
+            text(&account["name"])
+        )
+    }
+
+    /// Waits until the log of a run says that this right is missing.
+    #[track_caller]
+    fn wait_until_missed(&self, [group, resource, verb]: &[String; 3]) {
+        let missing =
+            format!(r#"needs the RBAC verb "{verb}" on "{resource}" in apiGroup "{group}""#);
+        let (cluster, namespace) = (self.turn.cluster, self.turn.namespace.as_str());
+        cluster.wait_for(namespace, &missing, || {
+            let pod = self.pods().pop()?;
+            let status = &pod["status"]["initContainerStatuses"][0];
+            let ended = status["state"]["terminated"].is_object()
+                || status["lastState"]["terminated"].is_object();
+            (ended && self.log(&pod).contains(&missing)).then_some(())
+        });
+    }
+}
+
 #[test]
 fn each_rule_is_needed() {
     let turn = Turn::take();
@@ -23,8 +50,7 @@ fn each_rule_is_needed() {
     assert!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
     assert!(turn.cluster.has(&image));
 
-    let account = text(&harpoon.object("ServiceAccount")["metadata"]["name"]);
-    let user = format!("system:serviceaccount:{namespace}:{account}");
+    let user = harpoon.user();
     let roles = harpoon.objects.iter().filter(|object| {
         let kind = text(&object["kind"]);
         kind == "Role" || kind == "ClusterRole"
@@ -51,18 +77,7 @@ fn each_rule_is_needed() {
             api.patch(&path, json!({"rules": others}));
             wait_until(&turn, &user, &right, false);
             harpoon.run_again();
-            let [group, resource, verb] = &right;
-            let missing =
-                format!(r#"needs the RBAC verb "{verb}" on "{resource}" in apiGroup "{group}""#);
-            turn.cluster.wait_for(namespace, &missing, || {
-                let pod = harpoon.pods().pop()?;
-                let status = &pod["status"]["initContainerStatuses"][0];
-                let begun = ["running", "terminated"]
-                    .iter()
-                    .any(|state| status["state"][state].is_object())
-                    || status["lastState"]["terminated"].is_object();
-                (begun && harpoon.log(&pod).contains(&missing)).then_some(())
-            });
+            harpoon.wait_until_missed(&right);
             api.patch(&path, json!({"rules": rules}));
             wait_until(&turn, &user, &right, true);
             tried += 1;
@@ -73,6 +88,40 @@ fn each_rule_is_needed() {
     let log = harpoon.log(&harpoon.ready());
     assert!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
     api.delete(&format!("{classes}/{class}"));
+}
+
+#[test]
+fn each_kind_of_workload_takes_the_right_to_list_it() {
+    let turn = Turn::take();
+    let printed = Harpoon::new(["manifests", "--namespaces", "*", "--workloads", "all"]);
+    let harpoon = turn.install(&printed.run().expect(0).stdout);
+    let listing: Vec<_> = harpoon
+        .objects
+        .iter()
+        .filter(|object| object["kind"] == "ClusterRole")
+        .flat_map(|role| role["rules"].as_array().unwrap())
+        .flat_map(single_rights)
+        .filter(|[_, _, verb]| verb == "list")
+        .collect();
+    assert_eq!(listing.len(), 7, "{listing:?}");
+    harpoon.ready();
+    for role in harpoon
+        .objects
+        .iter()
+        .filter(|o| o["kind"] == "ClusterRole")
+    {
+        let name = text(&role["metadata"]["name"]);
+        let path = format!("/apis/rbac.authorization.k8s.io/v1/clusterroles/{name}");
+        turn.cluster.api.patch(&path, json!({"rules": []}));
+    }
+    let user = harpoon.user();
+    for right in &listing {
+        wait_until(&turn, &user, right, false);
+    }
+    harpoon.run_again();
+    for right in &listing {
+        harpoon.wait_until_missed(right);
+    }
 }
 
 /// The group, the resource and the verb of everything that a rule allows.
@@ -95,7 +144,8 @@ fn single_rights(rule: &Value) -> Vec<[String; 3]> {
 /// Waits until the API server's authoriser knows.
 fn wait_until(turn: &Turn, user: &str, right: &[String; 3], allowed: bool) {
     let [group, resource, verb] = right;
-    let attributes = json!({"group": group, "resource": resource, "verb": verb, "namespace": turn.namespace});
+    let attributes =
+        json!({"group": group, "resource": resource, "verb": verb, "namespace": turn.namespace});
     let review = json!({"spec": {"user": user, "resourceAttributes": attributes}});
     let reviews = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
     turn.cluster
