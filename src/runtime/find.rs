@@ -178,10 +178,11 @@ pub async fn find(
     time_limit: Duration,
 ) -> Result<Runtime, FindError> {
     let Some(endpoint) = endpoint else {
+        // A list, because the future of an iterator with a closure in it is not taken for one that threads may share.
         let sockets = WELL_KNOWN
             .iter()
             .map(|(_, path, protocol)| (path, *protocol));
-        return find_among(sockets, time_limit).await;
+        return find_among(sockets.collect::<Vec<_>>(), time_limit).await;
     };
     let found = match endpoint {
         Endpoint::Unix(path) => connect_either(path, time_limit).await,
