@@ -1,14 +1,20 @@
 //! On a real cluster of one node, installed as users do it: what is pulled, what is shown of it, and what may still run afterwards.
 //!
-//! Run alone by `make e2e`.
+//! Run alone by `make e2e`. It is one test of many steps, because what they install has a name that is fixed: as many tests they
+//! would wait for each other, and hold up all others in the meantime.
+#![expect(
+    clippy::print_stderr,
+    reason = "progress and the figures measured, for who asks with --nocapture"
+)]
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::bed::{Cluster, Harpoon, Process, cluster, text, unique};
+use super::bed::{Cluster, Harpoon, Process, text, unique};
 
 mod confined;
 mod gain;
@@ -16,36 +22,63 @@ mod installed;
 mod rights;
 mod variants;
 
-/// A test's turn on the cluster: what it puts into the namespace of the manifests goes when this is dropped.
-struct Turn {
-    cluster: &'static Cluster,
+const STEPS: &[(&str, fn(&Turn<'_>))] = &[
+    (
+        "images are there before pods need them",
+        installed::before_pods,
+    ),
+    (
+        "a broken image keeps nothing back and is shown",
+        installed::broken_image,
+    ),
+    ("what the containers may do", confined::containers),
+    ("each rule is needed", rights::each_rule),
+    ("each kind of workload has its rule", rights::each_kind),
+    ("a list of images", variants::list_of_images),
+    ("harpoon manifests", variants::printed),
+    ("the chart", variants::chart),
+    ("what a pod gains", gain::measured),
+];
+
+#[test]
+fn on_a_cluster_of_one_node() {
+    let cluster = Cluster::start();
+    let failed = STEPS.iter().filter(|(name, step)| {
+        let began = Instant::now();
+        let turn = Turn::new(&cluster);
+        let done = catch_unwind(AssertUnwindSafe(|| step(&turn)));
+        let cleared = catch_unwind(AssertUnwindSafe(|| turn.clear()));
+        eprintln!("e2e: {name}: {:.1?}", began.elapsed());
+        done.and(cleared).is_err()
+    });
+    let failed: Vec<_> = failed.map(|(name, _)| name).collect();
+    assert!(failed.is_empty(), "failed: {failed:?}");
+}
+
+/// A step's turn on the cluster.
+struct Turn<'a> {
+    cluster: &'a Cluster,
+    /// That of the manifests.
     namespace: String,
     installed: Mutex<Vec<String>>,
-    _turn: MutexGuard<'static, ()>,
 }
 
 /// harpoon's DaemonSet, as it was applied.
 struct Installed<'a> {
-    turn: &'a Turn,
+    turn: &'a Turn<'a>,
     /// All objects of the manifests, as the API server has them.
     objects: Vec<Value>,
 }
 
-impl Turn {
-    /// Waits for it.
-    fn take() -> Self {
-        static TURN: Mutex<()> = Mutex::new(());
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+impl<'a> Turn<'a> {
+    fn new(cluster: &'a Cluster) -> Self {
         let manifests = manifests("daemonset-auto.yaml");
-        let namespace = manifests
-            .lines()
-            .find_map(|line| line.trim().strip_prefix("namespace: "))
-            .unwrap_or("default");
+        let mut lines = manifests.lines().map(str::trim);
+        let namespace = lines.find_map(|line| line.strip_prefix("namespace: "));
         Self {
-            cluster: cluster(),
-            namespace: namespace.to_owned(),
+            cluster,
+            namespace: namespace.unwrap_or("default").to_owned(),
             installed: Mutex::default(),
-            _turn: turn,
         }
     }
 
@@ -124,16 +157,6 @@ impl Turn {
                     .any(|event| event.starts_with("Pulled: "))
                     .then_some(events)
             })
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        let cleared = catch_unwind(AssertUnwindSafe(|| self.clear()));
-        // A second panic would abort all tests.
-        if let (Err(panic), false) = (cleared, std::thread::panicking()) {
-            resume_unwind(panic);
-        }
     }
 }
 

@@ -67,12 +67,6 @@ pub fn kubernetes() -> &'static Kubernetes {
     SHARED.get_or_init(Kubernetes::start)
 }
 
-/// The shared cluster. Its tests take turns ([`super::e2e`]), because what they install has a name that is fixed.
-pub fn cluster() -> &'static Cluster {
-    static SHARED: OnceLock<Cluster> = OnceLock::new();
-    SHARED.get_or_init(Cluster::start)
-}
-
 /// Whether the program under test is the one that was built for tests.
 pub fn is_test_build() -> bool {
     cfg!(debug_assertions) && std::env::var_os("HARPOON_BIN").is_none()

@@ -2,9 +2,8 @@
 
 use super::*;
 
-#[test]
-fn only_the_init_container_has_a_socket_and_neither_has_a_right() {
-    let turn = Turn::take();
+/// Only the init container has the socket and a token, and neither has a capability.
+pub(super) fn containers(turn: &Turn<'_>) {
     turn.idle("slow");
     // While the registry is frozen, the pull goes on.
     let frozen = turn.cluster.freeze_registry();

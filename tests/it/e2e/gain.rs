@@ -1,8 +1,4 @@
 //! What harpoon is for, measured: how long a pod of a large image takes from being scheduled to running, without it and with it.
-#![expect(
-    clippy::print_stderr,
-    reason = "the figures measured, for who asks with --nocapture"
-)]
 
 use super::*;
 use crate::bed::uptime;
@@ -11,25 +7,24 @@ const BYTES: u64 = 300_000_000;
 /// A usual share of a node's link, in bits a second.
 const LINK: u64 = 400_000_000;
 
-#[test]
-fn a_pod_starts_without_waiting_for_its_image() {
-    let turn = Turn::take();
+/// A pod starts without waiting for its image.
+pub(super) fn measured(turn: &Turn<'_>) {
     let name = format!("{}:1", unique("large"));
     let image = turn.cluster.image(&name).size(BYTES).layers(3).push();
     turn.deployment("large", &image.reference);
 
-    let (loopback, events) = measure(&turn);
+    let (loopback, events) = measure(turn);
     assert!(pulling(&events), "{events:?}");
     turn.cluster.forget(&image);
     let slow = turn.cluster.slow_network(LINK);
-    let (linked, events) = measure(&turn);
+    let (linked, events) = measure(turn);
     assert!(pulling(&events), "{events:?}");
     drop(slow);
     turn.cluster.forget(&image);
 
     let harpoon = turn.install(&manifests("daemonset-auto.yaml"));
     summary(&harpoon.ready());
-    let (present, events) = measure(&turn);
+    let (present, events) = measure(turn);
     assert!(!pulling(&events), "{events:?}");
     eprintln!(
         "a pod of a {} MB image, from scheduled to running:\n  \
@@ -45,7 +40,7 @@ fn a_pod_starts_without_waiting_for_its_image() {
 
 /// Scales the Deployment up and down again: the seconds from when its pod was scheduled until its process started, and the
 /// pod's events.
-fn measure(turn: &Turn) -> (f64, Vec<String>) {
+fn measure(turn: &Turn<'_>) -> (f64, Vec<String>) {
     let (cluster, namespace) = (turn.cluster, turn.namespace.as_str());
     let path = format!("/apis/apps/v1/namespaces/{namespace}/deployments/large");
     let scheduled = std::thread::scope(|scope| {

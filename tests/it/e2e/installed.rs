@@ -2,9 +2,8 @@
 
 use super::*;
 
-#[test]
-fn images_of_deployments_are_there_before_their_pods() {
-    let turn = Turn::take();
+/// Images of Deployments are there before any pod of theirs.
+pub(super) fn before_pods(turn: &Turn<'_>) {
     let idle = turn.idle("idle");
     // Its pod fits on no node: it stays pending.
     let waiting = turn
@@ -50,9 +49,8 @@ fn images_of_deployments_are_there_before_their_pods() {
     );
 }
 
-#[test]
-fn an_image_that_cannot_be_pulled_keeps_nothing_back_and_is_shown() {
-    let turn = Turn::take();
+/// An image that cannot be pulled keeps nothing back, and is shown.
+pub(super) fn broken_image(turn: &Turn<'_>) {
     let good = turn.idle("good");
     let broken = turn.cluster.reference("there/is/none:1");
     turn.deployment("broken", &broken);

@@ -29,9 +29,8 @@ impl Installed<'_> {
     }
 }
 
-#[test]
-fn each_rule_is_needed() {
-    let turn = Turn::take();
+/// Without any one right of the manifests, a run says that it is missing.
+pub(super) fn each_rule(turn: &Turn<'_>) {
     let (api, namespace) = (&turn.cluster.api, turn.namespace.as_str());
     // A workload with a RuntimeClass, which is read where the node matters.
     let class = unique("class");
@@ -75,11 +74,11 @@ fn each_rule_is_needed() {
                 })
                 .collect();
             api.patch(&path, json!({"rules": others}));
-            wait_until(&turn, &user, &right, false);
+            wait_until(turn, &user, &right, false);
             harpoon.run_again();
             harpoon.wait_until_missed(&right);
             api.patch(&path, json!({"rules": rules}));
-            wait_until(&turn, &user, &right, true);
+            wait_until(turn, &user, &right, true);
             tried += 1;
         }
     }
@@ -90,9 +89,8 @@ fn each_rule_is_needed() {
     api.delete(&format!("{classes}/{class}"));
 }
 
-#[test]
-fn each_kind_of_workload_takes_the_right_to_list_it() {
-    let turn = Turn::take();
+/// The same for the right to list each kind of workload.
+pub(super) fn each_kind(turn: &Turn<'_>) {
     let printed = Harpoon::new(["manifests", "--namespaces", "*", "--workloads", "all"]);
     let harpoon = turn.install(&printed.run().expect(0).stdout);
     let listing: Vec<_> = harpoon
@@ -116,7 +114,7 @@ fn each_kind_of_workload_takes_the_right_to_list_it() {
     }
     let user = harpoon.user();
     for right in &listing {
-        wait_until(&turn, &user, right, false);
+        wait_until(turn, &user, right, false);
     }
     harpoon.run_again();
     for right in &listing {
@@ -142,7 +140,7 @@ fn single_rights(rule: &Value) -> Vec<[String; 3]> {
 }
 
 /// Waits until the API server's authoriser knows.
-fn wait_until(turn: &Turn, user: &str, right: &[String; 3], allowed: bool) {
+fn wait_until(turn: &Turn<'_>, user: &str, right: &[String; 3], allowed: bool) {
     let [group, resource, verb] = right;
     let attributes =
         json!({"group": group, "resource": resource, "verb": verb, "namespace": turn.namespace});

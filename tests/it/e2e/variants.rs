@@ -2,9 +2,8 @@
 
 use super::*;
 
-#[test]
-fn a_list_of_images_takes_no_account() {
-    let turn = Turn::take();
+/// A list of images takes no account and no token.
+pub(super) fn list_of_images(turn: &Turn<'_>) {
     let images = ["one", "two"].map(|name| turn.cluster.push(&format!("{}:1", unique(name))));
     let listed: Vec<_> = images
         .iter()
@@ -31,9 +30,8 @@ fn a_list_of_images_takes_no_account() {
     assert!(!volumes.iter().any(token), "{volumes:?}");
 }
 
-#[test]
-fn what_harpoon_prints_is_applied_as_it_is() {
-    let turn = Turn::take();
+/// What `harpoon manifests` prints is applied as it is.
+pub(super) fn printed(turn: &Turn<'_>) {
     let elsewhere = turn.cluster.api.namespace();
     let image = turn
         .cluster
@@ -63,4 +61,16 @@ fn what_harpoon_prints_is_applied_as_it_is() {
     turn.cluster
         .api
         .delete(&format!("/api/v1/namespaces/{elsewhere}"));
+}
+
+/// The chart with nothing set but the image.
+pub(super) fn chart(turn: &Turn<'_>) {
+    let image = turn.idle("charted");
+    let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/chart");
+    let rendered = run(client("helm").args(["template", "harpoon"]).arg(chart));
+    let harpoon = turn.install(&rendered);
+    let pod = harpoon.ready();
+    let summary = summary(&pod);
+    assert!(summary.starts_with("harpoon: pulled 1 ("), "{summary}");
+    assert!(turn.cluster.has(&image));
 }
