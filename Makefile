@@ -4,7 +4,7 @@ HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 DENY = $(or $(shell command -v cargo-deny),$(HOME)/.cache/harpoon-testbed/tools/bin/cargo-deny)
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 15
 
 build: ## the release program, static, as target/harpoon
 	testbed/install build
@@ -23,6 +23,12 @@ lint: ## formatting, clippy, documentation, shell scripts, licences and duplicat
 	for script in $$(grep -rlI '^#!/bin/bash' testbed demo .ci 2>/dev/null) testbed/lib.sh testbed/daemon/*; do bash -n "$$script" || exit 1; done
 	$(DENY) --locked check --hide-inclusion-graph licenses bans sources
 
+generate: ## the files in deploy/ that harpoon manifests prints
+	HARPOON_GENERATE=1 testbed/run $(CARGO) test --locked --test it deploy::generated
+
+release-check: ## whether versions agree, generated files are fresh, chart and workflows are sound
+	.ci/release-check
+
 demo: ## a tour on a private containerd, registry and API server
 	testbed/install
 	$(CARGO) build --locked
@@ -31,4 +37,4 @@ demo: ## a tour on a private containerd, registry and API server
 clean: ## what cargo built
 	$(CARGO) clean
 
-.PHONY: help build test lint demo clean
+.PHONY: help build test lint generate release-check demo clean
