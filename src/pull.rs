@@ -91,7 +91,7 @@ pub enum Event<'a> {
 enum Halt {
     Told,
     Deadline,
-    NoSpace { image: String, message: String },
+    NoSpace(usize, Box<ImageReport>),
 }
 
 /// Has the runtime pull what the plan says, and tells what became of each image of it, in the plan's order.
@@ -137,21 +137,34 @@ pub async fn execute<S: ImageService>(
         let Some((index, report)) = next else {
             break None;
         };
+        if report.reason == Some(Reason::Failure(FailureKind::NoSpace)) {
+            break Some(Halt::NoSpace(index, Box::new(report)));
+        }
         observe(Event::Finished {
             index,
             report: &report,
         });
-        let full = report.reason == Some(Reason::Failure(FailureKind::NoSpace));
-        let halt = full.then(|| Halt::NoSpace {
-            image: report.image.clone(),
-            message: report.message.clone().unwrap_or_default(),
-        });
         reports[index] = Some(report);
-        if halt.is_some() {
-            break halt;
-        }
     };
     drop(pulls);
+    let halt = match halt {
+        Some(Halt::NoSpace(index, mut report)) => {
+            // Pulling is over by now, so that this takes its time from nobody.
+            let needed = tokio::select! {
+                () = stop.cancelled() => String::new(),
+                () = until(options.deadline) => String::new(),
+                needed = run.needed(&plan.images()[index]) => needed,
+            };
+            report.message.get_or_insert_default().push_str(&needed);
+            observe(Event::Finished {
+                index,
+                report: &report,
+            });
+            reports[index] = Some(ImageReport::clone(&report));
+            Some(Halt::NoSpace(index, report))
+        }
+        halt => halt,
+    };
     let unfinished = |(index, report): (usize, Option<ImageReport>)| {
         report.unwrap_or_else(|| {
             let image = &plan.images()[index];
@@ -218,9 +231,13 @@ impl State {
                 FailureKind::Timeout,
                 "not done by the deadline of the run".to_owned(),
             ),
-            Some(Halt::NoSpace { image, message }) => (
+            Some(Halt::NoSpace(_, full)) => (
                 FailureKind::NoSpace,
-                format!("the run ended because there was no space left for {image}: {message}"),
+                format!(
+                    "the run ended because there was no space left for {}: {}",
+                    full.image,
+                    full.message.as_deref().unwrap_or_default()
+                ),
             ),
             Some(Halt::Told) | None => (
                 FailureKind::Other,
@@ -290,7 +307,7 @@ impl<S: ImageService, O: Fn(Event<'_>) + Sync> Run<'_, S, O> {
                         .because(Reason::DiskBudget, message);
                 }
             };
-            let mut error = match result {
+            let error = match result {
                 Ok((stored, credential)) => {
                     let mut report = state.report(image, Outcome::Pulled).stored(stored);
                     report.credential = credential.map(|c| c.source.to_string());
@@ -299,9 +316,6 @@ impl<S: ImageService, O: Fn(Event<'_>) + Sync> Run<'_, S, O> {
                 Err(error) => error,
             };
             if !error.kind.is_retryable() || attempt > self.options.retries {
-                if error.kind == FailureKind::NoSpace {
-                    error.message.push_str(&self.needed(image, reference).await);
-                }
                 return state
                     .report(image, Outcome::Failed)
                     .because(Reason::Failure(error.kind), error.message);
@@ -327,11 +341,13 @@ impl<S: ImageService, O: Fn(Event<'_>) + Sync> Run<'_, S, O> {
     }
 
     /// How much room an image wanted for which there was none, for the end of a message.
-    async fn needed(&self, image: &PlannedImage, reference: &Reference) -> String {
-        let asked = match (&image.size, self.options.inquiry) {
-            (Some(size), _) => Ok(size.clone()),
-            (None, Some(inquiry)) => inquiry.size(reference).await.map_err(|u| u.message),
-            (None, None) => Err("nobody was asked".to_owned()),
+    async fn needed(&self, image: &PlannedImage) -> String {
+        let asked = match (&image.size, &image.step, self.options.inquiry) {
+            (Some(size), _, _) => Ok(size.clone()),
+            (None, Step::Pull(reference), Some(inquiry)) => {
+                inquiry.size(reference).await.map_err(|u| u.message)
+            }
+            _ => Err("nobody was asked".to_owned()),
         };
         match asked {
             Ok(known) => {

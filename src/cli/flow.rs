@@ -230,7 +230,7 @@ impl Run {
         let mut keyring = std::mem::take(&mut self.keyring);
         let platform = platform(&self.runtime, source.node());
         let found = signals
-            .or(by(self.deadline(), source.find()))
+            .or(by(self.deadline(), Box::pin(source.find())))
             .await??
             .context(NO_CANDIDATES)?;
         credentials::add_pull_secrets(&mut keyring, found.pull_secrets);

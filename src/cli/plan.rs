@@ -66,7 +66,7 @@ pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
             let plan = plan.await?;
             anyhow::Ok((runtime, plan, inquiry.requests()))
         };
-        let (runtime, plan, requests) = signals.or(prepare).await??;
+        let (runtime, plan, requests) = signals.or(Box::pin(prepare)).await??;
         let outline = Outline {
             plan: &plan,
             runtime: runtime.as_ref().map(ImageService::info),

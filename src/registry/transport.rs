@@ -213,8 +213,12 @@ impl Transport {
                 .body(form.clone());
         }
         tracing::trace!(%host, method = %ask.method, "asking");
-        self.sent.fetch_add(1, Ordering::Relaxed);
-        match tokio::time::timeout(self.stall, request.send()).await {
+        let answer = tokio::time::timeout(self.stall, request.send()).await;
+        // Where no connection came about, nothing was asked.
+        if !matches!(&answer, Ok(Err(error)) if error.is_connect()) {
+            self.sent.fetch_add(1, Ordering::Relaxed);
+        }
+        match answer {
             Ok(Ok(response)) => {
                 tracing::trace!(%host, status = response.status().as_u16(), "answered");
                 Ok(response)

@@ -90,7 +90,7 @@ fn a_list_from_the_watch_cache_is_the_same() {
     for name in ["a", "b", "c"] {
         cluster.deployment(&namespace, name, 1, &format!("{name}.example/x:1"));
     }
-    let proxy = Proxy::start_tls(cluster.server(), Some(cluster.ca()), |_| Fault::Pass);
+    let proxy = Proxy::start_tls(cluster.server(), cluster.ca(), |_| Fault::Pass);
     let plan = |arguments: &[&str]| {
         let harpoon = Harpoon::new(["plan", "--output=json"]).args(arguments.iter().copied());
         let file = harpoon.home().join("kubeconfig");

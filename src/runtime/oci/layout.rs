@@ -148,11 +148,12 @@ impl Layout {
         }
     }
 
-    /// Where downloads are kept until they are whole.
+    /// Where blobs are kept, a directory for each algorithm.
     pub(super) fn blobs(&self) -> PathBuf {
         self.root.join("blobs")
     }
 
+    /// Where downloads are kept until they are whole.
     pub(super) fn partials(&self) -> PathBuf {
         self.root.join(PRIVATE).join("partial")
     }

@@ -24,7 +24,7 @@ fn a_budget_is_kept_to_the_byte() {
     // The configurations take some hundred bytes each, the manifests too.
     let pull = |budget: u64| bundle.pull(&images).env("DISK_BUDGET", budget.to_string());
     let outcomes = |output: &Output| images.each_ref().map(|i| told(output, i));
-    let skipped = told_as("skipped", Some("disk_budget"), 0);
+    let skipped = [json!("skipped"), json!("disk_budget"), json!(0)];
     let output = pull(a.bytes + c.bytes + 4000).run().expect(0);
     assert_eq!(
         outcomes(&output),
