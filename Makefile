@@ -15,9 +15,10 @@ image: ## the container image and what is published beside it, in target/image; 
 	testbed/install image $(if $(filter x86_64-%,$(HOST)),$(if $(findstring arm64,$(PLATFORMS)),arm64))
 	image/release $(PLATFORMS)
 
-release-check: image ## whether that could be released: limits, checksums, and that all of it belongs together
+release-check: image ## whether that could be released: limits, checksums, versions, generated files, chart and workflows
 	testbed/install
 	image/check
+	.ci/release-check
 
 test: ## all tests, on real daemons that are started for them
 	testbed/install
@@ -35,6 +36,9 @@ lint: ## formatting, clippy, documentation, shell scripts, licences and duplicat
 	for script in $$(grep -rlI '^#!/bin/bash' testbed image demo .ci 2>/dev/null) testbed/*.sh testbed/daemon/*; do bash -n "$$script" || exit 1; done
 	$(DENY) --locked check --hide-inclusion-graph licenses bans sources
 
+generate: ## the files in deploy/ that harpoon manifests prints
+	HARPOON_GENERATE=1 testbed/run $(CARGO) test --locked --test it deploy::generated
+
 demo: ## a tour on a private containerd, registry and API server
 	testbed/install
 	$(CARGO) build --locked
@@ -43,4 +47,4 @@ demo: ## a tour on a private containerd, registry and API server
 clean: ## what cargo built
 	$(CARGO) clean
 
-.PHONY: help build image release-check test e2e lint demo clean
+.PHONY: help build image release-check test e2e lint generate demo clean

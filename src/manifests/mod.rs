@@ -148,6 +148,3 @@ impl Options {
         format!("{}-private-registry", self.name)
     }
 }
-
-#[cfg(test)]
-mod tests;

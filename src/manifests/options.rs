@@ -160,13 +160,20 @@ impl Typed {
                 Some(name) if name.is_empty() => Priority::Unset,
                 Some(name) => Priority::Named(name),
             },
-            settings: passed()
-                .filter_map(|s| {
-                    Some((s.variables[0], self.settings.get(s.flag)?.trim().to_owned()))
-                })
-                .collect(),
+            settings: self.passed_on(),
             images,
         })
+    }
+
+    /// The settings that were typed, by variable.
+    fn passed_on(&self) -> Vec<(&'static str, String)> {
+        let typed = |setting: &Setting| {
+            let value = self.settings.get(setting.flag)?.trim();
+            Some((setting.variables[0], value.to_owned()))
+        };
+        let mut settings: Vec<_> = passed().filter_map(typed).collect();
+        settings.sort_unstable();
+        settings
     }
 
     /// Judges the settings, and reads of them what is not the pod's matter alone.

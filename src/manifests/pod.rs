@@ -92,9 +92,14 @@ fn run(options: &Options) -> Value {
         Some(_) => "256Mi",
         None => "64Mi",
     };
-    json!({"name": "harpoon", "image": options.image, "args": ["run"], "env": environment(options),
+    let mut container = json!({"name": "harpoon", "image": options.image, "args": ["run"],
         "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"memory": limit}},
-        "securityContext": security, "volumeMounts": mounts.collect::<Vec<_>>()})
+        "securityContext": security, "volumeMounts": mounts.collect::<Vec<_>>()});
+    let variables = environment(options);
+    if !variables.is_empty() {
+        container["env"] = json!(variables);
+    }
+    container
 }
 
 fn pause(options: &Options) -> Value {
@@ -107,7 +112,7 @@ fn hardened() -> Value {
     json!({"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": true})
 }
 
-fn environment(options: &Options) -> Value {
+fn environment(options: &Options) -> Vec<Value> {
     let mut variables = Vec::new();
     // With a list nobody asks for the Node, and its name is for the report.
     if options.node_relevance || matches!(options.images, Images::Listed(_)) {
@@ -130,7 +135,7 @@ fn environment(options: &Options) -> Value {
         variables.push(json!({"name": "CREDENTIAL_PROVIDER_CONFIG", "value": cloud.config()}));
         variables.push(json!({"name": "CREDENTIAL_PROVIDER_BIN_DIR", "value": cloud.bin_dir()}));
     }
-    json!(variables)
+    variables
 }
 
 fn mounts(options: &Options) -> Vec<Mount> {

@@ -24,11 +24,13 @@ pub(super) fn objects(options: &Options) -> Vec<Value> {
     ];
     let own = [options.namespace.clone()];
     // None is the whole cluster.
-    let scanned: Vec<Option<&String>> = match namespaces {
+    let mut scanned: Vec<Option<&String>> = match namespaces {
         Namespaces::All => vec![None],
         Namespaces::Default => own.iter().map(Some).collect(),
         Namespaces::These(names) => names.iter().map(Some).collect(),
     };
+    scanned.sort_unstable();
+    scanned.dedup();
     for namespace in scanned.iter().copied() {
         objects.extend(grant(options, "", namespace, &lists(workloads)));
     }

@@ -178,11 +178,11 @@ pub async fn find(
     time_limit: Duration,
 ) -> Result<Runtime, FindError> {
     let Some(endpoint) = endpoint else {
-        // A list, because the future of an iterator with a closure in it is not taken for one that threads may share.
-        let sockets = WELL_KNOWN
+        let sockets: Vec<_> = WELL_KNOWN
             .iter()
-            .map(|(_, path, protocol)| (path, *protocol));
-        return find_among(sockets.collect::<Vec<_>>(), time_limit).await;
+            .map(|(_, path, protocol)| (*path, *protocol))
+            .collect();
+        return find_among(&sockets, time_limit).await;
     };
     let found = match endpoint {
         Endpoint::Unix(path) => connect_either(path, time_limit).await,
@@ -198,14 +198,14 @@ pub async fn find(
 }
 
 async fn find_among(
-    table: impl IntoIterator<Item = (impl AsRef<Path>, Protocol)>,
+    table: &[(impl AsRef<Path>, Protocol)],
     time_limit: Duration,
 ) -> Result<Runtime, FindError> {
     let mut tried = Vec::new();
     for (path, protocol) in table {
         let path = path.as_ref();
         let why = match socket::check(path).await {
-            Ok(()) => match connect(path, protocol, time_limit).await {
+            Ok(()) => match connect(path, *protocol, time_limit).await {
                 Ok(runtime) => {
                     tracing::debug!(path = %path.display(), %protocol, "found the runtime");
                     return Ok(runtime);

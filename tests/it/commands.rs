@@ -59,7 +59,7 @@ fn pause_sleeps_until_it_is_told_and_opens_nothing() {
     for signal in [Signal::TERM, Signal::INT] {
         let running = Harpoon::new(["pause"]).start();
         let descriptors = format!("/proc/{}/fd", running.pid());
-        bed::eventually("pause handles signals", Duration::from_secs(10), || {
+        bed::eventually("pause handles signals", Duration::from_secs(40), || {
             listens_for_signals(running.pid())
         });
         // Its streams, and what the signals come through: no file, no socket of a daemon.
@@ -86,24 +86,25 @@ fn pause_sleeps_until_it_is_told_and_opens_nothing() {
 
 #[test]
 fn a_command_that_holds_credentials_leaves_no_core_dump() {
-    let directory = bed::directory();
-    // A runtime that never says a word, so that there is a process to look at.
-    let socket = directory.path().join("silent.sock");
-    let silent = std::os::unix::net::UnixListener::bind(&socket).expect("socket");
-    silent.set_nonblocking(true).expect("socket");
     for arguments in [["run", "--images-file=images"], ["pull", "r.example/x"]] {
+        // A runtime that never says a word, so that there is a process to look at. Each has its own, since whoever ended
+        // may have left a connection that nobody accepted.
+        let directory = bed::directory();
+        let socket = directory.path().join("silent.sock");
+        let silent = std::os::unix::net::UnixListener::bind(&socket).expect("socket");
+        silent.set_nonblocking(true).expect("socket");
         let running = Harpoon::new(arguments)
             .env("RUNTIME_ENDPOINT", &socket)
             .start();
         let limits = format!("/proc/{}/limits", running.pid());
-        bed::eventually("there is no core dump", Duration::from_secs(4), || {
+        bed::eventually("there is no core dump", Duration::from_secs(40), || {
             let limits = std::fs::read_to_string(&limits).unwrap_or_default();
             let core = limits
                 .lines()
                 .find_map(|l| l.strip_prefix("Max core file size"));
             core.is_some_and(|c| c.split_whitespace().eq(["0", "0", "bytes"]))
         });
-        bed::eventually("the runtime is asked", Duration::from_secs(4), || {
+        bed::eventually("the runtime is asked", Duration::from_secs(40), || {
             silent.accept().is_ok()
         });
         running.signal(Signal::TERM);
@@ -180,7 +181,7 @@ fn a_signal_ends_it_although_nobody_reads_the_full_pipe_that_it_writes_to() {
         .env("RUNTIME_ENDPOINT", "oci:bundle")
         .under(["sh", "-c", full, "sh"])
         .start();
-    running.wait_for("names 5000 images", Duration::from_secs(10));
+    running.wait_for("names 5000 images", Duration::from_secs(40));
     std::thread::sleep(Duration::from_millis(500));
     assert!(!running.has_ended());
     let told = Instant::now();

@@ -394,7 +394,7 @@ fn a_plugin_that_fails_is_told_with_its_own_words() {
             .filter(|e| String::from_utf8_lossy(e).contains(&format!("RECORD={record}")))
             .count()
     };
-    bed::eventually("the plugin is gone", Duration::from_secs(10), || {
+    bed::eventually("the plugin is gone", Duration::from_secs(40), || {
         left() == 0
     });
 }

@@ -14,7 +14,8 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::bed::{Cluster, Harpoon, Process, text, unique};
+use super::bed::{Cluster, Harpoon, Process, run, text, unique};
+use super::deploy::client;
 
 mod confined;
 mod gain;

@@ -12,6 +12,7 @@ mod bed;
 mod commands;
 mod credentials;
 mod cri;
+mod deploy;
 mod docker;
 mod e2e;
 mod find;

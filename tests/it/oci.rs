@@ -451,7 +451,7 @@ fn containerd_imports_what_was_pulled() {
     let known = || plan(containerd.endpoint(), &names) == ["present"; 3];
     bed::eventually(
         "containerd's CRI knows them",
-        Duration::from_secs(10),
+        Duration::from_secs(40),
         known,
     );
 }

@@ -232,7 +232,7 @@ async fn the_first_that_exists_and_answers_wins() {
         (docker(&dir, "first.sock"), Protocol::Docker),
         (docker(&dir, "second.sock"), Protocol::Docker),
     ];
-    let found = find_among(table, LIMIT).await.unwrap();
+    let found = find_among(&table, LIMIT).await.unwrap();
     assert!(found.info().endpoint.ends_with("/first.sock"));
 }
 
@@ -246,7 +246,7 @@ async fn all_that_was_tried_is_named_when_nothing_answers() {
         (stale, Protocol::Cri),
         (serve(&dir, "hangs.sock", Does::Hang), Protocol::Docker),
     ];
-    let error = find_among(table, LIMIT).await.unwrap_err().to_string();
+    let error = find_among(&table, LIMIT).await.unwrap_err().to_string();
     let dir = dir.path().display();
     let expected = format!(
         "no usable container runtime: {dir}/none.sock: does not exist; \

@@ -69,7 +69,8 @@ impl Cluster {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(input.as_bytes()).unwrap();
         file.rewind().unwrap();
-        let mut command = self.inside("kubectl");
+        let kubectl = crate::deploy::client("kubectl");
+        let mut command = self.inside(kubectl.get_program().to_str().unwrap());
         command.arg("--kubeconfig").arg(self.api.kubeconfig());
         run(command.stdin(file).args(arguments))
     }

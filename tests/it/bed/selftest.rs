@@ -139,7 +139,7 @@ fn the_api_server_keeps_objects_and_refuses_by_rbac() {
     assert_eq!(status(token.clone()), 403);
     let rules = json!([{"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["list"]}]);
     cluster.grant((&namespace, "reader"), Some(&namespace), &rules);
-    super::eventually("the grant is known", Duration::from_secs(5), || {
+    super::eventually("the grant is known", Duration::from_secs(40), || {
         status(token.clone()) == 200
     });
 }
@@ -247,7 +247,7 @@ fn a_proxy_spoils_bodies() {
     let (slow, time) = fetch_by(Fault::Throttle(400_000));
     assert_eq!(slow.unwrap(), whole);
     assert!(
-        time > Duration::from_millis(800) && time < Duration::from_secs(4),
+        time > Duration::from_millis(800) && time < Duration::from_secs(30),
         "{time:?}"
     );
 
@@ -278,12 +278,12 @@ fn a_dropped_proxy_vanishes_in_mid_answer() {
     let proxy = Proxy::start(registry().url(), |_| Fault::Stall);
     let (url, address) = (proxy.url(), proxy.address());
     let asking = std::thread::spawn(move || fetch(url));
-    super::eventually("it asks", Duration::from_secs(5), || {
+    super::eventually("it asks", Duration::from_secs(40), || {
         proxy.count(|_| true) == 1
     });
     drop(proxy);
     assert!(asking.join().unwrap().is_err());
-    super::eventually("the port closes", Duration::from_secs(5), || {
+    super::eventually("the port closes", Duration::from_secs(40), || {
         std::net::TcpStream::connect(&address).is_err()
     });
 }
@@ -317,7 +317,7 @@ fn the_program_can_be_signalled() {
     let running =
         shell("trap 'echo caught; exit 143' TERM; echo ready >&2; while :; do sleep 0.01; done")
             .start();
-    running.wait_for("ready", Duration::from_secs(10));
+    running.wait_for("ready", Duration::from_secs(40));
     running.signal(rustix::process::Signal::TERM);
     assert_eq!(running.wait().expect(143).stdout, "caught\n");
 }
@@ -338,7 +338,9 @@ fn memory_is_that_of_the_program() {
         "{}",
         output.peak_rss
     );
-    assert!(output.elapsed > Duration::from_millis(200) && output.elapsed < Duration::from_secs(5));
+    assert!(
+        output.elapsed > Duration::from_millis(200) && output.elapsed < Duration::from_secs(40)
+    );
 }
 
 #[test]
@@ -348,7 +350,7 @@ fn a_dropped_run_is_killed() {
         let process = format!("/proc/{}/exe", running.pid());
         assert!(Path::new(&process).exists());
         drop(running);
-        super::eventually("it is gone", Duration::from_secs(5), || {
+        super::eventually("it is gone", Duration::from_secs(40), || {
             !Path::new(&process).exists()
         });
     }

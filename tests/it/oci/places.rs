@@ -108,14 +108,12 @@ fn a_read_only_place_is_no_runtime() {
 
 #[test]
 fn a_full_filesystem_ends_the_run_and_what_is_there_stays() {
-    let push = |size| {
-        registry()
-            .image(&unique("sized"))
-            .size(size)
-            .push()
-            .reference
-    };
-    let images = [push(100_000), push(3_000_000), push(1000)];
+    // They are pulled in the order of their names.
+    let images = [("a", 100_000), ("b", 3_000_000), ("c", 1000)];
+    let images = images.map(|(name, size)| {
+        let image = registry().image(&unique(name));
+        image.size(size).push().reference
+    });
     for (fail_on, code) in [("any", 1), ("all", 0), ("never", 0)] {
         let (bundle, kept) = (Bundle::new(), Bundle::new());
         let options = ["--concurrency=1", "--fail-on", fail_on];

@@ -1,1 +1,0 @@
-//! Tables of flags and what becomes of them.
