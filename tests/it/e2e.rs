@@ -53,6 +53,7 @@ fn on_a_cluster_of_one_node() {
         done.and(cleared).is_err()
     });
     let failed: Vec<_> = failed.map(|(name, _)| name).collect();
+    cluster.end();
     assert!(failed.is_empty(), "failed: {failed:?}");
 }
 

@@ -112,6 +112,12 @@ impl Image {
         self
     }
 
+    /// Layers that are not compressed, which takes long where they are large and is no smaller.
+    pub fn uncompressed(mut self) -> Self {
+        self.0.arg("--uncompressed");
+        self
+    }
+
     /// An index of these platforms (`linux/arm64`) instead of one manifest.
     pub fn platforms(mut self, platforms: &[&str]) -> Self {
         self.0.args(["--platform", &platforms.join(",")]);

@@ -49,6 +49,22 @@ impl Cluster {
         }
     }
 
+    /// Ends it, and panics where the machine has anything left of it.
+    pub fn end(self) {
+        let containers = self.ctr(&["containers", "list", "-q"]);
+        let directory = self.api.file("");
+        let node = PathBuf::from(format!("/proc/{}", self.node));
+        drop(self);
+        assert!(!node.exists(), "{}", node.display());
+        assert!(!directory.exists(), "{}", directory.display());
+        let groups = ["/sys/fs/cgroup", "-type", "d", "-path", "*/k8s.io/*"];
+        let groups = run(Command::new("find").args(groups));
+        assert!(
+            !containers.lines().any(|id| groups.contains(id)),
+            "{groups}"
+        );
+    }
+
     /// A program that is to run on the node.
     pub fn inside(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");

@@ -10,7 +10,13 @@ const LINK: u64 = 400_000_000;
 /// A pod starts without waiting for its image.
 pub(super) fn measured(turn: &Turn<'_>) {
     let name = format!("{}:1", unique("large"));
-    let image = turn.cluster.image(&name).size(BYTES).layers(3).push();
+    let image = turn
+        .cluster
+        .image(&name)
+        .size(BYTES)
+        .layers(3)
+        .uncompressed()
+        .push();
     turn.deployment("large", &image.reference);
 
     let (loopback, events) = measure(turn);
