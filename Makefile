@@ -5,7 +5,7 @@ PLATFORMS ?= linux/$(if $(filter aarch64-%,$(HOST)),arm64,amd64)
 DENY = $(or $(shell command -v cargo-deny),$(HOME)/.cache/harpoon-testbed/tools/bin/cargo-deny)
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 15
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 15
 
 build: ## the release program, static, as target/harpoon
 	testbed/install build
@@ -15,21 +15,29 @@ image: ## the container image and what is published beside it, in target/image; 
 	testbed/install image $(if $(filter x86_64-%,$(HOST)),$(if $(findstring arm64,$(PLATFORMS)),arm64))
 	image/release $(PLATFORMS)
 
-release-check: image ## whether that could be released: limits, checksums, and that all of it belongs together
+release-check: image ## whether that could be released: limits, checksums, versions, generated files, chart and workflows
 	testbed/install
 	image/check
+	.ci/release-check
 
 test: ## all tests, on real daemons that are started for them
 	testbed/install
 	testbed/run $(CARGO) test --locked
+
+e2e: ## only the tests on a whole cluster, and what harpoon gains a pod there
+	testbed/install
+	testbed/run $(CARGO) test --locked --test it e2e -- --nocapture
 
 lint: ## formatting, clippy, documentation, shell scripts, licences and duplicates
 	testbed/install lint
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --locked --no-deps
-	for script in $$(grep -rlI '^#!/bin/bash' testbed image demo .ci 2>/dev/null) testbed/lib.sh testbed/daemon/*; do bash -n "$$script" || exit 1; done
+	for script in $$(grep -rlI '^#!/bin/bash' testbed image demo .ci 2>/dev/null) testbed/*.sh testbed/daemon/*; do bash -n "$$script" || exit 1; done
 	$(DENY) --locked check --hide-inclusion-graph licenses bans sources
+
+generate: ## the files in deploy/ that harpoon manifests prints
+	HARPOON_GENERATE=1 testbed/run $(CARGO) test --locked --test it deploy::generated
 
 demo: ## a tour on a private containerd, registry and API server
 	testbed/install
@@ -39,4 +47,4 @@ demo: ## a tour on a private containerd, registry and API server
 clean: ## what cargo built
 	$(CARGO) clean
 
-.PHONY: help build image release-check test lint demo clean
+.PHONY: help build image release-check test e2e lint generate demo clean

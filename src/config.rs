@@ -568,7 +568,7 @@ fn whole(text: &str, max: u64) -> Option<u64> {
 }
 
 /// Whether Kubernetes takes the text for a namespace's name (RFC 1123 label).
-fn is_dns_label(text: &str) -> bool {
+pub(crate) fn is_dns_label(text: &str) -> bool {
     let bytes = text.as_bytes();
     let alnum = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     bytes.len() <= 63

@@ -10,6 +10,7 @@ pub mod disk;
 pub mod failure;
 pub mod image;
 pub mod inquiry;
+pub mod manifests;
 pub mod plan;
 pub mod printable;
 pub mod pull;

@@ -125,3 +125,16 @@ unmount_below() { # DIR
     umount "$target" 2>/dev/null || umount -l "$target" 2>/dev/null || true
   done
 }
+
+# Removes the control groups that a cluster's containers leave when they are killed with their node.
+remove_cgroups() { # DIR
+  local containers=$1/lib/containerd/io.containerd.runtime.v2.task/k8s.io end=$((SECONDS + 10))
+  [ -d "$containers" ] || return 0
+  ls "$containers" >"$1/containers"
+  groups() { find /sys/fs/cgroup -depth -type d -path '*/k8s.io/*' 2>/dev/null | grep -Ff "$1/containers" || true; }
+  while groups "$1" | xargs -r rmdir 2>/dev/null || true; [ -n "$(groups "$1")" ]; do
+    [ $SECONDS -lt $end ] || return 1
+    sleep 0.05
+  done
+  find /sys/fs/cgroup -depth -type d -name k8s.io -exec rmdir {} + 2>/dev/null || true
+}

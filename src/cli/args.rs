@@ -9,6 +9,7 @@ use clap_complete::Shell;
 
 use crate::config::settings::{self, Group};
 use crate::config::{Raw, Setting};
+use crate::manifests::options::FLAGS;
 
 const ABOUT: &str = "Puts container images onto this node before a pod needs them";
 
@@ -50,12 +51,35 @@ pub fn command() -> Command {
                 Command::new("plan").about("Print what run would do and why; pull nothing"),
                 settings::PLAN,
             ),
+            manifests(),
             Command::new("pause")
                 .about("Sleep until SIGTERM or SIGINT: the DaemonSet's main container"),
             Command::new("completions")
                 .about("Print a shell's completions")
                 .arg(shell),
         ])
+}
+
+fn manifests() -> Command {
+    let mut command = Command::new("manifests")
+        .about("Print the Kubernetes objects that install harpoon, for kubectl apply -f -")
+        .after_help(
+            "A setting goes into the DaemonSet as the environment variable that is named; this command reads none.",
+        );
+    for flag in FLAGS {
+        let mut help = flag.help.to_owned();
+        if let Some(default) = flag.default {
+            let _ = write!(help, " [default: {default}]");
+        }
+        let argument = with_value(Arg::new(flag.name), flag.value, flag.is_switch());
+        command = command.arg(
+            argument
+                .long(flag.name)
+                .help(help)
+                .help_heading("Manifests"),
+        );
+    }
+    with_settings(command, settings::MANIFESTS)
 }
 
 fn with_settings(mut command: Command, groups: &[&'static Group]) -> Command {
@@ -73,11 +97,13 @@ fn argument(setting: &'static Setting) -> Arg {
         let _ = write!(help, " [default: {default}]");
     }
     let _ = write!(help, " [env: {}]", setting.variables.join(", "));
-    let argument = Arg::new(setting.flag)
-        .long(setting.flag)
-        .value_name(setting.value)
-        .help(help);
-    if setting.is_switch() {
+    let argument = Arg::new(setting.flag).long(setting.flag).help(help);
+    with_value(argument, setting.value, setting.is_switch())
+}
+
+fn with_value(argument: Arg, value: &'static str, is_switch: bool) -> Arg {
+    let argument = argument.value_name(value);
+    if is_switch {
         argument
             .num_args(0..=1)
             .require_equals(true)
@@ -89,12 +115,16 @@ fn argument(setting: &'static Setting) -> Arg {
 
 /// The settings that were typed, with the environment behind them.
 pub(super) fn raw(matches: &ArgMatches) -> Raw<'static> {
+    Raw::new(typed(matches), &variable)
+}
+
+/// The settings that were typed, by flag.
+pub(super) fn typed(matches: &ArgMatches) -> HashMap<&'static str, String> {
     let typed = |setting: &&&'static Setting| {
         let value = matches.try_get_one::<String>(setting.flag).ok().flatten();
         value.map(|v| (setting.flag, v.clone()))
     };
-    let flags: HashMap<_, _> = settings::ALL.iter().filter_map(|s| typed(&s)).collect();
-    Raw::new(flags, &variable)
+    settings::ALL.iter().filter_map(|s| typed(&s)).collect()
 }
 
 fn variable(name: &str) -> Option<OsString> {

@@ -16,6 +16,7 @@ mod completions;
 mod credentials;
 mod flow;
 mod logs;
+mod manifests;
 mod pause;
 mod plan;
 mod pull;
@@ -92,6 +93,7 @@ pub fn main() -> ExitCode {
     let result = match matches.subcommand() {
         Some(("pull", matches)) => pull::main(matches, started),
         Some(("plan", matches)) => plan::main(matches),
+        Some(("manifests", matches)) => manifests::main(matches),
         Some(("pause", _)) => pause::main(),
         Some(("completions", matches)) => completions::main(matches),
         Some((_, matches)) => run::main(matches, started),

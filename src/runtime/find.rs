@@ -35,20 +35,30 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// The sockets that runtimes listen on by default, in the order in which they are tried.
-const WELL_KNOWN: &[(&str, Protocol)] = &[
-    ("/run/containerd/containerd.sock", Protocol::Cri),
-    ("/run/crio/crio.sock", Protocol::Cri),
-    ("/run/k3s/containerd/containerd.sock", Protocol::Cri),
+/// The runtimes, and the sockets that they listen on by default, in the order in which they are tried.
+const WELL_KNOWN: &[(&str, &str, Protocol)] = &[
     (
+        "containerd",
+        "/run/containerd/containerd.sock",
+        Protocol::Cri,
+    ),
+    ("crio", "/run/crio/crio.sock", Protocol::Cri),
+    ("k3s", "/run/k3s/containerd/containerd.sock", Protocol::Cri),
+    (
+        "microk8s",
         "/var/snap/microk8s/common/run/containerd.sock",
         Protocol::Cri,
     ),
-    ("/run/k0s/containerd.sock", Protocol::Cri),
-    ("/run/dockershim.sock", Protocol::Cri),
-    ("/run/cri-dockerd.sock", Protocol::Cri),
-    ("/var/run/docker.sock", Protocol::Docker),
+    ("k0s", "/run/k0s/containerd.sock", Protocol::Cri),
+    ("dockershim", "/run/dockershim.sock", Protocol::Cri),
+    ("cri-dockerd", "/run/cri-dockerd.sock", Protocol::Cri),
+    ("docker", "/var/run/docker.sock", Protocol::Docker),
 ];
+
+/// The name of each well-known runtime and the path of its socket, in the order in which they are tried.
+pub fn well_known() -> impl Iterator<Item = (&'static str, &'static str)> {
+    WELL_KNOWN.iter().map(|(name, path, _)| (*name, *path))
+}
 
 /// The runtime of this node.
 pub enum Runtime {
@@ -168,7 +178,11 @@ pub async fn find(
     time_limit: Duration,
 ) -> Result<Runtime, FindError> {
     let Some(endpoint) = endpoint else {
-        return find_among(WELL_KNOWN, time_limit).await;
+        let sockets: Vec<_> = WELL_KNOWN
+            .iter()
+            .map(|(_, path, protocol)| (*path, *protocol))
+            .collect();
+        return find_among(&sockets, time_limit).await;
     };
     let found = match endpoint {
         Endpoint::Unix(path) => connect_either(path, time_limit).await,

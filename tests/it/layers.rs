@@ -51,6 +51,25 @@ const RULES: &[Rule] = &[
         allows: &[],
     },
     Rule {
+        within: &["manifests"],
+        except: &[],
+        forbids: &[
+            "async ",
+            ".await",
+            "tokio",
+            "std::fs",
+            "std::io",
+            "env::var",
+            "Instant",
+            "SystemTime",
+            "crate::plan",
+            "crate::pull",
+            "crate::report",
+            "crate::cli",
+        ],
+        allows: &[],
+    },
+    Rule {
         within: &["pull"],
         except: &[],
         forbids: &[

@@ -5,21 +5,32 @@ use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::runtime::Runtime;
 
-use super::{Daemon, block_on, client, directory, eventually, unique};
+use super::{Daemon, block_on, block_on_runtime, client, directory, eventually, unique};
 
 /// A real Kubernetes API server (1.20, RBAC) with its etcd. There are no controllers: no ReplicaSets come of Deployments.
 #[derive(Debug)]
 pub struct Kubernetes {
     daemon: Daemon,
     client: reqwest::Client,
+    /// What its requests run on where it is in a network of its own.
+    inside: Option<Runtime>,
 }
 
 impl Kubernetes {
     pub fn start() -> Self {
-        let daemon = Daemon::start::<&str>("kubernetes", &[]);
+        Self::reached_by(Daemon::start::<&str>("kubernetes", &[]), None)
+    }
+
+    /// The one that `daemon` has in it.
+    pub(super) fn reached_by(daemon: Daemon, inside: Option<Runtime>) -> Self {
         let client = client(Some(Path::new(daemon.value("CA"))));
-        Self { daemon, client }
+        Self {
+            daemon,
+            client,
+            inside,
+        }
     }
 
     /// `https://127.0.0.1:PORT`
@@ -143,7 +154,7 @@ impl Kubernetes {
     pub fn status(&self, path: &str, token: &str) -> u16 {
         let request = self.client.get(format!("{}{path}", self.server()));
         let request = request.bearer_auth(token).send();
-        block_on(async move { request.await.unwrap().status().as_u16() })
+        self.block_on(async move { request.await.unwrap().status().as_u16() })
     }
 
     /// Has etcd forget everything but the present state, so that a list that is being read page by page expires.
@@ -200,7 +211,7 @@ impl Kubernetes {
             request.body(object.to_string()).send()
         });
         let posts: Vec<_> = posts.collect();
-        block_on(async move {
+        self.block_on(async move {
             let mut answers = futures_util::stream::iter(posts).buffer_unordered(64);
             while let Some(answer) = answers.next().await {
                 let answer = answer.unwrap();
@@ -230,6 +241,11 @@ impl Kubernetes {
         self.request(&Method::PATCH, path, Some(patch))
     }
 
+    /// A file of its directory.
+    pub(super) fn file(&self, name: &str) -> PathBuf {
+        self.daemon.directory.join(name)
+    }
+
     pub fn kill(&self) {
         self.daemon.kill();
     }
@@ -241,6 +257,13 @@ impl Kubernetes {
 
     pub fn log(&self) -> String {
         self.daemon.log("apiserver")
+    }
+
+    fn block_on<T: Send + 'static>(&self, future: impl Future<Output = T> + Send + 'static) -> T {
+        match &self.inside {
+            Some(runtime) => block_on_runtime(runtime, future),
+            None => block_on(future),
+        }
     }
 
     #[track_caller]
@@ -259,7 +282,7 @@ impl Kubernetes {
         if let Some(body) = body {
             request = request.body(body.to_string());
         }
-        let (status, text) = block_on(async move {
+        let (status, text) = self.block_on(async move {
             let answer = request.send().await.expect("the API server answers");
             (answer.status(), answer.text().await.unwrap())
         });

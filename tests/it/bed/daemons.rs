@@ -96,6 +96,11 @@ impl Registry {
 }
 
 impl Image {
+    /// By a command line of `testbed/image`, as far as the reference.
+    pub(super) fn by(command: Command) -> Self {
+        Self(command)
+    }
+
     /// Bytes of all its layers together, nearly: 10,000 when not said.
     pub fn size(mut self, bytes: u64) -> Self {
         self.0.args(["--size", &bytes.to_string()]);
@@ -104,6 +109,12 @@ impl Image {
 
     pub fn layers(mut self, count: usize) -> Self {
         self.0.args(["--layers", &count.to_string()]);
+        self
+    }
+
+    /// Layers that are not compressed, which takes long where they are large and is no smaller.
+    pub fn uncompressed(mut self) -> Self {
+        self.0.arg("--uncompressed");
         self
     }
 

@@ -17,15 +17,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Runtime as Tokio;
+
 mod cluster;
 mod daemons;
 pub mod faulty;
+mod node;
 mod program;
 mod selftest;
 pub mod token;
 
 pub use cluster::Kubernetes;
 pub use daemons::{Containerd, Docker, Image, Pushed, Registry, Runtime};
+pub use node::{Cluster, Process, text, uptime};
 pub use program::{Harpoon, Output, Running, Terminal, program};
 
 /// What [`registry_with_password()`] asks for.
@@ -113,14 +117,14 @@ pub fn run(command: &mut Command) -> String {
 
 /// Runs a future on the bed's own runtime and waits for it: from plain tests and from async ones.
 pub(crate) fn block_on<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> T {
-    static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
-    let runtime = RUNTIME.get_or_init(|| {
-        tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .unwrap()
-    });
+    static RUNTIME: OnceLock<Tokio> = OnceLock::new();
+    block_on_runtime(RUNTIME.get_or_init(|| runtime(|| {})), future)
+}
+
+fn block_on_runtime<T: Send + 'static>(
+    runtime: &Tokio,
+    future: impl Future<Output = T> + Send + 'static,
+) -> T {
     let (send, receive) = mpsc::channel();
     let task = runtime.spawn(future);
     runtime.spawn(async move { send.send(task.await) });
@@ -128,6 +132,16 @@ pub(crate) fn block_on<T: Send + 'static>(future: impl Future<Output = T> + Send
         Ok(value) => value,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
+}
+
+/// A runtime whose threads do this before anything else.
+fn runtime(first: impl Fn() + Send + Sync + 'static) -> Tokio {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .on_thread_start(first)
+        .build()
+        .unwrap()
 }
 
 /// An HTTP client that takes no proxy from the environment and trusts `ca` (a PEM file) alone.

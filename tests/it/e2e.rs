@@ -1,0 +1,277 @@
+//! On a real cluster of one node, installed as users do it: what is pulled, what is shown of it, and what may still run afterwards.
+//!
+//! Run alone by `make e2e`. It is one test of many steps, because what they install has a name that is fixed: as many tests they
+//! would wait for each other, and hold up all others in the meantime.
+#![expect(
+    clippy::print_stderr,
+    reason = "progress and the figures measured, for who asks with --nocapture"
+)]
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use super::bed::{Cluster, Harpoon, Process, run, text, unique};
+use super::deploy::client;
+
+mod confined;
+mod gain;
+mod installed;
+mod rights;
+mod variants;
+
+const STEPS: &[(&str, fn(&Turn<'_>))] = &[
+    (
+        "images are there before pods need them",
+        installed::before_pods,
+    ),
+    (
+        "a broken image keeps nothing back and is shown",
+        installed::broken_image,
+    ),
+    ("what the containers may do", confined::containers),
+    ("each rule is needed", rights::each_rule),
+    ("each kind of workload has its rule", rights::each_kind),
+    ("a list of images", variants::list_of_images),
+    ("harpoon manifests", variants::printed),
+    ("the chart", variants::chart),
+    ("what a pod gains", gain::measured),
+];
+
+#[test]
+fn on_a_cluster_of_one_node() {
+    let cluster = Cluster::start();
+    let failed = STEPS.iter().filter(|(name, step)| {
+        let began = Instant::now();
+        let turn = Turn::new(&cluster);
+        let done = catch_unwind(AssertUnwindSafe(|| step(&turn)));
+        let cleared = catch_unwind(AssertUnwindSafe(|| turn.clear()));
+        eprintln!("e2e: {name}: {:.1?}", began.elapsed());
+        done.and(cleared).is_err()
+    });
+    let failed: Vec<_> = failed.map(|(name, _)| name).collect();
+    cluster.end();
+    assert!(failed.is_empty(), "failed: {failed:?}");
+}
+
+/// A step's turn on the cluster.
+struct Turn<'a> {
+    cluster: &'a Cluster,
+    /// That of the manifests.
+    namespace: String,
+    installed: Mutex<Vec<String>>,
+}
+
+/// harpoon's DaemonSet, as it was applied.
+struct Installed<'a> {
+    turn: &'a Turn<'a>,
+    /// All objects of the manifests, as the API server has them.
+    objects: Vec<Value>,
+}
+
+impl<'a> Turn<'a> {
+    fn new(cluster: &'a Cluster) -> Self {
+        let manifests = manifests("daemonset-auto.yaml");
+        let mut lines = manifests.lines().map(str::trim);
+        let namespace = lines.find_map(|line| line.strip_prefix("namespace: "));
+        Self {
+            cluster,
+            namespace: namespace.unwrap_or("default").to_owned(),
+            installed: Mutex::default(),
+        }
+    }
+
+    /// Makes a Deployment that has no pods yet, of an image that nobody has pulled, and returns the image.
+    fn idle(&self, name: &str) -> String {
+        let image = self.cluster.push(&format!("{}:1", unique(name))).reference;
+        self.deployment(name, &image);
+        image
+    }
+
+    fn deployment(&self, name: &str, image: &str) {
+        self.cluster.api.deployment(&self.namespace, name, 0, image);
+    }
+
+    /// Applies manifests that are unchanged but for the image, and waits for nothing.
+    fn install(&self, manifests: &str) -> Installed<'_> {
+        let manifests = with_image(manifests, self.cluster.harpoon());
+        self.installed.lock().unwrap().push(manifests.clone());
+        let objects = self.cluster.apply(&manifests);
+        Installed {
+            turn: self,
+            objects,
+        }
+    }
+
+    /// Gives a Deployment one pod and returns it when it runs.
+    fn scale_up(&self, name: &str) -> Value {
+        let path = format!(
+            "/apis/apps/v1/namespaces/{}/deployments/{name}",
+            self.namespace
+        );
+        self.cluster
+            .api
+            .patch(&path, json!({"spec": {"replicas": 1}}));
+        let selector = format!("app={name}");
+        self.cluster.wait_for(&self.namespace, "the pod runs", || {
+            let mut pods = self.cluster.pods(&self.namespace, &selector);
+            pods.retain(is_ready);
+            pods.pop()
+        })
+    }
+
+    /// Removes all that this turn has brought, so that the next one finds nothing of it.
+    fn clear(&self) {
+        for manifests in self.installed.lock().unwrap().iter() {
+            self.cluster.remove(manifests);
+        }
+        let namespace = self.namespace.as_str();
+        let delete = [
+            "delete",
+            "deployments,replicasets,statefulsets",
+            "--all",
+            "-n",
+        ];
+        self.cluster.kubectl(&[&delete[..], &[namespace]].concat());
+        self.cluster.end_pods(namespace, &["--all"]);
+    }
+
+    /// What the events of a pod say, of which there is one that says how its image came to be there.
+    fn pulled(&self, pod: &Value) -> Vec<String> {
+        let path = format!(
+            "/api/v1/namespaces/{}/events?fieldSelector=involvedObject.name%3D{}",
+            self.namespace,
+            text(&pod["metadata"]["name"])
+        );
+        self.cluster
+            .wait_for(&self.namespace, "the event of the pull", || {
+                let events = self.cluster.api.get(&path);
+                let events = events["items"].as_array().unwrap();
+                let told = |event: &Value| {
+                    format!("{}: {}", text(&event["reason"]), text(&event["message"]))
+                };
+                let events: Vec<_> = events.iter().map(told).collect();
+                events
+                    .iter()
+                    .any(|event| event.starts_with("Pulled: "))
+                    .then_some(events)
+            })
+    }
+}
+
+impl Installed<'_> {
+    /// The one object of this kind.
+    #[track_caller]
+    fn object(&self, kind: &str) -> &Value {
+        let mut objects = self.objects.iter().filter(|object| object["kind"] == kind);
+        match (objects.next(), objects.next()) {
+            (Some(object), None) => object,
+            _ => panic!("not one {kind}: {:?}", self.objects),
+        }
+    }
+
+    /// Waits until the DaemonSet has all that it wants, as `kubectl rollout status` does, and returns its pod.
+    fn ready(&self) -> Value {
+        let cluster = self.turn.cluster;
+        let daemonset = self.object("DaemonSet");
+        let name = text(&daemonset["metadata"]["name"]);
+        let path = format!(
+            "/apis/apps/v1/namespaces/{}/daemonsets/{name}",
+            self.turn.namespace
+        );
+        cluster.wait_for(&self.turn.namespace, "the DaemonSet is ready", || {
+            let now = cluster.api.get(&path);
+            let status = &now["status"];
+            let all = [
+                "desiredNumberScheduled",
+                "updatedNumberScheduled",
+                "numberReady",
+            ]
+            .iter()
+            .all(|count| status[count] == 1);
+            let current = status["observedGeneration"] == now["metadata"]["generation"];
+            let mut pods = self.pods();
+            pods.retain(is_ready);
+            (all && current && pods.len() == 1).then(|| pods.remove(0))
+        })
+    }
+
+    /// The DaemonSet's pods, those that are ending left out.
+    fn pods(&self) -> Vec<Value> {
+        let labels = &self.object("DaemonSet")["spec"]["selector"]["matchLabels"];
+        let labels = labels.as_object().unwrap().iter();
+        let labels: Vec<_> = labels
+            .map(|(key, value)| format!("{key}={}", text(value)))
+            .collect();
+        self.turn
+            .cluster
+            .pods(&self.turn.namespace, &labels.join(","))
+    }
+
+    /// Has the DaemonSet make a new pod, and so harpoon run again.
+    fn run_again(&self) {
+        for pod in self.pods() {
+            let name = text(&pod["metadata"]["name"]);
+            self.turn.cluster.end_pods(&self.turn.namespace, &[name]);
+        }
+    }
+
+    /// The log of the init container.
+    fn log(&self, pod: &Value) -> String {
+        let name = text(&pod["metadata"]["name"]);
+        let container = text(&pod["spec"]["initContainers"][0]["name"]);
+        let (cluster, namespace) = (self.turn.cluster, self.turn.namespace.as_str());
+        cluster.kubectl(&["logs", name, "-c", container, "-n", namespace])
+    }
+}
+
+/// What the init container left as its last words; it did its work at the first try, and nothing was killed.
+#[track_caller]
+fn summary(pod: &Value) -> &str {
+    let status = &pod["status"]["initContainerStatuses"][0];
+    let ended = &status["state"]["terminated"];
+    assert_eq!(
+        (text(&ended["reason"]), &ended["exitCode"]),
+        ("Completed", &json!(0)),
+        "{pod:#}"
+    );
+    for kind in ["initContainerStatuses", "containerStatuses"] {
+        for container in pod["status"][kind].as_array().unwrap() {
+            assert_eq!(container["restartCount"], 0, "{container:#}");
+            assert_eq!(container["lastState"], json!({}), "{container:#}");
+        }
+    }
+    text(&ended["message"])
+}
+
+fn is_ready(pod: &Value) -> bool {
+    let conditions = pod["status"]["conditions"].as_array();
+    conditions.is_some_and(|conditions| {
+        conditions
+            .iter()
+            .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+    })
+}
+
+/// A file of `deploy/`.
+fn manifests(name: &str) -> String {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("deploy")
+        .join(name);
+    std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
+}
+
+/// The manifests with nothing changed but the name of the image, which is the same everywhere.
+fn with_image(manifests: &str, image: &str) -> String {
+    let name = |line: &str| {
+        let line = line.trim_start().trim_start_matches("- ");
+        line.strip_prefix("image: ").map(str::to_owned)
+    };
+    let mut names: Vec<_> = manifests.lines().filter_map(name).collect();
+    names.dedup();
+    assert_eq!(names.len(), 1, "one image: {names:?}");
+    manifests.replace(&format!("image: {}", names[0]), &format!("image: {image}"))
+}
