@@ -26,7 +26,7 @@ const WHY: &[(&str, &str)] = &[
     ),
     (
         "volumeMounts:",
-        "This container alone sees the runtime, and a token.",
+        "Nothing of this is in the other container.",
     ),
 ];
 

@@ -414,3 +414,34 @@ fn a_group_of_its_socket_is_all_of_root_that_containerd_takes() {
     );
     pull(group).expect(0);
 }
+
+#[test]
+fn the_old_tools_daemon_set_works_with_another_image() {
+    // As its YAML has it: no arguments, Docker's socket and the list at their places, and the five variables.
+    let (docker, registry) = (bed::docker(), bed::registry_with_password());
+    let [first, second, other] = ["old/a", "old/b", "older/c"].map(|name| {
+        let pushed = registry.push(&format!("{}:1", bed::unique(name)));
+        pushed.reference
+    });
+    let directory = bed::directory();
+    let list = directory.path().join("images");
+    fs::write(&list, format!("{other}\n{first}\n{second}\n")).unwrap();
+    let login = base64::Engine::encode(
+        &base64::engine::general_purpose::STANDARD,
+        format!("{}:{}", bed::USER, bed::PASSWORD),
+    );
+    Harpoon::new([] as [&str; 0])
+        .bind(docker.socket(), "/var/run/docker.sock")
+        .bind(&list, "/config/images")
+        .env("NAMESPACES", "*")
+        .env("LIMIT", "1")
+        .env("IGNORE", format!("{}/older", registry.address()))
+        .env("PRIVATE_REGISTRY", registry.address())
+        .env("PRIVATE_REGISTRY_AUTH", login)
+        .run()
+        .expect(0);
+    assert_eq!(
+        [&first, &second, &other].map(|image| docker.has(image)),
+        [true, false, false]
+    );
+}

@@ -89,8 +89,8 @@ fn the_charts_values_are_the_flags() {
         check(&["--cloud", cloud], json!({"cloud": cloud}));
     }
     check(
-        &["--runtime=docker", "--socket-group=998"],
-        json!({"runtime": "docker", "socketGroup": 998}),
+        &["--runtime=docker", "--socket-group=1000000"],
+        json!({"runtime": "docker", "socketGroup": 1_000_000}),
     );
     check(&["--socket-group=0"], json!({"socketGroup": 0}));
     check(&["--node-relevance=false"], json!({"nodeRelevance": false}));
