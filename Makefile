@@ -23,6 +23,11 @@ lint: ## formatting, clippy, documentation, shell scripts, licences and duplicat
 	for script in $$(grep -rlI '^#!/bin/bash' testbed demo .ci 2>/dev/null) testbed/lib.sh testbed/daemon/*; do bash -n "$$script" || exit 1; done
 	$(DENY) --locked check --hide-inclusion-graph licenses bans sources
 
+bench: ## measures all that docs/benchmarks.md tells, and writes it; ONLY=NAME for one part, RUNS=N (5)
+	testbed/install test bench
+	$(CARGO) build --locked --release
+	HARPOON_BIN=$(CURDIR)/target/$(HOST)/release/harpoon testbed/run $(CARGO) bench --locked --profile dev --bench bench -- $(ONLY) $(addprefix --runs ,$(RUNS))
+
 demo: ## a tour on a private containerd, registry and API server
 	testbed/install
 	$(CARGO) build --locked
@@ -31,4 +36,4 @@ demo: ## a tour on a private containerd, registry and API server
 clean: ## what cargo built
 	$(CARGO) clean
 
-.PHONY: help build test lint demo clean
+.PHONY: help build test lint bench demo clean
