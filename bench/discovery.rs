@@ -190,14 +190,14 @@ fn measure(part: &mut Part, cluster: &Kubernetes, files: &Path, size: usize, run
     part.table(&format!("{size} Deployments"), &columns, &rows, OURS);
 }
 
-/// How many requests for objects the API server has answered so far, by its own count, its own questions to itself aside.
+/// How many requests for these objects the API server has answered so far, by its own count.
 fn requests(cluster: &Kubernetes) -> f64 {
     let metrics = cluster.text("/metrics");
     let lines = metrics
         .lines()
         .filter(|line| line.starts_with("apiserver_request_total{"));
     let lines = lines.filter(|line| {
-        ["deployments", "pods", "nodes", ""]
+        ["deployments", "pods", "nodes"]
             .iter()
             .any(|r| line.contains(&format!("resource=\"{r}\"")))
     });

@@ -15,6 +15,7 @@
 #[path = "../tests/it/bed/mod.rs"]
 mod bed;
 mod discovery;
+mod fill;
 mod images;
 mod measure;
 mod page;
@@ -24,7 +25,11 @@ mod warm;
 /// A benchmark: writes its part of the page.
 type Benchmark = fn(&mut page::Part, runs: usize);
 
-const ALL: &[(&str, Benchmark)] = &[("discovery", discovery::run), ("warm", warm::run)];
+const ALL: &[(&str, Benchmark)] = &[
+    ("discovery", discovery::run),
+    ("warm", warm::run),
+    ("fill", fill::run),
+];
 
 fn main() {
     let mut runs = 5;
