@@ -39,6 +39,11 @@ lint: ## formatting, clippy, documentation, shell scripts, licences and duplicat
 generate: ## the files in deploy/ that harpoon manifests prints
 	HARPOON_GENERATE=1 testbed/run $(CARGO) test --locked --test it deploy::generated
 
+bench: ## measures all that docs/benchmarks.md tells, and writes it; ONLY=NAME for one part, RUNS=N (5)
+	testbed/install test bench
+	$(CARGO) build --locked --release
+	HARPOON_BIN=$(CURDIR)/target/$(HOST)/release/harpoon testbed/run $(CARGO) bench --locked --profile dev --bench bench -- $(ONLY) $(addprefix --runs ,$(RUNS))
+
 demo: ## a tour on a private containerd, registry and API server
 	testbed/install
 	$(CARGO) build --locked
@@ -47,4 +52,4 @@ demo: ## a tour on a private containerd, registry and API server
 clean: ## what cargo built
 	$(CARGO) clean
 
-.PHONY: help build image release-check test e2e lint generate demo clean
+.PHONY: help build image release-check test e2e lint generate bench demo clean

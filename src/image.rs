@@ -123,6 +123,12 @@ impl Reference {
         &self.registry
     }
 
+    /// Whether the user wrote the registry's host, rather than a name that is Docker Hub's by custom.
+    pub fn names_registry(&self) -> bool {
+        let rest = self.written.strip_prefix(self.registry.as_str());
+        rest.is_some_and(|rest| rest.starts_with('/'))
+    }
+
     /// The repository within the registry, such as `library/nginx`.
     pub fn repository(&self) -> &str {
         &self.repository

@@ -6,7 +6,6 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
-use futures_util::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -34,8 +33,6 @@ use crate::stagger;
 pub(super) const NO_CANDIDATES: &str = "failed to find out which images to pull";
 /// How long a runtime may take to say that it is there.
 const FIND_LIMIT: Duration = Duration::from_secs(5);
-/// Questions to the runtime that are under way at once.
-const QUESTIONS: usize = 8;
 
 /// Runs a command's future to its end on a tokio runtime of its own.
 pub(super) fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
@@ -66,8 +63,12 @@ pub(super) async fn find_runtime(settings: &RuntimeSettings) -> Result<Runtime, 
 
 /// Asks the runtime what it has of a selection. What it cannot tell counts as not there: the pull will show.
 pub(super) async fn presence(runtime: &Runtime, selection: &Selection) -> Presence {
-    let questions = selection.wanted().map(|image| async move {
-        match runtime.status(image).await {
+    let wanted: Vec<_> = selection.wanted().collect();
+    let statuses = runtime.statuses(&wanted).await;
+    let present = wanted
+        .into_iter()
+        .zip(statuses)
+        .filter_map(|(image, status)| match status {
             Ok(stored) => stored.map(|stored| (image.normalized(), stored)),
             Err(error) => {
                 warn!(
@@ -77,13 +78,8 @@ pub(super) async fn presence(runtime: &Runtime, selection: &Selection) -> Presen
                 );
                 None
             }
-        }
-    });
-    futures_util::stream::iter(questions)
-        .buffer_unordered(QUESTIONS)
-        .filter_map(std::future::ready)
-        .collect()
-        .await
+        });
+    present.collect()
 }
 
 /// What is asked of the store and of registries before a plan is made.

@@ -10,14 +10,17 @@ use std::time::Duration;
 
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::{
-    AuthConfig, Image, ImageFsInfoRequest, ImageSpec, ImageStatusRequest, PodSandboxConfig,
-    PodSandboxMetadata, PullImageRequest,
+    AuthConfig, Image, ImageFsInfoRequest, ImageSpec, ImageStatusRequest, ListImagesRequest,
+    PodSandboxConfig, PodSandboxMetadata, PullImageRequest,
 };
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::classify;
-use super::{ImageService, Progress, RuntimeError, RuntimeInfo, StoredImage};
+use super::listed::{FEW, Listed};
+use super::{
+    ImageService, Progress, RuntimeError, RuntimeInfo, Status as Presence, StoredImage, ask_each,
+};
 use crate::disk::{Keeps, Usage};
 use crate::failure::FailureKind;
 use crate::image::Reference;
@@ -81,6 +84,26 @@ impl Cri {
         }
     }
 
+    /// All images that the runtime has; `None` where it does not say.
+    async fn list(&self) -> Option<Vec<Image>> {
+        let mut images = self.images.clone();
+        let asked = images.list_images(ListImagesRequest::default());
+        match tokio::time::timeout(STATUS_LIMIT, asked).await {
+            Ok(Ok(answer)) => Some(answer.into_inner().images),
+            Ok(Err(status)) => {
+                tracing::debug!("failed to list the images: {}", message(&status));
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
+    /// Whether the list of all images tells what the runtime has under this reference. containerd reads a name without a
+    /// registry as Docker Hub's; what others make of it is theirs to say.
+    fn is_told_by_list(&self, image: &Reference) -> bool {
+        self.info.name == "containerd" || image.names_registry()
+    }
+
     async fn pull_image(
         &self,
         image: &Reference,
@@ -107,6 +130,28 @@ impl ImageService for Cri {
     async fn status(&self, image: &Reference) -> Result<Option<StoredImage>, RuntimeError> {
         let answer = self.image_status(image).await?;
         Ok(answer.map(|stored| stored_image(image, &stored)))
+    }
+
+    async fn statuses(&self, images: &[&Reference]) -> Vec<Presence> {
+        let listed = match images.len() {
+            0..=FEW => None,
+            _ => self.list().await,
+        };
+        let Some(listed) = listed else {
+            return ask_each(self, images).await;
+        };
+        let names = |image: &Image| [&*image.repo_tags, &*image.repo_digests].concat();
+        let listed = Listed::new(listed, names);
+        let untold = images.iter().filter(|image| !self.is_told_by_list(image));
+        let asked: Vec<_> = untold.copied().collect();
+        let mut asked = ask_each(self, &asked).await.into_iter();
+        images
+            .iter()
+            .map(|image| match self.is_told_by_list(image) {
+                true => Ok(listed.get(image).map(|stored| stored_image(image, stored))),
+                false => asked.next().unwrap_or(Ok(None)),
+            })
+            .collect()
     }
 
     async fn pull(

@@ -10,15 +10,16 @@ use std::pin::pin;
 use std::time::Duration;
 
 use bollard::auth::DockerCredentials;
-use bollard::models::{CreateImageInfo, ImageInspect};
-use bollard::query_parameters::CreateImageOptionsBuilder;
+use bollard::models::{CreateImageInfo, ImageInspect, ImageSummary};
+use bollard::query_parameters::{CreateImageOptionsBuilder, ListImagesOptions};
 use bollard::{API_DEFAULT_VERSION, BollardRequest, ClientVersion};
 use futures_util::StreamExt;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Uri};
 
+use super::listed::{FEW, Listed};
 use super::socket::{self, SocketError};
-use super::{ImageService, Progress, RuntimeError, RuntimeInfo, StoredImage};
+use super::{ImageService, Progress, RuntimeError, RuntimeInfo, Status, StoredImage, ask_each};
 use crate::disk::{Keeps, Usage};
 use crate::failure::FailureKind;
 use crate::image::{Digest, Reference};
@@ -151,6 +152,23 @@ impl Docker {
         }
     }
 
+    /// All images that the Engine has; `None` where it does not say.
+    async fn list(&self) -> Option<Vec<ImageSummary>> {
+        match tokio::time::timeout(
+            self.time_limit,
+            self.client.list_images(None::<ListImagesOptions>),
+        )
+        .await
+        {
+            Ok(Ok(images)) => Some(images),
+            Ok(Err(error)) => {
+                tracing::debug!("failed to list the images: {}", root(&error));
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
     /// Translates what the Engine, or the connection to it, ended in.
     fn failure(&self, image: &Reference, error: bollard::errors::Error) -> RuntimeError {
         use bollard::errors::Error;
@@ -190,6 +208,29 @@ impl ImageService for Docker {
     async fn status(&self, image: &Reference) -> Result<Option<StoredImage>, RuntimeError> {
         let inspect = self.inspect(image).await?;
         Ok(inspect.map(|i| stored(image, &i)))
+    }
+
+    async fn statuses(&self, images: &[&Reference]) -> Vec<Status> {
+        let listed = match images.len() {
+            0..=FEW => None,
+            _ => self.list().await,
+        };
+        let Some(listed) = listed else {
+            return ask_each(self, images).await;
+        };
+        let names = |image: &ImageSummary| [&*image.repo_tags, &*image.repo_digests].concat();
+        let listed = Listed::new(listed, names);
+        let inspects = images.iter().map(|image| {
+            let summary = listed.get(image)?;
+            let inspect = ImageInspect {
+                descriptor: summary.descriptor.clone(),
+                repo_digests: Some(summary.repo_digests.clone()),
+                size: Some(summary.size),
+                ..ImageInspect::default()
+            };
+            Some(stored(image, &inspect))
+        });
+        inspects.map(Ok).collect()
     }
 
     async fn pull(

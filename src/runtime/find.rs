@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::cri::Cri;
 use super::docker::Docker;
 use super::oci::{self, OciLayout};
-use super::{ImageService, Progress, RuntimeError, RuntimeInfo, StoredImage, socket};
+use super::{ImageService, Progress, RuntimeError, RuntimeInfo, Status, StoredImage, socket};
 use crate::disk::{Keeps, Usage};
 use crate::image::{Platform, Reference};
 use crate::printable::chain;
@@ -86,11 +86,19 @@ impl ImageService for Runtime {
         }
     }
 
-    async fn status(&self, image: &Reference) -> Result<Option<StoredImage>, RuntimeError> {
+    async fn status(&self, image: &Reference) -> Status {
         match self {
             Self::Cri(cri) => cri.status(image).await,
             Self::Docker(docker) => docker.status(image).await,
             Self::Oci(layout) => layout.status(image).await,
+        }
+    }
+
+    async fn statuses(&self, images: &[&Reference]) -> Vec<Status> {
+        match self {
+            Self::Cri(cri) => cri.statuses(images).await,
+            Self::Docker(docker) => docker.statuses(images).await,
+            Self::Oci(layout) => layout.statuses(images).await,
         }
     }
 

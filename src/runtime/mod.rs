@@ -7,6 +7,7 @@ pub(crate) mod classify;
 pub mod cri;
 pub mod docker;
 pub mod find;
+mod listed;
 pub mod oci;
 pub mod socket;
 
@@ -14,6 +15,7 @@ use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use serde::Serialize;
 
 use crate::disk::{Keeps, Usage};
@@ -22,6 +24,12 @@ use crate::image::Reference;
 pub use crate::image::StoredImage;
 use crate::registry::credential::Credential;
 pub use find::Runtime;
+
+/// Questions to a runtime that are under way at once.
+const QUESTIONS: usize = 8;
+
+/// What a runtime has under a reference, if anything.
+pub type Status = Result<Option<StoredImage>, RuntimeError>;
 
 /// Who answers at an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -88,10 +96,12 @@ pub trait ImageService: Sync {
     fn info(&self) -> &RuntimeInfo;
 
     /// What the runtime has under this reference, if anything.
-    fn status(
-        &self,
-        image: &Reference,
-    ) -> impl Future<Output = Result<Option<StoredImage>, RuntimeError>> + Send;
+    fn status(&self, image: &Reference) -> impl Future<Output = Status> + Send;
+
+    /// The same of many references, in their order: by one question for them all where a runtime has one and that is cheaper.
+    fn statuses(&self, images: &[&Reference]) -> impl Future<Output = Vec<Status>> + Send {
+        ask_each(self, images)
+    }
 
     /// Makes one attempt to pull the image, as the user wrote the reference; anonymously where there is no credential.
     /// The credential is shown to the image's own registry alone.
@@ -107,4 +117,13 @@ pub trait ImageService: Sync {
 
     /// What the store holds now. A runtime's own count may be some seconds old.
     fn usage(&self) -> impl Future<Output = Result<Usage, RuntimeError>> + Send;
+}
+
+/// Asks for each reference by itself, some at a time.
+async fn ask_each<S: ImageService + ?Sized>(service: &S, images: &[&Reference]) -> Vec<Status> {
+    let questions = images.iter().map(|image| service.status(image));
+    futures_util::stream::iter(questions.collect::<Vec<_>>())
+        .buffered(QUESTIONS)
+        .collect()
+        .await
 }

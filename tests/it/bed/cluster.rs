@@ -225,6 +225,13 @@ impl Kubernetes {
         });
     }
 
+    /// What a GET of `path` answers, as it is.
+    pub fn text(&self, path: &str) -> String {
+        let request = self.client.get(format!("{}{path}", self.server()));
+        let request = request.bearer_auth(self.token()).send();
+        block_on(async move { request.await.unwrap().text().await.unwrap() })
+    }
+
     #[track_caller]
     pub fn get(&self, path: &str) -> Value {
         self.request(&Method::GET, path, None)
@@ -244,6 +251,11 @@ impl Kubernetes {
     /// A file of its directory.
     pub(super) fn file(&self, name: &str) -> PathBuf {
         self.daemon.directory.join(name)
+    }
+
+    /// The processes of the API server and of its etcd.
+    pub fn pids(&self) -> [u32; 2] {
+        ["apiserver", "etcd"].map(|name| self.daemon.pid(name))
     }
 
     pub fn kill(&self) {

@@ -116,7 +116,7 @@ pub fn run(command: &mut Command) -> String {
 }
 
 /// Runs a future on the bed's own runtime and waits for it: from plain tests and from async ones.
-pub(crate) fn block_on<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> T {
+pub fn block_on<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> T {
     static RUNTIME: OnceLock<Tokio> = OnceLock::new();
     block_on_runtime(RUNTIME.get_or_init(|| runtime(|| {})), future)
 }
@@ -145,7 +145,7 @@ fn runtime(first: impl Fn() + Send + Sync + 'static) -> Tokio {
 }
 
 /// An HTTP client that takes no proxy from the environment and trusts `ca` (a PEM file) alone.
-pub(crate) fn client(ca: Option<&Path>) -> reqwest::Client {
+pub fn client(ca: Option<&Path>) -> reqwest::Client {
     // Whoever is first wins; it is the same provider.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let roots = ca
@@ -199,6 +199,16 @@ impl Daemon {
     /// One of the values that the script printed.
     fn value(&self, key: &str) -> &str {
         &self.values[key]
+    }
+
+    /// The id of its process `name`.
+    fn pid(&self, name: &str) -> u32 {
+        let file = self.directory.join(name).with_extension("pid");
+        std::fs::read_to_string(file)
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap()
     }
 
     /// Kills it with SIGKILL; what it stored stays.

@@ -1,0 +1,319 @@
+//! What it costs a node, and the API server, to find out which images a cluster's workloads use.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::bed::{Kubernetes, directory, unique};
+use super::measure::{Case, alternate, cpu_of, forget_peak, harpoon, peak_of, run as taken, tool};
+use super::page::{Part, column, said};
+use super::shaping::{Shape, Wire};
+
+const NAMESPACES: usize = 10;
+const SIZES: [usize; 3] = [1_000, 5_000, 20_000];
+const PODS: usize = 10_000;
+/// How long a Deployment is as JSON, at least: `kubectl apply` keeps a second copy of it in an annotation.
+const DEPLOYMENT_BYTES: usize = 20_000;
+const DEPLOYMENTS: &str = "/apis/apps/v1/deployments";
+/// Nodes that start in the same moment.
+const TOGETHER: usize = 20;
+/// The first that is said to be the reader's own case, and the base of the ratios.
+const OURS: &str = "`harpoon plan`";
+
+pub fn run(part: &mut Part, runs: usize) {
+    let cluster = Kubernetes::start();
+    let files = directory();
+    for n in 0..NAMESPACES {
+        cluster.create(
+            "/api/v1/namespaces",
+            json!({"metadata": {"name": namespace(n)}}),
+        );
+    }
+    cluster.create("/api/v1/nodes", json!({"metadata": {"name": "node-1", "labels": {"kubernetes.io/arch": "amd64", "kubernetes.io/os": "linux"}}}));
+    fill(&cluster, "/api/v1", "pods", (0..PODS).map(pod));
+    part.say(&format!(
+        "What finding out costs: Deployments of {} KB each and {PODS} pods of 1 KB on a real kube-apiserver ({}) with its etcd. \
+         *API server* and *etcd* are seconds of CPU of those processes for one client's run; *bytes* are what the server sent, TLS included, counted on the wire in a run of its own; *server memory* is by how much the API server's resident memory peaked above what it was before. \
+         `harpoon plan --namespaces '*' --node-name node-1` is what `run` does before it pulls.",
+        DEPLOYMENT_BYTES / 1000,
+        cluster.get("/version")["gitVersion"].as_str().unwrap(),
+    ));
+    let mut there = 0;
+    for size in SIZES {
+        let began = Instant::now();
+        fill(
+            &cluster,
+            "/apis/apps/v1",
+            "deployments",
+            (there..size).map(deployment),
+        );
+        there = size;
+        eprintln!("{size} Deployments after {:.0?}", began.elapsed());
+        measure(part, &cluster, files.path(), size, runs);
+        if size == 5_000 {
+            together(part, &cluster, files.path(), runs.min(3));
+        }
+    }
+    part.say(&format!(
+        "Command: `make bench ONLY=discovery`. {}; {}.",
+        said(Command::new("kubectl").args(["version", "--client"])),
+        said(Command::new("curl").arg("--version"))
+    ));
+}
+
+/// How a client is started for a server.
+type Client<'a> = (String, Box<dyn Fn(&str) -> Command + Sync + 'a>);
+
+fn clients<'a>(cluster: &'a Kubernetes, files: &'a Path) -> Vec<Client<'a>> {
+    let config = move |server: &str| -> PathBuf {
+        let file = files.join(unique("config"));
+        cluster.write_kubeconfig(&file, server, cluster.token(), "default");
+        file
+    };
+    let plan = move |server: &str, extra: &[&str]| {
+        let mut plan = harpoon([
+            "plan",
+            "--namespaces",
+            "*",
+            "--node-name",
+            "node-1",
+            "--output",
+            "json",
+            "--images-file",
+            "/nonexistent",
+            "--log-level",
+            "error",
+        ]);
+        plan.args(extra).env("KUBECONFIG", config(server));
+        plan
+    };
+    let kubectl = move |server: &str, extra: &[&str]| {
+        let mut kubectl = tool("kubectl");
+        kubectl
+            .arg("--kubeconfig")
+            .arg(config(server))
+            .args(["get", "deployments", "-A"])
+            .args(extra);
+        kubectl
+    };
+    let curl = move |server: &str, script: &str| {
+        let mut shell = tool("bash");
+        shell.args(["-euc", script, "bash", &format!("{server}{DEPLOYMENTS}")]);
+        shell
+            .env("FILE", files.join("page"))
+            .env("CA", cluster.ca())
+            .env("TOKEN", cluster.token());
+        shell
+    };
+    const GET: &str =
+        r#"get() { curl -sSf --cacert "$CA" -H "Authorization: Bearer $TOKEN" "$@"; }; "#;
+    const PAGES: &str = r#"next=; while :; do get --compressed -o "$FILE" "$1?limit=500&continue=$next"; next=$(jq -r '.metadata.continue // ""' "$FILE"); [ -n "$next" ] || break; done"#;
+    vec![
+        (OURS.into(), Box::new(move |s| plan(s, &[]))),
+        (
+            "`harpoon plan --watch-cache`".into(),
+            Box::new(move |s| plan(s, &["--watch-cache"])),
+        ),
+        (
+            "`harpoon plan --workloads deployments,pods`".into(),
+            Box::new(move |s| plan(s, &["--workloads", "deployments,pods"])),
+        ),
+        (
+            "`kubectl get deployments -A -o json`".into(),
+            Box::new(move |s| kubectl(s, &["-o", "json"])),
+        ),
+        (
+            "`curl --compressed`, `limit=500`, `jq` for the token".into(),
+            Box::new(move |s| curl(s, &format!("{GET}{PAGES}"))),
+        ),
+        (
+            "`curl`, the whole list".into(),
+            Box::new(move |s| curl(s, &format!(r#"{GET}get -o /dev/null "$1""#))),
+        ),
+        (
+            "`curl`, the whole list, `resourceVersion=0`".into(),
+            Box::new(move |s| {
+                curl(
+                    s,
+                    &format!(r#"{GET}get -o /dev/null "$1?resourceVersion=0""#),
+                )
+            }),
+        ),
+    ]
+}
+
+fn measure(part: &mut Part, cluster: &Kubernetes, files: &Path, size: usize, runs: usize) {
+    let clients = clients(cluster, files);
+    let cases = clients.iter().map(|(name, command)| {
+        let wire = Wire::start(
+            cluster.server().trim_start_matches("https://"),
+            Shape::PLAIN,
+        );
+        settle(cluster.pids()[0]);
+        let before = requests(cluster);
+        taken(&mut command(&format!("https://{}", wire.address())));
+        let (requests, bytes) = (requests(cluster) - before, wire.bytes() as f64 / 1e6);
+        Case::new(name.clone(), move || {
+            let [server, etcd] = cluster.pids();
+            settle(server);
+            forget_peak(server);
+            let (base, before) = (peak_of(server), [server, etcd].map(cpu_of));
+            let client = taken(&mut command(cluster.server()));
+            settle(server);
+            let after = [server, etcd].map(cpu_of);
+            vec![
+                client.wall,
+                client.cpu,
+                client.memory,
+                requests,
+                bytes,
+                after[0] - before[0],
+                after[1] - before[1],
+                peak_of(server) - base,
+            ]
+        })
+    });
+    let cases = cases.collect();
+    let rows = alternate(runs, cases);
+    let columns = [
+        column("wall s", 2),
+        column("CPU s", 2),
+        column("memory MiB", 1),
+        column("requests", 0),
+        column("bytes MB", 1),
+        column("API server CPU s", 2),
+        column("etcd CPU s", 2),
+        column("server memory MiB", 0),
+    ];
+    part.table(&format!("{size} Deployments"), &columns, &rows, OURS);
+}
+
+/// How many requests for these objects the API server has answered so far, by its own count.
+fn requests(cluster: &Kubernetes) -> f64 {
+    let metrics = cluster.text("/metrics");
+    let lines = metrics
+        .lines()
+        .filter(|line| line.starts_with("apiserver_request_total{"));
+    let lines = lines.filter(|line| {
+        ["deployments", "pods", "nodes"]
+            .iter()
+            .any(|r| line.contains(&format!("resource=\"{r}\"")))
+    });
+    lines
+        .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
+        .sum()
+}
+
+/// What many nodes do together: whether the cost of one is the cost of each.
+fn together(part: &mut Part, cluster: &Kubernetes, files: &Path, runs: usize) {
+    let clients = clients(cluster, files);
+    let cases = clients.iter().take(2).map(|(name, command)| {
+        Case::new(name.clone(), move || {
+            let [server, etcd] = cluster.pids();
+            settle(server);
+            forget_peak(server);
+            let (base, before, began) =
+                (peak_of(server), [server, etcd].map(cpu_of), Instant::now());
+            std::thread::scope(|scope| {
+                for _ in 0..TOGETHER {
+                    scope.spawn(|| taken(&mut command(cluster.server())));
+                }
+            });
+            let wall = began.elapsed().as_secs_f64();
+            settle(server);
+            let after = [server, etcd].map(cpu_of);
+            let each = |n: usize| (after[n] - before[n]) / TOGETHER as f64;
+            vec![wall, each(0), each(1), peak_of(server) - base]
+        })
+    });
+    let cases = cases.collect();
+    let rows = alternate(runs, cases);
+    let columns = [
+        column("wall s", 1),
+        column("API server CPU s, each", 2),
+        column("etcd CPU s, each", 2),
+        column("server memory MiB", 0),
+    ];
+    part.table(
+        &format!("{TOGETHER} nodes at once, 5000 Deployments"),
+        &columns,
+        &rows,
+        OURS,
+    );
+}
+
+/// Waits until the process has nothing more to do: its garbage of the run before must not be counted for the next.
+fn settle(pid: u32) {
+    let mut last = cpu_of(pid);
+    for _ in 0..50 {
+        std::thread::sleep(Duration::from_millis(200));
+        let now = cpu_of(pid);
+        if now - last < 0.025 {
+            return;
+        }
+        last = now;
+    }
+}
+
+fn fill(cluster: &Kubernetes, base: &str, plural: &str, objects: impl Iterator<Item = Value>) {
+    let objects: Vec<_> = objects
+        .enumerate()
+        .map(|(n, object)| {
+            (
+                format!("{base}/namespaces/{}/{plural}", namespace(n)),
+                object,
+            )
+        })
+        .collect();
+    // Some at a time, for their text not to be in memory all at once.
+    let mut objects = objects.into_iter().peekable();
+    while objects.peek().is_some() {
+        cluster.create_each(objects.by_ref().take(1_000));
+    }
+}
+
+fn namespace(n: usize) -> String {
+    format!("team-{}", n % NAMESPACES)
+}
+
+fn image(n: usize) -> String {
+    format!(
+        "registry.example:5000/team-{}/service-{n:05}:1.{}.{n}",
+        n % NAMESPACES,
+        n % 7
+    )
+}
+
+/// Settings with values of their own: no easier to compress than what is in real clusters.
+fn padding(n: usize) -> String {
+    let mut random = fastrand::Rng::with_seed(n as u64);
+    let mut text = String::with_capacity(DEPLOYMENT_BYTES);
+    while text.len() < DEPLOYMENT_BYTES {
+        let value: String = std::iter::repeat_with(|| random.alphanumeric())
+            .take(20)
+            .collect();
+        text.push_str(&format!(
+            r#"{{"name":"SETTING_{}","value":"{value}"}},"#,
+            text.len()
+        ));
+    }
+    text
+}
+
+fn deployment(n: usize) -> Value {
+    let labels = json!({"app": format!("service-{n:05}")});
+    let template = json!({"metadata": {"labels": labels}, "spec": {"containers": [{"name": "main", "image": image(n)}]}});
+    json!({"metadata": {"name": format!("service-{n:05}"), "labels": labels,
+            "annotations": {"kubectl.kubernetes.io/last-applied-configuration": padding(n)}},
+        "spec": {"replicas": 1 + n % 3, "selector": {"matchLabels": labels}, "template": template}})
+}
+
+/// Of the Deployments' ReplicaSets, as most pods are.
+fn pod(n: usize) -> Value {
+    let set = format!("service-{:05}-5d8f9c7b6", n / 2);
+    let owner = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": set, "controller": true, "uid": "8d6f2d6e-7c7d-4b8c-9d6e-0a1b2c3d4e5f"});
+    json!({"metadata": {"name": format!("{set}-x2x4{n}"), "labels": {"app": format!("service-{:05}", n / 2), "pod-template-hash": "5d8f9c7b6"}, "ownerReferences": [owner]},
+        "spec": {"containers": [{"name": "main", "image": image(n / 2)}]}})
+}

@@ -1,0 +1,341 @@
+//! A node's cold fill: a fresh runtime gets the images of a cluster, by harpoon and by the runtime's own client.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::bed::{Containerd, Docker, Registry, directory};
+use super::images::{Content, Layer, push};
+use super::measure::{Case, alternate, harpoon, run as taken, tool};
+use super::page::{Column, Part, column, said};
+use super::shaping::{Shape, Wire};
+
+/// Sizes are an eighth of real ones, and so is the rate of the wire: seconds are an eighth of real ones, for a run to take minutes.
+const SCALE: usize = 8;
+/// Megabytes of what is an image's own, before scaling; with its base the images have 40 to 400 MB.
+const OWN: [usize; 12] = [12, 16, 20, 28, 32, 40, 48, 60, 80, 120, 200, 320];
+/// Which base an image is on, and how many pods use it: a few images are most of the pods, and size has nothing to do with it.
+const BASES: [usize; 12] = [0, 1, 0, 2, 1, 0, 2, 1, 0, 1, 0, 2];
+const PODS: [usize; 12] = [14, 2, 60, 1, 27, 4, 100, 1, 8, 40, 3, 20];
+const SHAPE: Shape = Shape {
+    latency: Duration::from_millis(20),
+    rate: Some(8 << 20),
+};
+const CONCURRENCIES: [&str; 5] = ["1", "2", "4", "8", "16"];
+const COLUMNS: [Column; 2] = [column("wall s", 2), column("CPU s of the client", 2)];
+const ORDER: [Column; 4] = [
+    column("all s", 2),
+    column("50% of the pods s", 2),
+    column("80% s", 2),
+    column("95% s", 2),
+];
+
+/// An image to be pulled.
+struct Pulled {
+    name: String,
+    bytes: u64,
+    base: usize,
+    pods: usize,
+}
+
+pub fn run(part: &mut Part, runs: usize) {
+    let registry = Registry::start();
+    let images = images(&registry);
+    let total: u64 = images.iter().map(|image| image.bytes).sum();
+    part.say(&format!(
+        "{} images of {} to {} MB compressed on three bases, {} MB if nothing were shared: an eighth of real sizes, for a run to take seconds. \
+         A fresh runtime for each run; its start is not counted. *Behind the wire* is a proxy with {} ms of latency and {} MiB/s for each connection \
+         (an eighth, too, of what an object store gives).",
+        images.len(),
+        images.iter().map(|image| image.bytes).min().unwrap() / 1_000_000,
+        images.iter().map(|image| image.bytes).max().unwrap() / 1_000_000,
+        total / 1_000_000,
+        SHAPE.latency.as_millis(),
+        SHAPE.rate.unwrap() >> 20,
+    ));
+    let files = directory();
+    let wire = Wire::start(registry.address(), SHAPE);
+    for (place, address) in [
+        ("plain registry", registry.address().to_owned()),
+        ("behind the wire", wire.address()),
+    ] {
+        let list = &write(files.path(), &address, &by_use(&images));
+        for kind in [Kind::Containerd, Kind::Docker] {
+            let mut cases: Vec<_> = CONCURRENCIES
+                .iter()
+                .map(|n| {
+                    case(
+                        format!("`harpoon run --concurrency {n}`"),
+                        kind,
+                        move |fresh| ours(fresh, list, &["--concurrency", n]),
+                    )
+                })
+                .collect();
+            for (name, script) in kind.loops() {
+                cases.push(case(name.to_owned(), kind, move |fresh| {
+                    theirs(fresh, script, list)
+                }));
+            }
+            let rows = alternate(runs, cases);
+            part.table(
+                &format!("{}, {place}", kind.name()),
+                &COLUMNS,
+                &rows,
+                &format!("`harpoon run --concurrency {}`", CONCURRENCIES[2]),
+            );
+        }
+    }
+    part.say(
+        "The order of pulls, into containerd behind the wire: when images are there that stand for 50, 80 and 95% of the pods, by harpoon's own log lines. \
+         The orders are made by the images file, which is pulled from the top.",
+    );
+    let orders: [(&str, Vec<&Pulled>); 4] = [
+        ("most used first", by_use(&images)),
+        (
+            "biggest first",
+            sorted(&images, |image| std::cmp::Reverse(image.bytes)),
+        ),
+        (
+            "smallest first",
+            sorted(&images, |image| std::cmp::Reverse(u64::MAX - image.bytes)),
+        ),
+        (
+            "one of each base first, then most used",
+            bases_first(&images),
+        ),
+    ];
+    let cases = orders.iter().map(|(name, order)| {
+        let list = write(files.path(), &wire.address(), order);
+        Case::new(*name, move || useful(&list, order))
+    });
+    let rows = alternate(runs, cases.collect());
+    part.table("order", &ORDER, &rows, "most used first");
+    part.say(&format!(
+        "Command: `make bench ONLY=fill`. {}; {}.",
+        said(Command::new("containerd").arg("--version")),
+        said(Command::new("dockerd").arg("--version"))
+    ));
+}
+
+fn images(registry: &Registry) -> Vec<Pulled> {
+    let size = |megabytes: usize| megabytes * 1_000_000 / SCALE;
+    // A distribution of small files below all, and what a language brings above it.
+    let distribution = Layer::new("distribution", size(24), Content::Files);
+    let languages = [
+        ("c", 4, Content::Text),
+        ("python", 40, Content::Files),
+        ("java", 60, Content::Text),
+    ]
+    .map(|(name, mb, content)| Layer::new(name, size(mb), content));
+    let all = OWN
+        .iter()
+        .zip(BASES)
+        .zip(PODS)
+        .enumerate()
+        .map(|(n, ((own, base), pods))| {
+            let own = size(*own);
+            // Libraries as text, and the rest as what does not compress.
+            let layers = [
+                Layer::new(&format!("libraries-{n}"), own / 4, Content::Files),
+                Layer::new(&format!("program-{n}"), own / 2, Content::Random),
+                Layer::new(&format!("data-{n}"), own / 4, Content::Text),
+            ];
+            let layers = [
+                &distribution,
+                &languages[base],
+                &layers[0],
+                &layers[1],
+                &layers[2],
+            ];
+            let name = format!("team/service-{n}:1");
+            push(registry, &name, &layers);
+            Pulled {
+                name,
+                bytes: layers.iter().map(|layer| layer.bytes()).sum(),
+                base,
+                pods,
+            }
+        });
+    all.collect()
+}
+
+fn sorted<K: Ord>(images: &[Pulled], key: impl Fn(&Pulled) -> K) -> Vec<&Pulled> {
+    let mut sorted: Vec<_> = images.iter().collect();
+    sorted.sort_by_key(|image| key(image));
+    sorted
+}
+
+fn by_use(images: &[Pulled]) -> Vec<&Pulled> {
+    sorted(images, |image| std::cmp::Reverse(image.pods))
+}
+
+fn bases_first(images: &[Pulled]) -> Vec<&Pulled> {
+    let mut order = by_use(images);
+    let first: Vec<_> = (0..3)
+        .map(|base| order.iter().position(|image| image.base == base).unwrap())
+        .collect();
+    let mut position = 0;
+    order.sort_by_key(|_| {
+        position += 1;
+        !first.contains(&(position - 1))
+    });
+    order
+}
+
+/// Writes an images file, with the registry's address.
+fn write(directory: &Path, address: &str, images: &[&Pulled]) -> String {
+    let file = directory.join(super::bed::unique("images"));
+    let lines: String = images
+        .iter()
+        .map(|image| format!("{address}/{}\n", image.name))
+        .collect();
+    std::fs::write(&file, lines).unwrap();
+    file.to_str().unwrap().to_owned()
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Containerd,
+    Docker,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Containerd => "containerd",
+            Self::Docker => "Docker",
+        }
+    }
+
+    /// What a user would run instead: `$1` is the socket, `$2` the list.
+    fn loops(self) -> [(&'static str, &'static str); 2] {
+        match self {
+            Self::Containerd => [
+                (
+                    "`ctr images pull` in a loop",
+                    r#"while read -r image; do ctr -a "$1" -n k8s.io images pull --plain-http "$image"; done <"$2""#,
+                ),
+                (
+                    "`xargs -P10 ctr images pull`",
+                    r#"xargs -a "$2" -P10 -n1 ctr -a "$1" -n k8s.io images pull --plain-http"#,
+                ),
+            ],
+            Self::Docker => [
+                (
+                    "`docker pull` in a loop",
+                    r#"while read -r image; do docker -H "unix://$1" pull -q "$image"; done <"$2""#,
+                ),
+                (
+                    "`xargs -P10 docker pull`",
+                    r#"xargs -a "$2" -P10 -n1 docker -H "unix://$1" pull -q"#,
+                ),
+            ],
+        }
+    }
+
+    fn start(self) -> Fresh {
+        match self {
+            Self::Containerd => Fresh::Containerd(Containerd::start()),
+            Self::Docker => Fresh::Docker(Docker::start()),
+        }
+    }
+}
+
+/// A runtime without images.
+enum Fresh {
+    Containerd(Containerd),
+    Docker(Docker),
+}
+
+impl Fresh {
+    fn endpoint(&self) -> &str {
+        match self {
+            Self::Containerd(containerd) => containerd.endpoint(),
+            Self::Docker(docker) => docker.endpoint(),
+        }
+    }
+
+    /// How many names of images it has that are not digests.
+    fn images(&self) -> usize {
+        let images = match self {
+            Self::Containerd(containerd) => containerd.images(),
+            Self::Docker(docker) => docker.images(),
+        };
+        images
+            .iter()
+            .filter(|image| image.contains("/team/") && !image.contains('@'))
+            .count()
+    }
+}
+
+fn ours(fresh: &Fresh, list: &str, extra: &[&str]) -> Command {
+    let mut command = harpoon([
+        "run",
+        "--images-file",
+        list,
+        "--runtime-endpoint",
+        fresh.endpoint(),
+        "--output",
+        "json",
+        "--fail-on",
+        "any",
+    ]);
+    command.args(extra);
+    command
+}
+
+fn theirs(fresh: &Fresh, script: &str, list: &str) -> Command {
+    let mut shell = tool("bash");
+    shell.args([
+        "-euc",
+        script,
+        "bash",
+        fresh.endpoint().trim_start_matches("unix://"),
+        list,
+    ]);
+    shell
+}
+
+fn case<'a>(name: String, kind: Kind, command: impl Fn(&Fresh) -> Command + 'a) -> Case<'a> {
+    Case::new(name, move || {
+        let fresh = kind.start();
+        let taken = taken(&mut command(&fresh));
+        assert_eq!(fresh.images(), OWN.len());
+        vec![taken.wall, taken.cpu]
+    })
+}
+
+/// When all is there, and when what stands for half, four fifths and nineteen twentieths of the pods.
+fn useful(list: &str, order: &[&Pulled]) -> Vec<f64> {
+    let fresh = Kind::Containerd.start();
+    let mut command = ours(&fresh, list, &[]);
+    let began = Instant::now();
+    let mut child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let all: usize = PODS.iter().sum();
+    let (mut there, mut at) = (0, [None; 3]);
+    for line in BufReader::new(child.stderr.take().unwrap()).lines() {
+        let line = line.unwrap();
+        let done = order
+            .iter()
+            .find(|image| line.contains("pulled") && line.contains(&format!("/{}", image.name)));
+        there += done.map_or(0, |image| image.pods);
+        for (percent, at) in [50, 80, 95].into_iter().zip(&mut at) {
+            if there * 100 >= all * percent {
+                at.get_or_insert(began.elapsed().as_secs_f64());
+            }
+        }
+    }
+    assert!(child.wait().unwrap().success());
+    assert_eq!(there, all, "every image is logged once when it is pulled");
+    let whole = began.elapsed().as_secs_f64();
+    [Some(whole)]
+        .into_iter()
+        .chain(at)
+        .map(|seconds| seconds.unwrap())
+        .collect()
+}

@@ -1,0 +1,66 @@
+//! `make bench`: harpoon beside what a user would run instead, on real daemons, measured in one run and alternating.
+//!
+//! Each benchmark is a file here and writes its part of `docs/benchmarks.md`. The program measured is the one that
+//! `HARPOON_BIN` names, a release build; the daemons come from the tests' bed.
+//!
+//! Arguments: names of benchmarks (all when there are none) and `--runs N`, 5 when not said.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    missing_docs,
+    unreachable_pub,
+    reason = "a benchmark that cannot go on says why by panicking"
+)]
+
+#[path = "../tests/it/bed/mod.rs"]
+mod bed;
+mod discovery;
+mod fill;
+mod images;
+mod measure;
+mod page;
+mod shaping;
+mod warm;
+
+/// A benchmark: writes its part of the page.
+type Benchmark = fn(&mut page::Part, runs: usize);
+
+const ALL: &[(&str, Benchmark)] = &[
+    ("discovery", discovery::run),
+    ("warm", warm::run),
+    ("fill", fill::run),
+];
+
+fn main() {
+    let mut runs = 5;
+    let mut chosen = Vec::new();
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            // cargo's own.
+            "--bench" => {}
+            "--runs" => {
+                runs = arguments
+                    .next()
+                    .and_then(|n| n.parse().ok())
+                    .expect("--runs N")
+            }
+            name => chosen.push(name.to_owned()),
+        }
+    }
+    for name in &chosen {
+        let known: Vec<_> = ALL.iter().map(|(name, _)| *name).collect();
+        assert!(
+            known.contains(&name.as_str()),
+            "no benchmark {name}, there are {known:?}"
+        );
+    }
+    for (name, benchmark) in ALL {
+        if chosen.is_empty() || chosen.iter().any(|chosen| chosen == name) {
+            eprintln!("== {name}");
+            let mut part = page::Part::new(name);
+            benchmark(&mut part, runs);
+            part.write();
+        }
+    }
+}

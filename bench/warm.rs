@@ -1,0 +1,126 @@
+//! A run that finds everything there, as most runs do: what it costs the node.
+
+use std::process::Command;
+
+use super::bed::{Containerd, Docker, Registry, directory};
+use super::images::{Content, Layer, push};
+use super::measure::{Case, alternate, harpoon, run as taken, tool};
+use super::page::{Column, Part, column, said};
+
+const IMAGES: usize = 100;
+const COLUMNS: [Column; 4] = [
+    column("wall ms", 0),
+    column("CPU ms", 0),
+    column("memory MiB", 1),
+    column("requests to the runtime", 0),
+];
+const OURS: &str = "`harpoon run`";
+
+pub fn run(part: &mut Part, runs: usize) {
+    let registry = Registry::start();
+    let base = Layer::new("base", 100_000, Content::Text);
+    let references: Vec<_> = (0..IMAGES)
+        .map(|n| {
+            push(
+                &registry,
+                &format!("team/service-{n}:1"),
+                &[
+                    &base,
+                    &Layer::new(&format!("service-{n}"), 1_000, Content::Random),
+                ],
+            )
+        })
+        .collect();
+    let files = directory();
+    let list = files.path().join("images");
+    std::fs::write(&list, references.join("\n")).unwrap();
+    let list = list.to_str().unwrap();
+    let containerd = Containerd::start();
+    let docker = Docker::start();
+    part.say(&format!(
+        "{IMAGES} images, all present. *Requests* are calls written to the runtime's socket, counted by `strace` in a run of its own. \
+         The loops ask the runtime for each image, and pull none."
+    ));
+    for (name, endpoint) in [
+        ("containerd", containerd.endpoint()),
+        ("Docker", docker.endpoint()),
+    ] {
+        let ours = || {
+            harpoon([
+                "run",
+                "--images-file",
+                list,
+                "--runtime-endpoint",
+                endpoint,
+                "--output",
+                "json",
+            ])
+        };
+        taken(&mut ours());
+        let socket = endpoint.trim_start_matches("unix://");
+        let theirs = || {
+            let mut shell = tool("bash");
+            let script = match name {
+                "containerd" => {
+                    r#"while read -r image; do [ -n "$(ctr -a "$1" -n k8s.io images list -q "name==$image")" ]; done <"$2""#
+                }
+                _ => {
+                    r#"while read -r image; do docker -H "unix://$1" image inspect "$image" >/dev/null; done < <(cat "$2"; echo)"#
+                }
+            };
+            shell.args(["-euc", script, "bash", socket, list]);
+            shell
+        };
+        let client = if name == "containerd" {
+            "`ctr images list` in a loop"
+        } else {
+            "`docker image inspect` in a loop"
+        };
+        let cases = vec![case(OURS, ours, true), case(client, theirs, false)];
+        let rows = alternate(runs, cases);
+        part.table(name, &COLUMNS, &rows, OURS);
+    }
+    part.say(&format!(
+        "Command: `make bench ONLY=warm`. {}; {}.",
+        said(Command::new("containerd").arg("--version")),
+        said(Command::new("docker").arg("--version"))
+    ));
+}
+
+fn case<'a>(name: &str, command: impl Fn() -> Command + 'a, counted: bool) -> Case<'a> {
+    let requests = if counted {
+        requests(&command())
+    } else {
+        IMAGES as f64
+    };
+    Case::new(name, move || {
+        let taken = taken(&mut command());
+        vec![taken.wall * 1e3, taken.cpu * 1e3, taken.memory, requests]
+    })
+}
+
+/// How often the command writes to a unix socket: HTTP/1.1 and gRPC send a small request by one write.
+fn requests(command: &Command) -> f64 {
+    let files = directory();
+    let trace = files.path().join("trace");
+    let mut traced = tool("strace");
+    traced
+        .args([
+            "-f",
+            "-qq",
+            "-yy",
+            "-e",
+            "trace=write,writev,sendto,sendmsg",
+            "-s",
+            "65536",
+            "-xx",
+            "-o",
+        ])
+        .arg(&trace);
+    traced.arg(command.get_program()).args(command.get_args());
+    taken(&mut traced);
+    let text = std::fs::read_to_string(trace).unwrap();
+    text.lines()
+        .filter(|line| line.contains("UNIX-STREAM"))
+        .count() as f64
+}
