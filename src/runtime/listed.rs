@@ -20,7 +20,7 @@ pub(super) struct Listed<T> {
 impl<T> Listed<T> {
     /// `names` gives the tags and digests of one image as the runtime writes them; what is no reference, such as
     /// `<none>:<none>`, names nothing.
-    pub(super) fn new<'a>(images: Vec<T>, names: impl Fn(&T) -> Vec<String>) -> Self {
+    pub(super) fn new(images: Vec<T>, names: impl Fn(&T) -> Vec<String>) -> Self {
         let mut by_name = HashMap::new();
         for (index, image) in images.iter().enumerate() {
             let names = names(image);
