@@ -23,7 +23,9 @@ mod installed;
 mod rights;
 mod variants;
 
-const STEPS: &[(&str, fn(&Turn<'_>))] = &[
+type Step = fn(&Turn<'_>);
+
+const STEPS: &[(&str, Step)] = &[
     (
         "images are there before pods need them",
         installed::before_pods,

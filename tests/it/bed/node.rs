@@ -139,7 +139,7 @@ impl Cluster {
                 .map(str::to_owned)
                 .into()
         };
-        self.undone(signal("STOP"), signal("CONT"))
+        self.undone(&signal("STOP"), signal("CONT"))
     }
 
     /// From now on the node's loopback, and so all that comes from its registry, has so many bits a second, until what this
@@ -150,10 +150,10 @@ impl Cluster {
             line.split_whitespace().map(str::to_owned).collect()
         };
         let how = format!("tbf rate {bits}bit burst 1mb latency 100ms");
-        self.undone(change("add", &how), change("del", ""))
+        self.undone(&change("add", &how), change("del", ""))
     }
 
-    fn undone(&self, change: Vec<String>, back: Vec<String>) -> Undo<'_> {
+    fn undone(&self, change: &[String], back: Vec<String>) -> Undo<'_> {
         run(self.inside(&change[0]).args(&change[1..]));
         Undo {
             cluster: self,
