@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use serde_json::{Value, json};
 
@@ -67,19 +67,12 @@ fn manifests(flags: &[&str]) -> Vec<Value> {
     parse(&printed(flags))
 }
 
-/// `helm` or `kubectl`, as `testbed/install` puts them.
-pub(crate) fn client(name: &str) -> Command {
-    let home = |variable| std::env::var_os(variable).map(PathBuf::from);
-    let cache = home("XDG_CACHE_HOME").unwrap_or_else(|| home("HOME").unwrap().join(".cache"));
-    Command::new(cache.join("harpoon-testbed/tools/bin").join(name))
-}
-
 /// What `helm template` says of the chart with these values.
 fn chart(name: &str, arguments: &[&str], values: &Value) -> Output {
     let directory = bed::directory();
     let file = directory.path().join("values.yaml");
     fs::write(&file, values.to_string()).unwrap();
-    let mut command = client("helm");
+    let mut command = bed::tool("helm");
     command.args(["template", name]).arg(deploy("chart"));
     command.arg("--values").arg(file).args(arguments);
     command

@@ -14,8 +14,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::bed::{Cluster, Harpoon, Process, run, text, unique};
-use super::deploy::client;
+use super::bed::{Cluster, Harpoon, Process, run, text, tool, unique};
 
 mod confined;
 mod gain;

@@ -115,6 +115,13 @@ pub fn run(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// `helm` or `kubectl`, as `testbed/install` puts them.
+pub fn tool(name: &str) -> Command {
+    let home = |variable| std::env::var_os(variable).map(PathBuf::from);
+    let cache = home("XDG_CACHE_HOME").unwrap_or_else(|| home("HOME").unwrap().join(".cache"));
+    Command::new(cache.join("harpoon-testbed/tools/bin").join(name))
+}
+
 /// Runs a future on the bed's own runtime and waits for it: from plain tests and from async ones.
 pub fn block_on<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> T {
     static RUNTIME: OnceLock<Tokio> = OnceLock::new();

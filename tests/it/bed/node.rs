@@ -85,7 +85,7 @@ impl Cluster {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(input.as_bytes()).unwrap();
         file.rewind().unwrap();
-        let kubectl = crate::deploy::client("kubectl");
+        let kubectl = super::tool("kubectl");
         let mut command = self.inside(kubectl.get_program().to_str().unwrap());
         command.arg("--kubeconfig").arg(self.api.kubeconfig());
         run(command.stdin(file).args(arguments))

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{chart, client, deploy, manifests, parse};
+use super::{chart, deploy, manifests, parse};
 use crate::bed;
 
 /// Objects by kind, namespace and name, with lists in order that Kubernetes takes for sets.
@@ -256,7 +256,7 @@ fn the_charts_schema_has_every_setting_and_refuses_what_is_wrong() {
 #[test]
 fn helm_finds_no_fault_with_the_chart() {
     bed::run(
-        client("helm")
+        bed::tool("helm")
             .args(["lint", "--strict"])
             .arg(deploy("chart")),
     );
@@ -265,7 +265,7 @@ fn helm_finds_no_fault_with_the_chart() {
 fn kustomized(directory: &Path) -> Vec<Value> {
     // `kustomize` of one's own is below the file; kustomizations of others name it by relative paths alone.
     parse(&bed::run(
-        client("kubectl")
+        bed::tool("kubectl")
             .arg("kustomize")
             .arg("--load-restrictor=LoadRestrictionsNone")
             .arg(directory),

@@ -67,7 +67,7 @@ pub(super) fn printed(turn: &Turn<'_>) {
 pub(super) fn chart(turn: &Turn<'_>) {
     let image = turn.idle("charted");
     let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/chart");
-    let rendered = run(client("helm").args(["template", "harpoon"]).arg(chart));
+    let rendered = run(tool("helm").args(["template", "harpoon"]).arg(chart));
     let harpoon = turn.install(&rendered);
     let pod = harpoon.ready();
     let summary = summary(&pod);
