@@ -1,6 +1,5 @@
 //! What images weigh, and what room a store has for them. Pure: no I/O, no clock.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 
 use crate::image::Digest;
@@ -76,7 +75,7 @@ impl Weight {
         };
         let unpacked = match size {
             Size::Unpacked(bytes) => *bytes,
-            _ => (packed as f64 * UNPACKED_FACTOR).ceil() as u64,
+            _ => self::unpacked(packed),
         };
         Self { packed, unpacked }
     }
@@ -95,8 +94,8 @@ impl Weight {
 pub struct Download {
     /// The whole image, compressed, in bytes.
     pub bytes: u64,
-    /// As much of it as is there already or comes with an image before it.
-    pub shared: u64,
+    /// As much of it as is there already or comes with an image before it; `None` where its blobs are not known.
+    pub shared: Option<u64>,
 }
 
 /// Adds up downloads, each blob once.
@@ -114,15 +113,21 @@ impl Tally {
     /// Adds an image.
     pub fn add(&mut self, size: &Size) -> Download {
         let bytes = size.packed();
-        let fresh = Weight::of(size, &self.blobs).packed;
-        if let Size::Blobs(blobs) = size {
-            self.blobs.extend(blobs.iter().map(|b| b.digest.clone()));
-        }
-        Download {
-            bytes,
-            shared: bytes - fresh,
-        }
+        let shared = match size {
+            Size::Blobs(blobs) => {
+                let fresh = Weight::of(size, &self.blobs).packed;
+                self.blobs.extend(blobs.iter().map(|b| b.digest.clone()));
+                Some(bytes - fresh)
+            }
+            Size::Packed(_) | Size::Unpacked(_) => None,
+        };
+        Download { bytes, shared }
     }
+}
+
+/// What so many compressed bytes of layers take once they are unpacked.
+pub fn unpacked(packed: u64) -> u64 {
+    (packed as f64 * UNPACKED_FACTOR).ceil() as u64
 }
 
 /// What an image would take on disk in a store that has nothing of it yet, in bytes.
@@ -159,7 +164,42 @@ pub struct Room {
 #[derive(Debug, Clone)]
 struct Promise {
     bytes: u64,
-    blobs: Vec<Digest>,
+    /// Those that `bytes` counts.
+    own: Vec<Blob>,
+    /// Those that come with an image before it.
+    shared: Vec<Blob>,
+}
+
+impl Promise {
+    fn new(size: &Size, there: &HashSet<Digest>, coming: &HashSet<Digest>, keeps: Keeps) -> Self {
+        match size {
+            Size::Blobs(blobs) => {
+                let missing = blobs.iter().filter(|blob| !there.contains(&blob.digest));
+                let (shared, own) = missing
+                    .cloned()
+                    .partition(|blob| coming.contains(&blob.digest));
+                let bytes = Weight::of(&Size::Blobs(Vec::clone(&own)), there).kept(keeps);
+                Self { bytes, own, shared }
+            }
+            size => Self {
+                bytes: Weight::of(size, there).kept(keeps),
+                own: Vec::new(),
+                shared: Vec::new(),
+            },
+        }
+    }
+
+    /// Counts what no other counts any more.
+    fn take_over(&mut self, orphans: &mut Vec<Blob>, keeps: Keeps) {
+        let mine = |blob: &Blob| self.shared.iter().any(|b| b.digest == blob.digest);
+        let (taken, left): (Vec<Blob>, Vec<Blob>) = orphans.drain(..).partition(mine);
+        *orphans = left;
+        self.shared
+            .retain(|blob| !taken.iter().any(|t| t.digest == blob.digest));
+        let more = Weight::of(&Size::Blobs(taken.clone()), &HashSet::new()).kept(keeps);
+        self.bytes = self.bytes.saturating_add(more);
+        self.own.extend(taken);
+    }
 }
 
 impl Room {
@@ -191,25 +231,17 @@ impl Room {
     /// # Errors
     /// Where it does not fit.
     pub fn promise(&mut self, number: usize, size: &Size) -> Result<u64, Short> {
-        let mut there = Cow::Borrowed(&self.there);
-        let coming = self.promises.values().flat_map(|p| &p.blobs);
-        if let Size::Blobs(_) = size
-            && self.promises.values().any(|p| !p.blobs.is_empty())
-        {
-            there.to_mut().extend(coming.cloned());
-        }
-        let need = Weight::of(size, &there).kept(self.keeps);
+        let coming = self.promises.values().flat_map(|p| &p.own);
+        let coming = coming.map(|blob| blob.digest.clone()).collect();
+        let promise = Promise::new(size, &self.there, &coming, self.keeps);
+        let need = promise.bytes;
         let coming = self.promises.values().map(|p| p.bytes);
         let taken = coming.fold(self.counted.max(self.told), u64::saturating_add);
         let left = self.budget.saturating_sub(taken);
         if need > left {
             return Err(Short { need, left });
         }
-        let blobs = match size {
-            Size::Blobs(blobs) => blobs.iter().map(|b| b.digest.clone()).collect(),
-            _ => Vec::new(),
-        };
-        self.promises.insert(number, Promise { bytes: need, blobs });
+        self.promises.insert(number, promise);
         Ok(need)
     }
 
@@ -227,12 +259,53 @@ impl Room {
     pub fn kept(&mut self, number: usize) {
         if let Some(promise) = self.promises.remove(&number) {
             self.counted = self.counted.saturating_add(promise.bytes);
-            self.there.extend(promise.blobs);
+            self.there.extend(promise.own.into_iter().map(|b| b.digest));
         }
     }
 
-    /// The image of that number does not come.
+    /// The image of that number does not come. What others share with it, one of them has to bring now.
     pub fn broken(&mut self, number: usize) {
-        self.promises.remove(&number);
+        let Some(promise) = self.promises.remove(&number) else {
+            return;
+        };
+        let mut orphans = promise.own;
+        for promise in self.promises.values_mut() {
+            promise.take_over(&mut orphans, self.keeps);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size(blobs: &[(char, u64)]) -> Size {
+        let blob = |(name, bytes): &(char, u64)| Blob {
+            digest: Digest::parse(&format!("sha256:{}", name.to_string().repeat(64)))
+                .expect("digest"),
+            bytes: *bytes,
+        };
+        Size::Blobs(blobs.iter().map(blob).collect())
+    }
+
+    #[test]
+    fn what_a_broken_promise_would_have_brought_is_counted_for_who_shares_it() {
+        let mut room = Room::new(100, Keeps::Packed, Usage::default());
+        let shared = ('a', 80);
+        assert_eq!(room.promise(0, &size(&[shared, ('b', 5)])), Ok(85));
+        assert_eq!(room.promise(1, &size(&[shared, ('c', 5)])), Ok(5));
+        assert_eq!(room.promise(2, &size(&[shared, ('c', 5)])), Ok(0));
+        room.broken(0);
+        let short = Short { need: 90, left: 15 };
+        assert_eq!(room.promise(3, &size(&[('d', 90)])), Err(short));
+        // And again, to the last who shares it.
+        room.broken(1);
+        assert_eq!(room.promise(3, &size(&[('d', 90)])), Err(short));
+        room.kept(2);
+        assert_eq!(room.promise(4, &size(&[shared, ('e', 15)])), Ok(15));
+        room.broken(4);
+        assert!(room.is_still());
+        let short = Short { need: 16, left: 15 };
+        assert_eq!(room.promise(5, &size(&[('e', 16)])), Err(short));
     }
 }

@@ -59,6 +59,14 @@ impl<'a> Inquiry<'a> {
         }
     }
 
+    /// Registries that said that they were asked too much.
+    pub fn rate_limited(&self) -> Vec<String> {
+        let left_alone = self.left_alone();
+        let limited = left_alone.iter();
+        let limited = limited.filter(|(_, unknown)| unknown.kind == FailureKind::RateLimited);
+        limited.map(|(registry, _)| registry.clone()).collect()
+    }
+
     fn client(&self) -> Result<&Client, Unknown> {
         let new = || {
             Client::new().map_err(|error| Unknown {

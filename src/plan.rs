@@ -143,9 +143,9 @@ impl Plan {
         for image in &self.images {
             match (&image.step, image.download) {
                 (Step::Pull(_), Some(download)) => {
-                    let fresh = download.bytes - download.shared;
-                    sum.bytes = sum.bytes.saturating_add(fresh);
-                    sum.shared = sum.shared.saturating_add(download.shared);
+                    let shared = download.shared.unwrap_or(0);
+                    sum.bytes = sum.bytes.saturating_add(download.bytes - shared);
+                    sum.shared = sum.shared.saturating_add(shared);
                 }
                 (Step::Pull(_), None) => sum.unknown += 1,
                 _ => {}
@@ -278,7 +278,7 @@ impl Selection {
     /// The plan, given what is known of the images.
     ///
     /// With a budget, an image is pulled if what it needs fits into what those before it leave; one that does not fit keeps
-    /// no smaller one behind it from coming. What weighs nobody knows how much does not fit.
+    /// no smaller one behind it from coming. One whose size could not be found out fails for the same reason.
     pub fn against(self, facts: Facts) -> Plan {
         let room = facts.room.clone();
         let mut planner = Planner { facts };
@@ -336,15 +336,20 @@ impl Planner {
                 return Step::Skip(Reason::Failure(unknown.kind), unknown.message);
             }
             Some(Err(unknown)) => {
-                image.note = Some(format!("its size is not known: {}", unknown.message));
+                let why = format!("its size is not known: {}", unknown.message);
+                if self.facts.room.is_some() {
+                    let why = format!("{why}, so that --disk-budget could not be kept");
+                    return Step::Skip(Reason::Failure(unknown.kind), why);
+                }
+                image.note = Some(why);
                 None
             }
         };
         if let Some(room) = &mut self.facts.room
-            && let Err(message) = fits(room, place, size.as_ref(), image.note.as_deref())
+            && let Err(short) = fits(room, place, size.as_ref())
         {
             image.size = size;
-            return Step::Skip(Reason::DiskBudget, message);
+            return Step::Skip(Reason::DiskBudget, short);
         }
         image.download = size.as_ref().map(|size| self.facts.tally.add(size));
         image.size = size;
@@ -353,20 +358,14 @@ impl Planner {
 }
 
 /// Takes the image's room, or says why not.
-fn fits(
-    room: &mut Room,
-    place: usize,
-    size: Option<&Size>,
-    note: Option<&str>,
-) -> Result<(), String> {
+fn fits(room: &mut Room, place: usize, size: Option<&Size>) -> Result<(), String> {
     match size {
         Some(size) => match room.promise(place, size) {
             Ok(_) => Ok(()),
             Err(short) => Err(too_large(short, room.budget())),
         },
         None => {
-            let why = note.unwrap_or("its size is not known");
-            Err(format!("{why}, so that --disk-budget could not be kept"))
+            Err("nobody was asked for its size, so that --disk-budget could not be kept".to_owned())
         }
     }
 }

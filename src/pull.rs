@@ -116,6 +116,11 @@ pub async fn execute<S: ImageService>(
         limits: RateLimits::default(),
         store: Store::new(plan.room().cloned()),
     };
+    // A registry that was asked too much before the first pull is one pull's concern as much as the next one's.
+    for registry in options.inquiry.iter().flat_map(|i| i.rate_limited()) {
+        let wait = backoff::wait(FailureKind::RateLimited, 1, None);
+        run.limits.hold(&registry, wait);
+    }
     let states: Vec<State> = plan.images().iter().map(|_| State::default()).collect();
     let mut reports: Vec<Option<ImageReport>> = plan.images().iter().map(without_pull).collect();
     let mut pulls: FuturesUnordered<_> = plan

@@ -105,6 +105,9 @@ impl Questions {
 /// Finds out about the selection what the questions are, first of the runtime, then of registries, and makes the plan.
 /// `sizes` are those that are known already.
 ///
+/// Nothing is asked after the deadline: then the plan is made of what is known by then, since nothing of it is pulled any more, and
+/// the report has to name all of it.
+///
 /// # Errors
 /// When there is a budget, and the runtime does not say what its store holds.
 pub(super) async fn plan(
@@ -113,13 +116,16 @@ pub(super) async fn plan(
     questions: Questions,
     inquiry: &Inquiry<'_>,
     mut sizes: HashMap<String, Size>,
+    deadline: Option<tokio::time::Instant>,
 ) -> Result<Plan> {
     let mut facts = Facts::default();
     if let Some(runtime) = runtime {
-        facts.presence = presence(runtime, &selection).await;
+        let presence = by(deadline, presence(runtime, &selection)).await;
+        facts.presence = presence.unwrap_or_default();
     }
     if questions.store.refresh {
-        facts.moved = inquiry.moved(selection.movable(&facts.presence)).await;
+        let moved = inquiry.moved(selection.movable(&facts.presence));
+        facts.moved = by(deadline, moved).await.unwrap_or_default();
         for (name, moved) in &facts.moved {
             if let Moved::Unknown(unknown) = moved {
                 warn!(
@@ -132,8 +138,11 @@ pub(super) async fn plan(
     }
     if questions.need_sizes() {
         let usage = match runtime {
-            Some(runtime) => runtime.usage().await,
-            None => Ok(Usage::default()),
+            Some(runtime) => by(deadline, runtime.usage()).await,
+            None => Ok(Ok(Usage::default())),
+        };
+        let Ok(usage) = usage else {
+            return Ok(selection.against(facts));
         };
         let keeps = runtime.map_or(Keeps::Both, ImageService::keeps);
         let usage = match usage {
@@ -161,7 +170,11 @@ pub(super) async fn plan(
             let moved = matches!(facts.moved.get(&name), Some(Moved::Yes(_)));
             !sizes.contains_key(&name) && (moved || !facts.presence.contains_key(&name))
         });
-        facts.sizes = inquiry.sizes(coming).await;
+        let Ok(asked) = by(deadline, inquiry.sizes(coming)).await else {
+            facts.room = None;
+            return Ok(selection.against(facts));
+        };
+        facts.sizes = asked;
         facts
             .sizes
             .extend(sizes.into_iter().map(|(name, size)| (name, Ok(size))));
@@ -225,6 +238,7 @@ impl Run {
 
         let mut keyring = std::mem::take(&mut self.keyring);
         let platform = platform(&self.runtime, source.node());
+        let runtime = runtime.for_platform(&platform);
         let found = signals
             .or(by(self.deadline(), Box::pin(source.find())))
             .await??
@@ -236,8 +250,15 @@ impl Run {
             sizes: false,
         };
         let selection = select(found.candidates, policy);
-        let plan = plan(selection, Some(&runtime), questions, &inquiry, found.sizes);
-        let plan = signals.or(by(self.deadline(), plan)).await???;
+        let plan = plan(
+            selection,
+            Some(&runtime),
+            questions,
+            &inquiry,
+            found.sizes,
+            self.deadline(),
+        );
+        let plan = signals.or(plan).await??;
         let images = self
             .execute(&plan, &runtime, &keyring, &inquiry, signals.stop())
             .await;
@@ -339,9 +360,9 @@ fn warn_of_credentials(images: &[ImageReport]) {
     }
 }
 
-/// The run's deadline passed before there was a plan.
+/// The run's deadline passed before it was known which images there are.
 #[derive(Debug, thiserror::Error)]
-#[error("the deadline of the run (--deadline) passed before there was a plan")]
+#[error("the deadline of the run (--deadline) passed before it was known which images there are")]
 struct DeadlinePassed;
 
 /// Waits for work until the deadline.

@@ -52,6 +52,7 @@ pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
             };
             let source = open(&sources).await?;
             let platform = flow::platform(&settings, source.node());
+            let runtime = runtime.map(|runtime| runtime.for_platform(&platform));
             let found = source.find().await.context(flow::NO_CANDIDATES)?;
             credentials::add_pull_secrets(&mut keyring, found.pull_secrets);
             let inquiry = Inquiry::new(&keyring, platform, QUESTIONS);
@@ -62,6 +63,7 @@ pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
                 questions,
                 &inquiry,
                 found.sizes,
+                None,
             );
             let plan = plan.await?;
             anyhow::Ok((runtime, plan, inquiry.requests()))

@@ -103,7 +103,7 @@ settings! {
     PULL_TIMEOUT: "pull-timeout", ["PULL_TIMEOUT"], Some("15m"), "TIME",
         "Time limit of one attempt at one image";
     DEADLINE: "deadline", ["DEADLINE"], None, "TIME",
-        "Time limit of the whole run; what is not done by then is reported as failed";
+        "Time limit of the whole run, after the wait of --stagger; what is not done by then is reported as failed";
     RETRIES: "retries", ["RETRIES"], Some("3"), "N",
         "Further attempts after a failure that another attempt may mend";
     FAIL_ON: "fail-on", ["FAIL_ON"], None, "WHEN",

@@ -144,7 +144,7 @@ pub fn write_plan(out: &mut impl Write, outline: &Outline<'_>) -> io::Result<()>
             workloads: i.workloads.iter().map(ToString::to_string).collect(),
             sizes: outline.requests.map(|_| SizesJson {
                 bytes: i.size.as_ref().map(Size::packed),
-                shared_bytes: i.download.map(|d| d.shared),
+                shared_bytes: i.download.and_then(|d| d.shared),
             }),
         }
     });

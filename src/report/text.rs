@@ -87,7 +87,7 @@ pub fn write_plan(out: &mut impl Write, outline: &Outline<'_>) -> io::Result<()>
             for image in plan.images() {
                 let [name, action, pods] = planned(image);
                 let whole = or_dash(image.size.as_ref().map(|s| size(s.packed())));
-                let shared = or_dash(image.download.map(|d| size(d.shared)));
+                let shared = or_dash(image.download.and_then(|d| d.shared).map(size));
                 table.row([name, action, pods, whole, shared, plan_why(image)]);
             }
             table.write(out)?;
@@ -177,7 +177,10 @@ fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or("-".to_owned(), |v| v.to_string())
 }
 
-/// Columns as wide as their widest cell; the last one is free.
+/// The widest that a column is made; a longer cell moves what is behind it in its own row alone.
+const WIDTH_MAX: usize = 80;
+
+/// Columns as wide as their widest cell, within reason; the last one is free.
 struct Table<const N: usize> {
     rows: Vec<[String; N]>,
 }
@@ -197,7 +200,7 @@ impl<const N: usize> Table<N> {
         let mut widths = [0; N];
         for row in &self.rows {
             for (width, cell) in widths.iter_mut().zip(row) {
-                *width = (*width).max(cell.chars().count());
+                *width = (*width).max(cell.chars().count().min(WIDTH_MAX));
             }
         }
         for row in &self.rows {

@@ -211,22 +211,32 @@ impl ImageService for Cri {
         };
         let filesystems = answer.image_filesystems.iter();
         let used = filesystems.filter_map(|fs| Some(fs.used_bytes.as_ref()?.value));
-        let mut usage = Usage {
-            bytes: used.fold(0, u64::saturating_add),
-            ..Usage::default()
+        let bytes = used.fold(0, u64::saturating_add);
+        let Some(downloads) = &self.downloads else {
+            return Ok(Usage {
+                bytes,
+                ..Usage::default()
+            });
         };
         // containerd counts its snapshots there, and not the blobs that they were unpacked from.
-        if let Some(downloads) = &self.downloads {
-            let content = tokio::time::timeout(STATUS_LIMIT, downloads.content());
-            match content.await {
-                Ok(Ok(content)) => {
-                    usage.bytes = usage.bytes.saturating_add(content.bytes);
-                    usage.blobs = content.blobs;
-                }
-                Ok(Err(status)) => tracing::debug!("containerd's content is not counted: {status}"),
-                Err(_) => tracing::debug!("containerd's content is not counted: no answer"),
+        let counted = answer.image_filesystems.iter().map(|fs| fs.timestamp);
+        let counted = counted.min().filter(|_| bytes > 0);
+        let content = tokio::time::timeout(STATUS_LIMIT, downloads.content(counted));
+        let mut usage = match content.await {
+            Ok(Ok(content)) => content,
+            Ok(Err(status)) => {
+                let kind = kind_of_code(status.code());
+                return Err(RuntimeError::new(kind, message(&status)));
             }
-        }
+            Err(_) => {
+                let said = format!(
+                    "containerd did not list its content within {} s",
+                    STATUS_LIMIT.as_secs()
+                );
+                return Err(RuntimeError::new(FailureKind::Timeout, said));
+            }
+        };
+        usage.bytes = usage.bytes.saturating_add(bytes);
         Ok(usage)
     }
 }

@@ -70,6 +70,17 @@ pub enum Runtime {
     Oci(OciLayout),
 }
 
+impl Runtime {
+    /// The same, for images of another platform: where it pulls by itself, as into an image layout. A daemon knows its machine.
+    #[must_use]
+    pub fn for_platform(self, platform: &Platform) -> Self {
+        match self {
+            Self::Oci(layout) => Self::Oci(layout.for_platform(platform.clone())),
+            daemon => daemon,
+        }
+    }
+}
+
 impl fmt::Debug for Runtime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Who it is says all; what it holds (connections, later credentials) is nobody's matter.

@@ -90,6 +90,12 @@ impl OciLayout {
         })
     }
 
+    /// The same, for images of another platform.
+    #[must_use]
+    pub fn for_platform(self, platform: Platform) -> Self {
+        Self { platform, ..self }
+    }
+
     async fn stored(&self, image: &Reference) -> Result<Option<StoredImage>, Error> {
         let layout = self.layout.clone();
         let name = image.normalized();
