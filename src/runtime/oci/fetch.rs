@@ -1,14 +1,16 @@
 //! Brings one blob into the layout: from the registry, through a thread that hashes and writes.
 //!
-//! The async side reads the network, the thread writes the file; between them are a few hundred kilobytes at most, so memory does not grow
+//! The async side reads the network, the thread writes the file; between them are a few parts at most, so memory does not grow
 //! with the size of a layer. Dropping the future ends the thread, and what has come is kept to be resumed.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt, stream};
 use tokio::sync::{OwnedMutexGuard, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
@@ -26,6 +28,13 @@ use crate::runtime::Progress;
 const BATCH: usize = 128 << 10;
 /// Batches under way between the two.
 const BATCHES: usize = 2;
+/// Registries and object stores give each connection a rate of its own, so what is left of a blob is asked for in parts of
+/// so many bytes, several at once, which are written in their order.
+const PART: u64 = 2 << 20;
+/// Parts of all blobs that are under way at once; times [`PART`] it is the memory that they take at most.
+pub(super) const PARTS_AT_ONCE: usize = 12;
+/// For fewer parts than this one answer is as good.
+const PARTS_LEAST: u64 = 3;
 /// How often one attempt goes on where the connection was cut. Each time must have brought something.
 const RESUMES: usize = 3;
 /// How often to look whether another process has finished the same blob.
@@ -150,6 +159,19 @@ impl OciLayout {
     ) -> Result<(), Error> {
         let mut got = there;
         let mut resumes = 0;
+        if descriptor.size.saturating_sub(got) >= PARTS_LEAST * PART {
+            match self
+                .read_parts(access, descriptor, gauge, &writer, &mut got)
+                .await
+            {
+                Ok(()) => {}
+                // One answer may go where many do not; if not, it knows why.
+                Err(Stop::Registry(error)) => {
+                    tracing::debug!(image = %access.image, digest = %descriptor.digest, got, %error, "going on without parts");
+                }
+                Err(Stop::Writer) => return writer.end().await,
+            }
+        }
         while got < descriptor.size {
             let before = got;
             let outcome = self
@@ -172,6 +194,39 @@ impl OciLayout {
             }
         }
         writer.finish().await
+    }
+
+    /// Reads the rest in parts, as far as the server gives them.
+    async fn read_parts(
+        &self,
+        access: Access<'_>,
+        descriptor: &Descriptor,
+        gauge: &Gauge<'_>,
+        writer: &Writer,
+        got: &mut u64,
+    ) -> Result<(), Stop> {
+        let size = descriptor.size;
+        let begins = std::iter::successors(Some(*got), |at| at.checked_add(PART));
+        // Permits are taken in order, so that the part which is waited for always has one.
+        let parts = stream::iter(begins.take_while(|at| *at < size)).then(|at| {
+            let permit = Arc::clone(&self.parts).acquire_owned();
+            permit.map(move |permit| (at, permit))
+        });
+        let parts = parts.map(|(at, permit)| async move {
+            let part = at..at.saturating_add(PART).min(size);
+            let bytes = self.client.blob_part(access, descriptor, part).await;
+            (bytes, permit)
+        });
+        let mut parts = pin!(parts.buffered(PARTS_AT_ONCE));
+        while let Some((bytes, _permit)) = parts.next().await {
+            let Some(bytes) = bytes? else {
+                return Ok(());
+            };
+            *got += bytes.len() as u64;
+            gauge.add(bytes.len() as u64);
+            writer.send(Piece::Data(vec![bytes])).await?;
+        }
+        Ok(())
     }
 
     /// Reads one answer as far as it goes.
