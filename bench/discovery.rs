@@ -18,7 +18,7 @@ const PODS: usize = 10_000;
 const DEPLOYMENT_BYTES: usize = 20_000;
 const DEPLOYMENTS: &str = "/apis/apps/v1/deployments";
 /// Nodes that start in the same moment.
-const TOGETHER: usize = 20;
+const TOGETHER: usize = 8;
 /// The first that is said to be the reader's own case, and the base of the ratios.
 const OURS: &str = "`harpoon plan`";
 
@@ -302,7 +302,8 @@ fn padding(n: usize) -> String {
     text
 }
 
-fn deployment(n: usize) -> Value {
+/// The Deployment of this number.
+pub fn deployment(n: usize) -> Value {
     let labels = json!({"app": format!("service-{n:05}")});
     let template = json!({"metadata": {"labels": labels}, "spec": {"containers": [{"name": "main", "image": image(n)}]}});
     json!({"metadata": {"name": format!("service-{n:05}"), "labels": labels,

@@ -3,16 +3,17 @@
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::bed::{Containerd, Docker, Registry, directory};
+use super::bed::{Containerd, Docker, Registry, directory, unique};
 use super::images::{Content, Layer, push};
 use super::measure::{Case, alternate, harpoon, run as taken, tool};
 use super::page::{Column, Part, column, said};
 use super::shaping::{Shape, Wire};
 
-/// Sizes are an eighth of real ones, and so is the rate of the wire: seconds are an eighth of real ones, for a run to take minutes.
-const SCALE: usize = 8;
+/// Sizes are a sixteenth of real ones, and so is the rate of the wire, for a run to take seconds.
+const SCALE: usize = 16;
 /// Megabytes of what is an image's own, before scaling; with its base the images have 40 to 400 MB.
 const OWN: [usize; 12] = [12, 16, 20, 28, 32, 40, 48, 60, 80, 120, 200, 320];
 /// Which base an image is on, and how many pods use it: a few images are most of the pods, and size has nothing to do with it.
@@ -20,7 +21,7 @@ const BASES: [usize; 12] = [0, 1, 0, 2, 1, 0, 2, 1, 0, 1, 0, 2];
 const PODS: [usize; 12] = [14, 2, 60, 1, 27, 4, 100, 1, 8, 40, 3, 20];
 const SHAPE: Shape = Shape {
     latency: Duration::from_millis(20),
-    rate: Some(8 << 20),
+    rate: Some(4 << 20),
 };
 const CONCURRENCIES: [&str; 5] = ["1", "2", "4", "8", "16"];
 const COLUMNS: [Column; 2] = [column("wall s", 2), column("CPU s of the client", 2)];
@@ -33,7 +34,7 @@ const ORDER: [Column; 4] = [
 
 /// An image to be pulled.
 struct Pulled {
-    name: String,
+    layers: Vec<Arc<Layer>>,
     bytes: u64,
     base: usize,
     pods: usize,
@@ -41,12 +42,12 @@ struct Pulled {
 
 pub fn run(part: &mut Part, runs: usize) {
     let registry = Registry::start();
-    let images = images(&registry);
+    let images = images();
     let total: u64 = images.iter().map(|image| image.bytes).sum();
     part.say(&format!(
-        "{} images of {} to {} MB compressed on three bases, {} MB if nothing were shared: an eighth of real sizes, for a run to take seconds. \
+        "{} images of {} to {} MB compressed on three bases, {} MB if nothing were shared: a sixteenth of real sizes, for a run to take seconds. \
          A fresh runtime for each run; its start is not counted. *Behind the wire* is a proxy with {} ms of latency and {} MiB/s for each connection \
-         (an eighth, too, of what an object store gives).",
+         (a sixteenth, too, of what an object store gives).",
         images.len(),
         images.iter().map(|image| image.bytes).min().unwrap() / 1_000_000,
         images.iter().map(|image| image.bytes).max().unwrap() / 1_000_000,
@@ -60,7 +61,7 @@ pub fn run(part: &mut Part, runs: usize) {
         ("plain registry", registry.address().to_owned()),
         ("behind the wire", wire.address()),
     ] {
-        let list = &write(files.path(), &address, &by_use(&images));
+        let list = &list(&registry, files.path(), &address, &by_use(&images)).file;
         for kind in [Kind::Containerd, Kind::Docker] {
             let mut cases: Vec<_> = CONCURRENCIES
                 .iter()
@@ -88,7 +89,7 @@ pub fn run(part: &mut Part, runs: usize) {
     }
     part.say(
         "The order of pulls, into containerd behind the wire: when images are there that stand for 50, 80 and 95% of the pods, by harpoon's own log lines. \
-         The orders are made by the images file, which is pulled from the top.",
+         The orders are made by the images' names, since images of a list are pulled in the order of their names.",
     );
     let orders: [(&str, Vec<&Pulled>); 4] = [
         ("most used first", by_use(&images)),
@@ -106,7 +107,7 @@ pub fn run(part: &mut Part, runs: usize) {
         ),
     ];
     let cases = orders.iter().map(|(name, order)| {
-        let list = write(files.path(), &wire.address(), order);
+        let list = list(&registry, files.path(), &wire.address(), order);
         Case::new(*name, move || useful(&list, order))
     });
     let rows = alternate(runs, cases.collect());
@@ -118,16 +119,16 @@ pub fn run(part: &mut Part, runs: usize) {
     ));
 }
 
-fn images(registry: &Registry) -> Vec<Pulled> {
+fn images() -> Vec<Pulled> {
     let size = |megabytes: usize| megabytes * 1_000_000 / SCALE;
     // A distribution of small files below all, and what a language brings above it.
-    let distribution = Layer::new("distribution", size(24), Content::Files);
+    let distribution = Arc::new(Layer::new("distribution", size(24), Content::Files));
     let languages = [
         ("c", 4, Content::Text),
         ("python", 40, Content::Files),
         ("java", 60, Content::Text),
     ]
-    .map(|(name, mb, content)| Layer::new(name, size(mb), content));
+    .map(|(name, mb, content)| Arc::new(Layer::new(name, size(mb), content)));
     let all = OWN
         .iter()
         .zip(BASES)
@@ -136,23 +137,19 @@ fn images(registry: &Registry) -> Vec<Pulled> {
         .map(|(n, ((own, base), pods))| {
             let own = size(*own);
             // Libraries as text, and the rest as what does not compress.
-            let layers = [
-                Layer::new(&format!("libraries-{n}"), own / 4, Content::Files),
-                Layer::new(&format!("program-{n}"), own / 2, Content::Random),
-                Layer::new(&format!("data-{n}"), own / 4, Content::Text),
+            let layer = |name: &str, bytes, content| {
+                Arc::new(Layer::new(&format!("{name}-{n}"), bytes, content))
+            };
+            let layers = vec![
+                Arc::clone(&distribution),
+                Arc::clone(&languages[base]),
+                layer("libraries", own / 4, Content::Files),
+                layer("program", own / 2, Content::Random),
+                layer("data", own / 4, Content::Text),
             ];
-            let layers = [
-                &distribution,
-                &languages[base],
-                &layers[0],
-                &layers[1],
-                &layers[2],
-            ];
-            let name = format!("team/service-{n}:1");
-            push(registry, &name, &layers);
             Pulled {
-                name,
                 bytes: layers.iter().map(|layer| layer.bytes()).sum(),
+                layers,
                 base,
                 pods,
             }
@@ -183,15 +180,28 @@ fn bases_first(images: &[Pulled]) -> Vec<&Pulled> {
     order
 }
 
-/// Writes an images file, with the registry's address.
-fn write(directory: &Path, address: &str, images: &[&Pulled]) -> String {
-    let file = directory.join(super::bed::unique("images"));
-    let lines: String = images
-        .iter()
-        .map(|image| format!("{address}/{}\n", image.name))
-        .collect();
-    std::fs::write(&file, lines).unwrap();
-    file.to_str().unwrap().to_owned()
+/// Images in the order in which harpoon pulls them, as what is written in a list is ordered by name.
+struct List {
+    file: String,
+    references: Vec<String>,
+}
+
+/// Pushes the images under names that have this order, as they are found at `address`.
+fn list(registry: &Registry, directory: &Path, address: &str, images: &[&Pulled]) -> List {
+    let name = unique("order");
+    let tags = images.iter().enumerate().map(|(place, image)| {
+        let tag = format!("team/apps:{name}-{place:02}");
+        let layers: Vec<_> = image.layers.iter().map(|layer| &**layer).collect();
+        push(registry, &tag, &layers);
+        format!("{address}/{tag}")
+    });
+    let references: Vec<_> = tags.collect();
+    let file = directory.join(name);
+    std::fs::write(&file, references.join("\n") + "\n").unwrap();
+    List {
+        file: file.to_str().unwrap().to_owned(),
+        references,
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -307,9 +317,9 @@ fn case<'a>(name: String, kind: Kind, command: impl Fn(&Fresh) -> Command + 'a) 
 }
 
 /// When all is there, and when what stands for half, four fifths and nineteen twentieths of the pods.
-fn useful(list: &str, order: &[&Pulled]) -> Vec<f64> {
+fn useful(list: &List, order: &[&Pulled]) -> Vec<f64> {
     let fresh = Kind::Containerd.start();
-    let mut command = ours(&fresh, list, &[]);
+    let mut command = ours(&fresh, &list.file, &[]);
     let began = Instant::now();
     let mut child = command
         .stdout(Stdio::null())
@@ -320,10 +330,12 @@ fn useful(list: &str, order: &[&Pulled]) -> Vec<f64> {
     let (mut there, mut at) = (0, [None; 3]);
     for line in BufReader::new(child.stderr.take().unwrap()).lines() {
         let line = line.unwrap();
-        let done = order
+        let is_done = |reference: &&String| line.contains("pulled") && line.contains(*reference);
+        let done = list
+            .references
             .iter()
-            .find(|image| line.contains("pulled") && line.contains(&format!("/{}", image.name)));
-        there += done.map_or(0, |image| image.pods);
+            .position(|reference| is_done(&reference));
+        there += done.map_or(0, |place| order[place].pods);
         for (percent, at) in [50, 80, 95].into_iter().zip(&mut at) {
             if there * 100 >= all * percent {
                 at.get_or_insert(began.elapsed().as_secs_f64());

@@ -16,9 +16,13 @@
 mod bed;
 mod discovery;
 mod fill;
+mod footprint;
+mod guard;
 mod images;
 mod measure;
+mod oci;
 mod page;
+mod planning;
 mod shaping;
 mod warm;
 
@@ -26,9 +30,13 @@ mod warm;
 type Benchmark = fn(&mut page::Part, runs: usize);
 
 const ALL: &[(&str, Benchmark)] = &[
-    ("discovery", discovery::run),
-    ("warm", warm::run),
     ("fill", fill::run),
+    ("warm", warm::run),
+    ("oci", oci::run),
+    ("discovery", discovery::run),
+    ("planning", planning::run),
+    ("footprint", footprint::run),
+    ("guard", guard::run),
 ];
 
 fn main() {

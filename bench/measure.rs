@@ -11,6 +11,8 @@ use nix::sys::time::TimeValLike;
 /// Clock ticks a second in `/proc/PID/stat`; Linux has had this one on every architecture for long.
 const TICKS: f64 = 100.0;
 
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// What one run of a command took.
 #[derive(Debug, Clone, Copy)]
 pub struct Taken {
@@ -31,12 +33,16 @@ pub fn harpoon<const N: usize>(arguments: [&str; N]) -> Command {
 
 /// A program of this machine, in an environment with nothing but a path and a home.
 pub fn tool(name: &str) -> Command {
-    let mut command = Command::new(name);
-    command.env_clear();
-    command.env(
-        "PATH",
-        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    // By its whole path: a name would be looked for between fork and exec, and a fork of this program, with its memory, is slow.
+    let whole = PATH
+        .split(':')
+        .map(|directory| Path::new(directory).join(name));
+    let whole = whole.into_iter().find(|path| path.exists());
+    let mut command = Command::new(
+        whole.unwrap_or_else(|| panic!("{name} is missing: run testbed/install bench")),
     );
+    command.env_clear();
+    command.env("PATH", PATH);
     command.env("HOME", std::env::temp_dir());
     command
 }

@@ -68,7 +68,11 @@ impl Reference {
         if text.is_empty() {
             return Err(ReferenceError::Empty);
         }
-        if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        let is_blank = match text.is_ascii() {
+            true => text.bytes().any(|b| b <= b' ' || b == 0x7f),
+            false => text.chars().any(|c| c.is_whitespace() || c.is_control()),
+        };
+        if is_blank {
             return Err(ReferenceError::Blank);
         }
         if !text.is_ascii() {
@@ -155,11 +159,12 @@ impl Reference {
 
     /// The form that is equal for equal images: `docker.io/library/nginx:latest`.
     pub fn normalized(&self) -> String {
-        match (&self.digest, self.tag()) {
-            (Some(digest), _) => format!("{}/{}@{digest}", self.registry, self.repository),
-            (None, Some(tag)) => format!("{}/{}:{tag}", self.registry, self.repository),
-            (None, None) => format!("{}/{}", self.registry, self.repository),
-        }
+        let (mark, version) = match (&self.digest, self.tag()) {
+            (Some(digest), _) => ("@", digest.as_str()),
+            (None, Some(tag)) => (":", tag),
+            (None, None) => ("", ""),
+        };
+        [&self.registry, "/", &self.repository, mark, version].concat()
     }
 }
 

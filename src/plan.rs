@@ -220,6 +220,8 @@ pub struct Selection {
 
 #[derive(Debug, Clone)]
 struct Selected {
+    /// Normalised.
+    name: String,
     image: String,
     pods: Option<u64>,
     workloads: Vec<Arc<Workload>>,
@@ -234,7 +236,8 @@ struct Selected {
 /// that it is reported, and does not count against the limit. An image that several workloads use stays if one of them
 /// can run on this node, and then only those that can are counted and named.
 pub fn select(candidates: Vec<Candidate>, policy: &Policy) -> Selection {
-    let mut images: Vec<Merged> = merge(candidates);
+    // Pointers are sorted: the images themselves are long, and sorting moves them many times.
+    let mut images: Vec<Box<Merged>> = merge(candidates);
     images.sort_by(|a, b| {
         b.pods
             .cmp(&a.pods)
@@ -244,7 +247,9 @@ pub fn select(candidates: Vec<Candidate>, policy: &Policy) -> Selection {
     let mut taken = 0;
     let images = images
         .into_iter()
+        .map(|merged| *merged)
         .map(|merged| Selected {
+            name: merged.key,
             verdict: judge(merged.parsed, merged.mismatch, policy, &mut taken),
             image: merged.image,
             pods: merged.known.then_some(merged.pods),
@@ -308,16 +313,21 @@ impl Planner {
             download: None,
         };
         image.step = match selected.verdict {
-            Ok(reference) => self.step(place, reference, &mut image),
+            Ok(reference) => self.step(place, &selected.name, reference, &mut image),
             Err((reason, message)) => Step::Skip(reason, message),
         };
         image
     }
 
-    fn step(&mut self, place: usize, reference: Reference, image: &mut PlannedImage) -> Step {
-        let name = reference.normalized();
-        if let Some(stored) = self.facts.presence.remove(&name) {
-            match self.facts.moved.remove(&name) {
+    fn step(
+        &mut self,
+        place: usize,
+        name: &str,
+        reference: Reference,
+        image: &mut PlannedImage,
+    ) -> Step {
+        if let Some(stored) = self.facts.presence.remove(name) {
+            match self.facts.moved.remove(name) {
                 Some(Moved::Yes(message)) => image.note = Some(message),
                 Some(Moved::Unknown(unknown)) => {
                     image.note = Some(format!(
@@ -329,7 +339,7 @@ impl Planner {
                 Some(Moved::No) | None => return Step::Present(stored),
             }
         }
-        let size = match self.facts.sizes.remove(&name) {
+        let size = match self.facts.sizes.remove(name) {
             None => None,
             Some(Ok(size)) => Some(size),
             Some(Err(unknown)) if unknown.kind == FailureKind::PlatformMismatch => {
@@ -398,7 +408,7 @@ struct Merged {
     mismatch: Option<String>,
 }
 
-fn merge(candidates: Vec<Candidate>) -> Vec<Merged> {
+fn merge(candidates: Vec<Candidate>) -> Vec<Box<Merged>> {
     let mut merged: Vec<(Merged, Vec<Use>)> = Vec::with_capacity(candidates.len());
     let mut places: HashMap<String, usize> = HashMap::with_capacity(candidates.len());
     for candidate in candidates {
@@ -435,7 +445,9 @@ fn merge(candidates: Vec<Candidate>) -> Vec<Merged> {
         uses.extend(candidate.uses.unwrap_or_default());
     }
     let images = merged.into_iter();
-    images.map(|(image, uses)| count(image, uses)).collect()
+    images
+        .map(|(image, uses)| Box::new(count(image, uses)))
+        .collect()
 }
 
 /// Counts who uses an image on this node. Where some of its workloads can run here they alone count; where none can,

@@ -22,10 +22,11 @@ pub(crate) mod select;
 pub(crate) mod standin;
 mod transport;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{Method, StatusCode, header};
 
 use crate::image::{Digest, Reference};
@@ -184,11 +185,7 @@ impl Client {
         descriptor: &Descriptor,
         offset: u64,
     ) -> Result<Blob, Error> {
-        let path = format!(
-            "/v2/{}/blobs/{}",
-            access.image.repository(),
-            descriptor.digest
-        );
+        let path = blob_path(access, descriptor);
         let ask = Ask::new(Method::GET, "*/*").from(offset);
         match self.ask(access, &path, ask).await {
             Ok(answer) => Blob::new(answer, descriptor, offset),
@@ -200,6 +197,34 @@ impl Client {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Reads a part of a blob, all of it into memory: `None` where the server does not give just that part.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn blob_part(
+        &self,
+        access: Access<'_>,
+        descriptor: &Descriptor,
+        part: Range<u64>,
+    ) -> Result<Option<Bytes>, Error> {
+        let path = blob_path(access, descriptor);
+        let ask = Ask::new(Method::GET, "*/*").within(&part);
+        let answer = self.ask(access, &path, ask).await?;
+        let length = part.end.saturating_sub(part.start);
+        if answer.status() != StatusCode::PARTIAL_CONTENT
+            || answer.content_length().is_some_and(|told| told != length)
+        {
+            return Ok(None);
+        }
+        let mut blob = Blob::new(answer, descriptor, part.start)?;
+        blob.left = length;
+        let mut bytes = BytesMut::with_capacity(usize::try_from(length).unwrap_or(0));
+        while let Some(chunk) = blob.chunk().await? {
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(Some(bytes.freeze()))
     }
 
     async fn ask_manifest(
@@ -237,6 +262,14 @@ impl Client {
         let answer = transport.send_to_registry(registry, path, &ask).await?;
         answer.successful().await
     }
+}
+
+fn blob_path(access: Access<'_>, descriptor: &Descriptor) -> String {
+    format!(
+        "/v2/{}/blobs/{}",
+        access.image.repository(),
+        descriptor.digest
+    )
 }
 
 /// A blob that is being read. Its digest is the reader's to verify; never more bytes come than the descriptor tells.

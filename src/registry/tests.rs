@@ -408,6 +408,41 @@ async fn a_blob_goes_on_where_it_was_cut_and_begins_again_where_ranges_are_unkno
 }
 
 #[tokio::test]
+async fn a_part_of_a_blob_is_just_that_part_or_none() {
+    let wanted = descriptor(b"0123456789");
+    let part = |body: &'static str| Reply::new(206, body);
+    let table = [
+        (
+            part("345").with("content-range", "bytes 3-5/10"),
+            Some("345"),
+        ),
+        (Reply::new(200, "0123456789"), None),
+        (part("3456789").with("content-range", "bytes 3-9/10"), None),
+    ];
+    for (reply, expected) in table {
+        let server = StandIn::start(move |asked| {
+            assert_eq!(asked.header("range"), Some("bytes=3-5"));
+            reply.clone()
+        })
+        .await;
+        let image = image(&server);
+        let client = client();
+        let found = client.blob_part(Access::anonymous(&image), &wanted, 3..6);
+        assert_eq!(found.await.unwrap().as_deref(), expected.map(str::as_bytes));
+    }
+    for reply in [
+        part("012").with("content-range", "bytes 0-2/10"),
+        part("345").with("content-range", "bytes 3-5/10").cut(2),
+    ] {
+        let server = StandIn::start(move |_| reply.clone()).await;
+        let image = image(&server);
+        let client = client();
+        let found = client.blob_part(Access::anonymous(&image), &wanted, 3..6);
+        found.await.unwrap_err();
+    }
+}
+
+#[tokio::test]
 async fn a_blob_never_gives_more_than_its_size() {
     let wanted = descriptor(b"small");
     for reply in [

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -61,6 +62,16 @@ impl<'a> Ask<'a> {
     /// From this byte on; from the first one, no range is asked for, since not all servers know ranges.
     pub(super) fn from(mut self, offset: u64) -> Self {
         self.range = (offset > 0).then(|| format!("bytes={offset}-"));
+        self
+    }
+
+    /// These bytes alone; a server that knows no ranges gives all.
+    pub(super) fn within(mut self, part: &Range<u64>) -> Self {
+        self.range = Some(format!(
+            "bytes={}-{}",
+            part.start,
+            part.end.saturating_sub(1)
+        ));
         self
     }
 

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use containerd_client::services::v1 as containerd;
-use k8s_cri::v1::{ImageStatusResponse, PullImageResponse, VersionResponse};
+use k8s_cri::v1::{ImageStatusResponse, ListImagesResponse, PullImageResponse, VersionResponse};
 use prost::Message;
 use tokio::net::UnixListener;
 
@@ -18,6 +18,7 @@ mod stand_in;
 const SOON: Duration = Duration::from_millis(500);
 const VERSION: &str = "/runtime.v1.RuntimeService/Version";
 const STATUS: &str = "/runtime.v1.ImageService/ImageStatus";
+const LIST: &str = "/runtime.v1.ImageService/ListImages";
 const PULL: &str = "/runtime.v1.ImageService/PullImage";
 
 fn version(name: &str) -> Answer {
@@ -202,6 +203,76 @@ async fn status_tells_digest_and_size() {
         "an answer of more than 4 MB"
     );
     assert_eq!(cri.status(&image("none")).await.unwrap(), None);
+}
+
+/// Asks a runtime that has `docker.io/library/app:1` for many references; returns which are there, and the calls.
+async fn ask_for_many(name: &'static str, lists: bool) -> (Vec<bool>, Vec<String>) {
+    let calls: Arc<Mutex<Vec<String>>> = Arc::default();
+    let seen = Arc::clone(&calls);
+    let digests = [format!("docker.io/library/app@{}", sha256('a'))];
+    let server = StandIn::start(move |path, request| {
+        if path == VERSION {
+            return version(name);
+        }
+        let asked = ImageStatusRequest::decode(request).unwrap_or_default();
+        let asked = asked.image.unwrap_or_default().image;
+        seen.lock().unwrap().push(format!("{path} {asked}"));
+        match path {
+            LIST if lists => Answer::message(&ListImagesResponse {
+                images: vec![Image {
+                    repo_tags: vec!["docker.io/library/app:1".to_owned()],
+                    repo_digests: digests.to_vec(),
+                    size: 7,
+                    ..Image::default()
+                }],
+            }),
+            STATUS if asked == "app:1" => stored(&digests, 7),
+            STATUS => Answer::message(&ImageStatusResponse::default()),
+            _ => Answer::unknown_service(),
+        }
+    });
+    let cri = server.connect().await.unwrap();
+    let digest = format!("docker.io/library/app@{}", sha256('a'));
+    let names = [
+        "app:1",
+        "docker.io/library/app:1",
+        &digest,
+        "app:2",
+        "quay.io/library/app:1",
+    ];
+    let images = names.map(image);
+    let statuses = cri.statuses(&images.each_ref()).await;
+    let there = statuses
+        .iter()
+        .map(|status| status.as_ref().unwrap().is_some());
+    let there = there.collect();
+    let calls = calls.lock().unwrap().clone();
+    (there, calls)
+}
+
+#[tokio::test]
+async fn many_are_looked_up_in_one_list() {
+    let (there, calls) = ask_for_many("containerd", true).await;
+    assert_eq!(there, [true, true, true, false, false]);
+    assert_eq!(calls, [format!("{LIST} ")]);
+
+    // What a name without a registry stands for is CRI-O's own affair.
+    let (there, mut calls) = ask_for_many("cri-o", true).await;
+    assert_eq!(there, [true, true, true, false, false]);
+    calls.sort();
+    assert_eq!(
+        calls,
+        [
+            format!("{STATUS} app:1"),
+            format!("{STATUS} app:2"),
+            format!("{LIST} ")
+        ]
+    );
+
+    // Without a list each is asked for.
+    let (there, calls) = ask_for_many("containerd", false).await;
+    assert_eq!(there, [true, false, false, false, false]);
+    assert_eq!(calls.len(), 6);
 }
 
 #[test]

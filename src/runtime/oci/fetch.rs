@@ -1,16 +1,19 @@
 //! Brings one blob into the layout: from the registry, through a thread that hashes and writes.
 //!
-//! The async side reads the network, the thread writes the file; between them are a few hundred kilobytes at most, so memory does not grow
+//! The async side reads the network, the thread writes the file; between them are a few parts at most, so memory does not grow
 //! with the size of a layer. Dropping the future ends the thread, and what has come is kept to be resumed.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt, stream};
 use tokio::sync::{OwnedMutexGuard, mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::OciLayout;
 use super::error::Error;
@@ -26,6 +29,15 @@ use crate::runtime::Progress;
 const BATCH: usize = 128 << 10;
 /// Batches under way between the two.
 const BATCHES: usize = 2;
+/// Registries and object stores give each connection a rate of its own. Where one is slow, what is left of a blob is asked
+/// for in parts of so many bytes, several at once, which are written in their order.
+const PART: u64 = 2 << 20;
+/// A connection is slow that takes longer for the first [`PART`]. A faster one is cheaper than many.
+const SLOW: Duration = Duration::from_millis(100);
+/// Parts of all blobs that are under way at once; times [`PART`] it is the memory that they take at most.
+pub(super) const PARTS_AT_ONCE: usize = 12;
+/// For fewer parts than this one answer is as good.
+const PARTS_LEAST: u64 = 3;
 /// How often one attempt goes on where the connection was cut. Each time must have brought something.
 const RESUMES: usize = 3;
 /// How often to look whether another process has finished the same blob.
@@ -150,13 +162,28 @@ impl OciLayout {
     ) -> Result<(), Error> {
         let mut got = there;
         let mut resumes = 0;
+        let mut may_part = true;
         while got < descriptor.size {
             let before = got;
             let outcome = self
-                .read_some(access, descriptor, gauge, &mut writer, &mut got)
+                .read_some(access, descriptor, gauge, &mut writer, &mut got, may_part)
                 .await;
             match outcome {
-                Ok(()) => {}
+                Ok(End::Answer) => {}
+                Ok(End::Slow) => {
+                    may_part = false;
+                    match self
+                        .read_parts(access, descriptor, gauge, &writer, &mut got)
+                        .await
+                    {
+                        Ok(()) => {}
+                        // One answer may go where many do not; if not, it knows why.
+                        Err(Stop::Registry(error)) => {
+                            tracing::debug!(image = %access.image, digest = %descriptor.digest, got, %error, "going on without parts");
+                        }
+                        Err(Stop::Writer) => return writer.end().await,
+                    }
+                }
                 Err(Stop::Registry(error))
                     if error.is_cut() && got > before && resumes < RESUMES =>
                 {
@@ -174,7 +201,40 @@ impl OciLayout {
         writer.finish().await
     }
 
-    /// Reads one answer as far as it goes.
+    /// Reads the rest in parts, as far as the server gives them.
+    async fn read_parts(
+        &self,
+        access: Access<'_>,
+        descriptor: &Descriptor,
+        gauge: &Gauge<'_>,
+        writer: &Writer,
+        got: &mut u64,
+    ) -> Result<(), Stop> {
+        let size = descriptor.size;
+        let begins = std::iter::successors(Some(*got), |at| at.checked_add(PART));
+        // Permits are taken in order, so that the part which is waited for always has one.
+        let parts = stream::iter(begins.take_while(|at| *at < size)).then(|at| {
+            let permit = Arc::clone(&self.parts).acquire_owned();
+            permit.map(move |permit| (at, permit))
+        });
+        let parts = parts.map(|(at, permit)| async move {
+            let part = at..at.saturating_add(PART).min(size);
+            let bytes = self.client.blob_part(access, descriptor, part).await;
+            (bytes, permit)
+        });
+        let mut parts = pin!(parts.buffered(PARTS_AT_ONCE));
+        while let Some((bytes, _permit)) = parts.next().await {
+            let Some(bytes) = bytes? else {
+                return Ok(());
+            };
+            *got += bytes.len() as u64;
+            gauge.add(bytes.len() as u64);
+            writer.send(Piece::Data(vec![bytes])).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads one answer as far as it goes, or, where parts would be of use and are allowed, as long as it is not slow.
     async fn read_some(
         &self,
         access: Access<'_>,
@@ -182,13 +242,17 @@ impl OciLayout {
         gauge: &Gauge<'_>,
         writer: &mut Writer,
         got: &mut u64,
-    ) -> Result<(), Stop> {
+        may_part: bool,
+    ) -> Result<End, Stop> {
+        let began = Instant::now();
         let mut blob = self.client.blob(access, descriptor, *got).await?;
         if blob.offset() < *got {
             writer.send(Piece::Restart).await?;
             gauge.take_back(*got);
             *got = 0;
         }
+        let first = got.saturating_add(PART);
+        let mut measured = !may_part;
         let mut batch = Vec::new();
         let mut batched = 0;
         loop {
@@ -205,7 +269,15 @@ impl OciLayout {
                 writer.send(Piece::Data(std::mem::take(&mut batch))).await?;
             }
             if ended {
-                return Ok(chunk.map(drop)?);
+                chunk?;
+                return Ok(End::Answer);
+            }
+            if !measured && batch.is_empty() && *got >= first {
+                measured = true;
+                let left = descriptor.size.saturating_sub(*got);
+                if left >= PARTS_LEAST * PART && began.elapsed() > SLOW {
+                    return Ok(End::Slow);
+                }
             }
         }
     }
@@ -233,6 +305,14 @@ enum Found {
     Partial(Box<Partial>),
     /// A file that another process is writing.
     Busy,
+}
+
+/// How reading one answer ended.
+enum End {
+    /// With the answer.
+    Answer,
+    /// Before it, because the connection is slow.
+    Slow,
 }
 
 /// Why a download does not go on.

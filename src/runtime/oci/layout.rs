@@ -2,6 +2,7 @@
 //!
 //! Blocking file I/O throughout: callers use [`blocking`]. No network.
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -188,15 +189,27 @@ impl Layout {
             .map_err(|e| failed("write", &path, e))
     }
 
-    /// The entry of this name, if there is one that is whole and of an image manifest.
-    pub(super) fn entry(&self, name: &str) -> Result<Option<Entry>, Error> {
+    /// The entry of each name, if there is one that is whole and of an image manifest.
+    pub(super) fn entries(&self, names: &[String]) -> Result<Vec<Option<Entry>>, Error> {
         let index = self.read_index()?;
-        let entries = index.get("manifests").and_then(Value::as_array);
-        Ok(entries
+        let mut entries: HashMap<&str, Entry> = HashMap::new();
+        for value in index
+            .get("manifests")
+            .and_then(Value::as_array)
             .into_iter()
             .flatten()
-            .filter(|entry| entry_name(entry) == Some(name))
-            .find_map(|entry| parse_entry(name, entry)))
+        {
+            if let Some(name) = entry_name(value)
+                && !entries.contains_key(name)
+                && let Some(entry) = parse_entry(name, value)
+            {
+                entries.insert(name, entry);
+            }
+        }
+        Ok(names
+            .iter()
+            .map(|name| entries.get(name.as_str()).cloned())
+            .collect())
     }
 
     /// The size of all that the entry's image is made of, if all of it is here.

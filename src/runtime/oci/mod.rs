@@ -25,25 +25,27 @@ mod partial;
 mod usage;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 
 use crate::disk::{Keeps, Usage};
 use crate::image::{Digest, Platform, Reference};
 use crate::registry::credential::Credential;
 use crate::registry::manifest::{Descriptor, Manifest, OCI_MANIFEST, config_platform};
 use crate::registry::{self, Access, Chosen, Client, MANIFEST_MAX, digest, select};
-use crate::runtime::{ImageService, Progress, RuntimeError, RuntimeInfo, StoredImage};
+use crate::runtime::{
+    ImageService, Progress, RuntimeError, RuntimeInfo, Status, StoredImage, ask_each,
+};
 
 use error::Error;
 pub use error::OpenError;
-use fetch::{Gauge, Locks};
+use fetch::{Gauge, Locks, PARTS_AT_ONCE};
 use layout::{Entry, Layout, blocking};
 
-/// Layers of one image that are fetched at once: what Docker and containerd do. More gains little where one registry
-/// serves them all, and several images are pulled at once besides.
-const LAYERS_AT_ONCE: usize = 3;
+/// Layers of one image that are fetched at once, as skopeo does it.
+const LAYERS_AT_ONCE: usize = 6;
 
 /// An OCI image layout directory that images are pulled into.
 pub struct OciLayout {
@@ -53,6 +55,7 @@ pub struct OciLayout {
     layout: Layout,
     made: OnceCell<()>,
     locks: Locks,
+    parts: Arc<Semaphore>,
 }
 
 /// Opens the layout directory `dir`. Where it is missing or empty, the first pull makes it. Images are pulled for `platform`.
@@ -87,6 +90,7 @@ impl OciLayout {
             layout,
             made: OnceCell::new(),
             locks: Locks::default(),
+            parts: Arc::new(Semaphore::new(PARTS_AT_ONCE)),
         })
     }
 
@@ -96,26 +100,18 @@ impl OciLayout {
         Self { platform, ..self }
     }
 
-    async fn stored(&self, image: &Reference) -> Result<Option<StoredImage>, Error> {
+    /// What is here of each of these, by one look at the index.
+    async fn stored(&self, images: &[&Reference]) -> Result<Vec<Option<StoredImage>>, Error> {
         let layout = self.layout.clone();
-        let name = image.normalized();
+        let names: Vec<_> = images.iter().map(|image| image.normalized()).collect();
         let wanted = self.platform.clone();
         blocking(move || {
-            let Some(entry) = layout.entry(&name)? else {
-                return Ok(None);
-            };
-            let platform = entry.platform.as_ref();
-            if platform.is_some_and(|p| select::rank(p, &wanted).is_none()) {
-                return Ok(None);
-            }
-            let Some(bytes) = layout.complete(&entry)? else {
-                return Ok(None);
-            };
-            Ok(Some(StoredImage {
-                digest: Some(entry.source.to_string()),
-                known: vec![entry.source.to_string()],
-                bytes: Some(bytes),
-            }))
+            let entries = layout.entries(&names)?;
+            let stored = entries.into_iter().map(|entry| match entry {
+                Some(entry) => whole(&layout, &entry, &wanted),
+                None => Ok(None),
+            });
+            stored.collect()
         })
         .await
     }
@@ -140,7 +136,11 @@ impl OciLayout {
             Some(platform) => platform,
             None => self.config_platform(image, config).await?,
         };
-        stream::iter(blobs.into_iter().filter(|b| b.digest != config.digest))
+        // The biggest first, since the last one to end is what a pull waits for.
+        let mut layers = blobs;
+        layers.retain(|blob| blob.digest != config.digest);
+        layers.sort_by_key(|layer| std::cmp::Reverse(layer.size));
+        stream::iter(layers)
             .map(|layer| {
                 let gauge = &gauge;
                 async move { self.fetch_blob(access, &layer, gauge).await }
@@ -213,7 +213,15 @@ impl ImageService for OciLayout {
     }
 
     async fn status(&self, image: &Reference) -> Result<Option<StoredImage>, RuntimeError> {
-        Ok(self.stored(image).await?)
+        Ok(self.stored(&[image]).await?.pop().flatten())
+    }
+
+    async fn statuses(&self, images: &[&Reference]) -> Vec<Status> {
+        match self.stored(images).await {
+            Ok(stored) => stored.into_iter().map(Ok).collect(),
+            // One that is damaged must not hide the others.
+            Err(_) => ask_each(self, images).await,
+        }
     }
 
     async fn pull(
@@ -233,6 +241,20 @@ impl ImageService for OciLayout {
         let layout = self.layout.clone();
         Ok(blocking(move || layout.usage()).await?)
     }
+}
+
+/// What the layout has under this entry, if it is for this platform and all of it is here.
+fn whole(layout: &Layout, entry: &Entry, wanted: &Platform) -> Result<Option<StoredImage>, Error> {
+    let platform = entry.platform.as_ref();
+    if platform.is_some_and(|p| select::rank(p, wanted).is_none()) {
+        return Ok(None);
+    }
+    let stored = layout.complete(entry)?.map(|bytes| StoredImage {
+        digest: Some(entry.source.to_string()),
+        known: vec![entry.source.to_string()],
+        bytes: Some(bytes),
+    });
+    Ok(stored)
 }
 
 /// The manifest as a layout holds it, and its digest.

@@ -41,6 +41,23 @@ impl Faulty {
     }
 }
 
+impl Faulty {
+    /// The `Range` headers of the requests for the layer, as they are.
+    fn parts(&self) -> Vec<String> {
+        let layer = is_one_of(layers(&self.image));
+        let seen = self.proxy.seen();
+        let asked = seen.iter().filter(|seen| layer(seen));
+        asked
+            .map(|seen| {
+                seen.headers
+                    .get("range")
+                    .map_or("-", |range| range.to_str().unwrap())
+                    .to_owned()
+            })
+            .collect()
+    }
+}
+
 /// The byte that a request wants the blob from.
 pub(super) fn from_byte(seen: &Seen) -> u64 {
     let range = seen
@@ -254,4 +271,49 @@ fn a_manifest_that_is_not_the_one_of_the_digest_is_refused() {
         "{message}"
     );
     assert!(!bundle.path().exists());
+}
+
+/// A layer of this size is fetched in parts where the registry is slow.
+const LARGE: u64 = 20_000_000;
+/// Bytes a second of one connection.
+const SLOW: usize = 4_000_000;
+
+#[test]
+fn a_large_layer_comes_in_parts_over_several_connections_where_one_is_slow() {
+    let test = Faulty::new(LARGE, |_| |_: &Seen| Fault::Throttle(SLOW));
+    let output = test.bundle.pull(&[&test.image]).run().expect(0);
+    assert_eq!(told(&output, &test.image), pulled(1));
+    assert_eq!(test.bundle.names().len(), 1, "whole, and its digest right");
+    let parts = test.parts();
+    assert!(parts.len() >= 9, "{parts:?}");
+    assert_eq!(parts[0], "-", "the first answer shows that it is slow");
+    assert!(
+        parts[1..].iter().all(|part| !part.ends_with('-')),
+        "{parts:?}"
+    );
+    assert!(
+        test.proxy.most_at_once() >= 4,
+        "{}",
+        test.proxy.most_at_once()
+    );
+}
+
+#[test]
+fn a_large_layer_goes_on_in_one_where_a_part_fails() {
+    for fault in [Fault::status(503), Fault::Close, Fault::CutAfter(1_000_000)] {
+        let test = Faulty::new(LARGE, |is_layer| {
+            move |seen: &Seen| match seen.nth {
+                3 if is_layer(seen) => fault.clone(),
+                _ => Fault::Throttle(SLOW),
+            }
+        });
+        let output = test.bundle.pull(&[&test.image]).run().expect(0);
+        assert_eq!(told(&output, &test.image), pulled(1));
+        assert_eq!(test.bundle.names().len(), 1, "whole, and its digest right");
+        let parts = test.parts();
+        assert!(
+            parts.last().is_some_and(|part| part.ends_with('-')),
+            "{parts:?}"
+        );
+    }
 }
