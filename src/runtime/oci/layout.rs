@@ -28,6 +28,9 @@ const SOURCE_DIGEST: &str = "dev.harpoon.source.digest";
 
 /// What is ours alone: the lock, downloads, files to be renamed.
 const PRIVATE: &str = ".harpoon";
+/// How files begin that are written to be renamed, and after how long one is known to be of a writer that was killed.
+const NEW: &str = "new.";
+const NEW_STALE_AFTER: Duration = Duration::from_secs(3600);
 /// What makes a directory a layout.
 const MARKER: &str = "oci-layout";
 const INDEX_MAX: u64 = 64 << 20;
@@ -93,7 +96,8 @@ impl Layout {
             for dir in [layout.partials(), layout.root.join("blobs/sha256")] {
                 fs::create_dir_all(&dir).map_err(|e| failed("make", &dir, e))?;
             }
-            partial::remove_stale(&layout.partials());
+            partial::remove_stale(&layout.partials(), "", partial::STALE_AFTER);
+            partial::remove_stale(&layout.root.join(PRIVATE), NEW, NEW_STALE_AFTER);
             Ok::<_, Error>(())
         })
         .await?;
@@ -190,13 +194,7 @@ impl Layout {
 
     /// The entry of this name, if there is one that is whole and of an image manifest.
     pub(super) fn entry(&self, name: &str) -> Result<Option<Entry>, Error> {
-        let index = self.read_index()?;
-        let entries = index.get("manifests").and_then(Value::as_array);
-        Ok(entries
-            .into_iter()
-            .flatten()
-            .filter(|entry| entry_name(entry) == Some(name))
-            .find_map(|entry| parse_entry(name, entry)))
+        Ok(find(&self.read_index()?, name))
     }
 
     /// The size of all that the entry's image is made of, if all of it is here.
@@ -265,20 +263,10 @@ impl Layout {
             }
         }
         let mut index = self.read_index()?;
-        let fresh = entry_value(entry);
-        let entries = index
-            .entry("manifests")
-            .or_insert_with(|| Value::Array(Vec::new()));
-        let Value::Array(entries) = entries else {
-            return Err(self.bad_index("its manifests are no list"));
-        };
-        match entries
-            .iter()
-            .position(|e| entry_name(e) == Some(&entry.name))
-        {
-            Some(at) if entries[at] == fresh => return Ok(()),
-            Some(at) => entries[at] = fresh,
-            None => entries.push(fresh),
+        match enter(&mut index, entry) {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(reason) => return Err(self.bad_index(reason)),
         }
         let path = self.index_path();
         self.replace(&path, &pretty(&Value::Object(index)))
@@ -310,7 +298,7 @@ impl Layout {
 
     /// Puts `content` at `path` at one stroke, on disk when this returns.
     fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
-        let name = format!("new.{}.{:016x}", std::process::id(), fastrand::u64(..));
+        let name = format!("{NEW}{}.{:016x}", std::process::id(), fastrand::u64(..));
         let fresh = self.root.join(PRIVATE).join(name);
         let dir = path.parent().unwrap_or(&self.root);
         fs::create_dir_all(dir)?;
@@ -325,6 +313,70 @@ impl Layout {
         }
         written?;
         sync_dir(dir)
+    }
+}
+
+/// The entry of this name in an `index.json`, if there is one that is whole and of an image manifest.
+fn find(index: &Map<String, Value>, name: &str) -> Option<Entry> {
+    let entries = index.get("manifests").and_then(Value::as_array);
+    entries
+        .into_iter()
+        .flatten()
+        .filter(|entry| entry_name(entry) == Some(name))
+        .find_map(|entry| parse_entry(name, entry))
+}
+
+/// Enters the image into an `index.json`, and says whether that changed it. An error says what the index is not.
+fn enter(index: &mut Map<String, Value>, entry: &Entry) -> Result<bool, &'static str> {
+    let fresh = entry_value(entry);
+    let entries = index
+        .entry("manifests")
+        .or_insert_with(|| Value::Array(Vec::new()));
+    let Value::Array(entries) = entries else {
+        return Err("its manifests are no list");
+    };
+    match entries
+        .iter()
+        .position(|e| entry_name(e) == Some(&entry.name))
+    {
+        Some(at) if entries[at] == fresh => return Ok(false),
+        Some(at) => entries[at] = fresh,
+        None => entries.push(fresh),
+    }
+    Ok(true)
+}
+
+/// An `index.json` under fire, into which an image is entered as if another tool had written it.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_index(data: &[u8]) {
+    let _ = is_version_1(data);
+    let Ok(mut index) = serde_json::from_slice::<Map<String, Value>>(data) else {
+        return;
+    };
+    let digest = digest::sha256(data);
+    let name = "docker.io/library/nginx:1";
+    let before = find(&index, name);
+    let entry = before.unwrap_or(Entry {
+        name: name.to_owned(),
+        manifest: digest.clone(),
+        size: 1,
+        source: digest,
+        platform: Some(Platform::current()),
+    });
+    let others = |index: &Map<String, Value>| {
+        let entries = index.get("manifests").and_then(Value::as_array);
+        let entries = entries.into_iter().flatten();
+        entries
+            .filter(|e| entry_name(e) != Some(name))
+            .cloned()
+            .collect::<Vec<_>>()
+    };
+    let kept = others(&index);
+    if enter(&mut index, &entry).is_ok() {
+        let found = find(&index, name).expect("what was entered is there");
+        assert_eq!((&found.manifest, found.size), (&entry.manifest, entry.size));
+        assert_eq!(others(&index), kept);
+        assert_eq!(enter(&mut index, &entry), Ok(false));
     }
 }
 
