@@ -20,8 +20,16 @@ lint: ## formatting, clippy, documentation, shell scripts, licences and duplicat
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --locked --no-deps
-	for script in $$(grep -rlI '^#!/bin/bash' testbed demo .ci 2>/dev/null) testbed/lib.sh testbed/daemon/*; do bash -n "$$script" || exit 1; done
+	for script in $$(grep -rlI '^#!/bin/bash' testbed demo fuzz .ci 2>/dev/null) testbed/lib.sh testbed/daemon/*; do bash -n "$$script" || exit 1; done
 	$(DENY) --locked check --hide-inclusion-graph licenses bans sources
+
+soak: ## 2,000 runs with random faults on one containerd; SOAK=N for as many
+	testbed/install
+	SOAK=$(or $(SOAK),2000) testbed/run $(CARGO) test --locked --test it soak -- --nocapture
+
+fuzz: ## every fuzzer for TIME=60 seconds, on libFuzzer
+	testbed/install build
+	fuzz/run $(or $(TIME),60)
 
 demo: ## a tour on a private containerd, registry and API server
 	testbed/install
@@ -31,4 +39,4 @@ demo: ## a tour on a private containerd, registry and API server
 clean: ## what cargo built
 	$(CARGO) clean
 
-.PHONY: help build test lint demo clean
+.PHONY: help build test lint soak fuzz demo clean

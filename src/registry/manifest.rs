@@ -163,14 +163,15 @@ pub(crate) fn fuzz(data: &[u8]) {
         Ok(Content::Index(index)) => assert!(index.manifests.len() <= ENTRIES_MAX),
         Ok(Content::Image(image)) => {
             assert!(image.layers.len() <= LAYERS_MAX && image.blobs().len() <= LAYERS_MAX + 1);
-            // The same image in OCI's words, which again says the same.
-            let oci = manifest.to_oci().expect("it was parsed");
-            let again = ImageManifest::parse(&oci).expect("what is written is read");
-            let digests = |image: &ImageManifest| {
-                let blobs = image.blobs().into_iter();
-                blobs.map(|b| (b.digest, b.size)).collect::<Vec<_>>()
-            };
-            assert_eq!(digests(&again), digests(&image));
+            // The same image in OCI's words, which again says the same. Skipping a field is laxer than reading it, so there may be none.
+            if let Ok(oci) = manifest.to_oci() {
+                let again = ImageManifest::parse(&oci).expect("what is written is read");
+                let digests = |image: &ImageManifest| {
+                    let blobs = image.blobs().into_iter();
+                    blobs.map(|b| (b.digest, b.size)).collect::<Vec<_>>()
+                };
+                assert_eq!(digests(&again), digests(&image));
+            }
         }
         Err(error) => {
             let text = error.to_string();

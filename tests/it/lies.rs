@@ -76,9 +76,13 @@ const LIES: &[(&str, Lie)] = &[
 /// An attempt's limit: more than a lie takes that is found out.
 const LIMIT: Duration = Duration::from_secs(10);
 
-fn lies_fail_their_own_image(endpoint: &str, has: impl Fn(&str) -> bool + Sync) {
+fn lies_fail_their_own_image(
+    endpoint: &str,
+    lies: impl Iterator<Item = &'static (&'static str, Lie)>,
+    has: impl Fn(&str) -> bool + Sync,
+) {
     std::thread::scope(|scope| {
-        for (what, lie) in LIES {
+        for (what, lie) in lies {
             let has = &has;
             scope.spawn(move || {
                 let name = format!("{}:1", unique("lie"));
@@ -147,12 +151,19 @@ fn lies_fail_their_own_image(endpoint: &str, has: impl Fn(&str) -> bool + Sync) 
 
 #[test]
 fn lies_fail_their_own_image_with_containerd() {
-    lies_fail_their_own_image(containerd().endpoint(), |image| containerd().has(image));
+    lies_fail_their_own_image(containerd().endpoint(), LIES.iter(), |image| {
+        containerd().has(image)
+    });
 }
 
+/// Docker Engine 20.10 reads what has no end until its memory has, whatever its client does: nothing harpoon can stop, and
+/// the end of the daemon that other tests use.
 #[test]
 fn lies_fail_their_own_image_with_docker() {
-    lies_fail_their_own_image(docker().endpoint(), |image| docker().has(image));
+    let lies = LIES
+        .iter()
+        .filter(|(what, _)| !what.ends_with("without end"));
+    lies_fail_their_own_image(docker().endpoint(), lies, |image| docker().has(image));
 }
 
 #[test]
@@ -160,7 +171,7 @@ fn lies_fail_their_own_image_with_a_layout() {
     let place = bed::directory();
     let index = place.path().join("store/index.json");
     let endpoint = format!("oci:{}", place.path().join("store").display());
-    lies_fail_their_own_image(&endpoint, |image| {
+    lies_fail_their_own_image(&endpoint, LIES.iter(), |image| {
         std::fs::read_to_string(&index).is_ok_and(|text| text.contains(image))
     });
 }

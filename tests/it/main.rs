@@ -23,6 +23,7 @@ mod oci;
 mod output;
 mod private;
 mod pulling;
+mod references;
 mod relevance;
 mod scale;
 mod settings;
