@@ -33,7 +33,7 @@ lint: ## formatting, clippy, documentation, shell scripts, licences and duplicat
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --locked --no-deps
-	for script in $$(grep -rlI '^#!/bin/bash' testbed image demo .ci 2>/dev/null) testbed/*.sh testbed/daemon/*; do bash -n "$$script" || exit 1; done
+	for script in $$(grep -rlI '^#!/bin/bash' testbed image demo fuzz .ci 2>/dev/null) testbed/*.sh testbed/daemon/*; do bash -n "$$script" || exit 1; done
 	$(DENY) --locked check --hide-inclusion-graph licenses bans sources
 
 generate: ## the files in deploy/ that harpoon manifests prints
@@ -44,6 +44,14 @@ bench: ## measures all that docs/benchmarks.md tells, and writes it; ONLY=NAME f
 	$(CARGO) build --locked --release
 	HARPOON_BIN=$(CURDIR)/target/$(HOST)/release/harpoon testbed/run $(CARGO) bench --locked --profile dev --bench bench -- $(ONLY) $(addprefix --runs ,$(RUNS))
 
+soak: ## 2,000 runs with random faults on one containerd; SOAK=N for as many
+	testbed/install
+	SOAK=$(or $(SOAK),2000) testbed/run $(CARGO) test --locked --test it soak -- --nocapture
+
+fuzz: ## every fuzzer for TIME=60 seconds, on libFuzzer
+	testbed/install build
+	fuzz/run $(or $(TIME),60)
+
 demo: ## a tour on a private containerd, registry and API server
 	testbed/install
 	$(CARGO) build --locked
@@ -52,4 +60,4 @@ demo: ## a tour on a private containerd, registry and API server
 clean: ## what cargo built
 	$(CARGO) clean
 
-.PHONY: help build image release-check test e2e lint generate bench demo clean
+.PHONY: help build image release-check test e2e lint generate bench soak fuzz demo clean

@@ -8,6 +8,8 @@ pub mod cli;
 pub mod config;
 pub mod disk;
 pub mod failure;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod image;
 pub mod inquiry;
 pub mod manifests;

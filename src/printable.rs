@@ -12,14 +12,21 @@ const EXCERPT_MAX: usize = 500;
 pub fn printable(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
-        let reorders = matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if c.is_control() || reorders {
+        if is_unprintable(c) {
             safe.extend(c.escape_default());
         } else {
             safe.push(c);
         }
     }
     safe
+}
+
+/// Control characters (C0, C1), line and paragraph separators, what reorders text (Unicode's Bidi_Control), and what is
+/// not seen at all: a name must not look like another one.
+pub(crate) fn is_unprintable(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
+        || matches!(c, '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// The beginning of a text, printable; for what may be as long as its author likes.
@@ -59,6 +66,18 @@ mod tests {
             printable("a\u{1b}[31mb\nc\u{202e}d é"),
             "a\\u{1b}[31mb\\nc\\u{202e}d é"
         );
+    }
+
+    #[test]
+    fn what_cannot_be_seen_is_shown() {
+        // OSC, C1's CSI and DCS, every Bidi_Control, zero widths, separators, tags.
+        for c in "\u{1b}\u{7}\u{9b}\u{90}\u{9c}\u{61c}\u{200e}\u{202a}\u{202e}\u{2066}\u{2069}\u{200b}\u{200d}\u{feff}\u{2028}\u{2029}\u{85}\u{e0041}\u{7f}\r"
+            .chars()
+        {
+            let shown = printable(&format!("a{c}b"));
+            assert!(shown.is_ascii() && shown.len() > 3, "{shown:?}");
+        }
+        assert_eq!(printable("größe 한국 😀"), "größe 한국 😀");
     }
 
     #[test]

@@ -192,6 +192,21 @@ impl DockerConfig {
         self.broken.iter().map(|b| b.problem.as_str())
     }
 
+    /// A configuration under fire.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn fuzz(&self, image: &Reference) {
+        for entry in &self.entries {
+            let _ = entry.pattern.concerns(image);
+        }
+        for problem in self.problems() {
+            assert!(
+                !problem.chars().any(crate::printable::is_unprintable),
+                "{problem:?}"
+            );
+        }
+        let _ = self.problems_for(image).count();
+    }
+
     pub(super) fn entries(&self) -> &[Entry] {
         &self.entries
     }

@@ -151,6 +151,38 @@ impl ImageManifest {
     }
 }
 
+/// A registry's manifest or index under fire, or an image's configuration.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) {
+    let _ = config_platform(data);
+    let digest = super::digest::sha256(data);
+    let Ok(manifest) = Manifest::new(Bytes::copy_from_slice(data), digest, "") else {
+        return;
+    };
+    match manifest.content() {
+        Ok(Content::Index(index)) => assert!(index.manifests.len() <= ENTRIES_MAX),
+        Ok(Content::Image(image)) => {
+            assert!(image.layers.len() <= LAYERS_MAX && image.blobs().len() <= LAYERS_MAX + 1);
+            // The same image in OCI's words, which again says the same. Skipping a field is laxer than reading it, so there may be none.
+            if let Ok(oci) = manifest.to_oci() {
+                let again = ImageManifest::parse(&oci).expect("what is written is read");
+                let digests = |image: &ImageManifest| {
+                    let blobs = image.blobs().into_iter();
+                    blobs.map(|b| (b.digest, b.size)).collect::<Vec<_>>()
+                };
+                assert_eq!(digests(&again), digests(&image));
+            }
+        }
+        Err(error) => {
+            let text = error.to_string();
+            assert!(
+                !text.chars().any(crate::printable::is_unprintable),
+                "{text:?}"
+            );
+        }
+    }
+}
+
 /// What the type rests on. The type in the text is covered by the digest, so it counts before the header's; and a text
 /// must not be readable as two types (CVE-2021-41190).
 #[derive(Deserialize)]

@@ -31,6 +31,22 @@ pub use config::ProviderConfigError;
 /// The kubelet's limit.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// A plugin's answer under fire.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_answer(data: &[u8]) {
+    let version = "credentialprovider.kubelet.k8s.io/v1";
+    match Answer::parse("plugin", version, data) {
+        Ok(answer) => {
+            let image = Reference::parse("registry.example/team/app:1").expect("a reference");
+            for entry in &answer.entries {
+                let _ = entry.pattern.concerns(&image);
+                assert!(!format!("{entry:?}").is_empty());
+            }
+        }
+        Err(words) => assert!(words.starts_with("its answer")),
+    }
+}
+
 /// The plugins of one configuration, in its order.
 #[derive(Debug)]
 pub struct Providers {

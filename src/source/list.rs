@@ -3,7 +3,7 @@
 //! Every line that is neither blank nor a comment becomes a candidate, a malformed one too: it is reported later under
 //! its own name and never lost here. Duplicates are the plan's work.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,9 @@ use crate::candidate::Candidate;
 
 /// A ConfigMap holds at most 1 MiB; a file beyond this was not written as a list of images.
 const MAX_BYTES: u64 = 64 << 20;
+
+/// A file of 1 MiB cannot name more; ten times what any node holds. Each costs some hundred bytes until the end of the run.
+const MAX_IMAGES: usize = 100_000;
 
 /// Why an images file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +36,9 @@ pub enum ListError {
     /// More than 64 MiB.
     #[error("the images file {0} is longer than 64 MiB")]
     TooLong(PathBuf),
+    /// More than 100,000 images.
+    #[error("the images file {0} names more than {MAX_IMAGES} images")]
+    TooMany(PathBuf),
     /// Not text.
     #[error("the images file {path} is not text: line {line} {what}")]
     NotText {
@@ -50,7 +56,7 @@ pub enum ListError {
 /// `None` when there is no such file. Symbolic links are followed, because the files of a mounted ConfigMap are such.
 ///
 /// # Errors
-/// When the file is there but is not a regular, readable text file of at most 64 MiB.
+/// When the file is there but is not a regular, readable text file of at most 64 MiB and 100,000 images.
 pub fn read_images_file(path: &Path) -> Result<Option<Vec<Candidate>>, ListError> {
     // Opening a pipe that nobody writes to would hang without O_NONBLOCK.
     let flags = OFlags::NONBLOCK.bits().cast_signed();
@@ -67,7 +73,8 @@ pub fn read_images_file(path: &Path) -> Result<Option<Vec<Candidate>>, ListError
     parse(file, path).map(Some)
 }
 
-fn parse(file: File, path: &Path) -> Result<Vec<Candidate>, ListError> {
+/// Parses the text of an images file; the path is what errors name.
+pub(crate) fn parse(file: impl Read, path: &Path) -> Result<Vec<Candidate>, ListError> {
     let mut reader = BufReader::new(file.take(MAX_BYTES + 1));
     let mut candidates = Vec::new();
     let mut raw = Vec::new();
@@ -102,6 +109,9 @@ fn parse(file: File, path: &Path) -> Result<Vec<Candidate>, ListError> {
         };
         let image = without_comment(text);
         if !image.is_empty() {
+            if candidates.len() == MAX_IMAGES {
+                return Err(ListError::TooMany(path.to_owned()));
+            }
             candidates.push(Candidate::listed(image));
         }
     }
@@ -128,6 +138,8 @@ fn read_error(path: &Path, source: io::Error) -> ListError {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     fn read(bytes: &[u8]) -> Result<Vec<String>, String> {

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -188,6 +190,90 @@ fn an_empty_file_is_done_with_a_warning() {
             assert!(warning.contains(list.to_str().unwrap()), "{warning}");
         }
     }
+}
+
+#[test]
+fn a_million_lines_are_no_list_of_a_node_unless_they_are_comments() {
+    let plan = plan();
+    let lines: String = (0..1_000_000)
+        .map(|n| format!("app/image-{n}:1\n"))
+        .collect();
+    let list = file(&plan, lines);
+    let output = plan.clone().env("IMAGES_FILE", &list).run().expect(1);
+    let error = last_line(&output.stderr);
+    assert!(
+        error.contains("more than 100000 images") && error.contains(list.to_str().unwrap()),
+        "{error}"
+    );
+    // No more than an init container is usually given.
+    assert!(
+        output.peak_anonymous < 100 << 20,
+        "{}",
+        output.peak_anonymous
+    );
+    file(&plan, "# nothing\n".repeat(1_000_000) + "app:1\n");
+    let output = plan.env("IMAGES_FILE", &list).run().expect(0);
+    assert_eq!(images(&output.json()), ["app:1"]);
+}
+
+/// A kubelet that updates a ConfigMap puts another directory in the place of the first, at any moment; and the file may
+/// be taken away.
+#[test]
+fn a_file_that_vanishes_or_changes_is_read_whole_or_not_at_all() {
+    let config = directory();
+    for (version, count) in [("one", 2000), ("two", 3000)] {
+        std::fs::create_dir(config.path().join(version)).unwrap();
+        let lines: String = (0..count)
+            .map(|n| format!("{version}/{n:04}:1\n"))
+            .collect();
+        std::fs::write(config.path().join(version).join("images"), lines).unwrap();
+    }
+    let link = config.path().join("data");
+    let swap = |to: &str| {
+        let fresh = config.path().join("fresh");
+        std::os::unix::fs::symlink(to, &fresh).unwrap();
+        std::fs::rename(&fresh, &link).unwrap();
+    };
+    swap("one");
+    let stop = AtomicBool::new(false);
+    let ends: Vec<String> = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                for to in ["two", "gone", "one"] {
+                    swap(to);
+                    std::thread::sleep(Duration::from_micros(300));
+                }
+            }
+        });
+        let run = |_| {
+            let output = plan().pod().env("IMAGES_FILE", link.join("images")).run();
+            if output.code == Some(1) {
+                // Without a file the cluster is asked, and there is none.
+                assert!(
+                    last_line(&output.stderr).contains("KUBERNETES_SERVICE_HOST"),
+                    "{}",
+                    output.stderr
+                );
+                return "gone".to_owned();
+            }
+            let json = output.expect_quietly(0).json();
+            let images = images(&json);
+            let version = images[0].split('/').next().unwrap();
+            let count = if version == "one" { 2000 } else { 3000 };
+            assert_eq!(images.len(), count);
+            assert!(images.iter().all(|image| image.starts_with(version)));
+            version.to_owned()
+        };
+        let ends = (0..12).map(run).collect();
+        stop.store(true, Ordering::Relaxed);
+        ends
+    });
+    swap("two");
+    let output = plan()
+        .env("IMAGES_FILE", link.join("images"))
+        .run()
+        .expect_quietly(0);
+    assert_eq!(images(&output.json()).len(), 3000, "after {ends:?}");
 }
 
 fn last_line(text: &str) -> &str {

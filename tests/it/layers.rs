@@ -140,6 +140,20 @@ const RULES: &[Rule] = &[
         forbids: &["k8s_cri", "containerd_client"],
         allows: &[],
     },
+    // Time limits are kept by the monotonic clock: one that is set, forwards or back, ends nothing and prolongs nothing. The
+    // exceptions: the date in a Retry-After, which is bounded; a node's age; a leftover's age; what a bar shows.
+    Rule {
+        within: &[""],
+        except: &[
+            "registry/error",
+            "source/mod",
+            "cli/flow",
+            "runtime/oci/partial",
+            "runtime/cri/progress",
+        ],
+        forbids: &["SystemTime", "UNIX_EPOCH", "chrono::", "jiff::"],
+        allows: &[],
+    },
     Rule {
         within: &[""],
         except: &[],

@@ -13,6 +13,7 @@ use crate::bed::faulty::{Fault, Proxy, Seen};
 use crate::bed::{self, Harpoon, Output, PASSWORD, USER, registry, registry_with_password, unique};
 
 mod budget;
+mod crash;
 mod faults;
 mod interrupted;
 mod places;

@@ -4,6 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
+use crate::bed::faulty::{Fault, Proxy};
 use crate::bed::{self, Harpoon, Terminal};
 
 /// The keys of an object, in order.
@@ -261,6 +262,91 @@ fn the_text_report_is_a_table_with_a_closing_line() {
         !output.stdout.contains('\u{1b}') && !output.stderr.contains('\u{1b}'),
         "{output}"
     );
+}
+
+/// Whether a text has what commands a terminal, reorders, hides or feigns a line; a newline where there may be one.
+fn is_harmless(text: &str) -> bool {
+    !text.chars().any(|c| {
+        c.is_control() && c != '\n'
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+    })
+}
+
+/// Names come from whoever may make a pod, error texts from whoever runs a registry.
+#[test]
+fn what_strangers_write_commands_no_terminal_and_feigns_no_line() {
+    let evil = "\u{1b}]0;pwned\u{7}\u{1b}[2J\u{9b}31m\u{90}q\u{9c}\u{202e}\u{2066}\u{200b}\u{2028}\r\nharpoon: pulled 99\u{8}\u{7f}";
+    let name = bed::unique("evil");
+    let body = json!({"errors": [{"code": "DENIED", "message": evil}]}).to_string();
+    let denied = Fault::Answer {
+        status: 403,
+        headers: vec![("content-type", "application/json".into())],
+        body,
+    };
+    let proxy = Proxy::start(bed::registry().url(), move |_| denied.clone());
+    let image = proxy.reference(&name);
+    let named = format!("evil{evil}name");
+    for endpoint in [
+        "oci:store",
+        bed::containerd().endpoint(),
+        bed::docker().endpoint(),
+    ] {
+        let log = bed::directory();
+        let log = log.path().join("log");
+        fs::write(&log, "").expect("log");
+        // An argument cannot hold some of it, a file can.
+        for format in ["text", "json"] {
+            let run =
+                Harpoon::new(["run", "--fail-on=any", "--retries=0", "--log-level=debug"]).pod();
+            fs::write(
+                run.home().join("list"),
+                format!("{image}\n{}\n", named.replace('\n', "")),
+            )
+            .expect("list");
+            let run = run
+                .args([
+                    "--images-file=list",
+                    "--runtime-endpoint",
+                    endpoint,
+                    "--log-format",
+                    format,
+                ])
+                .bind(&log, "/dev/termination-log");
+            let output = run.run().expect(1);
+            let message = fs::read_to_string(&log).expect("log");
+            for (what, text) in [
+                ("report", &output.stdout),
+                ("log", &output.stderr),
+                ("message", &message),
+            ] {
+                assert!(is_harmless(text), "{endpoint} {format} {what}: {text:?}");
+                let feigned = text
+                    .lines()
+                    .any(|line| line.starts_with("harpoon: pulled 99"));
+                assert!(!feigned, "{endpoint} {format} {what}: {text:?}");
+            }
+            assert!(message.contains("failed 2"), "{message}");
+            assert!(output.stdout.contains("\\u{1b}]0;pwned"), "{output}");
+        }
+    }
+    // On a terminal the bars show names too; what they draw with is ours, so only the name's own commands count.
+    let run = Harpoon::new([
+        "pull",
+        "--fail-on=never",
+        "--retries=0",
+        "--runtime-endpoint=oci:store",
+    ])
+    .args([image, named])
+    .terminal(Terminal::Stderr)
+    .run()
+    .expect(0);
+    for command in ["\u{1b}]0;", "\u{1b}[2J", "\u{9b}", "\u{202e}", "\u{7}"] {
+        assert!(
+            !run.stderr.contains(command),
+            "{command:?}: {:?}",
+            run.stderr
+        );
+    }
 }
 
 #[test]

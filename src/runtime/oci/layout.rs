@@ -29,6 +29,9 @@ const SOURCE_DIGEST: &str = "dev.harpoon.source.digest";
 
 /// What is ours alone: the lock, downloads, files to be renamed.
 const PRIVATE: &str = ".harpoon";
+/// How files begin that are written to be renamed, and after how long one is known to be of a writer that was killed.
+const NEW: &str = "new.";
+const NEW_STALE_AFTER: Duration = Duration::from_secs(3600);
 /// What makes a directory a layout.
 const MARKER: &str = "oci-layout";
 const INDEX_MAX: u64 = 64 << 20;
@@ -94,7 +97,8 @@ impl Layout {
             for dir in [layout.partials(), layout.root.join("blobs/sha256")] {
                 fs::create_dir_all(&dir).map_err(|e| failed("make", &dir, e))?;
             }
-            partial::remove_stale(&layout.partials());
+            partial::remove_stale(&layout.partials(), "", partial::STALE_AFTER);
+            partial::remove_stale(&layout.root.join(PRIVATE), NEW, NEW_STALE_AFTER);
             Ok::<_, Error>(())
         })
         .await?;
@@ -192,20 +196,7 @@ impl Layout {
     /// The entry of each name, if there is one that is whole and of an image manifest.
     pub(super) fn entries(&self, names: &[String]) -> Result<Vec<Option<Entry>>, Error> {
         let index = self.read_index()?;
-        let mut entries: HashMap<&str, Entry> = HashMap::new();
-        for value in index
-            .get("manifests")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-        {
-            if let Some(name) = entry_name(value)
-                && !entries.contains_key(name)
-                && let Some(entry) = parse_entry(name, value)
-            {
-                entries.insert(name, entry);
-            }
-        }
+        let entries = by_name(&index);
         Ok(names
             .iter()
             .map(|name| entries.get(name.as_str()).cloned())
@@ -278,20 +269,10 @@ impl Layout {
             }
         }
         let mut index = self.read_index()?;
-        let fresh = entry_value(entry);
-        let entries = index
-            .entry("manifests")
-            .or_insert_with(|| Value::Array(Vec::new()));
-        let Value::Array(entries) = entries else {
-            return Err(self.bad_index("its manifests are no list"));
-        };
-        match entries
-            .iter()
-            .position(|e| entry_name(e) == Some(&entry.name))
-        {
-            Some(at) if entries[at] == fresh => return Ok(()),
-            Some(at) => entries[at] = fresh,
-            None => entries.push(fresh),
+        match enter(&mut index, entry) {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(reason) => return Err(self.bad_index(reason)),
         }
         let path = self.index_path();
         self.replace(&path, &pretty(&Value::Object(index)))
@@ -323,7 +304,7 @@ impl Layout {
 
     /// Puts `content` at `path` at one stroke, on disk when this returns.
     fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
-        let name = format!("new.{}.{:016x}", std::process::id(), fastrand::u64(..));
+        let name = format!("{NEW}{}.{:016x}", std::process::id(), fastrand::u64(..));
         let fresh = self.root.join(PRIVATE).join(name);
         let dir = path.parent().unwrap_or(&self.root);
         fs::create_dir_all(dir)?;
@@ -338,6 +319,76 @@ impl Layout {
         }
         written?;
         sync_dir(dir)
+    }
+}
+
+/// The entries of an `index.json` that are whole and of an image manifest, the first of each name.
+fn by_name(index: &Map<String, Value>) -> HashMap<&str, Entry> {
+    let mut found = HashMap::new();
+    let entries = index.get("manifests").and_then(Value::as_array);
+    for value in entries.into_iter().flatten() {
+        if let Some(name) = entry_name(value)
+            && !found.contains_key(name)
+            && let Some(entry) = parse_entry(name, value)
+        {
+            found.insert(name, entry);
+        }
+    }
+    found
+}
+
+/// Enters the image into an `index.json`, and says whether that changed it. An error says what the index is not.
+fn enter(index: &mut Map<String, Value>, entry: &Entry) -> Result<bool, &'static str> {
+    let fresh = entry_value(entry);
+    let entries = index
+        .entry("manifests")
+        .or_insert_with(|| Value::Array(Vec::new()));
+    let Value::Array(entries) = entries else {
+        return Err("its manifests are no list");
+    };
+    match entries
+        .iter()
+        .position(|e| entry_name(e) == Some(&entry.name))
+    {
+        Some(at) if entries[at] == fresh => return Ok(false),
+        Some(at) => entries[at] = fresh,
+        None => entries.push(fresh),
+    }
+    Ok(true)
+}
+
+/// An `index.json` under fire, into which an image is entered as if another tool had written it.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_index(data: &[u8]) {
+    let _ = is_version_1(data);
+    let Ok(mut index) = serde_json::from_slice::<Map<String, Value>>(data) else {
+        return;
+    };
+    let digest = digest::sha256(data);
+    let name = "docker.io/library/nginx:1";
+    let before = by_name(&index).remove(name);
+    let entry = before.unwrap_or(Entry {
+        name: name.to_owned(),
+        manifest: digest.clone(),
+        size: 1,
+        source: digest,
+        platform: Some(Platform::current()),
+    });
+    let others = |index: &Map<String, Value>| {
+        let entries = index.get("manifests").and_then(Value::as_array);
+        let entries = entries.into_iter().flatten();
+        entries
+            .filter(|e| entry_name(e) != Some(name))
+            .cloned()
+            .collect::<Vec<_>>()
+    };
+    let kept = others(&index);
+    if enter(&mut index, &entry).is_ok() {
+        let found = by_name(&index).remove(name);
+        let found = found.expect("what was entered is there");
+        assert_eq!((&found.manifest, found.size), (&entry.manifest, entry.size));
+        assert_eq!(others(&index), kept);
+        assert_eq!(enter(&mut index, &entry), Ok(false));
     }
 }
 

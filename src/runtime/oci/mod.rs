@@ -24,6 +24,9 @@ mod layout;
 mod partial;
 mod usage;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use layout::fuzz_index;
+
 use std::path::Path;
 use std::sync::Arc;
 

@@ -16,7 +16,7 @@ use crate::registry::digest::Hasher;
 use crate::registry::manifest::Descriptor;
 
 /// A download that nobody took up for so long is not wanted any more.
-const STALE_AFTER: Duration = Duration::from_secs(7 * 24 * 3600);
+pub(super) const STALE_AFTER: Duration = Duration::from_secs(7 * 24 * 3600);
 const REHASH_BUFFER: usize = 256 << 10;
 
 /// The file, locked.
@@ -160,16 +160,23 @@ fn lock(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// Removes downloads that broke off long ago. A failure to do so harms nothing.
-pub(super) fn remove_stale(dir: &Path) {
+/// Removes files of this prefix that have not been written to for so long, unless somebody holds them. A failure to do so
+/// harms nothing, and neither does a clock that is wrong: what is missed then is fetched again.
+pub(super) fn remove_stale(dir: &Path, prefix: &str, after: Duration) {
     let Ok(entries) = fs::read_dir(dir) else {
         return;
     };
     let now = SystemTime::now();
-    for entry in entries.flatten() {
+    let named = |entry: &fs::DirEntry| {
+        entry
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(prefix.as_bytes())
+    };
+    for entry in entries.flatten().filter(named) {
         let modified = entry.metadata().and_then(|m| m.modified());
         let age = modified.map(|m| now.duration_since(m).unwrap_or_default());
-        let is_stale = age.is_ok_and(|age| age > STALE_AFTER);
+        let is_stale = age.is_ok_and(|age| age > after);
         if is_stale && let Ok(Some(_held)) = lock(&entry.path()) {
             let _ = fs::remove_file(entry.path());
         }

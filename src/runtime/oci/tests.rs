@@ -544,6 +544,18 @@ async fn old_downloads_are_cleared_away_unless_somebody_writes_them() {
     make().await;
     let there: Vec<bool> = files.iter().map(|(path, _)| path.exists()).collect();
     assert_eq!(there, [false, true, true]);
+
+    // What a writer that was killed left of a small file, and what is being written.
+    let private = dir.path().join(".harpoon");
+    for (name, age) in [("new.1.0", 2), ("new.2.0", 0), ("lock", 2)] {
+        let file = fs::File::create(private.join(name)).unwrap();
+        let hours = Duration::from_secs(age * 3600);
+        file.set_modified(std::time::SystemTime::now() - hours)
+            .unwrap();
+    }
+    make().await;
+    let there = ["new.1.0", "new.2.0", "lock"].map(|name| private.join(name).exists());
+    assert_eq!(there, [false, true, true]);
 }
 
 #[test]

@@ -260,6 +260,38 @@ impl<'de, E: Element> DeserializeSeed<'de> for Item<'_, '_, E> {
     }
 }
 
+/// A page of the API server under fire: the first byte chooses the kind.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_page(data: &[u8]) {
+    let Some((first, text)) = data.split_first() else {
+        return;
+    };
+    let kind = WorkloadKind::ALL[usize::from(*first) % WorkloadKind::ALL.len()];
+    let mut into = super::accumulate::Accumulator::with_pull_secrets();
+    let mut folded = 0;
+    let mut sink = |facts: Facts| {
+        into.fold(kind, &facts);
+        folded += 1;
+        true
+    };
+    let end = from_reader(kind, text, Budget::default(), &mut sink);
+    if let Ok(end) = &end {
+        assert_eq!(end.objects, folded);
+    }
+    for candidate in into.into_candidates() {
+        assert!(candidate.image.len() <= super::object::MAX_IMAGE);
+    }
+    if let Err(error) = end {
+        assert!(
+            !error
+                .to_string()
+                .chars()
+                .any(crate::printable::is_unprintable),
+            "{error}"
+        );
+    }
+}
+
 #[cfg(test)]
 #[path = "decode_tests.rs"]
 mod tests;

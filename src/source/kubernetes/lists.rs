@@ -4,6 +4,7 @@
 //! token included. A page that fails is tried again and never counted twice.
 
 use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -77,7 +78,8 @@ pub(super) async fn read(
 ) -> Result<usize, ListFault> {
     let start = into.mark();
     let mut token: Option<String> = None;
-    let mut tokens = HashSet::new();
+    // Their hashes alone: 20,000 tokens as long as they may be would be 320 MB.
+    let (mut tokens, hash) = (HashSet::new(), RandomState::new());
     let mut objects = 0;
     let mut restarts = 0;
     for _ in 0..MAX_PAGES {
@@ -106,7 +108,7 @@ pub(super) async fn read(
             Err(PageFault::Passing(error, _)) => return failed(error),
             Err(PageFault::Final(fault)) => return Err(fault),
         };
-        if !tokens.insert(next.clone()) {
+        if !tokens.insert(hash.hash_one(&next)) {
             return failed(ListError::Endless("it repeats a page"));
         }
         token = Some(next);

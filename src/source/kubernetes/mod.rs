@@ -41,6 +41,9 @@ pub use kind::WorkloadKind;
 pub use node::NodeError;
 pub use pull_secrets::{ImageSecret, SecretConfig, SecretError};
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use decode::fuzz_page;
+
 use std::collections::HashMap;
 
 use crate::candidate::Candidate;

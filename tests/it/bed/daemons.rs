@@ -225,6 +225,24 @@ impl Containerd {
             .collect()
     }
 
+    /// The leases that are held: what keeps content from being cleared away.
+    pub fn leases(&self) -> Vec<String> {
+        self.ctr(&["leases", "list", "--quiet"])
+            .lines()
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        let file = self.0.directory.join("containerd.pid");
+        std::fs::read_to_string(file)
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap()
+    }
+
     /// Removes the image under this full reference.
     pub fn remove(&self, reference: &str) {
         self.ctr(&["images", "remove", "--sync", reference]);

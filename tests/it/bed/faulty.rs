@@ -55,6 +55,13 @@ pub enum Fault {
     CutAfter(usize),
     /// The body comes at so many bytes a second.
     Throttle(usize),
+    /// A long answer with status 200, made while it is sent: a start, so many times `x`, an end.
+    Long {
+        media_type: &'static str,
+        start: &'static str,
+        filling: u64,
+        end: &'static str,
+    },
 }
 
 impl Fault {
@@ -386,6 +393,20 @@ impl Shared {
             Fault::Delay(time) => tokio::time::sleep(*time).await,
             Fault::Hold(gate) => gate.passed().await,
             Fault::Stall => tokio::time::sleep(FOREVER).await,
+            Fault::Long {
+                media_type,
+                start,
+                filling,
+                end,
+            } => {
+                let frames = long(start, *filling, end).map(move |part| {
+                    // It counts as being answered until it is sent or dropped.
+                    let _ = &busy;
+                    part.map(Frame::data)
+                });
+                let answer = Response::builder().header(header::CONTENT_TYPE, *media_type);
+                return Ok(answer.body(StreamBody::new(frames).boxed_unsync())?);
+            }
             Fault::Pass | Fault::StallAfter(_) | Fault::CutAfter(_) | Fault::Throttle(_) => {}
         }
         self.pass(request, fault, busy).await
@@ -460,6 +481,21 @@ fn spoil(body: Parts, fault: &Fault) -> Parts {
         Fault::Throttle(bytes_per_second) => throttle(body, bytes_per_second),
         _ => body,
     }
+}
+
+/// At most 250 MB a second, so that one without end leaves something of the machine to the others.
+fn long(start: &'static str, filling: u64, end: &'static str) -> Parts {
+    const PIECE: u64 = 256 << 10;
+    static X: [u8; PIECE as usize] = [b'x'; PIECE as usize];
+    let middle = stream::unfold(filling, |left| async move {
+        let len = left.min(PIECE);
+        (len > 0).then_some(())?;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        Some((Ok(Bytes::from_static(&X[..len as usize])), left - len))
+    });
+    let whole =
+        |text: &'static str| stream::once(async move { Ok(Bytes::from_static(text.as_bytes())) });
+    whole(start).chain(middle).chain(whole(end)).boxed()
 }
 
 /// hyper drops what is still in its buffer when a body fails, so it gets a moment to send it.

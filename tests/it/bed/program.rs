@@ -263,6 +263,13 @@ impl Running {
             .unwrap_or_else(|e| panic!("{signal:?}: {e}: {}", self.stderr()));
     }
 
+    /// The same where it may be ending by itself just now.
+    pub fn try_signal(&self, signal: Signal) {
+        if !self.has_ended() {
+            let _ = kill_process(pid_of(self.pid().into()), signal);
+        }
+    }
+
     /// What it has written so far.
     pub fn stdout(&self) -> String {
         self.streams[0].text()

@@ -266,6 +266,78 @@ fn a_list_that_expires_without_a_token_starts_again() {
 }
 
 #[test]
+fn an_object_of_200_mb_costs_its_own_list_alone() {
+    let cluster = kubernetes();
+    let (large, small) = (cluster.namespace(), cluster.namespace());
+    cluster.deployment(&small, "web", 1, "small:1");
+    let path = deployments(&large);
+    let proxy = Proxy::start_tls(cluster.server(), cluster.ca(), move |seen| {
+        if seen.path == path {
+            Fault::Long {
+                media_type: "application/json",
+                start: r#"{"kind":"DeploymentList","items":[{"metadata":{"name":"web","annotations":{"a":""#,
+                filling: 200_000_000,
+                end: r#""}}}]}"#,
+            }
+        } else {
+            Fault::Pass
+        }
+    });
+    let output = plan(cluster, &proxy.url(), cluster.token(), &small)
+        .env("NAMESPACES", [large.as_str(), &small].join(","))
+        .run()
+        .expect(0);
+    assert_eq!(
+        found(&output),
+        rows(&small, &[("small:1", 1, &["Deployment/web"])])
+    );
+    let [warning] = warnings(&output)[..] else {
+        panic!("{output}");
+    };
+    assert!(
+        warning.contains(&large) && warning.contains("longer than 8 MiB"),
+        "{warning}"
+    );
+    assert!(
+        output.peak_anonymous < 30 << 20,
+        "{} bytes",
+        output.peak_anonymous
+    );
+
+    let output = plan(cluster, &proxy.url(), cluster.token(), &large)
+        .run()
+        .expect(1);
+    assert!(error(&output).contains("longer than 8 MiB"), "{output}");
+}
+
+#[test]
+fn a_chain_of_pages_without_end_is_given_up() {
+    let cluster = kubernetes();
+    let proxy = Proxy::start_tls(cluster.server(), cluster.ca(), |seen| {
+        // Tokens as long as they may be, none of them twice.
+        let token = format!("{:0>16000}", seen.nth);
+        let page = json!({"kind": "DeploymentList", "metadata": {"continue": token}, "items": []});
+        Fault::Answer {
+            status: 200,
+            headers: vec![("content-type", "application/json".into())],
+            body: page.to_string(),
+        }
+    });
+    let run = Harpoon::new(["run", "--deadline", "3s"]);
+    let store = run.home().join("store");
+    let run = run.env("RUNTIME_ENDPOINT", format!("oci:{}", store.display()));
+    let run = by_kubeconfig(run, cluster, &proxy.url(), cluster.token(), "default");
+    let output = run.run().expect(1);
+    assert!(error(&output).contains("deadline"), "{output}");
+    assert!(proxy.count(|_| true) > 10, "{output}");
+    assert!(
+        output.peak_anonymous < 30 << 20,
+        "{} bytes",
+        output.peak_anonymous
+    );
+}
+
+#[test]
 fn a_server_that_stalls_is_given_up_at_the_deadline() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();

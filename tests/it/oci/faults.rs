@@ -89,14 +89,13 @@ fn a_registry_that_limits_is_left_alone_for_as_long_as_it_says() {
 
 #[test]
 fn a_registry_that_goes_on_limiting_is_told_so() {
-    let test = Faulty::new(1000, |_| |_: &Seen| Fault::too_many(1));
-    let output = test
-        .bundle
-        .pull(&[&test.image])
-        .arg("--retries=0")
-        .run()
-        .expect(1);
-    assert_eq!(told(&output, &test.image), failed("rate_limited", 1));
+    // With a Retry-After and without.
+    for fault in [Fault::too_many(1), Fault::status(429)] {
+        let test = Faulty::new(1000, |_| move |_: &Seen| fault.clone());
+        let pull = test.bundle.pull(&[&test.image]).arg("--retries=0");
+        let output = pull.run().expect(1);
+        assert_eq!(told(&output, &test.image), failed("rate_limited", 1));
+    }
 }
 
 #[test]

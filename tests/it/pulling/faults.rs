@@ -1,6 +1,7 @@
 //! What goes wrong on the way: registries that refuse, stall and break off, runtimes that die, stores that are full.
 
 use super::*;
+use crate::bed;
 use crate::bed::faulty::first;
 
 with_both! {
@@ -9,6 +10,7 @@ with_both! {
     a_body_that_is_cut_off_is_fetched_again,
     a_runtime_that_dies_in_mid_pull_may_come_back,
     a_full_store_ends_the_run,
+    a_read_only_store_fails_what_is_missing_alone,
     an_image_of_another_platform_is_named_as_such,
 }
 
@@ -60,6 +62,7 @@ fn a_registry_that_stays_bad_has_its_reason<R: Runtime>() {
         (Fault::status(500), "0", "failed unavailable 1", "500"),
         (denied(), "2", "failed unauthorized 1", ""),
         (Fault::too_many(1), "0", "failed rate_limited 1", "oo"),
+        (Fault::status(429), "0", "failed rate_limited 1", ""),
         (Fault::Close, "0", "failed unavailable 1", "EOF"),
         (
             Fault::Stall,
@@ -229,6 +232,41 @@ fn a_full_store_ends_the_run<R: Runtime>() {
         &run(&runtime, &[&small]).run().expect(0),
         &[(&small, "present 0")],
     );
+}
+
+/// A disk that the kernel has made read-only after an error: here, a mount above where downloads go.
+fn a_read_only_store_fails_what_is_missing_alone<R: Runtime>() {
+    let runtime = R::start();
+    let push = |prefix: &str| registry().push(&format!("{}:1", unique(prefix))).reference;
+    let (there, missing) = (push("there"), push("missing"));
+    pull(&runtime, &[&there]).run().expect(0);
+    let place = match R::NAME {
+        "containerd" => runtime
+            .store()
+            .join("io.containerd.content.v1.content/ingest"),
+        _ => runtime.store().join("tmp"),
+    };
+    let mount = |words: &[&str]| {
+        bed::run(
+            std::process::Command::new(words[0])
+                .args(&words[1..])
+                .arg(&place),
+        );
+    };
+    let path = place.to_str().unwrap();
+    mount(&["mount", "--bind", path]);
+    mount(&["mount", "-o", "remount,bind,ro"]);
+    let images = [there.as_str(), &missing];
+    let output = run(&runtime, &images).env("RETRIES", "0").run();
+    mount(&["umount"]);
+    // An image that is there is no failure, so that not all failed.
+    let output = output.expect(0);
+    let expected = [(there.as_str(), "present 0"), (&missing, "failed other 1")];
+    let report = check(&output, &expected);
+    let message = entry(&report, &missing)["message"].as_str().unwrap();
+    assert!(message.contains("read-only file system"), "{message}");
+    let expected = [(there.as_str(), "present 0"), (&missing, "pulled 1")];
+    check(&run(&runtime, &images).run().expect(0), &expected);
 }
 
 fn an_image_of_another_platform_is_named_as_such<R: Runtime>() {
