@@ -408,6 +408,10 @@ struct Merged {
     mismatch: Option<String>,
 }
 
+#[expect(
+    clippy::vec_box,
+    reason = "what is sorted is moved often, and a pointer moves faster"
+)]
 fn merge(candidates: Vec<Candidate>) -> Vec<Box<Merged>> {
     let mut merged: Vec<(Merged, Vec<Use>)> = Vec::with_capacity(candidates.len());
     let mut places: HashMap<String, usize> = HashMap::with_capacity(candidates.len());
