@@ -65,7 +65,7 @@ mod tests {
         let elsewhere = format!("quay.io/org/nginx@{digest}");
         for (name, expected) in [
             ("nginx:1.27", Some(&nginx[..])),
-            ("index.docker.io/library/nginx:1.27", None),
+            ("index.docker.io/library/nginx:1.27", Some(&nginx[..])),
             ("docker.io/nginx:1.27", Some(&nginx[..])),
             (&digested, Some(&nginx[..])),
             (&both, Some(&nginx[..])),
