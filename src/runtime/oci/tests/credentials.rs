@@ -29,7 +29,8 @@ fn basic(user: &str, password: &str) -> String {
     STANDARD.encode(format!("{user}:{password}"))
 }
 
-/// A token service for [`PASSWORD`] and [`IDENTITY`], each of whose tokens is good for three requests.
+/// A token service for [`PASSWORD`] and [`IDENTITY`], each of whose tokens is good for six requests: as
+/// many as there are layers at once, since each of them gets one new token.
 async fn private(shelf: Shelf) -> (Bed, StandIn) {
     let issued = Arc::new(AtomicUsize::new(0));
     let used = Arc::new(AtomicUsize::new(0));
@@ -55,7 +56,7 @@ async fn private(shelf: Shelf) -> (Bed, StandIn) {
     let bed = Bed::new(move |asked| {
         let token = format!("Bearer oci-bearer-{}-", issued.load(Ordering::SeqCst));
         let good = asked.header("authorization") == Some(&token);
-        if good && used.fetch_add(1, Ordering::SeqCst) < 3 {
+        if good && used.fetch_add(1, Ordering::SeqCst) < 6 {
             shelf.answer(asked)
         } else {
             Reply::new(401, "{}").with("www-authenticate", &challenge)
@@ -73,7 +74,7 @@ async fn pull(bed: &Bed, credential: &Credential) -> Result<StoredImage, Runtime
 
 fn shelf() -> Shelf {
     let mut shelf = Shelf::default();
-    let layers: Vec<_> = (0..7).map(|n| layer(n, 1000)).collect();
+    let layers: Vec<_> = (0..16).map(|n| layer(n, 1000)).collect();
     put(&mut shelf, "1", "amd64", &layers);
     shelf
 }
@@ -85,7 +86,7 @@ async fn a_pull_goes_on_with_new_tokens_and_logs_none() {
     for credential in [password(PASSWORD), identity] {
         let (bed, service) = private(shelf()).await;
         pull(&bed, &credential).await.unwrap();
-        assert_eq!(bed.blobs().len(), 9);
+        assert_eq!(bed.blobs().len(), 18);
         assert!(service.asked().len() >= 3);
         let shown = format!("{credential:?}");
         assert!(!shown.contains("oci-"), "{shown}");
