@@ -207,6 +207,11 @@ fn many_runs_with_random_faults_leave_nothing_behind() {
         after = held(&containerd);
         after == before
     });
+    // containerd keeps connections to registries for a while; what is left without a registry is for good.
+    drop(proxy);
+    eventually("containerd closes what it opened", PATIENCE, || {
+        count(pid, "fd") <= daemon_before[0] + 10
+    });
     let daemon_after = [count(pid, "fd"), count(pid, "task"), rss(pid)];
     eprintln!(
         "{rounds} rounds in {:.0?}: exit codes {codes:?}",
