@@ -265,7 +265,7 @@ fn what_does_not_fit_the_budget_is_skipped_and_smaller_ones_still_fit() {
             "a pull",
             "b skip disk_budget: needs about 9 B on disk, and 4 B are left of 10 B (--disk-budget)",
             "c pull",
-            "d skip not_found: its size is not known: registry said so, so that --disk-budget could not be kept",
+            "d skip unauthorized: its size is not known: registry said so, so that --disk-budget could not be kept",
         ]
     );
     let shared: Vec<_> = plan
