@@ -141,7 +141,7 @@ const RULES: &[Rule] = &[
         allows: &[],
     },
     // Time limits are kept by the monotonic clock: one that is set, forwards or back, ends nothing and prolongs nothing. The
-    // exceptions: the date in a Retry-After, which is bounded; a node's age; a leftover's age; what a bar shows.
+    // exceptions: the date in a Retry-After, which is bounded; a node's age; a leftover's age; a blob's age; what a bar shows.
     Rule {
         within: &[""],
         except: &[
@@ -150,6 +150,7 @@ const RULES: &[Rule] = &[
             "cli/flow",
             "runtime/oci/partial",
             "runtime/cri/progress",
+            "runtime/cri/content",
         ],
         forbids: &["SystemTime", "UNIX_EPOCH", "chrono::", "jiff::"],
         allows: &[],

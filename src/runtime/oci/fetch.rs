@@ -35,7 +35,7 @@ const PART: u64 = 2 << 20;
 /// A connection is slow that takes longer for the first [`PART`]. A faster one is cheaper than many.
 const SLOW: Duration = Duration::from_millis(100);
 /// Parts of all blobs that are under way at once; times [`PART`] it is the memory that they take at most.
-pub(super) const PARTS_AT_ONCE: usize = 12;
+pub(super) const PARTS_AT_ONCE: usize = 4;
 /// For fewer parts than this one answer is as good.
 const PARTS_LEAST: u64 = 3;
 /// How often one attempt goes on where the connection was cut. Each time must have brought something.
