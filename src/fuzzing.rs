@@ -99,7 +99,7 @@ mod tests {
 
     use super::*;
 
-    /// Mutations of a corpus for each target.
+    /// Mutations of a corpus for each target; `FUZZ_MUTATIONS=N` for others than these.
     const MUTATIONS: usize = 3000;
     const SEED: u64 = 0x6861_7270_6f6f_6e00;
     /// What grammars are made of.
@@ -166,10 +166,11 @@ mod tests {
 
     #[test]
     fn hostile_texts_are_survived() {
+        let mutations = std::env::var("FUZZ_MUTATIONS").map_or(MUTATIONS, |n| n.parse().unwrap());
         for (name, _) in TARGETS {
             let texts = corpus(name);
             let mut random = fastrand::Rng::with_seed(SEED);
-            let mutations = (0..MUTATIONS).map(|_| mutate(&mut random, &texts));
+            let mutations = (0..mutations).map(|_| mutate(&mut random, &texts));
             for text in texts.iter().cloned().chain(mutations) {
                 if catch_unwind(AssertUnwindSafe(|| run(name, &text))).is_err() {
                     panic!("{name}, seed {SEED:#x}: b\"{}\"", text.escape_ascii());

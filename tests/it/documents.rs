@@ -53,7 +53,7 @@ fn all_are_there(document: &str, at_least: usize) {
 #[test]
 fn the_fault_matrix_names_real_tests() {
     all_are_there("docs/reliability.md", 60);
-    // Every row but the two of each table's head says by which test it is known.
+    // Every fault says by which test it is known.
     let text =
         fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reliability.md"))
             .unwrap();

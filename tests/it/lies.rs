@@ -74,7 +74,7 @@ const LIES: &[(&str, Lie)] = &[
 ];
 
 /// An attempt's limit: more than a lie takes that is found out.
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(15);
 
 fn lies_fail_their_own_image(
     endpoint: &str,
