@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, stream};
-use tokio::sync::{OwnedMutexGuard, mpsc, oneshot};
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -31,11 +31,11 @@ const BATCH: usize = 128 << 10;
 const BATCHES: usize = 2;
 /// Registries and object stores give each connection a rate of its own. Where one is slow, what is left of a blob is asked
 /// for in parts of so many bytes, several at once, which are written in their order.
-const PART: u64 = 2 << 20;
+const PART: u64 = 1 << 20;
 /// A connection is slow that takes longer for the first [`PART`]. A faster one is cheaper than many.
-const SLOW: Duration = Duration::from_millis(100);
-/// Parts of all blobs that are under way at once; times [`PART`] it is the memory that they take at most.
-pub(super) const PARTS_AT_ONCE: usize = 4;
+const SLOW: Duration = Duration::from_millis(50);
+/// Parts of all blobs that are under way at once or not yet written; times [`PART`] it is the memory that they take at most.
+pub(super) const PARTS_AT_ONCE: usize = 8;
 /// For fewer parts than this one answer is as good.
 const PARTS_LEAST: u64 = 3;
 /// How often one attempt goes on where the connection was cut. Each time must have brought something.
@@ -223,13 +223,13 @@ impl OciLayout {
             (bytes, permit)
         });
         let mut parts = pin!(parts.buffered(PARTS_AT_ONCE));
-        while let Some((bytes, _permit)) = parts.next().await {
+        while let Some((bytes, permit)) = parts.next().await {
             let Some(bytes) = bytes? else {
                 return Ok(());
             };
             *got += bytes.len() as u64;
             gauge.add(bytes.len() as u64);
-            writer.send(Piece::Data(vec![bytes])).await?;
+            writer.send(Piece::Part(bytes, permit.ok())).await?;
         }
         Ok(())
     }
@@ -330,6 +330,8 @@ impl From<registry::Error> for Stop {
 
 enum Piece {
     Data(Vec<Bytes>),
+    /// With the permit for its memory, which is free when it is written.
+    Part(Bytes, Option<OwnedSemaphorePermit>),
     /// What came before was in vain.
     Restart,
     /// All has come.
@@ -404,6 +406,7 @@ fn write(
                     partial.append(&chunk)?;
                 }
             }
+            Piece::Part(bytes, _permit) => partial.append(&bytes)?,
             Piece::Restart => partial.restart()?,
             Piece::Finish => return partial.finish(),
         }
