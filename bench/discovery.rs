@@ -6,16 +6,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::bed::large::{self, DEPLOYMENT_BYTES, deployment, image, namespace};
 use super::bed::{Kubernetes, directory, unique};
 use super::measure::{Case, alternate, cpu_of, forget_peak, harpoon, peak_of, run as taken, tool};
 use super::page::{Part, column, said};
 use super::shaping::{Shape, Wire};
 
-const NAMESPACES: usize = 10;
 const SIZES: [usize; 3] = [1_000, 5_000, 20_000];
 const PODS: usize = 10_000;
-/// How long a Deployment is as JSON, at least: `kubectl apply` keeps a second copy of it in an annotation.
-const DEPLOYMENT_BYTES: usize = 20_000;
 const DEPLOYMENTS: &str = "/apis/apps/v1/deployments";
 /// Nodes that start in the same moment.
 const TOGETHER: usize = 8;
@@ -25,12 +23,7 @@ const OURS: &str = "`harpoon plan`";
 pub fn run(part: &mut Part, runs: usize) {
     let cluster = Kubernetes::start();
     let files = directory();
-    for n in 0..NAMESPACES {
-        cluster.create(
-            "/api/v1/namespaces",
-            json!({"metadata": {"name": namespace(n)}}),
-        );
-    }
+    large::namespaces(&cluster);
     cluster.create("/api/v1/nodes", json!({"metadata": {"name": "node-1", "labels": {"kubernetes.io/arch": "amd64", "kubernetes.io/os": "linux"}}}));
     fill(&cluster, "/api/v1", "pods", (0..PODS).map(pod));
     part.say(&format!(
@@ -284,43 +277,6 @@ fn fill(cluster: &Kubernetes, base: &str, plural: &str, objects: impl Iterator<I
     while objects.peek().is_some() {
         cluster.create_each(objects.by_ref().take(1_000));
     }
-}
-
-fn namespace(n: usize) -> String {
-    format!("team-{}", n % NAMESPACES)
-}
-
-fn image(n: usize) -> String {
-    format!(
-        "registry.example:5000/team-{}/service-{n:05}:1.{}.{n}",
-        n % NAMESPACES,
-        n % 7
-    )
-}
-
-/// Settings with values of their own: no easier to compress than what is in real clusters.
-fn padding(n: usize) -> String {
-    let mut random = fastrand::Rng::with_seed(n as u64);
-    let mut text = String::with_capacity(DEPLOYMENT_BYTES);
-    while text.len() < DEPLOYMENT_BYTES {
-        let value: String = std::iter::repeat_with(|| random.alphanumeric())
-            .take(20)
-            .collect();
-        text.push_str(&format!(
-            r#"{{"name":"SETTING_{}","value":"{value}"}},"#,
-            text.len()
-        ));
-    }
-    text
-}
-
-/// The Deployment of this number.
-pub fn deployment(n: usize) -> Value {
-    let labels = json!({"app": format!("service-{n:05}")});
-    let template = json!({"metadata": {"labels": labels}, "spec": {"containers": [{"name": "main", "image": image(n)}]}});
-    json!({"metadata": {"name": format!("service-{n:05}"), "labels": labels,
-            "annotations": {"kubectl.kubernetes.io/last-applied-configuration": padding(n)}},
-        "spec": {"replicas": 1 + n % 3, "selector": {"matchLabels": labels}, "template": template}})
 }
 
 /// Of the Deployments' ReplicaSets, as most pods are.

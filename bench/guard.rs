@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use serde_json::json;
 
+use super::bed::large::deployment;
 use super::bed::{directory, run as output};
-use super::discovery::deployment;
 use super::measure::{Row, harpoon, tool};
 use super::page::{Part, column, said};
 use super::planning::{image, plan};

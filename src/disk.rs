@@ -65,19 +65,28 @@ struct Weight {
 impl Weight {
     /// What the image adds to the blobs that there are. An image that is known by its sum alone shares nothing.
     fn of(size: &Size, there: &HashSet<Digest>) -> Self {
-        let packed = match size {
-            Size::Blobs(blobs) => blobs
-                .iter()
-                .filter(|blob| !there.contains(&blob.digest))
-                .fold(0, |sum, blob| u64::saturating_add(sum, blob.bytes)),
-            Size::Packed(bytes) => *bytes,
-            Size::Unpacked(bytes) => (*bytes as f64 / UNPACKED_FACTOR).ceil() as u64,
-        };
-        let unpacked = match size {
-            Size::Unpacked(bytes) => *bytes,
-            _ => self::unpacked(packed),
-        };
-        Self { packed, unpacked }
+        match size {
+            Size::Blobs(blobs) => {
+                Self::of_blobs(blobs.iter().filter(|blob| !there.contains(&blob.digest)))
+            }
+            Size::Packed(bytes) => Self::of_packed(*bytes),
+            Size::Unpacked(bytes) => Self {
+                packed: (*bytes as f64 / UNPACKED_FACTOR).ceil() as u64,
+                unpacked: *bytes,
+            },
+        }
+    }
+
+    fn of_blobs<'a>(blobs: impl IntoIterator<Item = &'a Blob>) -> Self {
+        let bytes = blobs.into_iter().map(|blob| blob.bytes);
+        Self::of_packed(bytes.fold(0, u64::saturating_add))
+    }
+
+    fn of_packed(packed: u64) -> Self {
+        Self {
+            packed,
+            unpacked: unpacked(packed),
+        }
     }
 
     fn kept(self, keeps: Keeps) -> u64 {
@@ -178,8 +187,12 @@ impl Promise {
                 let (shared, own) = missing
                     .cloned()
                     .partition(|blob| coming.contains(&blob.digest));
-                let bytes = Weight::of(&Size::Blobs(Vec::clone(&own)), there).kept(keeps);
-                Self { bytes, own, shared }
+                let own: Vec<Blob> = own;
+                Self {
+                    bytes: Weight::of_blobs(&own).kept(keeps),
+                    own,
+                    shared,
+                }
             }
             size => Self {
                 bytes: Weight::of(size, there).kept(keeps),
@@ -196,7 +209,7 @@ impl Promise {
         *orphans = left;
         self.shared
             .retain(|blob| !taken.iter().any(|t| t.digest == blob.digest));
-        let more = Weight::of(&Size::Blobs(taken.clone()), &HashSet::new()).kept(keeps);
+        let more = Weight::of_blobs(&taken).kept(keeps);
         self.bytes = self.bytes.saturating_add(more);
         self.own.extend(taken);
     }

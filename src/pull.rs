@@ -87,11 +87,12 @@ pub enum Event<'a> {
 }
 
 /// Why a run ended before every image was tried.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 enum Halt {
     Told,
     Deadline,
-    NoSpace(usize, Box<ImageReport>),
+    /// For the image of this place in the plan.
+    NoSpace(usize),
 }
 
 /// Has the runtime pull what the plan says, and tells what became of each image of it, in the plan's order.
@@ -143,7 +144,8 @@ pub async fn execute<S: ImageService>(
             break None;
         };
         if report.reason == Some(Reason::Failure(FailureKind::NoSpace)) {
-            break Some(Halt::NoSpace(index, Box::new(report)));
+            reports[index] = Some(report);
+            break Some(Halt::NoSpace(index));
         }
         observe(Event::Finished {
             index,
@@ -152,28 +154,39 @@ pub async fn execute<S: ImageService>(
         reports[index] = Some(report);
     };
     drop(pulls);
-    let halt = match halt {
-        Some(Halt::NoSpace(index, mut report)) => {
+    let (kind, why) = match halt {
+        Some(Halt::Deadline) => (
+            FailureKind::Timeout,
+            "not done by the deadline of the run".to_owned(),
+        ),
+        Some(Halt::NoSpace(index)) => {
             // Pulling is over by now, so that this takes its time from nobody.
             let needed = tokio::select! {
                 () = stop.cancelled() => String::new(),
                 () = until(options.deadline) => String::new(),
                 needed = run.needed(&plan.images()[index]) => needed,
             };
-            report.message.get_or_insert_default().push_str(&needed);
-            observe(Event::Finished {
-                index,
-                report: &report,
+            let full = reports[index].as_mut();
+            let message = full.map_or(String::new(), |report| {
+                report.message.get_or_insert_default().push_str(&needed);
+                observe(Event::Finished { index, report });
+                report.message.clone().unwrap_or_default()
             });
-            reports[index] = Some(ImageReport::clone(&report));
-            Some(Halt::NoSpace(index, report))
+            let image = &plan.images()[index].image;
+            (
+                FailureKind::NoSpace,
+                format!("the run ended because there was no space left for {image}: {message}"),
+            )
         }
-        halt => halt,
+        Some(Halt::Told) | None => (
+            FailureKind::Other,
+            "the run was interrupted before the image was there".to_owned(),
+        ),
     };
     let unfinished = |(index, report): (usize, Option<ImageReport>)| {
         report.unwrap_or_else(|| {
             let image = &plan.images()[index];
-            let report = states[index].halted(image, halt.as_ref());
+            let report = states[index].halted(image, kind, &why);
             observe(Event::Finished {
                 index,
                 report: &report,
@@ -229,26 +242,10 @@ impl State {
         report
     }
 
-    fn halted(&self, image: &PlannedImage, halt: Option<&Halt>) -> ImageReport {
+    /// The report of an image that was cut off, and why it was.
+    fn halted(&self, image: &PlannedImage, kind: FailureKind, why: &str) -> ImageReport {
         let report = self.report(image, Outcome::Failed);
-        let (kind, mut message) = match halt {
-            Some(Halt::Deadline) => (
-                FailureKind::Timeout,
-                "not done by the deadline of the run".to_owned(),
-            ),
-            Some(Halt::NoSpace(_, full)) => (
-                FailureKind::NoSpace,
-                format!(
-                    "the run ended because there was no space left for {}: {}",
-                    full.image,
-                    full.message.as_deref().unwrap_or_default()
-                ),
-            ),
-            Some(Halt::Told) | None => (
-                FailureKind::Other,
-                "the run was interrupted before the image was there".to_owned(),
-            ),
-        };
+        let mut message = why.to_owned();
         let last = self
             .last_error
             .lock()

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::signals::Signals;
 use super::{Exit, credentials, logs};
+use crate::candidate::Candidate;
 use crate::config::{
     self, ConfigError, FailOn, Output, PullSettings, Raw, RuntimeSettings, StartSettings,
     StoreSettings,
@@ -18,7 +19,7 @@ use crate::config::{
 use crate::disk::{Keeps, Room, Size, Tally, Usage};
 use crate::image::Platform;
 use crate::inquiry::Inquiry;
-use crate::plan::{Action, Facts, Moved, Plan, Policy, Presence, Selection, select};
+use crate::plan::{self, Action, Facts, Moved, Plan, Policy, Presence, Selection};
 use crate::printable::printable;
 use crate::pull;
 use crate::registry::keyring::Keyring;
@@ -142,7 +143,7 @@ pub(super) async fn plan(
             None => Ok(Ok(Usage::default())),
         };
         let Ok(usage) = usage else {
-            return Ok(selection.against(facts));
+            return Ok(against(selection, facts));
         };
         let keeps = runtime.map_or(Keeps::Both, ImageService::keeps);
         let usage = match usage {
@@ -172,14 +173,37 @@ pub(super) async fn plan(
         });
         let Ok(asked) = by(deadline, inquiry.sizes(coming)).await else {
             facts.room = None;
-            return Ok(selection.against(facts));
+            return Ok(against(selection, facts));
         };
         facts.sizes = asked;
         facts
             .sizes
             .extend(sizes.into_iter().map(|(name, size)| (name, Ok(size))));
     }
-    Ok(selection.against(facts))
+    Ok(against(selection, facts))
+}
+
+/// [`plan::select`], and in the debug log how long it took.
+pub(super) fn select(candidates: Vec<Candidate>, policy: &Policy) -> Selection {
+    let (count, began) = (candidates.len(), Instant::now());
+    let selection = plan::select(candidates, policy);
+    debug!(
+        "selected from {count} candidates in {} µs",
+        began.elapsed().as_micros()
+    );
+    selection
+}
+
+/// [`Selection::against`], and in the debug log how long it took.
+fn against(selection: Selection, facts: Facts) -> Plan {
+    let began = Instant::now();
+    let plan = selection.against(facts);
+    debug!(
+        "planned {} images in {} µs",
+        plan.images().len(),
+        began.elapsed().as_micros()
+    );
+    plan
 }
 
 /// A command that pulls: all its settings but where the candidates come from.

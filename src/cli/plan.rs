@@ -9,7 +9,6 @@ use super::signals::Signals;
 use super::{Exit, args, credentials, flow, logs};
 use crate::config::{self, Output};
 use crate::inquiry::Inquiry;
-use crate::plan::select;
 use crate::registry::keyring::Keyring;
 use crate::report::{Outline, json, text};
 use crate::runtime::ImageService;
@@ -56,7 +55,7 @@ pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
             let found = source.find().await.context(flow::NO_CANDIDATES)?;
             credentials::add_pull_secrets(&mut keyring, found.pull_secrets);
             let inquiry = Inquiry::new(&keyring, platform, QUESTIONS);
-            let selection = select(found.candidates, &policy);
+            let selection = flow::select(found.candidates, &policy);
             let plan = flow::plan(
                 selection,
                 runtime.as_ref(),

@@ -56,6 +56,14 @@ pub enum Error {
         /// How many bytes.
         missing: u64,
     },
+    /// The server gave something else than the part of a blob that was asked for.
+    #[error("{host} does not give parts of {digest}")]
+    Range {
+        /// Who.
+        host: String,
+        /// Of what.
+        digest: String,
+    },
     /// No byte came for as long as the client waits.
     #[error("{host} sent nothing for {seconds} s")]
     Stalled {
@@ -183,6 +191,7 @@ impl Error {
             | Self::TooLarge { .. }
             | Self::Content { .. }
             | Self::Size { .. }
+            | Self::Range { .. }
             | Self::Algorithm { .. }
             | Self::Schema1
             | Self::Manifest { .. } => FailureKind::Other,

@@ -26,7 +26,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{Method, StatusCode, header};
 
 use crate::image::{Digest, Reference};
@@ -188,43 +188,43 @@ impl Client {
         let path = blob_path(access, descriptor);
         let ask = Ask::new(Method::GET, "*/*").from(offset);
         match self.ask(access, &path, ask).await {
-            Ok(answer) => Blob::new(answer, descriptor, offset),
+            Ok(answer) => Blob::new(answer, descriptor, offset..descriptor.size),
             Err(Error::Refused { status, .. })
                 if offset > 0 && status == StatusCode::RANGE_NOT_SATISFIABLE =>
             {
                 let ask = Ask::new(Method::GET, "*/*");
-                Blob::new(self.ask(access, &path, ask).await?, descriptor, 0)
+                Blob::new(
+                    self.ask(access, &path, ask).await?,
+                    descriptor,
+                    0..descriptor.size,
+                )
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Reads a part of a blob, all of it into memory: `None` where the server does not give just that part.
+    /// Begins to read a part of a blob.
     ///
     /// # Errors
-    /// See [`Error`].
+    /// See [`Error`]; [`Error::Range`] where the server does not give just that part.
     pub async fn blob_part(
         &self,
         access: Access<'_>,
         descriptor: &Descriptor,
         part: Range<u64>,
-    ) -> Result<Option<Bytes>, Error> {
+    ) -> Result<Blob, Error> {
         let path = blob_path(access, descriptor);
         let ask = Ask::new(Method::GET, "*/*").within(&part);
         let answer = self.ask(access, &path, ask).await?;
         let length = part.end.saturating_sub(part.start);
-        if answer.status() != StatusCode::PARTIAL_CONTENT
-            || answer.content_length().is_some_and(|told| told != length)
-        {
-            return Ok(None);
+        let is_part = answer.status() == StatusCode::PARTIAL_CONTENT;
+        if !is_part || answer.content_length().is_some_and(|told| told != length) {
+            return Err(Error::Range {
+                host: answer.host().to_owned(),
+                digest: descriptor.digest.to_string(),
+            });
         }
-        let mut blob = Blob::new(answer, descriptor, part.start)?;
-        blob.left = length;
-        let mut bytes = BytesMut::with_capacity(usize::try_from(length).unwrap_or(0));
-        while let Some(chunk) = blob.chunk().await? {
-            bytes.extend_from_slice(&chunk);
-        }
-        Ok(Some(bytes.freeze()))
+        Blob::new(answer, descriptor, part)
     }
 
     async fn ask_manifest(
@@ -272,30 +272,42 @@ fn blob_path(access: Access<'_>, descriptor: &Descriptor) -> String {
     )
 }
 
-/// A blob that is being read. Its digest is the reader's to verify; never more bytes come than the descriptor tells.
+/// A blob, or a part of one, that is being read. Its digest is the reader's to verify; never more bytes come than the
+/// descriptor tells.
 pub struct Blob {
     answer: Answer,
     offset: u64,
-    left: u64,
+    /// Where the next byte belongs.
+    at: u64,
+    /// Where the answer ends.
+    end: u64,
+    /// Where it ends for whoever reads it.
+    wanted: u64,
     digest: Digest,
     size: u64,
 }
 
 impl Blob {
-    fn new(answer: Answer, descriptor: &Descriptor, asked: u64) -> Result<Self, Error> {
+    fn new(answer: Answer, descriptor: &Descriptor, asked: Range<u64>) -> Result<Self, Error> {
         let partial = answer.status() == StatusCode::PARTIAL_CONTENT;
-        let offset = if partial { asked } else { 0 };
+        let given = match partial {
+            true => asked.clone(),
+            false => 0..descriptor.size,
+        };
         let blob = Self {
-            left: descriptor.size.saturating_sub(offset),
-            offset,
+            offset: given.start,
+            at: given.start,
+            end: given.end,
+            wanted: given.end,
             digest: descriptor.digest.clone(),
             size: descriptor.size,
             answer,
         };
         let range = blob.answer.header(header::CONTENT_RANGE);
         let begins = range.strip_prefix("bytes ").and_then(|r| r.split_once('-'));
-        let elsewhere = partial && begins.is_some_and(|(at, _)| at.parse() != Ok(asked));
-        if elsewhere || blob.answer.content_length().is_some_and(|l| l > blob.left) {
+        let elsewhere = partial && begins.is_some_and(|(at, _)| at.parse() != Ok(asked.start));
+        let most = given.end.saturating_sub(given.start);
+        if elsewhere || blob.answer.content_length().is_some_and(|l| l > most) {
             return Err(blob.wrong_size());
         }
         Ok(blob)
@@ -306,26 +318,34 @@ impl Blob {
         self.offset
     }
 
+    /// Ends it before byte `end` of the blob, whatever else would come.
+    pub fn end_at(&mut self, end: u64) {
+        self.wanted = self.wanted.min(end);
+    }
+
     /// The next bytes; `None` when all have come.
     ///
     /// # Errors
     /// See [`Error`]; [`Error::is_cut`] where the rest can be asked for.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
-        if self.left == 0 {
+        if self.at >= self.wanted {
             return Ok(None);
         }
-        match self.answer.chunk().await? {
-            Some(chunk) if chunk.len() as u64 > self.left => Err(self.wrong_size()),
-            Some(chunk) => {
-                self.left -= chunk.len() as u64;
-                Ok(Some(chunk))
-            }
-            None => Err(Error::Short {
+        let Some(mut chunk) = self.answer.chunk().await? else {
+            return Err(Error::Short {
                 host: self.answer.host().to_owned(),
                 digest: self.digest.to_string(),
-                missing: self.left,
-            }),
+                missing: self.end - self.at,
+            });
+        };
+        let end = self.at.saturating_add(chunk.len() as u64);
+        if end > self.end {
+            return Err(self.wrong_size());
         }
+        let over = usize::try_from(end.saturating_sub(self.wanted)).unwrap_or(chunk.len());
+        chunk.truncate(chunk.len() - over);
+        self.at = end;
+        Ok(Some(chunk))
     }
 
     fn wrong_size(&self) -> Error {

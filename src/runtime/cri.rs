@@ -17,10 +17,8 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::classify;
-use super::listed::{FEW, Listed};
-use super::{
-    ImageService, Progress, RuntimeError, RuntimeInfo, Status as Presence, StoredImage, ask_each,
-};
+use super::listed::{self, Lists, known};
+use super::{ImageService, Progress, RuntimeError, RuntimeInfo, Status as Presence, StoredImage};
 use crate::disk::{Keeps, Usage};
 use crate::failure::FailureKind;
 use crate::image::Reference;
@@ -70,38 +68,29 @@ impl Cri {
             verbose: false,
         };
         let mut images = self.images.clone();
-        match tokio::time::timeout(STATUS_LIMIT, images.image_status(request)).await {
-            Ok(Ok(answer)) => Ok(answer.into_inner().image),
-            Ok(Err(status)) => Err(failure(&status, image)),
+        let asked = images.image_status(request);
+        let answer = self.answer(asked, "whether it has the image", |s| failure(s, image));
+        Ok(answer.await?.into_inner().image)
+    }
+
+    /// What the runtime answers in time; where it does not, `what` it did not say.
+    async fn answer<T>(
+        &self,
+        asked: impl Future<Output = Result<T, Status>>,
+        what: &str,
+        failure: impl Fn(&Status) -> RuntimeError,
+    ) -> Result<T, RuntimeError> {
+        match tokio::time::timeout(STATUS_LIMIT, asked).await {
+            Ok(answer) => answer.map_err(|status| failure(&status)),
             Err(_) => Err(RuntimeError::new(
                 FailureKind::Timeout,
                 format!(
-                    "{} did not say within {} s whether it has the image",
+                    "{} did not say within {} s {what}",
                     self.info.name,
                     STATUS_LIMIT.as_secs()
                 ),
             )),
         }
-    }
-
-    /// All images that the runtime has; `None` where it does not say.
-    async fn list(&self) -> Option<Vec<Image>> {
-        let mut images = self.images.clone();
-        let asked = images.list_images(ListImagesRequest::default());
-        match tokio::time::timeout(STATUS_LIMIT, asked).await {
-            Ok(Ok(answer)) => Some(answer.into_inner().images),
-            Ok(Err(status)) => {
-                tracing::debug!("failed to list the images: {}", message(&status));
-                None
-            }
-            Err(_) => None,
-        }
-    }
-
-    /// Whether the list of all images tells what the runtime has under this reference. containerd reads a name without a
-    /// registry as Docker Hub's; what others make of it is theirs to say.
-    fn is_told_by_list(&self, image: &Reference) -> bool {
-        self.info.name == "containerd" || image.names_registry()
     }
 
     async fn pull_image(
@@ -133,25 +122,7 @@ impl ImageService for Cri {
     }
 
     async fn statuses(&self, images: &[&Reference]) -> Vec<Presence> {
-        let listed = match images.len() {
-            0..=FEW => None,
-            _ => self.list().await,
-        };
-        let Some(listed) = listed else {
-            return ask_each(self, images).await;
-        };
-        let names = |image: &Image| [&*image.repo_tags, &*image.repo_digests].concat();
-        let listed = Listed::new(listed, names);
-        let untold = images.iter().filter(|image| !self.is_told_by_list(image));
-        let asked: Vec<_> = untold.copied().collect();
-        let mut asked = ask_each(self, &asked).await.into_iter();
-        images
-            .iter()
-            .map(|image| match self.is_told_by_list(image) {
-                true => Ok(listed.get(image).map(|stored| stored_image(image, stored))),
-                false => asked.next().unwrap_or(Ok(None)),
-            })
-            .collect()
+        listed::statuses(self, images).await
     }
 
     async fn pull(
@@ -190,25 +161,9 @@ impl ImageService for Cri {
 
     async fn usage(&self) -> Result<Usage, RuntimeError> {
         let mut images = self.images.clone();
-        let asked = tokio::time::timeout(
-            STATUS_LIMIT,
-            images.image_fs_info(ImageFsInfoRequest::default()),
-        );
-        let answer = match asked.await {
-            Ok(Ok(answer)) => answer.into_inner(),
-            Ok(Err(status)) => {
-                let kind = kind_of_code(status.code());
-                return Err(RuntimeError::new(kind, message(&status)));
-            }
-            Err(_) => {
-                let said = format!(
-                    "{} did not say within {} s what its images take",
-                    self.info.name,
-                    STATUS_LIMIT.as_secs()
-                );
-                return Err(RuntimeError::new(FailureKind::Timeout, said));
-            }
-        };
+        let asked = images.image_fs_info(ImageFsInfoRequest::default());
+        let answer = self.answer(asked, "what its images take", unexplained);
+        let answer = answer.await?.into_inner();
         let filesystems = answer.image_filesystems.iter();
         let used = filesystems.filter_map(|fs| Some(fs.used_bytes.as_ref()?.value));
         let bytes = used.fold(0, u64::saturating_add);
@@ -221,23 +176,38 @@ impl ImageService for Cri {
         // containerd counts its snapshots there, and not the blobs that they were unpacked from.
         let counted = answer.image_filesystems.iter().map(|fs| fs.timestamp);
         let counted = counted.min().filter(|_| bytes > 0);
-        let content = tokio::time::timeout(STATUS_LIMIT, downloads.content(counted));
-        let mut usage = match content.await {
-            Ok(Ok(content)) => content,
-            Ok(Err(status)) => {
-                let kind = kind_of_code(status.code());
-                return Err(RuntimeError::new(kind, message(&status)));
-            }
-            Err(_) => {
-                let said = format!(
-                    "containerd did not list its content within {} s",
-                    STATUS_LIMIT.as_secs()
-                );
-                return Err(RuntimeError::new(FailureKind::Timeout, said));
-            }
-        };
+        let content = downloads.content(counted);
+        let mut usage = self
+            .answer(content, "what its content takes", unexplained)
+            .await?;
         usage.bytes = usage.bytes.saturating_add(bytes);
         Ok(usage)
+    }
+}
+
+impl Lists for Cri {
+    type Item = Image;
+
+    async fn list(&self) -> Option<Vec<Image>> {
+        let mut images = self.images.clone();
+        let asked = images.list_images(ListImagesRequest::default());
+        let answer = self.answer(asked, "which images it has", unexplained).await;
+        let answer =
+            answer.inspect_err(|error| tracing::debug!("failed to list the images: {error}"));
+        Some(answer.ok()?.into_inner().images)
+    }
+
+    fn names(image: &Image) -> Vec<String> {
+        [&*image.repo_tags, &*image.repo_digests].concat()
+    }
+
+    /// containerd reads a name without a registry as Docker Hub's; what others make of it is theirs to say.
+    fn is_told(&self, image: &Reference) -> bool {
+        self.info.name == "containerd" || image.names_registry()
+    }
+
+    fn stored(image: &Reference, stored: &Image) -> StoredImage {
+        stored_image(image, stored)
     }
 }
 
@@ -315,17 +285,6 @@ fn digest(image: &Reference, repo_digests: &[String]) -> Option<String> {
         .map(ToString::to_string)
 }
 
-/// The digests among `repository@digest` of the image's own repository.
-fn known(repo_digests: &[String], image: &Reference) -> Vec<String> {
-    let known = repo_digests
-        .iter()
-        .filter_map(|text| Reference::parse(text).ok())
-        .filter(|known| known.is_same_repository(image));
-    known
-        .filter_map(|known| known.digest().map(ToString::to_string))
-        .collect()
-}
-
 /// The digest in what a pull answered. CRI-O and cri-dockerd answer `repository@digest`; containerd answers the image ID,
 /// which is a digest too, but the configuration's.
 fn digest_of(image_ref: &str, image: &Reference) -> Option<String> {
@@ -341,6 +300,11 @@ fn failure(status: &Status, image: &Reference) -> RuntimeError {
         kind => kind,
     };
     RuntimeError::new(kind, message)
+}
+
+/// What a failed call means that is not for one image.
+fn unexplained(status: &Status) -> RuntimeError {
+    RuntimeError::new(kind_of_code(status.code()), message(status))
 }
 
 /// What the code says where the text says nothing. `NotFound` says nothing either: containerd answers it for a blob that

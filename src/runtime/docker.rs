@@ -17,9 +17,9 @@ use futures_util::StreamExt;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Uri};
 
-use super::listed::{FEW, Listed};
+use super::listed::{self, Lists, known};
 use super::socket::{self, SocketError};
-use super::{ImageService, Progress, RuntimeError, RuntimeInfo, Status, StoredImage, ask_each};
+use super::{ImageService, Progress, RuntimeError, RuntimeInfo, Status, StoredImage};
 use crate::disk::{Keeps, Usage};
 use crate::failure::FailureKind;
 use crate::image::{Digest, Reference};
@@ -152,23 +152,6 @@ impl Docker {
         }
     }
 
-    /// All images that the Engine has; `None` where it does not say.
-    async fn list(&self) -> Option<Vec<ImageSummary>> {
-        match tokio::time::timeout(
-            self.time_limit,
-            self.client.list_images(None::<ListImagesOptions>),
-        )
-        .await
-        {
-            Ok(Ok(images)) => Some(images),
-            Ok(Err(error)) => {
-                tracing::debug!("failed to list the images: {}", root(&error));
-                None
-            }
-            Err(_) => None,
-        }
-    }
-
     /// Translates what the Engine, or the connection to it, ended in.
     fn failure(&self, image: &Reference, error: bollard::errors::Error) -> RuntimeError {
         use bollard::errors::Error;
@@ -211,26 +194,7 @@ impl ImageService for Docker {
     }
 
     async fn statuses(&self, images: &[&Reference]) -> Vec<Status> {
-        let listed = match images.len() {
-            0..=FEW => None,
-            _ => self.list().await,
-        };
-        let Some(listed) = listed else {
-            return ask_each(self, images).await;
-        };
-        let names = |image: &ImageSummary| [&*image.repo_tags, &*image.repo_digests].concat();
-        let listed = Listed::new(listed, names);
-        let inspects = images.iter().map(|image| {
-            let summary = listed.get(image)?;
-            let inspect = ImageInspect {
-                descriptor: summary.descriptor.clone(),
-                repo_digests: Some(summary.repo_digests.clone()),
-                size: Some(summary.size),
-                ..ImageInspect::default()
-            };
-            Some(stored(image, &inspect))
-        });
-        inspects.map(Ok).collect()
+        listed::statuses(self, images).await
     }
 
     async fn pull(
@@ -287,6 +251,40 @@ impl ImageService for Docker {
     }
 }
 
+impl Lists for Docker {
+    type Item = ImageSummary;
+
+    async fn list(&self) -> Option<Vec<ImageSummary>> {
+        let asked = self.client.list_images(None::<ListImagesOptions>);
+        match tokio::time::timeout(self.time_limit, asked).await {
+            Ok(Ok(images)) => Some(images),
+            Ok(Err(error)) => {
+                tracing::debug!("failed to list the images: {}", root(&error));
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
+    fn names(image: &ImageSummary) -> Vec<String> {
+        [&*image.repo_tags, &*image.repo_digests].concat()
+    }
+
+    fn is_told(&self, _: &Reference) -> bool {
+        true
+    }
+
+    fn stored(image: &Reference, summary: &ImageSummary) -> StoredImage {
+        let inspect = ImageInspect {
+            descriptor: summary.descriptor.clone(),
+            repo_digests: Some(summary.repo_digests.clone()),
+            size: Some(summary.size),
+            ..ImageInspect::default()
+        };
+        stored(image, &inspect)
+    }
+}
+
 /// The `X-Registry-Auth` of one pull.
 fn login(credential: &Credential, image: &Reference) -> DockerCredentials {
     let serveraddress = Some(match image.registry() {
@@ -332,7 +330,7 @@ fn explicit(image: &Reference) -> String {
 fn stored(image: &Reference, inspect: &ImageInspect) -> StoredImage {
     StoredImage {
         digest: digest_of(image, inspect),
-        known: known(image, inspect),
+        known: known(inspect.repo_digests.as_deref().unwrap_or_default(), image),
         bytes: inspect.size.and_then(|size| u64::try_from(size).ok()),
     }
 }
@@ -343,24 +341,13 @@ fn digest_of(image: &Reference, inspect: &ImageInspect) -> Option<String> {
     if let Some(digest) = image.digest() {
         return Some(digest.to_string());
     }
-    let mut known = known(image, inspect);
+    let mut known = known(inspect.repo_digests.as_deref().unwrap_or_default(), image);
     let target = inspect.descriptor.as_ref().and_then(|d| d.digest.as_ref());
     match target.filter(|target| known.contains(target)) {
         Some(target) => Some(target.clone()),
         None if known.len() == 1 => known.pop(),
         None => None,
     }
-}
-
-/// The digests of the image in the reference's own repository.
-fn known(image: &Reference, inspect: &ImageInspect) -> Vec<String> {
-    let known = inspect.repo_digests.iter().flatten().filter_map(|known| {
-        let known = Reference::parse(known).ok()?;
-        known
-            .is_same_repository(image)
-            .then(|| known.digest().map(Digest::to_string))?
-    });
-    known.collect()
 }
 
 /// The digest that the Engine resolved the tag to, from the event that says so.

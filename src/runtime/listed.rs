@@ -1,26 +1,81 @@
-//! Looks many references up in one list of all that a runtime has. No I/O.
+//! Looks many references up in one list of all that a runtime has.
 //!
 //! A reference is there only if a name in the list has the same normalised form: a tag among the tags, a digest among the
 //! digests. What the list does not settle is left to be asked of the runtime by itself.
 
 use std::collections::HashMap;
 
-use crate::image::Reference;
+use super::{ImageService, Status, ask_each};
+use crate::image::{Digest, Reference, StoredImage};
 
-/// For fewer references than this a question each is cheaper than the list of a node that has many images.
-pub(super) const FEW: usize = 4;
+/// For no more references than this a question each is cheaper than the list of a node that has many images.
+const FEW: usize = 4;
+
+/// A runtime that can list all its images.
+pub(super) trait Lists: ImageService {
+    /// An image, as the list has it.
+    type Item: Send + Sync;
+
+    /// All images; `None` where the runtime does not say.
+    fn list(&self) -> impl Future<Output = Option<Vec<Self::Item>>> + Send;
+
+    /// The tags and digests of one image as the runtime writes them; what is no reference, such as `<none>:<none>`, names
+    /// nothing.
+    fn names(item: &Self::Item) -> Vec<String>;
+
+    /// Whether the list tells what the runtime has under this reference.
+    fn is_told(&self, image: &Reference) -> bool;
+
+    /// What the list says of an image that was looked up by this reference.
+    fn stored(image: &Reference, item: &Self::Item) -> StoredImage;
+}
+
+/// What a runtime has under each of these references.
+pub(super) async fn statuses<L: Lists>(runtime: &L, images: &[&Reference]) -> Vec<Status> {
+    let list = match images.len() {
+        0..=FEW => None,
+        _ => runtime.list().await,
+    };
+    let Some(list) = list else {
+        return ask_each(runtime, images).await;
+    };
+    let listed = Listed::new(list, L::names);
+    let told = images.iter().map(|image| {
+        let stored = || listed.get(image).map(|item| L::stored(image, item));
+        runtime.is_told(image).then(stored)
+    });
+    let told: Vec<_> = told.collect();
+    let untold = images.iter().zip(&told).filter(|(_, told)| told.is_none());
+    let untold: Vec<_> = untold.map(|(image, _)| *image).collect();
+    let mut asked = ask_each(runtime, &untold).await.into_iter();
+    told.into_iter()
+        .map(|told| match told {
+            Some(stored) => Ok(stored),
+            None => asked.next().unwrap_or(Ok(None)),
+        })
+        .collect()
+}
+
+/// The digests by which a runtime knows an image in the reference's own repository, of all its `repository@digest`.
+pub(super) fn known(repo_digests: &[String], image: &Reference) -> Vec<String> {
+    let known = repo_digests.iter().filter_map(|text| {
+        let known = Reference::parse(text).ok()?;
+        known
+            .is_same_repository(image)
+            .then(|| known.digest().map(Digest::to_string))?
+    });
+    known.collect()
+}
 
 /// The images of a list, by the normalised form of each of their names.
 #[derive(Debug)]
-pub(super) struct Listed<T> {
+struct Listed<T> {
     images: Vec<T>,
     names: HashMap<String, usize>,
 }
 
 impl<T> Listed<T> {
-    /// `names` gives the tags and digests of one image as the runtime writes them; what is no reference, such as
-    /// `<none>:<none>`, names nothing.
-    pub(super) fn new(images: Vec<T>, names: impl Fn(&T) -> Vec<String>) -> Self {
+    fn new(images: Vec<T>, names: impl Fn(&T) -> Vec<String>) -> Self {
         let mut by_name = HashMap::new();
         for (index, image) in images.iter().enumerate() {
             let names = names(image);
@@ -36,7 +91,7 @@ impl<T> Listed<T> {
     }
 
     /// The image of this reference.
-    pub(super) fn get(&self, image: &Reference) -> Option<&T> {
+    fn get(&self, image: &Reference) -> Option<&T> {
         let index = self.names.get(&image.normalized())?;
         self.images.get(*index)
     }

@@ -10,16 +10,14 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::bed::faulty::{Fault, Proxy};
+use super::bed::large::{self, DEPLOYMENT_BYTES, deployment, image, namespace, replicas};
 use super::bed::{Harpoon, Kubernetes, Output};
 
-const NAMESPACES: usize = 10;
 const DEPLOYMENTS: usize = 5_000;
 /// Of the Deployments, one each.
 const OWNED_PODS: usize = 5_000;
 /// Of something that is not scanned.
 const OTHER_PODS: usize = 5_000;
-/// How long a Deployment is as JSON, at least.
-const DEPLOYMENT_BYTES: usize = 20_000;
 /// The most memory that the program may have resident at any time, its own code and what it shares included.
 const MEMORY: u64 = 20 << 20;
 /// The size of the release program: no more of its code than that can be resident.
@@ -31,12 +29,7 @@ fn large() -> &'static Kubernetes {
     SHARED.get_or_init(|| {
         let cluster = Kubernetes::start();
         let began = Instant::now();
-        for n in 0..NAMESPACES {
-            cluster.create(
-                "/api/v1/namespaces",
-                json!({"metadata": {"name": namespace(n)}}),
-            );
-        }
+        large::namespaces(&cluster);
         let place = |base: &str, n: usize, plural: &str| {
             format!("{base}/namespaces/{}/{plural}", namespace(n))
         };
@@ -49,49 +42,6 @@ fn large() -> &'static Kubernetes {
         eprintln!("filled the large cluster in {:.1?}", began.elapsed());
         cluster
     })
-}
-
-fn namespace(n: usize) -> String {
-    format!("team-{}", n % NAMESPACES)
-}
-
-/// Each Deployment has an image of its own, as is usual where each team builds its own.
-fn image(n: usize) -> String {
-    format!(
-        "registry.example:5000/team-{}/service-{n:05}:1.{}.{n}",
-        n % NAMESPACES,
-        n % 7
-    )
-}
-
-fn replicas(n: usize) -> u64 {
-    1 + n as u64 % 3
-}
-
-/// As long as `kubectl apply` makes them, and no easier to compress.
-fn padding(n: usize) -> String {
-    let mut random = fastrand::Rng::with_seed(n as u64);
-    let mut text = String::with_capacity(DEPLOYMENT_BYTES);
-    while text.len() < DEPLOYMENT_BYTES {
-        let value: String = std::iter::repeat_with(|| random.alphanumeric())
-            .take(20)
-            .collect();
-        text.push_str(&format!(
-            r#"{{"name":"SETTING_{}","value":"{value}"}},"#,
-            text.len()
-        ));
-    }
-    text
-}
-
-fn deployment(n: usize) -> Value {
-    let labels = json!({"app": format!("service-{n:05}")});
-    let template = json!({"metadata": {"labels": labels}, "spec": {
-        "initContainers": [{"name": "init", "image": "registry.example:5000/base/init:3"}],
-        "containers": [{"name": "main", "image": image(n)}]}});
-    json!({"metadata": {"name": format!("service-{n:05}"), "labels": labels,
-            "annotations": {"kubectl.kubernetes.io/last-applied-configuration": padding(n)}},
-        "spec": {"replicas": replicas(n), "selector": {"matchLabels": labels}, "template": template}})
 }
 
 /// The first ones belong to the Deployments' ReplicaSets, the others to something else, with images of the Deployments.

@@ -1,17 +1,17 @@
 //! Brings one blob into the layout: from the registry, through a thread that hashes and writes.
 //!
-//! The async side reads the network, the thread writes the file; between them are a few parts at most, so memory does not grow
+//! The async side reads the network, the thread writes the file; between them are a few batches at most, so memory does not grow
 //! with the size of a layer. Dropping the future ends the thread, and what has come is kept to be resumed.
 
 use std::collections::HashMap;
-use std::pin::pin;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt, stream};
-use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, mpsc, oneshot};
+use futures_util::{TryStreamExt, stream};
+use tokio::sync::{OwnedMutexGuard, Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -22,22 +22,23 @@ use super::partial::Partial;
 use crate::failure::FailureKind;
 use crate::image::Digest;
 use crate::registry::manifest::Descriptor;
-use crate::registry::{self, Access};
+use crate::registry::{self, Access, Blob, Client};
 use crate::runtime::Progress;
 
 /// Bytes handed to the writing thread at once. TLS records are 16 KiB; waking a thread for each would cost more than the write.
-const BATCH: usize = 128 << 10;
+const BATCH: u64 = 128 << 10;
 /// Batches under way between the two.
 const BATCHES: usize = 2;
 /// Registries and object stores give each connection a rate of its own. Where one is slow, what is left of a blob is asked
-/// for in parts of so many bytes, several at once, which are written in their order.
-const PART: u64 = 1 << 20;
-/// A connection is slow that takes longer for the first [`PART`]. A faster one is cheaper than many.
-const SLOW: Duration = Duration::from_millis(50);
-/// Parts of all blobs that are under way at once or not yet written; times [`PART`] it is the memory that they take at most.
-pub(super) const PARTS_AT_ONCE: usize = 8;
+/// for in parts, of all blobs so many at once.
+pub(super) const PARTS_AT_ONCE: usize = 12;
+/// Bytes of a part. Fewer would not be worth the wait for an answer; with more, the last parts would be waited for alone.
+const PART_LEAST: u64 = 1 << 20;
+const PART_MOST: u64 = 32 << 20;
 /// For fewer parts than this one answer is as good.
 const PARTS_LEAST: u64 = 3;
+/// A connection is slow that takes longer for its first [`PART_LEAST`]. A faster one is cheaper than many.
+const SLOW: Duration = Duration::from_millis(50);
 /// How often one attempt goes on where the connection was cut. Each time must have brought something.
 const RESUMES: usize = 3;
 /// How often to look whether another process has finished the same blob.
@@ -112,9 +113,16 @@ impl OciLayout {
             let mut writer = Writer::start(partial, guard);
             let there = writer.there().await;
             gauge.add(there);
-            let fetched = self
-                .download(access, descriptor, gauge, writer, there)
-                .await;
+            let download = Download {
+                client: &self.client,
+                parts: &self.parts,
+                access,
+                descriptor,
+                gauge,
+                counted: AtomicU64::new(there),
+                writer,
+            };
+            let fetched = download.run(there).await;
             match fetched {
                 // What an earlier run left may have suffered with the machine: once more from the beginning.
                 Err(Error::Registry(registry::Error::Content { .. })) if there > 0 => {
@@ -151,136 +159,6 @@ impl OciLayout {
             }
         }
     }
-
-    async fn download(
-        &self,
-        access: Access<'_>,
-        descriptor: &Descriptor,
-        gauge: &Gauge<'_>,
-        mut writer: Writer,
-        there: u64,
-    ) -> Result<(), Error> {
-        let mut got = there;
-        let mut resumes = 0;
-        let mut may_part = true;
-        while got < descriptor.size {
-            let before = got;
-            let outcome = self
-                .read_some(access, descriptor, gauge, &mut writer, &mut got, may_part)
-                .await;
-            match outcome {
-                Ok(End::Answer) => {}
-                Ok(End::Slow) => {
-                    may_part = false;
-                    match self
-                        .read_parts(access, descriptor, gauge, &writer, &mut got)
-                        .await
-                    {
-                        Ok(()) => {}
-                        // One answer may go where many do not; if not, it knows why.
-                        Err(Stop::Registry(error)) => {
-                            tracing::debug!(image = %access.image, digest = %descriptor.digest, got, %error, "going on without parts");
-                        }
-                        Err(Stop::Writer) => return writer.end().await,
-                    }
-                }
-                Err(Stop::Registry(error))
-                    if error.is_cut() && got > before && resumes < RESUMES =>
-                {
-                    resumes += 1;
-                    tracing::debug!(image = %access.image, digest = %descriptor.digest, got, "the download was cut, going on");
-                }
-                Err(Stop::Registry(error)) => {
-                    // So that the next attempt finds all that came.
-                    writer.end().await?;
-                    return Err(error.into());
-                }
-                Err(Stop::Writer) => return writer.end().await,
-            }
-        }
-        writer.finish().await
-    }
-
-    /// Reads the rest in parts, as far as the server gives them.
-    async fn read_parts(
-        &self,
-        access: Access<'_>,
-        descriptor: &Descriptor,
-        gauge: &Gauge<'_>,
-        writer: &Writer,
-        got: &mut u64,
-    ) -> Result<(), Stop> {
-        let size = descriptor.size;
-        let begins = std::iter::successors(Some(*got), |at| at.checked_add(PART));
-        // Permits are taken in order, so that the part which is waited for always has one.
-        let parts = stream::iter(begins.take_while(|at| *at < size)).then(|at| {
-            let permit = Arc::clone(&self.parts).acquire_owned();
-            permit.map(move |permit| (at, permit))
-        });
-        let parts = parts.map(|(at, permit)| async move {
-            let part = at..at.saturating_add(PART).min(size);
-            let bytes = self.client.blob_part(access, descriptor, part).await;
-            (bytes, permit)
-        });
-        let mut parts = pin!(parts.buffered(PARTS_AT_ONCE));
-        while let Some((bytes, permit)) = parts.next().await {
-            let Some(bytes) = bytes? else {
-                return Ok(());
-            };
-            *got += bytes.len() as u64;
-            gauge.add(bytes.len() as u64);
-            writer.send(Piece::Part(bytes, permit.ok())).await?;
-        }
-        Ok(())
-    }
-
-    /// Reads one answer as far as it goes, or, where parts would be of use and are allowed, as long as it is not slow.
-    async fn read_some(
-        &self,
-        access: Access<'_>,
-        descriptor: &Descriptor,
-        gauge: &Gauge<'_>,
-        writer: &mut Writer,
-        got: &mut u64,
-        may_part: bool,
-    ) -> Result<End, Stop> {
-        let began = Instant::now();
-        let mut blob = self.client.blob(access, descriptor, *got).await?;
-        if blob.offset() < *got {
-            writer.send(Piece::Restart).await?;
-            gauge.take_back(*got);
-            *got = 0;
-        }
-        let first = got.saturating_add(PART);
-        let mut measured = !may_part;
-        let mut batch = Vec::new();
-        let mut batched = 0;
-        loop {
-            let chunk = blob.chunk().await;
-            if let Ok(Some(chunk)) = &chunk {
-                batched += chunk.len();
-                *got += chunk.len() as u64;
-                gauge.add(chunk.len() as u64);
-                batch.push(chunk.clone());
-            }
-            let ended = !matches!(chunk, Ok(Some(_)));
-            if batched >= BATCH || ended && batched > 0 {
-                batched = 0;
-                writer.send(Piece::Data(std::mem::take(&mut batch))).await?;
-            }
-            if ended {
-                chunk?;
-                return Ok(End::Answer);
-            }
-            if !measured && batch.is_empty() && *got >= first {
-                measured = true;
-                let left = descriptor.size.saturating_sub(*got);
-                if left >= PARTS_LEAST * PART && began.elapsed() > SLOW {
-                    return Ok(End::Slow);
-                }
-            }
-        }
-    }
 }
 
 fn explain(descriptor: &Descriptor, error: Error) -> Error {
@@ -312,7 +190,7 @@ enum End {
     /// With the answer.
     Answer,
     /// Before it, because the connection is slow.
-    Slow,
+    Slow(Blob),
 }
 
 /// Why a download does not go on.
@@ -328,12 +206,201 @@ impl From<registry::Error> for Stop {
     }
 }
 
+/// A blob on its way.
+struct Download<'a> {
+    client: &'a Client,
+    /// A permit for each part that is asked for.
+    parts: &'a Semaphore,
+    access: Access<'a>,
+    descriptor: &'a Descriptor,
+    gauge: &'a Gauge<'a>,
+    /// What the gauge has counted of this blob.
+    counted: AtomicU64,
+    writer: Writer,
+}
+
+impl Download<'_> {
+    /// Brings what is missing behind the first `there` bytes.
+    async fn run(self, there: u64) -> Result<(), Error> {
+        let size = self.descriptor.size;
+        let mut got = there;
+        let mut resumes = 0;
+        let mut may_part = true;
+        while got < size {
+            let before = got;
+            let outcome = match self.read(&mut got, may_part).await {
+                Ok(End::Slow(answer)) => {
+                    may_part = false;
+                    let parts = self.read_parts(got, answer).await;
+                    got = match &parts {
+                        Ok(()) => size,
+                        Err(_) => self.rewind().await,
+                    };
+                    match parts {
+                        // One answer may go where many do not; if not, it knows why.
+                        Err(Stop::Registry(error)) => {
+                            tracing::debug!(image = %self.access.image, digest = %self.descriptor.digest, got, %error, "going on without parts");
+                            Ok(())
+                        }
+                        parts => parts,
+                    }
+                }
+                outcome => outcome.map(drop),
+            };
+            match outcome {
+                Ok(()) => {}
+                Err(Stop::Registry(error))
+                    if error.is_cut() && got > before && resumes < RESUMES =>
+                {
+                    resumes += 1;
+                    tracing::debug!(image = %self.access.image, digest = %self.descriptor.digest, got, "the download was cut, going on");
+                }
+                Err(Stop::Registry(error)) => {
+                    // So that the next attempt finds all that came.
+                    self.writer.end().await?;
+                    return Err(error.into());
+                }
+                Err(Stop::Writer) => return self.writer.end().await,
+            }
+        }
+        self.writer.finish().await
+    }
+
+    /// Reads one answer from byte `got` on as far as it goes, or, where parts would be of use and are allowed, as long as it
+    /// is not slow.
+    async fn read(&self, got: &mut u64, may_part: bool) -> Result<End, Stop> {
+        let began = Instant::now();
+        let Self { descriptor, .. } = self;
+        let mut answer = self.client.blob(self.access, descriptor, *got).await?;
+        if answer.offset() < *got {
+            self.writer.send(Piece::Restart).await?;
+            self.recount(0);
+            *got = 0;
+        }
+        if may_part {
+            let first = got.saturating_add(PART_LEAST);
+            self.pour(&mut answer, got, first).await?;
+            let left = descriptor.size.saturating_sub(*got);
+            if left >= PARTS_LEAST * PART_LEAST && began.elapsed() > SLOW {
+                return Ok(End::Slow(answer));
+            }
+        }
+        self.pour(&mut answer, got, descriptor.size).await?;
+        Ok(End::Answer)
+    }
+
+    /// Reads the rest in parts, the first of them from the answer that has brought what is before it.
+    async fn read_parts(&self, got: u64, answer: Blob) -> Result<(), Stop> {
+        let mut answer = Some(answer);
+        let parts = parts(got, self.descriptor.size).map(|part| Ok((part, answer.take())));
+        stream::iter(parts)
+            .try_for_each_concurrent(PARTS_AT_ONCE, |(part, answer)| async move {
+                let _permit = match answer {
+                    Some(_) => self.parts.try_acquire().ok(),
+                    None => self.parts.acquire().await.ok(),
+                };
+                self.read_part(part, answer).await
+            })
+            .await
+    }
+
+    /// Reads one part, going on where the connection is cut.
+    async fn read_part(&self, part: Range<u64>, answer: Option<Blob>) -> Result<(), Stop> {
+        let mut at = part.start;
+        let mut answer = answer;
+        let mut resumes = 0;
+        while at < part.end {
+            let before = at;
+            let mut answer = match answer.take() {
+                Some(answer) => answer,
+                None => {
+                    let part = at..part.end;
+                    self.client
+                        .blob_part(self.access, self.descriptor, part)
+                        .await?
+                }
+            };
+            answer.end_at(part.end);
+            match self.pour(&mut answer, &mut at, part.end).await {
+                Err(Stop::Registry(error))
+                    if error.is_cut() && at > before && resumes < RESUMES =>
+                {
+                    resumes += 1;
+                }
+                poured => poured?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands what an answer brings from byte `at` on to the writer, to its end or until there is enough.
+    async fn pour(&self, answer: &mut Blob, at: &mut u64, enough: u64) -> Result<(), Stop> {
+        let mut begin = *at;
+        let mut batch = Vec::new();
+        loop {
+            let chunk = match *at < enough {
+                true => answer.chunk().await,
+                false => Ok(None),
+            };
+            let ended = !matches!(chunk, Ok(Some(_)));
+            if let Ok(Some(chunk)) = &chunk {
+                let bytes = chunk.len() as u64;
+                *at += bytes;
+                self.counted.fetch_add(bytes, Ordering::Relaxed);
+                self.gauge.add(bytes);
+                batch.push(chunk.clone());
+            }
+            if *at - begin >= BATCH || ended && *at > begin {
+                let data = Piece::Data(begin, std::mem::take(&mut batch));
+                self.writer.send(data).await?;
+                begin = *at;
+            }
+            if ended {
+                chunk?;
+                return Ok(());
+            }
+        }
+    }
+
+    /// Forgets what came behind a gap; returns where that is.
+    async fn rewind(&self) -> u64 {
+        let (tell, told) = oneshot::channel();
+        // If the writer has ended, what is sent to it next tells so.
+        let _ = self.writer.send(Piece::Rewind(tell)).await;
+        let got = told.await.unwrap_or(0);
+        self.recount(got);
+        got
+    }
+
+    fn recount(&self, got: u64) {
+        let counted = self.counted.swap(got, Ordering::Relaxed);
+        self.gauge.take_back(counted.saturating_sub(got));
+    }
+}
+
+/// What is left of a blob from byte `at` on, in parts: a fair share of what is left each time, so that they grow with the blob
+/// and the last ones end together.
+fn parts(at: u64, size: u64) -> impl Iterator<Item = Range<u64>> {
+    let mut at = at;
+    std::iter::from_fn(move || {
+        let left = size.checked_sub(at).filter(|left| *left > 0)?;
+        let share = left / (2 * PARTS_AT_ONCE as u64);
+        let end = at.saturating_add(share.clamp(PART_LEAST, PART_MOST));
+        // At whole blocks of any filesystem, so that what is missing between two parts is seen as a hole.
+        let end = end.checked_next_multiple_of(PART_LEAST).unwrap_or(size);
+        let part = at..end.min(size);
+        at = part.end;
+        Some(part)
+    })
+}
+
 enum Piece {
-    Data(Vec<Bytes>),
-    /// With the permit for its memory, which is free when it is written.
-    Part(Bytes, Option<OwnedSemaphorePermit>),
+    /// Bytes, and where they belong.
+    Data(u64, Vec<Bytes>),
     /// What came before was in vain.
     Restart,
+    /// What came behind a gap was in vain; tells where that is.
+    Rewind(oneshot::Sender<u64>),
     /// All has come.
     Finish,
 }
@@ -401,16 +468,50 @@ fn write(
     let _ = tell.send(there);
     while let Some(piece) = pieces.blocking_recv() {
         match piece {
-            Piece::Data(chunks) => {
+            Piece::Data(at, chunks) => {
+                let mut at = at;
                 for chunk in chunks {
-                    partial.append(&chunk)?;
+                    partial.put(at, &chunk)?;
+                    at += chunk.len() as u64;
                 }
             }
-            Piece::Part(bytes, _permit) => partial.append(&bytes)?,
             Piece::Restart => partial.restart()?,
+            Piece::Rewind(tell) => {
+                let _ = tell.send(partial.rewind()?);
+            }
             Piece::Finish => return partial.finish(),
         }
     }
     partial.leave();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_have_all_that_is_left_once_and_are_few() {
+        for (at, size) in [
+            (0, 1),
+            (0, PART_LEAST),
+            (PART_LEAST + 123, 20_000_000),
+            (0, 1 << 30),
+            (1 << 33, 1 << 34),
+            (u64::MAX - 5, u64::MAX),
+        ] {
+            let mut next = at;
+            let mut count = 0;
+            for part in parts(at, size) {
+                assert_eq!(part.start, next);
+                assert!(part.end > part.start && part.end <= size);
+                assert!(part.end - part.start < PART_MOST + PART_LEAST);
+                next = part.end;
+                count += 1;
+            }
+            assert_eq!(next, size);
+            let most = (size - at) / PART_MOST + 10 * PARTS_AT_ONCE as u64;
+            assert!(count <= most, "{count} parts of {at}..{size}");
+        }
+    }
 }

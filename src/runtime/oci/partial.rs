@@ -2,10 +2,15 @@
 //!
 //! The file is kept when a download breaks off, whether by an error, a signal or a loss of power, and the next one goes on from
 //! there. A lock on it keeps other processes, and other tasks that have not noticed each other, from writing the same file.
+//!
+//! Bytes may come in any order. Those that follow the beginning without a gap are hashed as they come; those behind a gap are
+//! read again when it is closed. A process that is killed leaves its gaps as holes of the file, and the next one goes on before
+//! the first of them. Where a filesystem tells no holes, the digest tells in the end.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -18,6 +23,8 @@ use crate::registry::manifest::Descriptor;
 /// A download that nobody took up for so long is not wanted any more.
 pub(super) const STALE_AFTER: Duration = Duration::from_secs(7 * 24 * 3600);
 const REHASH_BUFFER: usize = 256 << 10;
+/// Before a hole, the block that was being written when the process died is filled up with zeros; none is larger than this.
+const BLOCK_MOST: u64 = 64 << 10;
 
 /// The file, locked.
 pub(super) struct Partial {
@@ -26,7 +33,10 @@ pub(super) struct Partial {
     blob: PathBuf,
     descriptor: Descriptor,
     hasher: Hasher,
+    /// How much is there without a gap; so much is hashed.
     length: u64,
+    /// What is there behind a gap: where it begins and ends.
+    ahead: BTreeMap<u64, u64>,
 }
 
 impl Partial {
@@ -44,6 +54,7 @@ impl Partial {
                 descriptor: descriptor.clone(),
                 hasher,
                 length: 0,
+                ahead: BTreeMap::new(),
             })),
             None => Ok(None),
         }
@@ -57,28 +68,55 @@ impl Partial {
             self.restart()?;
             return Ok(0);
         }
-        let mut buffer = vec![0; REHASH_BUFFER];
-        loop {
-            let read = self.file.read(&mut buffer);
-            let read = read.map_err(|e| self.failed("read", e))?;
-            if read == 0 || cancelled() {
-                return Ok(self.length);
-            }
-            self.hasher.update(&buffer[..read]);
-            self.length += read as u64;
-        }
+        let whole = match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Hole(0)) {
+            Ok(hole) if hole < there.len() => hole.saturating_sub(BLOCK_MOST),
+            _ => there.len(),
+        };
+        self.hash(whole, cancelled)?;
+        self.rewind()
     }
 
-    /// Appends bytes. Where the filesystem is full, gives back what the download has taken.
-    pub(super) fn append(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        if let Err(error) = self.file.write_all(bytes) {
+    /// Hashes what is there up to byte `end`. Stops when `cancelled` says so.
+    fn hash(&mut self, end: u64, cancelled: impl Fn() -> bool) -> Result<(), Error> {
+        let mut buffer = vec![0; REHASH_BUFFER];
+        while self.length < end && !cancelled() {
+            let most = usize::try_from(end - self.length).unwrap_or(REHASH_BUFFER);
+            let some = &mut buffer[..most.min(REHASH_BUFFER)];
+            let read = self.file.read_at(some, self.length);
+            let read = read.map_err(|e| self.failed("read", e))?;
+            if read == 0 {
+                break;
+            }
+            self.hasher.update(&some[..read]);
+            self.length += read as u64;
+        }
+        Ok(())
+    }
+
+    /// Writes bytes where they belong. Where the filesystem is full, gives back what the download has taken.
+    pub(super) fn put(&mut self, at: u64, bytes: &[u8]) -> Result<(), Error> {
+        if let Err(error) = self.file.write_all_at(bytes, at) {
             if is_full(&error) {
                 let _ = fs::remove_file(&self.path);
             }
             return Err(self.failed("write", error));
         }
+        let end = at + bytes.len() as u64;
+        if at > self.length {
+            match self.ahead.range_mut(..=at).next_back() {
+                Some((_, known)) if *known == at => *known = end,
+                _ => drop(self.ahead.insert(at, end)),
+            }
+            return Ok(());
+        }
         self.hasher.update(bytes);
-        self.length += bytes.len() as u64;
+        self.length = end;
+        while let Some(next) = self.ahead.first_entry()
+            && *next.key() == self.length
+        {
+            let end = next.remove();
+            self.hash(end, || false)?;
+        }
         Ok(())
     }
 
@@ -86,11 +124,15 @@ impl Partial {
     pub(super) fn restart(&mut self) -> Result<(), Error> {
         self.hasher = Hasher::like(&self.descriptor.digest)?;
         self.length = 0;
-        self.file
-            .set_len(0)
-            .and_then(|()| self.file.seek(SeekFrom::Start(0)))
-            .map(drop)
-            .map_err(|e| self.failed("write", e))
+        self.rewind().map(drop)
+    }
+
+    /// Forgets what has come behind a gap, and returns where that is.
+    pub(super) fn rewind(&mut self) -> Result<u64, Error> {
+        self.ahead.clear();
+        let cut = self.file.set_len(self.length);
+        cut.map_err(|e| self.failed("write", e))?;
+        Ok(self.length)
     }
 
     /// Makes it a blob, if it is the one that was asked for; if not, drops it for good.
@@ -117,9 +159,12 @@ impl Partial {
     }
 
     /// Leaves what has come to the next attempt.
-    pub(super) fn leave(self) {
-        if self.file.metadata().is_ok_and(|m| m.len() == 0) {
+    pub(super) fn leave(mut self) {
+        if self.length == 0 {
             self.discard();
+        } else if !self.ahead.is_empty() {
+            // If not, the holes tell.
+            let _ = self.rewind();
         }
     }
 

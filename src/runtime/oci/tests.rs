@@ -305,6 +305,64 @@ async fn what_an_earlier_run_left_is_believed_only_if_it_is_right() {
     }
 }
 
+/// A download of this blob, begun in a layout of its own.
+fn begin(dir: &std::path::Path, content: &[u8]) -> partial::Partial {
+    let layout = Layout::open(dir.to_owned()).unwrap();
+    let descriptor = descriptor(content);
+    let mut partial = partial::Partial::open(&layout, &descriptor).unwrap();
+    let mut partial = partial.take().unwrap();
+    partial.take_in(|| false).unwrap();
+    partial
+}
+
+fn descriptor(content: &[u8]) -> Descriptor {
+    let digest = digest::sha256(content);
+    serde_json::from_value(
+        json!({ "mediaType": OCI_LAYER, "digest": digest.as_str(), "size": content.len() }),
+    )
+    .unwrap()
+}
+
+#[tokio::test]
+async fn bytes_come_in_any_order() {
+    let content = layer(1, 3_000_000);
+    let mut random = fastrand::Rng::with_seed(1);
+    for _ in 0..20 {
+        let bed = Bed::of(Shelf::default()).await;
+        let mut partial = begin(bed.dir.path(), &content);
+        let mut pieces: Vec<_> = (0..content.len()).step_by(100_000).collect();
+        random.shuffle(&mut pieces);
+        for at in pieces {
+            partial.put(at as u64, &content[at..at + 100_000]).unwrap();
+        }
+        partial.finish().unwrap();
+        assert_eq!(bed.blobs().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn what_came_behind_a_gap_is_not_believed() {
+    let content = layer(1, 3_000_000);
+    let whole = |at: usize| at..at + 1_000_000;
+    // Told to stop: what is there without a gap is kept. Killed: a little less, since what is in the last block is not known.
+    for (killed, least, most) in [(false, 1_000_000, 1_000_000), (true, 900_000, 1_000_000)] {
+        let bed = Bed::of(Shelf::default()).await;
+        let mut partial = begin(bed.dir.path(), &content);
+        partial.put(0, &content[whole(0)]).unwrap();
+        partial.put(2_000_000, &content[whole(2_000_000)]).unwrap();
+        match killed {
+            false => partial.leave(),
+            true => drop(partial),
+        }
+        let mut partial = begin(bed.dir.path(), &content);
+        let there = partial.rewind().unwrap();
+        assert!((least..=most).contains(&there), "{there}");
+        partial.put(there, &content[there as usize..]).unwrap();
+        partial.finish().unwrap();
+        assert_eq!(bed.blobs().len(), 1);
+    }
+}
+
 #[tokio::test]
 async fn wrong_content_is_never_kept() {
     let mut shelf = Shelf::default();

@@ -22,6 +22,7 @@ use tokio::runtime::Runtime as Tokio;
 mod cluster;
 mod daemons;
 pub mod faulty;
+pub mod large;
 mod node;
 mod program;
 mod selftest;

@@ -299,7 +299,7 @@ fn a_large_layer_comes_in_parts_over_several_connections_where_one_is_slow() {
 
 #[test]
 fn a_large_layer_goes_on_in_one_where_a_part_fails() {
-    for fault in [Fault::status(503), Fault::Close, Fault::CutAfter(1_000_000)] {
+    for fault in [Fault::status(503), Fault::Close] {
         let test = Faulty::new(LARGE, |is_layer| {
             move |seen: &Seen| match seen.nth {
                 3 if is_layer(seen) => fault.clone(),
@@ -315,4 +315,22 @@ fn a_large_layer_goes_on_in_one_where_a_part_fails() {
             "{parts:?}"
         );
     }
+}
+
+#[test]
+fn a_part_that_is_cut_goes_on_where_it_was_cut() {
+    let test = Faulty::new(LARGE, |is_layer| {
+        move |seen: &Seen| match seen.nth {
+            3 if is_layer(seen) => Fault::CutAfter(500_000),
+            _ => Fault::Throttle(SLOW),
+        }
+    });
+    let output = test.bundle.pull(&[&test.image]).run().expect(0);
+    assert_eq!(told(&output, &test.image), pulled(1));
+    assert_eq!(test.bundle.names().len(), 1, "whole, and its digest right");
+    let parts = test.parts();
+    assert!(
+        parts[1..].iter().all(|part| !part.ends_with('-')),
+        "{parts:?}"
+    );
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::faults::from_byte;
 use super::{Bundle, failed, is_one_of, layers, pulled, told};
-use crate::bed::faulty::{Fault, Proxy, first};
+use crate::bed::faulty::{Fault, Proxy, Seen, first};
 use crate::bed::{eventually, registry, unique};
 
 const SIZE: u64 = 3_000_000;
@@ -83,6 +83,36 @@ fn a_run_that_is_killed_leaves_a_layout_and_is_taken_up() {
     let (output, begun, _) = interrupt(&bundle, &image, Signal::KILL);
     assert_eq!(output.signal, Some(9));
     goes_on(&bundle, &proxy, &image, begun);
+}
+
+#[test]
+fn a_run_that_is_killed_while_parts_come_is_taken_up() {
+    let size = 20_000_000;
+    let name = format!("{}:1", unique("parts"));
+    let pushed = registry().image(&name).size(size).push();
+    let is_layer = is_one_of(layers(&pushed.reference));
+    let is_layer = move |seen: &Seen| is_layer(seen);
+    let proxy = Proxy::start(registry().url(), move |seen| match is_layer(seen) {
+        true => Fault::Throttle(2_000_000),
+        false => Fault::Pass,
+    });
+    let image = proxy.reference(&name);
+    for signal in [Signal::KILL, Signal::TERM] {
+        let bundle = Bundle::new();
+        let running = bundle.pull(&[&image]).start();
+        // One answer alone would not get there in so short a time.
+        let parts = || proxy.most_at_once() >= 4 && bundle.begun() > size / 3;
+        eventually("parts come", Duration::from_secs(20), parts);
+        running.signal(signal);
+        running.wait();
+        assert_eq!(bundle.entries().len(), 0);
+        let before = proxy.bytes();
+        bundle.pull(&[&image]).run().expect(0);
+        let again = proxy.bytes() - before;
+        assert!(again < size * 9 / 10, "{again} bytes came again of {size}");
+        assert_eq!(bundle.entries().len(), 1);
+        assert_eq!(bundle.begun(), 0);
+    }
 }
 
 #[test]
