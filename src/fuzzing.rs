@@ -51,7 +51,7 @@ pub fn reference(data: &[u8]) {
     assert!(!image.registry().is_empty() && !image.repository().is_empty());
     assert!(image.tag().is_some() != image.digest().is_some());
     let normalized = image.normalized();
-    let again = Reference::parse(&normalized).expect("what is normalised is a reference");
+    let again = Reference::parse(normalized).expect("what is normalised is a reference");
     assert_eq!(again.normalized(), normalized);
     assert!(again.is_same_repository(&image));
     let _ = Prefix::parse(prefix).map(|prefix| prefix.matches(&image));

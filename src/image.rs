@@ -3,6 +3,7 @@
 //! The grammar is that of the `distribution/reference` specification, with the Docker familiar-name rules on top, because
 //! that is what containerd's CRI plugin, cri-dockerd, Docker and the kubelet apply. Pure: no I/O, no clock, no async.
 
+use std::borrow::Cow;
 use std::fmt;
 
 const DOCKER_HUB: &str = "docker.io";
@@ -53,9 +54,12 @@ pub enum ReferenceError {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Reference {
     written: String,
-    registry: String,
-    repository: String,
-    tag: Option<String>,
+    /// The normalised form: the registry, `/`, the repository, then `:` and the tag or `@` and the digest.
+    name: String,
+    /// Where the registry ends in it.
+    registry: usize,
+    /// Where the repository ends in it.
+    repository: usize,
     digest: Option<Digest>,
 }
 
@@ -82,37 +86,41 @@ impl Reference {
         if !is_host(registry) {
             return Err(ReferenceError::Host);
         }
-        let (rest, digest) = match rest.split_once('@') {
+        let (rest, digest) = match split_at(rest, b'@') {
             Some((rest, digest)) => (rest, Some(Digest::parse(digest)?)),
             None => (rest, None),
         };
-        let (path, tag) = match rest.split_once(':') {
-            Some((path, tag)) if is_tag(tag) => (path, Some(tag.to_owned())),
+        let (path, tag) = match split_at(rest, b':') {
+            Some((path, tag)) if is_tag(tag) => (path, tag),
             Some(_) => return Err(ReferenceError::Tag),
-            None => (rest, None),
+            None => (rest, "latest"),
         };
         if path.bytes().any(|b| b.is_ascii_uppercase()) {
             return Err(ReferenceError::UpperCase);
         }
-        if !path.split('/').all(is_path_component) {
+        if !is_path(path) {
             return Err(ReferenceError::Repository);
         }
         if is_image_id(text) {
             return Err(ReferenceError::ImageId);
         }
-        let repository = if registry == DOCKER_HUB && !path.contains('/') {
-            format!("library/{path}")
-        } else {
-            path.to_owned()
+        let library = match registry == DOCKER_HUB && !path.contains('/') {
+            true => "library/",
+            false => "",
         };
-        if registry.len() + 1 + repository.len() > NAME_MAX {
+        let repository = registry.len() + 1 + library.len() + path.len();
+        if repository > NAME_MAX {
             return Err(ReferenceError::TooLong);
         }
+        let (mark, version) = match &digest {
+            Some(digest) => ("@", digest.as_str()),
+            None => (":", tag),
+        };
         Ok(Self {
             written: text.to_owned(),
-            registry: registry.to_owned(),
+            name: [registry, "/", library, path, mark, version].concat(),
+            registry: registry.len(),
             repository,
-            tag,
             digest,
         })
     }
@@ -124,31 +132,31 @@ impl Reference {
 
     /// The registry's host, with its port if one was written; `docker.io` where none was.
     pub fn registry(&self) -> &str {
-        &self.registry
+        &self.name[..self.registry]
     }
 
     /// Whether the user wrote the registry's host, rather than a name that is Docker Hub's by custom.
     pub fn names_registry(&self) -> bool {
-        let rest = self.written.strip_prefix(self.registry.as_str());
+        let rest = self.written.strip_prefix(self.registry());
         rest.is_some_and(|rest| rest.starts_with('/'))
     }
 
     /// The repository within the registry, such as `library/nginx`.
     pub fn repository(&self) -> &str {
-        &self.repository
+        &self.name[self.registry + 1..self.repository]
     }
 
     /// Whether both are of one repository of one registry, whatever their tags and digests.
     pub fn is_same_repository(&self, other: &Self) -> bool {
-        self.registry == other.registry && self.repository == other.repository
+        self.registry == other.registry
+            && self.name[..self.repository] == other.name[..other.repository]
     }
 
     /// The tag that counts: the written one or `latest`, and none where there is a digest, which overrides it.
     pub fn tag(&self) -> Option<&str> {
-        match (&self.digest, &self.tag) {
-            (Some(_), _) => None,
-            (None, Some(tag)) => Some(tag),
-            (None, None) => Some("latest"),
+        match self.digest {
+            Some(_) => None,
+            None => Some(&self.name[self.repository + 1..]),
         }
     }
 
@@ -158,13 +166,22 @@ impl Reference {
     }
 
     /// The form that is equal for equal images: `docker.io/library/nginx:latest`.
-    pub fn normalized(&self) -> String {
-        let (mark, version) = match (&self.digest, self.tag()) {
-            (Some(digest), _) => ("@", digest.as_str()),
-            (None, Some(tag)) => (":", tag),
-            (None, None) => ("", ""),
-        };
-        [&self.registry, "/", &self.repository, mark, version].concat()
+    pub fn normalized(&self) -> &str {
+        &self.name
+    }
+
+    /// The repository with what was written behind it, a tag beside a digest too; `latest` where nothing was.
+    fn path(&self) -> Cow<'_, str> {
+        let path = &self.name[self.registry + 1..];
+        let beside = self.digest.as_ref().and_then(|_| {
+            let (name, digest) = self.written.split_once('@')?;
+            let last = name.rsplit_once('/').map_or(name, |(_, last)| last);
+            Some((last.split_once(':')?.1, digest))
+        });
+        match beside {
+            Some((tag, digest)) => format!("{}:{tag}@{digest}", self.repository()).into(),
+            None => path.into(),
+        }
     }
 }
 
@@ -178,7 +195,7 @@ impl fmt::Display for Reference {
 /// the image is Docker Hub's. Newer Go parsers also take an upper-case word for a host; containerd 1.6 and Docker 20.10
 /// refuse it, and so does harpoon, because the same list must mean the same on every node.
 fn split_registry(text: &str) -> (&str, &str) {
-    let (registry, rest) = match text.split_once('/') {
+    let (registry, rest) = match split_at(text, b'/') {
         Some((first, rest)) if looks_like_host(first) => (first, rest),
         _ => (DOCKER_HUB, text),
     };
@@ -186,7 +203,7 @@ fn split_registry(text: &str) -> (&str, &str) {
 }
 
 fn looks_like_host(component: &str) -> bool {
-    component.contains(['.', ':']) || component == "localhost"
+    component.bytes().any(|b| b == b'.' || b == b':') || component == "localhost"
 }
 
 fn canonical_host(host: &str) -> &str {
@@ -237,16 +254,28 @@ fn is_tag(tag: &str) -> bool {
         && tag.bytes().all(|b| word(b) || b == b'.' || b == b'-')
 }
 
-/// `[a-z0-9]+` runs, separated by one dot, one or two underscores, or any number of dashes.
-fn is_path_component(component: &str) -> bool {
-    let alnum = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    let bytes = component.as_bytes();
-    if !bytes.first().copied().is_some_and(alnum) || !bytes.last().copied().is_some_and(alnum) {
-        return false;
+/// Components separated by `/`, each of `[a-z0-9]+` runs that are separated by one dot, one or two underscores, or any number
+/// of dashes.
+fn is_path(path: &str) -> bool {
+    let is_run = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let (mut last, mut alike) = (b'/', 1);
+    for b in path.bytes() {
+        let goes_on = b == last && (b == b'-' || b == b'_' && alike == 1);
+        let separates = is_run(last) && matches!(b, b'.' | b'_' | b'-' | b'/');
+        if !(is_run(b) || goes_on || separates) {
+            return false;
+        }
+        alike = if b == last { alike + 1 } else { 1 };
+        last = b;
     }
-    component
-        .split(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
-        .all(|s| matches!(s, "" | "." | "_" | "__") || s.bytes().all(|b| b == b'-'))
+    is_run(last)
+}
+
+/// What is before and behind the first such byte, which is ASCII. For a text as short as a reference this is faster than
+/// `split_once`.
+fn split_at(text: &str, mark: u8) -> Option<(&str, &str)> {
+    let at = text.bytes().position(|b| b == mark)?;
+    Some((&text[..at], &text[at + 1..]))
 }
 
 fn is_image_id(text: &str) -> bool {
@@ -420,15 +449,8 @@ impl Prefix {
 
     /// Whether the image is under this prefix.
     pub fn matches(&self, image: &Reference) -> bool {
-        let rest = match (&image.digest, &image.tag) {
-            (Some(digest), Some(tag)) => format!("{}:{tag}@{digest}", image.repository),
-            (Some(digest), None) => format!("{}@{digest}", image.repository),
-            (None, tag) => {
-                let tag = tag.as_deref().unwrap_or("latest");
-                format!("{}:{tag}", image.repository)
-            }
-        };
-        let hub = image.registry == DOCKER_HUB;
+        let rest = image.path();
+        let hub = image.registry() == DOCKER_HUB;
         let begins = |prefix: &str| {
             rest.starts_with(prefix)
                 || hub
@@ -438,11 +460,11 @@ impl Prefix {
         };
         match self.0.split_once('/') {
             Some((first, prefix)) if looks_like_host(first) => {
-                canonical_host(first) == image.registry && begins(prefix)
+                canonical_host(first) == image.registry() && begins(prefix)
             }
             Some(_) => hub && begins(&self.0),
             // One word may be a registry or a repository: `quay.io`, `registry:5000`, `nginx:1.27`.
-            None => canonical_host(&self.0) == image.registry || hub && begins(&self.0),
+            None => canonical_host(&self.0) == image.registry() || hub && begins(&self.0),
         }
     }
 }

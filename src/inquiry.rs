@@ -85,7 +85,7 @@ impl<'a> Inquiry<'a> {
     ) -> HashMap<String, Result<Size, Unknown>> {
         let questions = images
             .into_iter()
-            .map(|image| async move { (image.normalized(), self.size(image).await) });
+            .map(|image| async move { (image.normalized().to_owned(), self.size(image).await) });
         futures_util::stream::iter(questions)
             .buffer_unordered(AT_ONCE)
             .collect()
@@ -125,7 +125,7 @@ impl<'a> Inquiry<'a> {
                 }),
                 Err(unknown) => Moved::Unknown(unknown),
             };
-            (image.normalized(), moved)
+            (image.normalized().to_owned(), moved)
         });
         futures_util::stream::iter(questions)
             .buffer_unordered(AT_ONCE)

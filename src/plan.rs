@@ -3,8 +3,8 @@
 //! Pure: no I/O, no clock, no async, no network, no Kubernetes. The same candidates and facts give the same plan on every
 //! node, in whatever order they came.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::collections::hash_map::Entry as MapEntry;
 use std::fmt;
 use std::sync::Arc;
 
@@ -220,8 +220,6 @@ pub struct Selection {
 
 #[derive(Debug, Clone)]
 struct Selected {
-    /// Normalised.
-    name: String,
     image: String,
     pods: Option<u64>,
     workloads: Vec<Arc<Workload>>,
@@ -236,28 +234,20 @@ struct Selected {
 /// that it is reported, and does not count against the limit. An image that several workloads use stays if one of them
 /// can run on this node, and then only those that can are counted and named.
 pub fn select(candidates: Vec<Candidate>, policy: &Policy) -> Selection {
-    // Pointers are sorted: the images themselves are long, and sorting moves them many times.
-    let mut images: Vec<Box<Merged>> = merge(candidates);
-    images.sort_by(|a, b| {
-        b.pods
-            .cmp(&a.pods)
-            .then_with(|| b.workloads.len().cmp(&a.workloads.len()))
-            .then_with(|| a.key.cmp(&b.key))
-    });
+    // They come in the order of their names, and the sort keeps it among equals.
+    let mut images = merge(candidates);
+    images.sort_by_cached_key(|image| Reverse((image.pods, image.workloads.len())));
     let mut taken = 0;
-    let images = images
-        .into_iter()
-        .map(|merged| *merged)
-        .map(|merged| Selected {
-            name: merged.key,
-            verdict: judge(merged.parsed, merged.mismatch, policy, &mut taken),
-            image: merged.image,
-            pods: merged.known.then_some(merged.pods),
-            workloads: merged.workloads,
-            always: merged.always,
-        })
-        .collect();
-    Selection { images }
+    let images = images.into_iter().map(|merged| Selected {
+        verdict: judge(merged.parsed, merged.mismatch, policy, &mut taken),
+        image: merged.image,
+        pods: merged.known.then_some(merged.pods),
+        workloads: merged.workloads,
+        always: merged.always,
+    });
+    Selection {
+        images: images.collect(),
+    }
 }
 
 impl Selection {
@@ -274,7 +264,7 @@ impl Selection {
     ) -> impl Iterator<Item = (&'a Reference, &'a StoredImage)> {
         self.images.iter().filter_map(|image| {
             let reference = image.verdict.as_ref().ok()?;
-            let stored = presence.get(&reference.normalized())?;
+            let stored = presence.get(reference.normalized())?;
             let tag = reference.tag()?;
             (tag == "latest" || image.always).then_some((reference, stored))
         })
@@ -313,19 +303,14 @@ impl Planner {
             download: None,
         };
         image.step = match selected.verdict {
-            Ok(reference) => self.step(place, &selected.name, reference, &mut image),
+            Ok(reference) => self.step(place, reference, &mut image),
             Err((reason, message)) => Step::Skip(reason, message),
         };
         image
     }
 
-    fn step(
-        &mut self,
-        place: usize,
-        name: &str,
-        reference: Reference,
-        image: &mut PlannedImage,
-    ) -> Step {
+    fn step(&mut self, place: usize, reference: Reference, image: &mut PlannedImage) -> Step {
+        let name = reference.normalized();
         if let Some(stored) = self.facts.presence.remove(name) {
             match self.facts.moved.remove(name) {
                 Some(Moved::Yes(message)) => image.note = Some(message),
@@ -392,8 +377,7 @@ pub fn too_large(short: Short, budget: u64) -> String {
 
 /// All candidates that are the same image.
 struct Merged {
-    /// The normalised reference, or the text where it is malformed.
-    key: String,
+    /// As it was first spelt.
     image: String,
     parsed: Result<Reference, ReferenceError>,
     /// Whether any source knows who uses it.
@@ -408,55 +392,67 @@ struct Merged {
     mismatch: Option<String>,
 }
 
-#[expect(
-    clippy::vec_box,
-    reason = "what is sorted is moved often, and a pointer moves faster"
-)]
-fn merge(candidates: Vec<Candidate>) -> Vec<Box<Merged>> {
-    let mut merged: Vec<(Merged, Vec<Use>)> = Vec::with_capacity(candidates.len());
-    let mut places: HashMap<String, usize> = HashMap::with_capacity(candidates.len());
-    for candidate in candidates {
-        let parsed = Reference::parse(&candidate.image);
-        let key = match &parsed {
+/// A candidate that was parsed.
+struct Parsed {
+    candidate: Candidate,
+    reference: Result<Reference, ReferenceError>,
+}
+
+impl Parsed {
+    /// What is equal for equal images: the normalised reference, or the text where it is malformed.
+    fn name(&self) -> &str {
+        match &self.reference {
             Ok(reference) => reference.normalized(),
-            Err(_) => candidate.image.clone(),
-        };
-        let place = match places.entry(key) {
-            MapEntry::Occupied(place) => *place.get(),
-            MapEntry::Vacant(vacant) => {
-                let key = vacant.key().clone();
-                vacant.insert(merged.len());
-                merged.push((
-                    Merged {
-                        key,
-                        image: candidate.image,
-                        parsed,
-                        known: false,
-                        listed: false,
-                        pods: 0,
-                        workloads: Vec::new(),
-                        always: false,
-                        mismatch: None,
-                    },
-                    Vec::new(),
-                ));
-                merged.len() - 1
-            }
-        };
-        let (image, uses) = &mut merged[place];
-        image.known |= candidate.uses.is_some();
-        image.listed |= candidate.uses.is_none();
-        uses.extend(candidate.uses.unwrap_or_default());
+            Err(_) => &self.candidate.image,
+        }
     }
-    let images = merged.into_iter();
-    images
-        .map(|(image, uses)| Box::new(count(image, uses)))
-        .collect()
+}
+
+/// The images in the order of their names.
+fn merge(candidates: Vec<Candidate>) -> Vec<Merged> {
+    let parsed = candidates.into_iter().map(|candidate| {
+        let reference = Reference::parse(&candidate.image);
+        Some(Parsed {
+            candidate,
+            reference,
+        })
+    });
+    let mut parsed: Vec<Option<Parsed>> = parsed.collect();
+    // Names are sorted, not what is named: that is large, and sorting moves it many times. Of equals the first comes first.
+    let names = parsed.iter().flatten().enumerate();
+    let mut names: Vec<(&str, usize)> = names.map(|(place, p)| (p.name(), place)).collect();
+    names.sort_unstable();
+    let same = names.chunk_by(|a, b| a.0 == b.0);
+    let same: Vec<usize> = same.map(<[_]>::len).collect();
+    let places: Vec<usize> = names.into_iter().map(|(_, place)| place).collect();
+    let mut sorted = places.into_iter().filter_map(|place| parsed[place].take());
+    let images = same.into_iter().filter_map(|count| {
+        let first = sorted.next()?;
+        let mut image = Merged {
+            image: first.candidate.image,
+            parsed: first.reference,
+            known: false,
+            listed: false,
+            pods: 0,
+            workloads: Vec::new(),
+            always: false,
+            mismatch: None,
+        };
+        let mut uses = Vec::new();
+        let others = sorted.by_ref().take(count - 1);
+        for found in std::iter::once(first.candidate.uses).chain(others.map(|o| o.candidate.uses)) {
+            image.known |= found.is_some();
+            image.listed |= found.is_none();
+            uses.extend(found.unwrap_or_default());
+        }
+        Some(count_uses(image, uses))
+    });
+    images.collect()
 }
 
 /// Counts who uses an image on this node. Where some of its workloads can run here they alone count; where none can,
 /// all are kept, to say who it is that wants the image elsewhere.
-fn count(mut image: Merged, mut uses: Vec<Use>) -> Merged {
+fn count_uses(mut image: Merged, mut uses: Vec<Use>) -> Merged {
     // A workload that spells one image in two ways still runs it in the same pods.
     uses.sort_by(|a, b| {
         a.workload

@@ -114,7 +114,7 @@ pub(super) fn add_pull_secrets(keyring: &mut Keyring, secrets: Vec<ImageSecret>)
             }
         });
         if let Some(config) = config {
-            keyring.scope(image.normalized(), Arc::clone(config));
+            keyring.scope(image.normalized().to_owned(), Arc::clone(config));
         }
     }
 }

@@ -70,7 +70,7 @@ pub(super) async fn presence(runtime: &Runtime, selection: &Selection) -> Presen
         .into_iter()
         .zip(statuses)
         .filter_map(|(image, status)| match status {
-            Ok(stored) => stored.map(|stored| (image.normalized(), stored)),
+            Ok(stored) => stored.map(|stored| (image.normalized().to_owned(), stored)),
             Err(error) => {
                 warn!(
                     image = image.as_written(),
@@ -168,8 +168,8 @@ pub(super) async fn plan(
         sizes.retain(|name, _| !facts.presence.contains_key(name));
         let coming = selection.wanted().filter(|image| {
             let name = image.normalized();
-            let moved = matches!(facts.moved.get(&name), Some(Moved::Yes(_)));
-            !sizes.contains_key(&name) && (moved || !facts.presence.contains_key(&name))
+            let moved = matches!(facts.moved.get(name), Some(Moved::Yes(_)));
+            !sizes.contains_key(name) && (moved || !facts.presence.contains_key(name))
         });
         let Ok(asked) = by(deadline, inquiry.sizes(coming)).await else {
             facts.room = None;

@@ -3,7 +3,7 @@ use super::*;
 const HEX: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
 fn normal(text: &str) -> String {
-    Reference::parse(text).expect(text).normalized()
+    Reference::parse(text).expect(text).normalized().to_owned()
 }
 
 #[test]

@@ -41,7 +41,7 @@ fn check(candidates: Vec<Candidate>, policy: &Policy, present: &[&str]) -> Vec<S
         .iter()
         .map(|p| {
             let reference = Reference::parse(p).expect("reference");
-            (reference.normalized(), StoredImage::default())
+            (reference.normalized().to_owned(), StoredImage::default())
         })
         .collect();
     let plan = select(candidates, policy).against(Facts {
@@ -226,7 +226,12 @@ fn unknown(kind: FailureKind) -> Unknown {
 }
 
 fn facts(sizes: &[(&str, Result<Size, Unknown>)], budget: Option<u64>) -> Facts {
-    let name = |image: &str| Reference::parse(image).expect("valid").normalized();
+    let name = |image: &str| {
+        Reference::parse(image)
+            .expect("valid")
+            .normalized()
+            .to_owned()
+    };
     Facts {
         sizes: sizes.iter().map(|(i, s)| (name(i), s.clone())).collect(),
         room: budget.map(|budget| Room::new(budget, Keeps::Packed, Usage::default())),
@@ -317,7 +322,12 @@ fn only_what_may_have_moved_is_asked_for_and_pulled_again_if_it_has() {
         used("silent", &[("w", 5)]),
         used("absent", &[("w", 4)]),
     ];
-    let name = |image: &str| Reference::parse(image).expect("valid").normalized();
+    let name = |image: &str| {
+        Reference::parse(image)
+            .expect("valid")
+            .normalized()
+            .to_owned()
+    };
     let here = ["always:1", "moved", "same", "fixed:1", &pinned, "silent"];
     let presence: Presence = here
         .iter()
@@ -366,7 +376,7 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let policy = Policy { only: vec![], ignore: prefixes(&["quay.io/a"]), limit };
-        let name = |image: &str| Reference::parse(image).expect("valid").normalized();
+        let name = |image: &str| Reference::parse(image).expect("valid").normalized().to_owned();
         let candidates: Vec<_> = images.iter().map(|(image, (pods, ..))| used(image, &[("w", *pods)])).collect();
         let mut shuffled = candidates.clone();
         fastrand::Rng::with_seed(seed).shuffle(&mut shuffled);
@@ -423,7 +433,7 @@ proptest! {
         fastrand::Rng::with_seed(seed).shuffle(&mut shuffled);
         let normal = |c| {
             let plan = select(c, &policy).against(Facts::default());
-            plan.images().iter().map(|i| (Reference::parse(&i.image).expect("valid").normalized(), i.step.action(), i.pods)).collect::<Vec<_>>()
+            plan.images().iter().map(|i| (Reference::parse(&i.image).expect("valid").normalized().to_owned(), i.step.action(), i.pods)).collect::<Vec<_>>()
         };
         let plan = normal(candidates);
         prop_assert_eq!(&plan, &normal(shuffled));

@@ -145,7 +145,7 @@ async fn with_budget(
     let candidates = script.iter().map(|(i, _)| Candidate::listed(*i)).collect();
     let named = script
         .iter()
-        .map(|(i, _)| Reference::parse(i).unwrap().normalized());
+        .map(|(i, _)| Reference::parse(i).unwrap().normalized().to_owned());
     let facts = Facts {
         sizes: named
             .zip(sizes)

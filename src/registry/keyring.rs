@@ -95,7 +95,7 @@ impl Keyring {
         }
         found.add(provided.credentials.iter());
         found.problems.extend(provided.problems);
-        if let Some(configs) = self.scoped.get(&image.normalized()) {
+        if let Some(configs) = self.scoped.get(image.normalized()) {
             found.add(matching(configs.iter().flat_map(|c| c.entries()), image));
             for config in configs {
                 found.problems.extend(config.problems_for(image));

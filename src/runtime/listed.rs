@@ -81,7 +81,9 @@ impl<T> Listed<T> {
             let names = names(image);
             let references = names.iter().filter_map(|name| Reference::parse(name).ok());
             for reference in references {
-                by_name.entry(reference.normalized()).or_insert(index);
+                by_name
+                    .entry(reference.normalized().to_owned())
+                    .or_insert(index);
             }
         }
         Self {
@@ -92,7 +94,7 @@ impl<T> Listed<T> {
 
     /// The image of this reference.
     fn get(&self, image: &Reference) -> Option<&T> {
-        let index = self.names.get(&image.normalized())?;
+        let index = self.names.get(image.normalized())?;
         self.images.get(*index)
     }
 }

@@ -63,7 +63,7 @@ pub(super) fn without_reference(message: &str, image: &Reference) -> String {
         image.as_written().to_owned(),
         super::explicit(image),
         super::name(image).to_owned(),
-        image.normalized(),
+        image.normalized().to_owned(),
         name,
         image.repository().to_owned(),
         image.registry().to_owned(),

@@ -385,10 +385,10 @@ fn parts(at: u64, size: u64) -> impl Iterator<Item = Range<u64>> {
     std::iter::from_fn(move || {
         let left = size.checked_sub(at).filter(|left| *left > 0)?;
         let share = left / (2 * PARTS_AT_ONCE as u64);
-        let end = at.saturating_add(share.clamp(PART_LEAST, PART_MOST));
+        let end = at.saturating_add(share.clamp(PART_LEAST, PART_MOST) + PART_LEAST / 2);
         // At whole blocks of any filesystem, so that what is missing between two parts is seen as a hole.
-        let end = end.checked_next_multiple_of(PART_LEAST).unwrap_or(size);
-        let part = at..end.min(size);
+        let end = end / PART_LEAST * PART_LEAST;
+        let part = at..if end > at { end.min(size) } else { size };
         at = part.end;
         Some(part)
     })

@@ -106,7 +106,10 @@ impl OciLayout {
     /// What is here of each of these, by one look at the index.
     async fn stored(&self, images: &[&Reference]) -> Result<Vec<Option<StoredImage>>, Error> {
         let layout = self.layout.clone();
-        let names: Vec<_> = images.iter().map(|image| image.normalized()).collect();
+        let names: Vec<_> = images
+            .iter()
+            .map(|image| image.normalized().to_owned())
+            .collect();
         let wanted = self.platform.clone();
         blocking(move || {
             let entries = layout.entries(&names)?;
@@ -188,7 +191,7 @@ impl OciLayout {
         let (text, digest) = as_oci(&chosen.manifest)?;
         let size = text.len() as u64;
         let entry = Entry {
-            name: image.normalized(),
+            name: image.normalized().to_owned(),
             manifest: digest,
             size,
             source: chosen.source.clone(),

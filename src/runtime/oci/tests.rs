@@ -139,7 +139,7 @@ async fn an_image_arrives_and_is_not_fetched_twice() {
     let index = bed.index();
     assert_eq!(index["manifests"].as_array().unwrap().len(), 1);
     let annotations = &index["manifests"][0]["annotations"];
-    let name = bed.image("1").normalized();
+    let name = bed.image("1").normalized().to_owned();
     assert_eq!(annotations["org.opencontainers.image.ref.name"], name);
     assert_eq!(annotations["io.containerd.image.name"], name);
 }

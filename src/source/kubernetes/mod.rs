@@ -195,8 +195,14 @@ pub async fn discover(
     if settings.sizes && !gone {
         let platform = platform.unwrap_or_else(Platform::current);
         let images = discovery.candidates.iter();
-        let wanted = images
-            .filter_map(|candidate| Some(Reference::parse(&candidate.image).ok()?.normalized()));
+        let wanted = images.filter_map(|candidate| {
+            Some(
+                Reference::parse(&candidate.image)
+                    .ok()?
+                    .normalized()
+                    .to_owned(),
+            )
+        });
         let wanted = wanted.collect();
         discovery.sizes = node_images::sizes(cluster, &platform, &wanted).await;
     }

@@ -127,7 +127,7 @@ fn fold(
             let Ok(reference) = Reference::parse(name) else {
                 continue;
             };
-            let name = reference.normalized();
+            let name = reference.normalized().to_owned();
             if wanted.contains(&name) {
                 let known = into.remove(&name);
                 into.insert(name, better(known, size.clone()));

@@ -87,21 +87,22 @@ fn a_run_that_is_killed_leaves_a_layout_and_is_taken_up() {
 
 #[test]
 fn a_run_that_is_killed_while_parts_come_is_taken_up() {
-    let size = 20_000_000;
+    let size = 30_000_000;
     let name = format!("{}:1", unique("parts"));
     let pushed = registry().image(&name).size(size).push();
     let is_layer = is_one_of(layers(&pushed.reference));
     let is_layer = move |seen: &Seen| is_layer(seen);
     let proxy = Proxy::start(registry().url(), move |seen| match is_layer(seen) {
-        true => Fault::Throttle(2_000_000),
+        true => Fault::Throttle(1_000_000),
         false => Fault::Pass,
     });
     let image = proxy.reference(&name);
     for signal in [Signal::KILL, Signal::TERM] {
         let bundle = Bundle::new();
+        let before = proxy.bytes();
         let running = bundle.pull(&[&image]).start();
-        // One answer alone would not get there in so short a time.
-        let parts = || proxy.most_at_once() >= 4 && bundle.begun() > size / 3;
+        // So much that not all of it can be in parts with a gap before them.
+        let parts = || proxy.most_at_once() >= 4 && proxy.bytes() - before > size * 2 / 3;
         eventually("parts come", Duration::from_secs(20), parts);
         running.signal(signal);
         running.wait();
