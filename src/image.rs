@@ -53,7 +53,8 @@ pub enum ReferenceError {
 /// An image reference that is well formed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Reference {
-    written: String,
+    /// Where it is not the normalised form.
+    written: Option<String>,
     /// The normalised form: the registry, `/`, the repository, then `:` and the tag or `@` and the digest.
     name: String,
     /// Where the registry ends in it.
@@ -72,15 +73,12 @@ impl Reference {
         if text.is_empty() {
             return Err(ReferenceError::Empty);
         }
-        let is_blank = match text.is_ascii() {
-            true => text.bytes().any(|b| b <= b' ' || b == 0x7f),
-            false => text.chars().any(|c| c.is_whitespace() || c.is_control()),
-        };
-        if is_blank {
-            return Err(ReferenceError::Blank);
-        }
-        if !text.is_ascii() {
-            return Err(ReferenceError::NotAscii);
+        if !text.bytes().all(|b| b.is_ascii_graphic()) {
+            let is_blank = text.chars().any(|c| c.is_whitespace() || c.is_control());
+            return Err(match is_blank {
+                true => ReferenceError::Blank,
+                false => ReferenceError::NotAscii,
+            });
         }
         let (registry, rest) = split_registry(text);
         if !is_host(registry) {
@@ -116,9 +114,10 @@ impl Reference {
             Some(digest) => ("@", digest.as_str()),
             None => (":", tag),
         };
+        let name = [registry, "/", library, path, mark, version].concat();
         Ok(Self {
-            written: text.to_owned(),
-            name: [registry, "/", library, path, mark, version].concat(),
+            written: (name != text).then(|| text.to_owned()),
+            name,
             registry: registry.len(),
             repository,
             digest,
@@ -127,7 +126,7 @@ impl Reference {
 
     /// The reference as the user wrote it, which is what a runtime is given.
     pub fn as_written(&self) -> &str {
-        &self.written
+        self.written.as_deref().unwrap_or(&self.name)
     }
 
     /// The registry's host, with its port if one was written; `docker.io` where none was.
@@ -137,7 +136,7 @@ impl Reference {
 
     /// Whether the user wrote the registry's host, rather than a name that is Docker Hub's by custom.
     pub fn names_registry(&self) -> bool {
-        let rest = self.written.strip_prefix(self.registry());
+        let rest = self.as_written().strip_prefix(self.registry());
         rest.is_some_and(|rest| rest.starts_with('/'))
     }
 
@@ -174,7 +173,7 @@ impl Reference {
     fn path(&self) -> Cow<'_, str> {
         let path = &self.name[self.registry + 1..];
         let beside = self.digest.as_ref().and_then(|_| {
-            let (name, digest) = self.written.split_once('@')?;
+            let (name, digest) = self.written.as_deref()?.split_once('@')?;
             let last = name.rsplit_once('/').map_or(name, |(_, last)| last);
             Some((last.split_once(':')?.1, digest))
         });
@@ -187,7 +186,7 @@ impl Reference {
 
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.written)
+        f.write_str(self.as_written())
     }
 }
 

@@ -311,8 +311,8 @@ impl Planner {
 
     fn step(&mut self, place: usize, reference: Reference, image: &mut PlannedImage) -> Step {
         let name = reference.normalized();
-        if let Some(stored) = self.facts.presence.remove(name) {
-            match self.facts.moved.remove(name) {
+        if let Some(stored) = take(&mut self.facts.presence, name) {
+            match take(&mut self.facts.moved, name) {
                 Some(Moved::Yes(message)) => image.note = Some(message),
                 Some(Moved::Unknown(unknown)) => {
                     image.note = Some(format!(
@@ -324,7 +324,7 @@ impl Planner {
                 Some(Moved::No) | None => return Step::Present(stored),
             }
         }
-        let size = match self.facts.sizes.remove(name) {
+        let size = match take(&mut self.facts.sizes, name) {
             None => None,
             Some(Ok(size)) => Some(size),
             Some(Err(unknown)) if unknown.kind == FailureKind::PlatformMismatch => {
@@ -349,6 +349,14 @@ impl Planner {
         image.download = size.as_ref().map(|size| self.facts.tally.add(size));
         image.size = size;
         Step::Pull(reference)
+    }
+}
+
+/// What is known of an image, which is asked once. Mostly nothing is, of no image: then its name need not be hashed.
+fn take<T>(known: &mut HashMap<String, T>, name: &str) -> Option<T> {
+    match known.is_empty() {
+        true => None,
+        false => known.remove(name),
     }
 }
 

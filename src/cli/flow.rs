@@ -282,7 +282,7 @@ impl Run {
             found.sizes,
             self.deadline(),
         );
-        let plan = signals.or(plan).await??;
+        let plan = signals.or(Box::pin(plan)).await??;
         let images = self
             .execute(&plan, &runtime, &keyring, &inquiry, signals.stop())
             .await;

@@ -190,7 +190,7 @@ enum End {
     /// With the answer.
     Answer,
     /// Before it, because the connection is slow.
-    Slow(Blob),
+    Slow(Box<Blob>),
 }
 
 /// Why a download does not go on.
@@ -231,7 +231,7 @@ impl Download<'_> {
             let outcome = match self.read(&mut got, may_part).await {
                 Ok(End::Slow(answer)) => {
                     may_part = false;
-                    let parts = self.read_parts(got, answer).await;
+                    let parts = self.read_parts(got, *answer).await;
                     got = match &parts {
                         Ok(()) => size,
                         Err(_) => self.rewind().await,
@@ -282,7 +282,7 @@ impl Download<'_> {
             self.pour(&mut answer, got, first).await?;
             let left = descriptor.size.saturating_sub(*got);
             if left >= PARTS_LEAST * PART_LEAST && began.elapsed() > SLOW {
-                return Ok(End::Slow(answer));
+                return Ok(End::Slow(Box::new(answer)));
             }
         }
         self.pour(&mut answer, got, descriptor.size).await?;
