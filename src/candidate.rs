@@ -3,20 +3,28 @@
 use std::fmt;
 use std::sync::Arc;
 
+use serde::{Serialize, Serializer};
+
 /// A workload of the cluster, shown as `default/Deployment/web`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Workload {
-    /// The namespace it lives in.
-    pub namespace: String,
+    /// The namespace it lives in. Shared, as is the name, with whoever knows it too: a large cluster has many.
+    pub namespace: Arc<str>,
     /// Its kind as Kubernetes spells it, such as `Deployment`.
     pub kind: &'static str,
     /// Its name.
-    pub name: String,
+    pub name: Arc<str>,
 }
 
 impl fmt::Display for Workload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}/{}", self.namespace, self.kind, self.name)
+    }
+}
+
+impl Serialize for Workload {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
     }
 }
 

@@ -220,12 +220,21 @@ pub struct Selection {
 
 #[derive(Debug, Clone)]
 struct Selected {
-    image: String,
-    pods: Option<u64>,
-    workloads: Vec<Arc<Workload>>,
-    /// Whether one of those wants it asked for at every start.
+    /// To be pulled or to be skipped; of what is here nothing is known yet.
+    planned: PlannedImage,
+    /// Whether one of its workloads wants it asked for at every start.
     always: bool,
-    verdict: Result<Reference, (Reason, String)>,
+    /// Why it is of no use on this node.
+    mismatch: Option<String>,
+}
+
+impl Selected {
+    fn wanted(&self) -> Option<&Reference> {
+        match &self.planned.step {
+            Step::Pull(reference) => Some(reference),
+            _ => None,
+        }
+    }
 }
 
 /// Merges the spellings of each image, orders them by use, and applies the policy.
@@ -236,24 +245,25 @@ struct Selected {
 pub fn select(candidates: Vec<Candidate>, policy: &Policy) -> Selection {
     // They come in the order of their names, and the sort keeps it among equals.
     let mut images = merge(candidates);
-    images.sort_by_cached_key(|image| Reverse((image.pods, image.workloads.len())));
-    let mut taken = 0;
-    let images = images.into_iter().map(|merged| Selected {
-        verdict: judge(merged.parsed, merged.mismatch, policy, &mut taken),
-        image: merged.image,
-        pods: merged.known.then_some(merged.pods),
-        workloads: merged.workloads,
-        always: merged.always,
+    images.sort_by_cached_key(|Selected { planned, .. }| {
+        Reverse((planned.pods.unwrap_or(0), planned.workloads.len()))
     });
-    Selection {
-        images: images.collect(),
+    let mut taken = 0;
+    for image in &mut images {
+        let mismatch = image.mismatch.take();
+        if let Some(reference) = image.wanted()
+            && let Some((reason, message)) = refused(reference, mismatch, policy, &mut taken)
+        {
+            image.planned.step = Step::Skip(reason, message);
+        }
     }
+    Selection { images }
 }
 
 impl Selection {
     /// The images that a runtime has to be asked for.
     pub fn wanted(&self) -> impl Iterator<Item = &Reference> {
-        self.images.iter().filter_map(|i| i.verdict.as_ref().ok())
+        self.images.iter().filter_map(Selected::wanted)
     }
 
     /// Those of the images that the runtime has whose tag may stand for something else by now: the tag is `latest`, or a
@@ -263,7 +273,7 @@ impl Selection {
         presence: &'a Presence,
     ) -> impl Iterator<Item = (&'a Reference, &'a StoredImage)> {
         self.images.iter().filter_map(|image| {
-            let reference = image.verdict.as_ref().ok()?;
+            let reference = image.wanted()?;
             let stored = presence.get(reference.normalized())?;
             let tag = reference.tag()?;
             (tag == "latest" || image.always).then_some((reference, stored))
@@ -293,18 +303,11 @@ struct Planner {
 
 impl Planner {
     fn image(&mut self, place: usize, selected: Selected) -> PlannedImage {
-        let mut image = PlannedImage {
-            image: selected.image,
-            pods: selected.pods,
-            workloads: selected.workloads,
-            step: Step::Skip(Reason::Limit, String::new()),
-            note: None,
-            size: None,
-            download: None,
-        };
-        image.step = match selected.verdict {
-            Ok(reference) => self.step(place, reference, &mut image),
-            Err((reason, message)) => Step::Skip(reason, message),
+        let mut image = selected.planned;
+        let step = std::mem::replace(&mut image.step, Step::Skip(Reason::Limit, String::new()));
+        image.step = match step {
+            Step::Pull(reference) => self.step(place, reference, &mut image),
+            step => step,
         };
         image
     }
@@ -383,23 +386,6 @@ pub fn too_large(short: Short, budget: u64) -> String {
     )
 }
 
-/// All candidates that are the same image.
-struct Merged {
-    /// As it was first spelt.
-    image: String,
-    parsed: Result<Reference, ReferenceError>,
-    /// Whether any source knows who uses it.
-    known: bool,
-    /// Whether it is wanted whoever uses it, since somebody listed it.
-    listed: bool,
-    pods: u64,
-    workloads: Vec<Arc<Workload>>,
-    /// Whether one of those wants it asked for at every start.
-    always: bool,
-    /// Why it is of no use on this node.
-    mismatch: Option<String>,
-}
-
 /// A candidate that was parsed.
 struct Parsed {
     candidate: Candidate,
@@ -417,7 +403,7 @@ impl Parsed {
 }
 
 /// The images in the order of their names.
-fn merge(candidates: Vec<Candidate>) -> Vec<Merged> {
+fn merge(candidates: Vec<Candidate>) -> Vec<Selected> {
     let parsed = candidates.into_iter().map(|candidate| {
         let reference = Reference::parse(&candidate.image);
         Some(Parsed {
@@ -436,31 +422,44 @@ fn merge(candidates: Vec<Candidate>) -> Vec<Merged> {
     let mut sorted = places.into_iter().filter_map(|place| parsed[place].take());
     let images = same.into_iter().filter_map(|count| {
         let first = sorted.next()?;
-        let mut image = Merged {
-            image: first.candidate.image,
-            parsed: first.reference,
-            known: false,
-            listed: false,
-            pods: 0,
-            workloads: Vec::new(),
-            always: false,
-            mismatch: None,
+        let step = match first.reference {
+            Ok(reference) => Step::Pull(reference),
+            Err(error) => Step::Skip(
+                Reason::Failure(FailureKind::InvalidReference),
+                error.to_string(),
+            ),
         };
-        let mut uses = Vec::new();
-        let others = sorted.by_ref().take(count - 1);
-        for found in std::iter::once(first.candidate.uses).chain(others.map(|o| o.candidate.uses)) {
-            image.known |= found.is_some();
-            image.listed |= found.is_none();
-            uses.extend(found.unwrap_or_default());
+        // Whether any source knows who uses it, and whether it is wanted whoever uses it, since somebody listed it.
+        let mut known = first.candidate.uses.is_some();
+        let mut listed = !known;
+        let mut uses = first.candidate.uses.unwrap_or_default();
+        for other in sorted.by_ref().take(count - 1) {
+            known |= other.candidate.uses.is_some();
+            listed |= other.candidate.uses.is_none();
+            uses.extend(other.candidate.uses.unwrap_or_default());
         }
-        Some(count_uses(image, uses))
+        let mismatch = count_uses(&mut uses).filter(|_| !listed);
+        let pods = uses.iter().map(|u| u.pods).fold(0, u64::saturating_add);
+        Some(Selected {
+            always: uses.iter().any(|u| u.always),
+            mismatch,
+            planned: PlannedImage {
+                image: first.candidate.image,
+                pods: known.then_some(pods),
+                workloads: uses.into_iter().map(|u| u.workload).collect(),
+                step,
+                note: None,
+                size: None,
+                download: None,
+            },
+        })
     });
     images.collect()
 }
 
-/// Counts who uses an image on this node. Where some of its workloads can run here they alone count; where none can,
-/// all are kept, to say who it is that wants the image elsewhere.
-fn count_uses(mut image: Merged, mut uses: Vec<Use>) -> Merged {
+/// Leaves those that use an image on this node, each once. Where some of its workloads can run here they alone count; where none
+/// can, all are kept, to say who it is that wants the image elsewhere, and why they cannot run here is returned.
+fn count_uses(uses: &mut Vec<Use>) -> Option<String> {
     // A workload that spells one image in two ways still runs it in the same pods.
     uses.sort_by(|a, b| {
         a.workload
@@ -475,15 +474,9 @@ fn count_uses(mut image: Merged, mut uses: Vec<Use>) -> Merged {
     });
     if uses.iter().any(|u| u.mismatch.is_none()) {
         uses.retain(|u| u.mismatch.is_none());
-    } else if !image.listed {
-        image.mismatch = explain(&uses);
+        return None;
     }
-    image.pods = uses
-        .iter()
-        .fold(0, |sum, u| u64::saturating_add(sum, u.pods));
-    image.always = uses.iter().any(|u| u.always);
-    image.workloads = uses.into_iter().map(|u| u.workload).collect();
-    image
+    explain(uses)
 }
 
 /// Why the first of the workloads cannot run on this node, and how many others there are.
@@ -496,36 +489,31 @@ fn explain(uses: &[Use]) -> Option<String> {
     Some(message)
 }
 
-fn judge(
-    parsed: Result<Reference, ReferenceError>,
+/// Why the image is not wanted. One that is takes one of the places that the limit leaves.
+fn refused(
+    reference: &Reference,
     mismatch: Option<String>,
     policy: &Policy,
     taken: &mut usize,
-) -> Result<Reference, (Reason, String)> {
-    let reference = parsed.map_err(|e| {
-        (
-            Reason::Failure(FailureKind::InvalidReference),
-            e.to_string(),
-        )
-    })?;
-    if let Some(prefix) = policy.ignore.iter().find(|p| p.matches(&reference)) {
-        return Err((Reason::Ignored, format!("--ignore {prefix} names it")));
+) -> Option<(Reason, String)> {
+    if let Some(prefix) = policy.ignore.iter().find(|p| p.matches(reference)) {
+        return Some((Reason::Ignored, format!("--ignore {prefix} names it")));
     }
-    if !policy.only.is_empty() && !policy.only.iter().any(|p| p.matches(&reference)) {
+    if !policy.only.is_empty() && !policy.only.iter().any(|p| p.matches(reference)) {
         let message = format!("it is outside of --only {}", List(&policy.only));
-        return Err((Reason::NotOnly, message));
+        return Some((Reason::NotOnly, message));
     }
     if let Some(message) = mismatch {
-        return Err((Reason::NodeMismatch, message));
+        return Some((Reason::NodeMismatch, message));
     }
     if let Some(limit) = policy.limit
         && *taken >= limit
     {
         let message = format!("{limit} images come before it (--limit)");
-        return Err((Reason::Limit, message));
+        return Some((Reason::Limit, message));
     }
     *taken += 1;
-    Ok(reference)
+    None
 }
 
 struct List<'a>(&'a [Prefix]);

@@ -6,9 +6,9 @@ use crate::image::Digest;
 
 fn workload(name: &str) -> Workload {
     Workload {
-        namespace: "default".to_owned(),
+        namespace: "default".into(),
         kind: "Deployment",
-        name: name.to_owned(),
+        name: name.into(),
     }
 }
 

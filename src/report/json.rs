@@ -1,19 +1,21 @@
 //! The JSON of `run`, `pull` and `plan`: one object, keys never dropped, unknown values null.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::{Outline, Report};
+use crate::candidate::Workload;
 use crate::disk::Size;
 use crate::plan::{Action, Step};
 use crate::runtime::RuntimeInfo;
 
 #[derive(Serialize)]
-struct RunJson<'a> {
+struct RunJson<'a, I> {
     runtime: &'a RuntimeInfo,
     node: Option<&'a str>,
-    images: Vec<ImageJson<'a>>,
+    images: I,
     summary: SummaryJson,
 }
 
@@ -24,7 +26,7 @@ struct ImageJson<'a> {
     reason: Option<&'static str>,
     message: Option<&'a str>,
     pods: Option<u64>,
-    workloads: &'a [String],
+    workloads: Workloads<'a>,
     attempts: u32,
     seconds: Option<f64>,
     bytes: Option<u64>,
@@ -42,10 +44,10 @@ struct SummaryJson {
 }
 
 #[derive(Serialize)]
-struct PlanJson<'a> {
+struct PlanJson<'a, I> {
     runtime: Option<&'a RuntimeInfo>,
     node: Option<&'a str>,
-    images: Vec<PlannedJson<'a>>,
+    images: I,
     summary: PlanSummaryJson,
 }
 
@@ -56,7 +58,7 @@ struct PlannedJson<'a> {
     reason: Option<&'static str>,
     message: Option<&'a str>,
     pods: Option<u64>,
-    workloads: Vec<String>,
+    workloads: Workloads<'a>,
     #[serde(flatten)]
     sizes: Option<SizesJson>,
 }
@@ -85,6 +87,24 @@ struct SumJson {
     registry_requests: u64,
 }
 
+/// As they are shown, `namespace/Kind/name`.
+struct Workloads<'a>(&'a [Arc<Workload>]);
+
+impl Serialize for Workloads<'_> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(self.0.iter().map(AsRef::as_ref))
+    }
+}
+
+/// A list of what the iterator gives, each written as it is made: all of it at once would take as much memory again as the plan.
+struct Each<F>(F);
+
+impl<I: Iterator<Item: Serialize>, F: Fn() -> I> Serialize for Each<F> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq((self.0)())
+    }
+}
+
 /// Milliseconds are as fine as a pull can be told.
 fn rounded(seconds: f64) -> f64 {
     (seconds * 1000.0).round() / 1000.0
@@ -102,7 +122,7 @@ pub fn write_report(out: &mut impl Write, report: &Report) -> io::Result<()> {
         reason: i.reason.map(|r| r.as_str()),
         message: i.message.as_deref(),
         pods: i.pods,
-        workloads: &i.workloads,
+        workloads: Workloads(&i.workloads),
         attempts: i.attempts,
         seconds: i.seconds.map(rounded),
         bytes: i.bytes,
@@ -112,7 +132,7 @@ pub fn write_report(out: &mut impl Write, report: &Report) -> io::Result<()> {
     let json = RunJson {
         runtime: &report.runtime,
         node: report.node.as_deref(),
-        images: images.collect(),
+        images: Each(|| images.clone()),
         summary: SummaryJson {
             pulled: counts.pulled,
             present: counts.present,
@@ -141,7 +161,7 @@ pub fn write_plan(out: &mut impl Write, outline: &Outline<'_>) -> io::Result<()>
             reason,
             message,
             pods: i.pods,
-            workloads: i.workloads.iter().map(ToString::to_string).collect(),
+            workloads: Workloads(&i.workloads),
             sizes: outline.requests.map(|_| SizesJson {
                 bytes: i.size.as_ref().map(Size::packed),
                 shared_bytes: i.download.and_then(|d| d.shared),
@@ -151,7 +171,7 @@ pub fn write_plan(out: &mut impl Write, outline: &Outline<'_>) -> io::Result<()>
     let json = PlanJson {
         runtime: outline.runtime,
         node: outline.node,
-        images: images.collect(),
+        images: Each(|| images.clone()),
         summary: PlanSummaryJson {
             pull: plan.count(Action::Pull),
             present: plan.count(Action::Present),

@@ -1,8 +1,10 @@
 //! What became of each image, and how that is shown: bars or logs while it goes on, then text, JSON and the
 //! termination message. Only prints; decides nothing.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::candidate::Workload;
 use crate::image::StoredImage;
 use crate::plan::{Plan, PlannedImage, Reason};
 use crate::runtime::RuntimeInfo;
@@ -50,8 +52,8 @@ pub struct ImageReport {
     pub message: Option<String>,
     /// The pods that are meant to use it.
     pub pods: Option<u64>,
-    /// The workloads that use it, as `namespace/Kind/name`.
-    pub workloads: Vec<String>,
+    /// The workloads that use it.
+    pub workloads: Vec<Arc<Workload>>,
     /// Attempts that were begun.
     pub attempts: u32,
     /// From the first attempt's begin to the end, in seconds; `None` where there was no attempt.
@@ -73,7 +75,7 @@ impl ImageReport {
             reason: None,
             message: image.note.clone(),
             pods: image.pods,
-            workloads: image.workloads.iter().map(ToString::to_string).collect(),
+            workloads: image.workloads.clone(),
             attempts: 0,
             seconds: None,
             bytes: None,

@@ -114,35 +114,40 @@ impl Accumulator {
         };
         let namespace = self.namespaces.intern(namespace);
         let owned = self.owner_is_covered(namespace, &facts.metadata);
-        if kind.can_own() && !self.cover(namespace, kind, name) {
-            return;
-        }
+        let covered = match kind.can_own() {
+            true => match self.cover(namespace, kind, name) {
+                Some(name) => Some(name),
+                None => return,
+            },
+            false => None,
+        };
         if owned || facts.finished || facts.metadata.deletion_timestamp.is_some() {
             return;
         }
+        let name = covered.unwrap_or_else(|| Arc::from(&**name));
         self.count(namespace, kind, name, facts);
     }
 
-    /// Notes that what this workload owns is not to be counted; false if that was known, so that it is here again.
-    fn cover(&mut self, namespace: u32, kind: WorkloadKind, name: &str) -> bool {
+    /// Notes that what this workload owns is not to be counted; `None` if that was known, so that it is here again.
+    fn cover(&mut self, namespace: u32, kind: WorkloadKind, name: &str) -> Option<Arc<str>> {
         let names = self.covered.entry((namespace, kind)).or_default();
         if names.contains(name) {
-            return false;
+            return None;
         }
         let name: Arc<str> = Arc::from(name);
         names.insert(Arc::clone(&name));
-        self.journal.push((namespace, kind, name));
-        true
+        self.journal.push((namespace, kind, Arc::clone(&name)));
+        Some(name)
     }
 
-    fn count(&mut self, namespace: u32, kind: WorkloadKind, name: &str, facts: &Facts) {
+    fn count(&mut self, namespace: u32, kind: WorkloadKind, name: Arc<str>, facts: &Facts) {
         let workload = index(self.workloads.len());
         let first_use = self.uses.len();
         let mut oversized = false;
         for (image, always) in facts.template.images() {
             match image {
                 Image::Absent => {
-                    tracing::debug!(name, kind = kind.kind(), "a container names no image")
+                    tracing::debug!(%name, kind = kind.kind(), "a container names no image")
                 }
                 Image::TooLong => oversized = true,
                 Image::Named(image) => {
@@ -164,9 +169,9 @@ impl Accumulator {
             return;
         }
         let workload = Arc::new(Workload {
-            namespace: self.namespaces.get(namespace).to_owned(),
+            namespace: Arc::clone(self.namespaces.get(namespace)),
             kind: kind.kind(),
-            name: name.to_owned(),
+            name,
         });
         if oversized && self.oversized.len() < MAX_OVERSIZED {
             self.oversized.push(Arc::clone(&workload));
@@ -303,7 +308,7 @@ impl Strings {
         place
     }
 
-    pub(super) fn get(&self, place: u32) -> &str {
+    pub(super) fn get(&self, place: u32) -> &Arc<str> {
         &self.list[place as usize]
     }
 
