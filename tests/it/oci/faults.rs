@@ -42,6 +42,13 @@ impl Faulty {
 }
 
 impl Faulty {
+    /// The image comes at the first attempt, whole and under its digest.
+    fn comes_whole(&self) {
+        let output = self.bundle.pull(&[&self.image]).run().expect(0);
+        assert_eq!(told(&output, &self.image), pulled(1));
+        assert_eq!(self.bundle.names().len(), 1);
+    }
+
     /// The `Range` headers of the requests for the layer, as they are.
     fn parts(&self) -> Vec<String> {
         let layer = is_one_of(layers(&self.image));
@@ -280,9 +287,7 @@ const SLOW: usize = 4_000_000;
 #[test]
 fn a_large_layer_comes_in_parts_over_several_connections_where_one_is_slow() {
     let test = Faulty::new(LARGE, |_| |_: &Seen| Fault::Throttle(SLOW));
-    let output = test.bundle.pull(&[&test.image]).run().expect(0);
-    assert_eq!(told(&output, &test.image), pulled(1));
-    assert_eq!(test.bundle.names().len(), 1, "whole, and its digest right");
+    test.comes_whole();
     let parts = test.parts();
     assert!(parts.len() >= 9, "{parts:?}");
     assert_eq!(parts[0], "-", "the first answer shows that it is slow");
@@ -306,9 +311,7 @@ fn a_large_layer_goes_on_in_one_where_a_part_fails() {
                 _ => Fault::Throttle(SLOW),
             }
         });
-        let output = test.bundle.pull(&[&test.image]).run().expect(0);
-        assert_eq!(told(&output, &test.image), pulled(1));
-        assert_eq!(test.bundle.names().len(), 1, "whole, and its digest right");
+        test.comes_whole();
         let parts = test.parts();
         assert!(
             parts.last().is_some_and(|part| part.ends_with('-')),
@@ -325,9 +328,7 @@ fn a_part_that_is_cut_goes_on_where_it_was_cut() {
             _ => Fault::Throttle(SLOW),
         }
     });
-    let output = test.bundle.pull(&[&test.image]).run().expect(0);
-    assert_eq!(told(&output, &test.image), pulled(1));
-    assert_eq!(test.bundle.names().len(), 1, "whole, and its digest right");
+    test.comes_whole();
     let parts = test.parts();
     assert!(
         parts[1..].iter().all(|part| !part.ends_with('-')),
