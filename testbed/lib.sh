@@ -12,8 +12,13 @@ usage() { sed -n 's/^# \(usage: \)/\1/p' "$0" >&2; exit 2; }
 
 as_root() { [ "$(id -u)" = 0 ] || die "must run as root: $1"; }
 
-# The command line of process $1 on one line; empty for a dead process and for a zombie.
-command_of() { tr '\0' ' ' 2>/dev/null <"/proc/$1/cmdline" || true; }
+# Does process PID run, and for DIR: does its command line mention it? While the kernel loads a program, for a second where the
+# disk is slow, the process has no command line yet; unlike one that is dead or a zombie it has an executable.
+runs() { # PID DIR
+  local command
+  command=$(tr '\0' ' ' 2>/dev/null <"/proc/$1/cmdline") || return 1
+  [[ $command == *"$2/"* ]] || [[ -z $command && -e /proc/$1/exe ]]
+}
 
 # Starts a daemon in its own session. The process records its own id before it becomes the
 # daemon, so that there is never one that `stop` does not know.
@@ -28,21 +33,11 @@ spawn() { # NAME COMMAND...
   disown
 }
 
-# A process that is about to become the daemon has no command line for a moment.
-alive() { # NAME
-  local attempt
-  for attempt in 1 2 3 4 5; do
-    [[ $(command_of "$(cat "$dir/$1.pid")") != *"$dir"* ]] || return 0
-    sleep 0.02
-  done
-  return 1
-}
-
 # Waits until a command succeeds: 1 when the daemon ends first or the time is over.
 await() { # NAME SECONDS COMMAND...
   local name=$1 end=$((SECONDS + $2)); shift 2
   until "$@" >/dev/null 2>&1; do
-    alive "$name" && [ $SECONDS -lt $end ] || return 1
+    runs "$(cat "$dir/$name.pid")" "$dir" && [ $SECONDS -lt $end ] || return 1
     sleep 0.02
   done
 }
@@ -101,11 +96,11 @@ signal_recorded() { # DIR SIGNAL SECONDS
   for file in "$1"/*.pid "$1"/exec/containerd/containerd.pid; do
     [ -s "$file" ] || continue
     pid=$(cat "$file")
-    [[ $(command_of "$pid") == *"$1/"* ]] || continue
+    runs "$pid" "$1" || continue
     pids+=("$pid"); kill "-$2" "$pid" 2>/dev/null || true
   done
   for pid in "${pids[@]}"; do
-    while [[ $(command_of "$pid") == *"$1/"* ]]; do
+    while runs "$pid" "$1"; do
       [ $SECONDS -lt $end ] || return 1
       sleep 0.01
     done

@@ -454,7 +454,7 @@ fn a_docker_credential_helper_is_asked() {
         .env("RUNTIME_ENDPOINT", bed::containerd().endpoint());
     let bin = pull.home().join("bin");
     fs::create_dir(&bin).expect("directory");
-    fs::copy(plugin().join("plugin"), bin.join("docker-credential-bed")).expect("copy");
+    bed::copy_program(plugin().join("plugin"), &bin.join("docker-credential-bed"));
     let config = json!({"credHelpers": {registry.address(): "bed"}});
     fs::write(pull.home().join("config.json"), config.to_string()).expect("config");
     let output = pull

@@ -30,7 +30,7 @@ impl Scratch {
     fn copy(&self, file: impl AsRef<Path>, inside: &str) {
         let target = self.path(inside);
         fs::create_dir_all(target.parent().unwrap()).unwrap();
-        fs::copy(file, target).unwrap();
+        bed::copy_program(file, &target);
     }
 
     /// Where this machine has what is at `inside`.

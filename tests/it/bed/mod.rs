@@ -116,6 +116,12 @@ pub fn run(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// Copies a program to where a test runs it. `cp` does it, because of a file that this process had open for writing while
+/// another test's thread started a program, that program has it open too until it runs, and until then it is "busy".
+pub fn copy_program(program: impl AsRef<Path>, target: &Path) {
+    run(Command::new("cp").arg(program.as_ref()).arg(target));
+}
+
 /// `helm` or `kubectl`, as `testbed/install` puts them.
 pub fn tool(name: &str) -> Command {
     let home = |variable| std::env::var_os(variable).map(PathBuf::from);
