@@ -42,17 +42,17 @@ pub struct Use {
 }
 
 /// An image that some source names.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Candidate {
-    /// The reference as the user wrote it, which may be malformed.
-    pub image: String,
+    /// The reference as the user wrote it, which may be malformed. Shared with all that is made of it.
+    pub image: Arc<str>,
     /// Who uses it; `None` where the source does not know (an images file, an argument).
     pub uses: Option<Vec<Use>>,
 }
 
 impl Candidate {
     /// A candidate from an explicit list: nothing is known of who uses it.
-    pub fn listed(image: impl Into<String>) -> Self {
+    pub fn listed(image: impl Into<Arc<str>>) -> Self {
         Self {
             image: image.into(),
             uses: None,

@@ -71,7 +71,7 @@ pub fn images_file(data: &[u8]) {
     assert!(found.len() <= lines);
     for candidate in found {
         let image = candidate.image;
-        assert!(!image.is_empty() && image.trim() == image && !image.starts_with('#'));
+        assert!(!image.is_empty() && image.trim() == &*image && !image.starts_with('#'));
         assert!(!image.contains(['\n', '\0']));
     }
 }

@@ -5,10 +5,9 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 const DOCKER_HUB: &str = "docker.io";
-/// Longest repository name, registry host included (`distribution/reference`: NameTotalLengthMax).
-const NAME_MAX: usize = 255;
 const TAG_MAX: usize = 128;
 
 /// Why a text is no image reference.
@@ -50,18 +49,18 @@ pub enum ReferenceError {
     TooLong,
 }
 
-/// An image reference that is well formed.
+/// An image reference that is well formed. It is small, since a large cluster has many.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Reference {
-    /// Where it is not the normalised form.
-    written: Option<String>,
-    /// The normalised form: the registry, `/`, the repository, then `:` and the tag or `@` and the digest.
-    name: String,
+    written: Arc<str>,
+    /// The normalised form: the registry, `/`, the repository, then `:` and the tag or `@` and the digest. Where it was written so,
+    /// this is the same text.
+    name: Arc<str>,
     /// Where the registry ends in it.
-    registry: usize,
-    /// Where the repository ends in it.
-    repository: usize,
-    digest: Option<Digest>,
+    registry: u8,
+    /// Where the repository ends in it: behind 255 bytes at most (`distribution/reference`: NameTotalLengthMax).
+    repository: u8,
+    digest: Option<Box<Digest>>,
 }
 
 impl Reference {
@@ -70,6 +69,15 @@ impl Reference {
     /// # Errors
     /// Names the first part that is malformed.
     pub fn parse(text: &str) -> Result<Self, ReferenceError> {
+        Self::of(&Arc::from(text))
+    }
+
+    /// Parses a text that others have too, which is then not copied.
+    ///
+    /// # Errors
+    /// Names the first part that is malformed.
+    pub fn of(written: &Arc<str>) -> Result<Self, ReferenceError> {
+        let text = &**written;
         if text.is_empty() {
             return Err(ReferenceError::Empty);
         }
@@ -107,31 +115,35 @@ impl Reference {
             false => "",
         };
         let repository = registry.len() + 1 + library.len() + path.len();
-        if repository > NAME_MAX {
-            return Err(ReferenceError::TooLong);
-        }
+        let repository = u8::try_from(repository).map_err(|_| ReferenceError::TooLong)?;
         let (mark, version) = match &digest {
             Some(digest) => ("@", digest.as_str()),
             None => (":", tag),
         };
-        let name = [registry, "/", library, path, mark, version].concat();
+        let parts = [registry, "/", library, path, mark, version];
+        let rest = parts
+            .iter()
+            .try_fold(text, |rest, part| rest.strip_prefix(part));
         Ok(Self {
-            written: (name != text).then(|| text.to_owned()),
-            name,
-            registry: registry.len(),
+            written: Arc::clone(written),
+            name: match rest {
+                Some("") => Arc::clone(written),
+                _ => parts.concat().into(),
+            },
+            registry: u8::try_from(registry.len()).map_err(|_| ReferenceError::TooLong)?,
             repository,
-            digest,
+            digest: digest.map(Box::new),
         })
     }
 
     /// The reference as the user wrote it, which is what a runtime is given.
     pub fn as_written(&self) -> &str {
-        self.written.as_deref().unwrap_or(&self.name)
+        &self.written
     }
 
     /// The registry's host, with its port if one was written; `docker.io` where none was.
     pub fn registry(&self) -> &str {
-        &self.name[..self.registry]
+        &self.name[..self.registry.into()]
     }
 
     /// Whether the user wrote the registry's host, rather than a name that is Docker Hub's by custom.
@@ -142,26 +154,26 @@ impl Reference {
 
     /// The repository within the registry, such as `library/nginx`.
     pub fn repository(&self) -> &str {
-        &self.name[self.registry + 1..self.repository]
+        &self.name[usize::from(self.registry) + 1..self.repository.into()]
     }
 
     /// Whether both are of one repository of one registry, whatever their tags and digests.
     pub fn is_same_repository(&self, other: &Self) -> bool {
         self.registry == other.registry
-            && self.name[..self.repository] == other.name[..other.repository]
+            && self.name[..self.repository.into()] == other.name[..other.repository.into()]
     }
 
     /// The tag that counts: the written one or `latest`, and none where there is a digest, which overrides it.
     pub fn tag(&self) -> Option<&str> {
         match self.digest {
             Some(_) => None,
-            None => Some(&self.name[self.repository + 1..]),
+            None => Some(&self.name[usize::from(self.repository) + 1..]),
         }
     }
 
     /// The digest, if one was written.
     pub fn digest(&self) -> Option<&Digest> {
-        self.digest.as_ref()
+        self.digest.as_deref()
     }
 
     /// The form that is equal for equal images: `docker.io/library/nginx:latest`.
@@ -169,11 +181,16 @@ impl Reference {
         &self.name
     }
 
+    /// The same, without the rest.
+    pub fn into_normalized(self) -> Arc<str> {
+        self.name
+    }
+
     /// The repository with what was written behind it, a tag beside a digest too; `latest` where nothing was.
     fn path(&self) -> Cow<'_, str> {
-        let path = &self.name[self.registry + 1..];
+        let path = &self.name[usize::from(self.registry) + 1..];
         let beside = self.digest.as_ref().and_then(|_| {
-            let (name, digest) = self.written.as_deref()?.split_once('@')?;
+            let (name, digest) = self.written.split_once('@')?;
             let last = name.rsplit_once('/').map_or(name, |(_, last)| last);
             Some((last.split_once(':')?.1, digest))
         });

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use crate::candidate::{Candidate, Use, Workload};
 use crate::disk::{Download, Room, Short, Size, Tally};
 use crate::failure::FailureKind;
-use crate::image::{Prefix, Reference, ReferenceError, StoredImage};
+use crate::image::{Prefix, Reference, StoredImage};
 use crate::printable::size;
 
 /// What the user wants pulled of all the candidates.
@@ -82,18 +82,37 @@ impl Reason {
 #[derive(Debug, Clone)]
 pub struct PlannedImage {
     /// The image as it was first spelt.
-    pub image: String,
+    pub image: Arc<str>,
     /// The pods that are meant to use it; `None` where its source does not know.
     pub pods: Option<u64>,
     /// The workloads that use it, sorted.
-    pub workloads: Vec<Arc<Workload>>,
+    pub workloads: Arc<[Arc<Workload>]>,
     /// What is to be done, with all that it takes.
     pub step: Step,
     /// What else a person should know: that its tag has moved, or why something is not known of it.
     pub note: Option<String>,
+    /// What it costs, where that was asked for and found out.
+    pub weight: Option<Box<Weighed>>,
+}
+
+impl PlannedImage {
     /// What it weighs, where that was asked for and found out.
-    pub size: Option<Size>,
+    pub fn size(&self) -> Option<&Size> {
+        Some(&self.weight.as_ref()?.size)
+    }
+
     /// What its pull downloads, under the same condition.
+    pub fn download(&self) -> Option<Download> {
+        self.weight.as_ref()?.download
+    }
+}
+
+/// What is known of what an image costs.
+#[derive(Debug, Clone)]
+pub struct Weighed {
+    /// What it weighs.
+    pub size: Size,
+    /// What its pull downloads; `None` where it is not pulled.
     pub download: Option<Download>,
 }
 
@@ -103,7 +122,7 @@ pub enum Step {
     /// Have the runtime pull it.
     Pull(Reference),
     /// The runtime has it, and says this of it.
-    Present(StoredImage),
+    Present(Box<StoredImage>),
     /// Leave it, for this reason, which the text explains to a person.
     Skip(Reason, String),
 }
@@ -141,7 +160,7 @@ impl Plan {
     pub fn downloads(&self) -> Downloads {
         let mut sum = Downloads::default();
         for image in &self.images {
-            match (&image.step, image.download) {
+            match (&image.step, image.download()) {
                 (Step::Pull(_), Some(download)) => {
                     let shared = download.shared.unwrap_or(0);
                     sum.bytes = sum.bytes.saturating_add(download.bytes - shared);
@@ -322,9 +341,9 @@ impl Planner {
                         "whether its tag has moved is not known: {}",
                         unknown.message
                     ));
-                    return Step::Present(stored);
+                    return Step::Present(Box::new(stored));
                 }
-                Some(Moved::No) | None => return Step::Present(stored),
+                Some(Moved::No) | None => return Step::Present(Box::new(stored)),
             }
         }
         let size = match take(&mut self.facts.sizes, name) {
@@ -346,11 +365,18 @@ impl Planner {
         if let Some(room) = &mut self.facts.room
             && let Err(short) = fits(room, place, size.as_ref())
         {
-            image.size = size;
+            image.weight = size.map(|size| {
+                Box::new(Weighed {
+                    size,
+                    download: None,
+                })
+            });
             return Step::Skip(Reason::DiskBudget, short);
         }
-        image.download = size.as_ref().map(|size| self.facts.tally.add(size));
-        image.size = size;
+        image.weight = size.map(|size| {
+            let download = Some(self.facts.tally.add(&size));
+            Box::new(Weighed { size, download })
+        });
         Step::Pull(reference)
     }
 }
@@ -386,75 +412,64 @@ pub fn too_large(short: Short, budget: u64) -> String {
     )
 }
 
-/// A candidate that was parsed.
-struct Parsed {
-    candidate: Candidate,
-    reference: Result<Reference, ReferenceError>,
+/// The images in the order of their names.
+fn merge(mut candidates: Vec<Candidate>) -> Vec<Selected> {
+    // What is parsed here is not kept, and parsed again for those that stay: this takes less memory than anything that holds it,
+    // and a large cluster has many. Of equals the first comes first.
+    let names = candidates.iter().enumerate();
+    let mut names: Vec<(Arc<str>, usize)> = names.map(|(place, c)| (name(c), place)).collect();
+    names.sort_unstable();
+    let images = names.chunk_by(|a, b| a.0 == b.0);
+    let mut merged = Vec::with_capacity(images.clone().count());
+    for same in images {
+        let mut same = same
+            .iter()
+            .map(|(_, place)| std::mem::take(&mut candidates[*place]));
+        merged.extend(same.next().map(|first| merge_one(first, same)));
+    }
+    merged
 }
 
-impl Parsed {
-    /// What is equal for equal images: the normalised reference, or the text where it is malformed.
-    fn name(&self) -> &str {
-        match &self.reference {
-            Ok(reference) => reference.normalized(),
-            Err(_) => &self.candidate.image,
-        }
+/// What is equal for equal images: the normalised reference, or the text where it is malformed.
+fn name(candidate: &Candidate) -> Arc<str> {
+    match Reference::of(&candidate.image) {
+        Ok(reference) => reference.into_normalized(),
+        Err(_) => Arc::clone(&candidate.image),
     }
 }
 
-/// The images in the order of their names.
-fn merge(candidates: Vec<Candidate>) -> Vec<Selected> {
-    let parsed = candidates.into_iter().map(|candidate| {
-        let reference = Reference::parse(&candidate.image);
-        Some(Parsed {
-            candidate,
-            reference,
-        })
-    });
-    let mut parsed: Vec<Option<Parsed>> = parsed.collect();
-    // Names are sorted, not what is named: that is large, and sorting moves it many times. Of equals the first comes first.
-    let names = parsed.iter().flatten().enumerate();
-    let mut names: Vec<(&str, usize)> = names.map(|(place, p)| (p.name(), place)).collect();
-    names.sort_unstable();
-    let same = names.chunk_by(|a, b| a.0 == b.0);
-    let same: Vec<usize> = same.map(<[_]>::len).collect();
-    let places: Vec<usize> = names.into_iter().map(|(_, place)| place).collect();
-    let mut sorted = places.into_iter().filter_map(|place| parsed[place].take());
-    let images = same.into_iter().filter_map(|count| {
-        let first = sorted.next()?;
-        let step = match first.reference {
-            Ok(reference) => Step::Pull(reference),
-            Err(error) => Step::Skip(
-                Reason::Failure(FailureKind::InvalidReference),
-                error.to_string(),
-            ),
-        };
-        // Whether any source knows who uses it, and whether it is wanted whoever uses it, since somebody listed it.
-        let mut known = first.candidate.uses.is_some();
-        let mut listed = !known;
-        let mut uses = first.candidate.uses.unwrap_or_default();
-        for other in sorted.by_ref().take(count - 1) {
-            known |= other.candidate.uses.is_some();
-            listed |= other.candidate.uses.is_none();
-            uses.extend(other.candidate.uses.unwrap_or_default());
-        }
-        let mismatch = count_uses(&mut uses).filter(|_| !listed);
-        let pods = uses.iter().map(|u| u.pods).fold(0, u64::saturating_add);
-        Some(Selected {
-            always: uses.iter().any(|u| u.always),
-            mismatch,
-            planned: PlannedImage {
-                image: first.candidate.image,
-                pods: known.then_some(pods),
-                workloads: uses.into_iter().map(|u| u.workload).collect(),
-                step,
-                note: None,
-                size: None,
-                download: None,
-            },
-        })
-    });
-    images.collect()
+/// One image of all its spellings.
+fn merge_one(first: Candidate, others: impl Iterator<Item = Candidate>) -> Selected {
+    let step = match Reference::of(&first.image) {
+        Ok(reference) => Step::Pull(reference),
+        Err(error) => Step::Skip(
+            Reason::Failure(FailureKind::InvalidReference),
+            error.to_string(),
+        ),
+    };
+    // Whether any source knows who uses it, and whether it is wanted whoever uses it, since somebody listed it.
+    let mut known = first.uses.is_some();
+    let mut listed = !known;
+    let mut uses = first.uses.unwrap_or_default();
+    for other in others {
+        known |= other.uses.is_some();
+        listed |= other.uses.is_none();
+        uses.extend(other.uses.unwrap_or_default());
+    }
+    let mismatch = count_uses(&mut uses).filter(|_| !listed);
+    let pods = uses.iter().map(|u| u.pods).fold(0, u64::saturating_add);
+    Selected {
+        always: uses.iter().any(|u| u.always),
+        mismatch,
+        planned: PlannedImage {
+            image: first.image,
+            pods: known.then_some(pods),
+            workloads: uses.into_iter().map(|u| u.workload).collect(),
+            step,
+            note: None,
+            weight: None,
+        },
+    }
 }
 
 /// Leaves those that use an image on this node, each once. Where some of its workloads can run here they alone count; where none

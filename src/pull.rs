@@ -202,7 +202,7 @@ fn without_pull(image: &PlannedImage) -> Option<ImageReport> {
     match &image.step {
         Step::Pull(_) => None,
         Step::Present(stored) => {
-            Some(ImageReport::new(image, Outcome::Present).stored(stored.clone()))
+            Some(ImageReport::new(image, Outcome::Present).stored((**stored).clone()))
         }
         Step::Skip(reason, message) => {
             let outcome = match reason {
@@ -344,7 +344,7 @@ impl<S: ImageService, O: Fn(Event<'_>) + Sync> Run<'_, S, O> {
 
     /// How much room an image wanted for which there was none, for the end of a message.
     async fn needed(&self, image: &PlannedImage) -> String {
-        let asked = match (&image.size, &image.step, self.options.inquiry) {
+        let asked = match (image.size(), &image.step, self.options.inquiry) {
             (Some(size), _, _) => Ok(size.clone()),
             (None, Step::Pull(reference), Some(inquiry)) => {
                 inquiry.size(reference).await.map_err(|u| u.message)
@@ -378,8 +378,7 @@ impl<S: ImageService, O: Fn(Event<'_>) + Sync> Run<'_, S, O> {
             }
             let mut change = pin!(self.store.change());
             change.as_mut().enable();
-            let size = image.size.as_ref();
-            match self.store.admit(self.service, index, size).await {
+            match self.store.admit(self.service, index, image.size()).await {
                 Some(Ok(())) => break (turn, permit),
                 Some(Err(message)) => return Attempt::Skipped(message),
                 None => {

@@ -91,7 +91,7 @@ pub(super) fn add_pull_secrets(keyring: &mut Keyring, secrets: Vec<ImageSecret>)
     // One secret serves many images: it is read once, and told of once if it is broken.
     let mut read: HashMap<Arc<str>, Option<Arc<DockerConfig>>> = HashMap::new();
     for secret in secrets {
-        let Ok(image) = Reference::parse(&secret.image) else {
+        let Ok(image) = Reference::of(&secret.image) else {
             continue;
         };
         let config = read.entry(Arc::clone(&secret.name)).or_insert_with(|| {

@@ -28,7 +28,7 @@ pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
         typed.listed = Some(
             listed
                 .into_iter()
-                .map(|candidate| candidate.image)
+                .map(|candidate| candidate.image.to_string())
                 .collect(),
         );
     }

@@ -15,7 +15,7 @@ use crate::source::Source;
 pub(super) fn main(matches: &ArgMatches, started: Instant) -> Result<Exit> {
     let run = flow::Run::new(&args::raw(matches), FailOn::Any, started)?;
     let images = matches.get_many::<String>("images").unwrap_or_default();
-    let source = Source::listed(images.map(Candidate::listed).collect());
+    let source = Source::listed(images.map(|image| Candidate::listed(&**image)).collect());
     let start = StartSettings::at_once();
     flow::block_on(run.main(std::future::ready(Ok(source)), &start, &Policy::default()))
 }

@@ -14,7 +14,7 @@ fn workload(name: &str) -> Workload {
 
 fn used(image: &str, uses: &[(&str, u64)]) -> Candidate {
     Candidate {
-        image: image.to_owned(),
+        image: image.into(),
         uses: Some(
             uses.iter()
                 .map(|(name, pods)| Use {
@@ -165,7 +165,7 @@ fn an_image_that_no_workload_can_use_here_is_skipped_with_the_first_workloads_ru
     assert_eq!(said(0), "default/Deployment/train: node has no label gpu");
     assert_eq!(said(1), "default/Deployment/a: why a, and 2 more");
     assert_eq!(plan.images()[1].workloads.len(), 3);
-    assert_eq!(plan.images()[2].workloads, [Arc::new(workload("small"))]);
+    assert_eq!(*plan.images()[2].workloads, [Arc::new(workload("small"))]);
 }
 
 #[test]
@@ -276,7 +276,7 @@ fn what_does_not_fit_the_budget_is_skipped_and_smaller_ones_still_fit() {
     let shared: Vec<_> = plan
         .images()
         .iter()
-        .map(|i| i.download.map(|d| (d.bytes, d.shared)))
+        .map(|i| i.download().map(|d| (d.bytes, d.shared)))
         .collect();
     assert_eq!(shared, [Some((6, Some(0))), None, Some((9, Some(6))), None]);
     let sum = plan.downloads();
@@ -401,7 +401,7 @@ proptest! {
         prop_assert_eq!(told(&plan), told(&planned(shuffled)));
         let pulls: Vec<_> = plan.images().iter().filter(|i| i.step.action() == Action::Pull).collect();
         // What the store would hold, counted anew: each blob once, in each form that it keeps.
-        let mut digits: Vec<char> = pulls.iter().flat_map(|i| images[&i.image].1.chars()).filter(|c| *c != '1').collect();
+        let mut digits: Vec<char> = pulls.iter().flat_map(|i| images[&*i.image].1.chars()).filter(|c| *c != '1').collect();
         digits.sort_unstable();
         digits.dedup();
         let packed: u64 = digits.iter().map(|c| u64::from(c.to_digit(10).expect("digit"))).sum();
@@ -414,7 +414,7 @@ proptest! {
         prop_assert!(more == 0 || held + more <= budget, "{held} + {more} > {budget}: {:?}", told(&plan));
         prop_assert!(limit.is_none_or(|l| pulls.len() <= l));
         for image in pulls {
-            prop_assert!(images[&image.image].2, "of unknown size: {}", image.image);
+            prop_assert!(images[&*image.image].2, "of unknown size: {}", image.image);
             prop_assert!(!name(&image.image).starts_with("quay.io/a"));
         }
         prop_assert_eq!(plan.downloads().bytes, packed);

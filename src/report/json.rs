@@ -163,8 +163,8 @@ pub fn write_plan(out: &mut impl Write, outline: &Outline<'_>) -> io::Result<()>
             pods: i.pods,
             workloads: Workloads(&i.workloads),
             sizes: outline.requests.map(|_| SizesJson {
-                bytes: i.size.as_ref().map(Size::packed),
-                shared_bytes: i.download.and_then(|d| d.shared),
+                bytes: i.size().map(Size::packed),
+                shared_bytes: i.download().and_then(|d| d.shared),
             }),
         }
     });

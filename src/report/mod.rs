@@ -43,7 +43,7 @@ impl Outcome {
 #[derive(Debug, Clone)]
 pub struct ImageReport {
     /// The image as it was first spelt.
-    pub image: String,
+    pub image: Arc<str>,
     /// What became of it.
     pub outcome: Outcome,
     /// Why, for what failed or was skipped.
@@ -53,7 +53,7 @@ pub struct ImageReport {
     /// The pods that are meant to use it.
     pub pods: Option<u64>,
     /// The workloads that use it.
-    pub workloads: Vec<Arc<Workload>>,
+    pub workloads: Arc<[Arc<Workload>]>,
     /// Attempts that were begun.
     pub attempts: u32,
     /// From the first attempt's begin to the end, in seconds; `None` where there was no attempt.
@@ -70,12 +70,12 @@ impl ImageReport {
     /// A report of an image of which no attempt was made.
     pub fn new(image: &PlannedImage, outcome: Outcome) -> Self {
         Self {
-            image: image.image.clone(),
+            image: Arc::clone(&image.image),
             outcome,
             reason: None,
             message: image.note.clone(),
             pods: image.pods,
-            workloads: image.workloads.clone(),
+            workloads: Arc::clone(&image.workloads),
             attempts: 0,
             seconds: None,
             bytes: None,

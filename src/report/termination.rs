@@ -78,12 +78,12 @@ mod tests {
 
     fn failed(image: String) -> ImageReport {
         ImageReport {
-            image,
+            image: image.into(),
             outcome: Outcome::Failed,
             reason: Some(Reason::Failure(FailureKind::Other)),
             message: Some("é".repeat(500)),
             pods: None,
-            workloads: Vec::new(),
+            workloads: [].into(),
             attempts: 1,
             seconds: None,
             bytes: None,

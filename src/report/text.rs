@@ -86,8 +86,8 @@ pub fn write_plan(out: &mut impl Write, outline: &Outline<'_>) -> io::Result<()>
             let mut table = Table::new(["IMAGE", "ACTION", "PODS", "SIZE", "SHARED", "WHY"]);
             for image in plan.images() {
                 let [name, action, pods] = planned(image);
-                let whole = or_dash(image.size.as_ref().map(|s| size(s.packed())));
-                let shared = or_dash(image.download.and_then(|d| d.shared).map(size));
+                let whole = or_dash(image.size().map(|s| size(s.packed())));
+                let shared = or_dash(image.download().and_then(|d| d.shared).map(size));
                 table.row([name, action, pods, whole, shared, plan_why(image)]);
             }
             table.write(out)?;

@@ -147,7 +147,11 @@ mod tests {
         let path = dir.path().join("images");
         std::fs::write(&path, bytes).unwrap();
         match read_images_file(&path) {
-            Ok(found) => Ok(found.unwrap().into_iter().map(|c| c.image).collect()),
+            Ok(found) => Ok(found
+                .unwrap()
+                .into_iter()
+                .map(|c| c.image.to_string())
+                .collect()),
             Err(error) => {
                 let text = error.to_string();
                 assert!(text.contains(path.to_str().unwrap()), "{text}");

@@ -3,8 +3,9 @@
 //! What is kept is small: an image once, a workload once, and pairs of numbers for who uses what. Everything is only
 //! ever appended, so that a page that broke off, or a list that expired, is taken back by cutting the ends off.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+
+use indexmap::{Equivalent, IndexSet};
 
 use super::kind::WorkloadKind;
 use super::object::{Facts, Image, Metadata, OwnerReference};
@@ -24,14 +25,27 @@ pub(super) struct Accumulator {
     workloads: Vec<User>,
     /// Who uses what.
     uses: Vec<Pair>,
-    /// Names that can be owners. What such a workload owns is not counted again.
-    covered: HashMap<(u32, WorkloadKind), HashSet<Arc<str>>>,
-    /// Every insertion into `covered`, oldest first.
-    journal: Vec<(u32, WorkloadKind, Arc<str>)>,
+    /// What can own others. What such a workload owns is not counted again.
+    owners: IndexSet<Owner<Arc<str>>>,
     /// Workloads with an image reference too long to keep.
     oversized: Vec<Arc<Workload>>,
     /// With what the images may be pulled, if that is asked for.
     pulls: Option<Pulls>,
+}
+
+/// A workload that can own others.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Owner<Name> {
+    /// An index into `namespaces`.
+    namespace: u32,
+    kind: WorkloadKind,
+    name: Name,
+}
+
+impl Equivalent<Owner<Arc<str>>> for Owner<&str> {
+    fn equivalent(&self, other: &Owner<Arc<str>>) -> bool {
+        (self.namespace, self.kind, self.name) == (other.namespace, other.kind, &*other.name)
+    }
 }
 
 /// That a workload uses an image.
@@ -60,7 +74,7 @@ pub(super) struct Mark {
     images: usize,
     workloads: usize,
     uses: usize,
-    journal: usize,
+    owners: usize,
     oversized: usize,
     pulls: PullsMark,
 }
@@ -80,7 +94,7 @@ impl Accumulator {
             images: self.images.len(),
             workloads: self.workloads.len(),
             uses: self.uses.len(),
-            journal: self.journal.len(),
+            owners: self.owners.len(),
             oversized: self.oversized.len(),
             pulls: self.pulls.as_ref().map(Pulls::mark).unwrap_or_default(),
         }
@@ -91,14 +105,10 @@ impl Accumulator {
         self.images.truncate(mark.images);
         self.workloads.truncate(mark.workloads);
         self.uses.truncate(mark.uses);
+        self.owners.truncate(mark.owners);
         self.oversized.truncate(mark.oversized);
         if let Some(pulls) = &mut self.pulls {
             pulls.take_back(mark.pulls);
-        }
-        for (namespace, kind, name) in self.journal.drain(mark.journal..) {
-            if let Some(names) = self.covered.get_mut(&(namespace, kind)) {
-                names.remove(&name);
-            }
         }
     }
 
@@ -112,32 +122,24 @@ impl Accumulator {
             );
             return;
         };
-        let namespace = self.namespaces.intern(namespace);
-        let owned = self.owner_is_covered(namespace, &facts.metadata);
-        let covered = match kind.can_own() {
-            true => match self.cover(namespace, kind, name) {
-                Some(name) => Some(name),
-                None => return,
-            },
-            false => None,
-        };
+        let namespace = intern(&mut self.namespaces, namespace);
+        let owned = self.owner_is_known(namespace, &facts.metadata);
+        let name: Arc<str> = Arc::from(&**name);
+        if kind.can_own() {
+            let is_new = self.owners.insert(Owner {
+                namespace,
+                kind,
+                name: Arc::clone(&name),
+            });
+            // It is here again.
+            if !is_new {
+                return;
+            }
+        }
         if owned || facts.finished || facts.metadata.deletion_timestamp.is_some() {
             return;
         }
-        let name = covered.unwrap_or_else(|| Arc::from(&**name));
         self.count(namespace, kind, name, facts);
-    }
-
-    /// Notes that what this workload owns is not to be counted; `None` if that was known, so that it is here again.
-    fn cover(&mut self, namespace: u32, kind: WorkloadKind, name: &str) -> Option<Arc<str>> {
-        let names = self.covered.entry((namespace, kind)).or_default();
-        if names.contains(name) {
-            return None;
-        }
-        let name: Arc<str> = Arc::from(name);
-        names.insert(Arc::clone(&name));
-        self.journal.push((namespace, kind, Arc::clone(&name)));
-        Some(name)
     }
 
     fn count(&mut self, namespace: u32, kind: WorkloadKind, name: Arc<str>, facts: &Facts) {
@@ -151,7 +153,7 @@ impl Accumulator {
                 }
                 Image::TooLong => oversized = true,
                 Image::Named(image) => {
-                    let image = self.images.intern(image);
+                    let image = intern(&mut self.images, image);
                     let mut known = self.uses[first_use..].iter_mut();
                     match known.find(|known| known.image == image) {
                         Some(known) => known.always |= always,
@@ -169,7 +171,7 @@ impl Accumulator {
             return;
         }
         let workload = Arc::new(Workload {
-            namespace: Arc::clone(self.namespaces.get(namespace)),
+            namespace: Arc::clone(&self.namespaces[namespace as usize]),
             kind: kind.kind(),
             name,
         });
@@ -192,7 +194,7 @@ impl Accumulator {
         }
     }
 
-    fn owner_is_covered(&self, namespace: u32, metadata: &Metadata) -> bool {
+    fn owner_is_known(&self, namespace: u32, metadata: &Metadata) -> bool {
         let Some(owner) = metadata.controller() else {
             return false;
         };
@@ -200,12 +202,16 @@ impl Accumulator {
         else {
             return false;
         };
-        let covers = |kind, name: &str| {
-            let names = self.covered.get(&(namespace, kind));
-            names.is_some_and(|names| names.contains(name))
+        let is_known = |kind, name| {
+            let owner = Owner {
+                namespace,
+                kind,
+                name,
+            };
+            self.owners.contains(&owner)
         };
-        covers(kind, owner.name.as_str())
-            || grand_owner(kind, owner, metadata).is_some_and(|(kind, name)| covers(kind, name))
+        is_known(kind, owner.name.as_str())
+            || grand_owner(kind, owner, metadata).is_some_and(|(kind, name)| is_known(kind, name))
     }
 
     /// Workloads with an image too long to keep, since `mark`.
@@ -221,23 +227,19 @@ impl Accumulator {
     /// The candidates, in the order in which their images were first seen.
     pub(super) fn into_candidates(self) -> Vec<Candidate> {
         let Self {
-            images: Strings { list, places },
+            images,
             workloads,
             uses,
-            covered,
-            journal,
             ..
         } = self;
-        // A large cluster's are large: the candidates can have their room.
-        drop((places, covered, journal));
-        let mut counts = vec![0; list.len()];
+        let mut counts = vec![0; images.len()];
         for pair in &uses {
             counts[pair.image as usize] += 1;
         }
-        let images = list.into_iter().zip(counts);
+        let images = images.into_iter().zip(counts);
         let mut candidates: Vec<Candidate> = images
             .map(|(image, count)| Candidate {
-                image: image.as_ref().to_owned(),
+                image,
                 uses: Some(Vec::with_capacity(count)),
             })
             .collect();
@@ -282,45 +284,12 @@ fn grand_owner<'a>(
 }
 
 /// Strings, each kept once, in the order of first appearance.
-#[derive(Debug, Default)]
-pub(super) struct Strings {
-    list: Vec<Arc<str>>,
-    places: HashMap<Arc<str>, u32>,
-}
+pub(super) type Strings = IndexSet<Arc<str>>;
 
-impl Strings {
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.list.iter()
-    }
-
-    pub(super) fn contains(&self, text: &str) -> bool {
-        self.places.contains_key(text)
-    }
-
-    pub(super) fn intern(&mut self, text: &str) -> u32 {
-        if let Some(place) = self.places.get(text) {
-            return *place;
-        }
-        let place = index(self.list.len());
-        let text: Arc<str> = Arc::from(text);
-        self.list.push(Arc::clone(&text));
-        self.places.insert(text, place);
-        place
-    }
-
-    pub(super) fn get(&self, place: u32) -> &Arc<str> {
-        &self.list[place as usize]
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.list.len()
-    }
-
-    pub(super) fn truncate(&mut self, len: usize) {
-        for text in self.list.drain(len..) {
-            self.places.remove(&text);
-        }
-    }
+/// The place of a text, which is added where it is new.
+pub(super) fn intern(strings: &mut Strings, text: &str) -> u32 {
+    let known = strings.get_index_of(text);
+    index(known.unwrap_or_else(|| strings.insert_full(text.into()).0))
 }
 
 pub(super) fn index(len: usize) -> u32 {

@@ -31,7 +31,7 @@ fn folded(kind: WorkloadKind, into: &mut Accumulator) -> impl FnMut(Facts) -> bo
 fn images(into: Accumulator) -> Vec<String> {
     into.into_candidates()
         .into_iter()
-        .map(|c| c.image)
+        .map(|c| c.image.to_string())
         .collect()
 }
 

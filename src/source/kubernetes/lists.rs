@@ -284,7 +284,8 @@ pub(super) async fn decode_each<E: Element>(
     response: Response<Body>,
     mut each: impl AsyncFnMut(E),
 ) -> Result<PageEnd, PageFault> {
-    let (sender, chunks) = mpsc::channel(4);
+    // A chunk may be hundreds of kilobytes.
+    let (sender, chunks) = mpsc::channel(1);
     let (found, mut objects) = mpsc::channel(16);
     let decoder = tokio::task::spawn_blocking(move || {
         decode::page(kind, chunks, &mut |element| {

@@ -196,12 +196,8 @@ pub async fn discover(
         let platform = platform.unwrap_or_else(Platform::current);
         let images = discovery.candidates.iter();
         let wanted = images.filter_map(|candidate| {
-            Some(
-                Reference::parse(&candidate.image)
-                    .ok()?
-                    .normalized()
-                    .to_owned(),
-            )
+            let reference = Reference::of(&candidate.image).ok()?;
+            Some(reference.normalized().to_owned())
         });
         let wanted = wanted.collect();
         discovery.sizes = node_images::sizes(cluster, &platform, &wanted).await;

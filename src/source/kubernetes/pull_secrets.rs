@@ -30,7 +30,7 @@ const MAX_KEPT: usize = 16 << 20;
 #[derive(Debug, Clone)]
 pub struct ImageSecret {
     /// The image as the workload's template names it: the [`image`](crate::candidate::Candidate::image) of a candidate.
-    pub image: String,
+    pub image: Arc<str>,
     /// Where the secret lies, for people: `Secret shop/registry`.
     pub name: Arc<str>,
     /// What it holds.
@@ -138,7 +138,7 @@ pub(super) async fn add(cluster: &Cluster, mut pulls: Pulls, gone: bool, into: &
                 && known.insert((image, secret))
             {
                 into.pull_secrets.push(ImageSecret {
-                    image: into.candidates[image as usize].image.clone(),
+                    image: Arc::clone(&into.candidates[image as usize].image),
                     name: Arc::clone(&names[secret as usize]),
                     config: Arc::clone(config),
                 });

@@ -4,9 +4,9 @@
 //! of a namespace pull with the same secrets, so what is kept is each such set once, and pairs of numbers. As in the
 //! accumulator, things are only appended, and taken back by cutting the ends off.
 
-use std::collections::{HashMap, HashSet};
+use indexmap::IndexSet;
 
-use super::accumulate::{Strings, index};
+use super::accumulate::{Strings, index, intern};
 use super::kind::WorkloadKind;
 use super::object::{PodSpec, is_subdomain};
 
@@ -30,11 +30,9 @@ pub(super) struct Pulls {
     pub(super) secrets: Strings,
     /// `namespace/name` of ServiceAccounts.
     pub(super) accounts: Strings,
-    pub(super) means: Vec<Means>,
-    places: HashMap<Means, u32>,
-    /// Pairs of an image, as the accumulator numbers them, and an index into `means`; each pair once.
-    pub(super) uses: Vec<(u32, u32)>,
-    known: HashSet<(u32, u32)>,
+    pub(super) means: IndexSet<Means>,
+    /// Pairs of an image, as the accumulator numbers them, and an index into `means`.
+    pub(super) uses: IndexSet<(u32, u32)>,
     /// Whether a name was left out because there are too many.
     pub(super) overflown: bool,
 }
@@ -63,12 +61,8 @@ impl Pulls {
     pub(super) fn take_back(&mut self, mark: PullsMark) {
         self.secrets.truncate(mark.secrets);
         self.accounts.truncate(mark.accounts);
-        for means in self.means.drain(mark.means..) {
-            self.places.remove(&means);
-        }
-        for pair in self.uses.drain(mark.uses..) {
-            self.known.remove(&pair);
-        }
+        self.means.truncate(mark.means);
+        self.uses.truncate(mark.uses);
     }
 
     /// Notes with what a workload's images are pulled.
@@ -85,20 +79,8 @@ impl Pulls {
         let Some(means) = self.means_of(namespace, kind, template) else {
             return;
         };
-        let place = match self.places.get(&means) {
-            Some(place) => *place,
-            None => {
-                let place = index(self.means.len());
-                self.means.push(means.clone());
-                self.places.insert(means, place);
-                place
-            }
-        };
-        for image in images {
-            if self.known.insert((image, place)) {
-                self.uses.push((image, place));
-            }
-        }
+        let place = index(self.means.insert_full(means).0);
+        self.uses.extend(images.map(|image| (image, place)));
     }
 
     /// The template's own list wins over its account's, however useless it is: the API server copies the account's list
@@ -133,11 +115,11 @@ impl Pulls {
 
 fn named(into: &mut Strings, overflown: &mut bool, namespace: &str, name: &str) -> Option<u32> {
     let full = format!("{namespace}/{name}");
-    if into.len() >= MAX_NAMED && !into.contains(&full) {
+    if into.len() >= MAX_NAMED && !into.contains(&*full) {
         *overflown = true;
         return None;
     }
-    Some(into.intern(&full))
+    Some(intern(into, &full))
 }
 
 #[cfg(test)]

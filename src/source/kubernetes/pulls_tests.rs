@@ -31,9 +31,9 @@ fn shown(mut into: Accumulator) -> Vec<String> {
         let with = match &pulls.means[means as usize] {
             Means::Secrets(secrets) => secrets
                 .iter()
-                .map(|secret| format!(" {}", pulls.secrets.get(*secret)))
+                .map(|secret| format!(" {}", pulls.secrets[*secret as usize]))
                 .collect(),
-            Means::Account(account) => format!(" account {}", pulls.accounts.get(*account)),
+            Means::Account(account) => format!(" account {}", pulls.accounts[*account as usize]),
         };
         format!("{} <{with}", candidates[image as usize].image)
     };

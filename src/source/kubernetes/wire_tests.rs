@@ -81,7 +81,11 @@ impl Server {
         };
         match read_and_discover(&self.cluster, &settings).await {
             Ok(found) => Outcome {
-                images: found.candidates.into_iter().map(|c| c.image).collect(),
+                images: found
+                    .candidates
+                    .into_iter()
+                    .map(|c| c.image.to_string())
+                    .collect(),
                 warnings: found.warnings.iter().map(ToString::to_string).collect(),
                 error: String::new(),
             },
