@@ -189,16 +189,16 @@ fn measure(part: &mut Part, cluster: &Kubernetes, files: &Path, size: usize, run
     part.table(&format!("{size} Deployments"), &columns, &rows, OURS);
 }
 
-/// How many requests for these objects the API server has answered so far, by its own count.
+/// How many requests to read these objects the API server has answered so far, by its own count, which comes some time after the
+/// answer: those that made the objects may still be missing.
 fn requests(cluster: &Kubernetes) -> f64 {
     let metrics = cluster.text("/metrics");
     let lines = metrics
         .lines()
         .filter(|line| line.starts_with("apiserver_request_total{"));
     let lines = lines.filter(|line| {
-        ["deployments", "pods", "nodes"]
-            .iter()
-            .any(|r| line.contains(&format!("resource=\"{r}\"")))
+        let mut read = ["deployments", "pods", "nodes"].iter();
+        !line.contains("verb=\"POST\"") && read.any(|r| line.contains(&format!("resource=\"{r}\"")))
     });
     lines
         .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
