@@ -362,21 +362,16 @@ impl Planner {
                 None
             }
         };
+        let download = None;
+        image.weight = size.map(|size| Box::new(Weighed { size, download }));
         if let Some(room) = &mut self.facts.room
-            && let Err(short) = fits(room, place, size.as_ref())
+            && let Err(short) = fits(room, place, image.size())
         {
-            image.weight = size.map(|size| {
-                Box::new(Weighed {
-                    size,
-                    download: None,
-                })
-            });
             return Step::Skip(Reason::DiskBudget, short);
         }
-        image.weight = size.map(|size| {
-            let download = Some(self.facts.tally.add(&size));
-            Box::new(Weighed { size, download })
-        });
+        if let Some(weight) = &mut image.weight {
+            weight.download = Some(self.facts.tally.add(&weight.size));
+        }
         Step::Pull(reference)
     }
 }
