@@ -36,7 +36,7 @@ use store::Store;
 
 /// A registry counts as hanging that sends nothing for so long.
 const QUIET: Duration = Duration::from_secs(10);
-/// The same where the runtime does not tell what comes, so that a large image looks like a registry that hangs.
+/// The same where that does not show: the runtime unpacks what came, or does not tell what comes.
 const QUIET_UNTOLD: Duration = Duration::from_secs(60);
 
 /// How a plan is run.
@@ -126,6 +126,7 @@ pub async fn execute<S: ImageService>(
             } else {
                 QUIET_UNTOLD
             },
+            unpacking: QUIET_UNTOLD,
         }),
         outage: Outage::default(),
         store: Store::new(plan.room().cloned()),

@@ -1,9 +1,9 @@
 //! Which pull starts next: the first of the plan that may, with so many at once in all and from one registry.
 //!
 //! A registry that sends nothing must not keep the images of others from coming. One from which nothing has come for
-//! [`Limits::quiet`] counts as hanging, and its pulls then take no room from those of other registries; what is downloaded whole is the
-//! runtime's matter and goes on counting. Hanging pulls may wake, so that there is a bound on all of them together: twice the limit, and
-//! beyond it one for each registry that has none under way. While registries send, pulls start in the plan's order and never exceed the limit.
+//! [`Limits::quiet`] counts as hanging, and its pulls then take no room from those of other registries. Hanging pulls may wake, so there is a
+//! bound on all of them together: twice the limit, and beyond it one for each registry that has none under way. While registries
+//! send, pulls start in the plan's order and never exceed the limit.
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
@@ -26,6 +26,8 @@ pub(super) struct Limits {
     pub of_one: usize,
     /// A registry from which nothing has come for so long counts as hanging.
     pub quiet: Duration,
+    /// The same for a pull that has all its bytes, since the runtime unpacks them.
+    pub unpacking: Duration,
 }
 
 /// The pulls that wait and those that are under way.
@@ -135,16 +137,17 @@ impl Queue {
     /// The registry whose first waiting pull is the next to start.
     fn next<'l>(&self, lanes: &'l mut Lanes, now: Instant) -> Option<&'l mut Lane> {
         let Limits {
-            at_once,
-            of_one,
-            quiet,
+            at_once, of_one, ..
         } = self.limits;
         let all: usize = lanes.values().map(|lane| lane.running.len()).sum();
-        let busy: usize = lanes.values().map(|lane| lane.busy(now, quiet)).sum();
+        let busy: usize = lanes
+            .values()
+            .map(|lane| lane.busy(now, &self.limits))
+            .sum();
         let may_start = |lane: &Lane| {
             let own = lane.running.len();
             // To its own registry a pull that hangs is one like any other.
-            let counted = busy - lane.busy(now, quiet) + own;
+            let counted = busy - lane.busy(now, &self.limits) + own;
             let bounded = all < at_once.saturating_mul(2) || own == 0;
             own < of_one && counted < at_once && bounded && lane.held.is_none_or(|end| end <= now)
         };
@@ -183,12 +186,13 @@ impl Lane {
     }
 
     /// How many of its pulls take room from those of other registries.
-    fn busy(&self, now: Instant, quiet: Duration) -> usize {
-        if now.duration_since(self.heard) < quiet {
-            return self.running.len();
-        }
-        let is_whole = |pull: &&Running| pull.seen.1 > 0 && pull.seen.0 == pull.seen.1;
-        self.running.values().filter(is_whole).count()
+    fn busy(&self, now: Instant, limits: &Limits) -> usize {
+        let silence = now.duration_since(self.heard);
+        let is_busy = |pull: &&Running| {
+            let is_whole = pull.seen.1 > 0 && pull.seen.0 == pull.seen.1;
+            silence < limits.quiet || is_whole && silence < limits.unpacking
+        };
+        self.running.values().filter(is_busy).count()
     }
 
     fn start_first(&mut self, now: Instant) {

@@ -80,7 +80,7 @@ async fn hanging_registries_leave_room_for_others() {
 #[tokio::test(start_paused = true)]
 async fn sending_registry_keeps_its_place() {
     let mut options = options();
-    options.registry_concurrency = 2;
+    options.pull_timeout = HOUR;
     let script = [("a.io", Answer::Trickles(300)), ("b.io", Answer::Pulled)];
     let (_, begun, most) = begun(&script, &options).await;
     assert_eq!(most, 2);
