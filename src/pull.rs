@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -27,11 +26,18 @@ use crate::report::{ImageReport, Outcome};
 use crate::runtime::{ImageService, Progress, RuntimeError};
 
 pub(crate) mod backoff;
+mod outage;
+mod queue;
 mod store;
 pub(crate) mod turns;
-use backoff::RateLimits;
+use outage::Outage;
+use queue::{Limits, Queue};
 use store::Store;
-use turns::Turns;
+
+/// A registry counts as hanging that sends nothing for so long.
+const QUIET: Duration = Duration::from_secs(10);
+/// The same where that does not show: the runtime unpacks what came, or does not tell what comes.
+const QUIET_UNTOLD: Duration = Duration::from_secs(60);
 
 /// How a plan is run.
 #[derive(Clone)]
@@ -112,15 +118,23 @@ pub async fn execute<S: ImageService>(
         keyring,
         options,
         observe,
-        permits: Semaphore::new(options.concurrency.max(1)),
-        turns: Turns::new(options.registry_concurrency),
-        limits: RateLimits::default(),
+        queue: Queue::new(Limits {
+            at_once: options.concurrency.max(1),
+            of_one: options.registry_concurrency.max(1),
+            quiet: if service.tells_progress() {
+                QUIET
+            } else {
+                QUIET_UNTOLD
+            },
+            unpacking: QUIET_UNTOLD,
+        }),
+        outage: Outage::default(),
         store: Store::new(plan.room().cloned()),
     };
     // A registry that was asked too much before the first pull is one pull's concern as much as the next one's.
     for registry in options.inquiry.iter().flat_map(|i| i.rate_limited()) {
         let wait = backoff::wait(FailureKind::RateLimited, 1, None);
-        run.limits.hold(&registry, wait);
+        run.queue.hold(&registry, wait);
     }
     let states: Vec<State> = plan.images().iter().map(|_| State::default()).collect();
     let mut reports: Vec<Option<ImageReport>> = plan.images().iter().map(without_pull).collect();
@@ -133,12 +147,14 @@ pub async fn execute<S: ImageService>(
             _ => None,
         })
         .collect();
+    let mut starting = pin!(run.queue.run());
     let halt = loop {
         let next = tokio::select! {
             biased;
             () = stop.cancelled() => break Some(Halt::Told),
             () = until(options.deadline) => break Some(Halt::Deadline),
             next = pulls.next() => next,
+            never = &mut starting => match never {},
         };
         let Some((index, report)) = next else {
             break None;
@@ -266,9 +282,8 @@ struct Run<'a, S, O> {
     keyring: &'a Keyring,
     options: &'a Options<'a>,
     observe: &'a O,
-    permits: Semaphore,
-    turns: Turns,
-    limits: RateLimits,
+    queue: Queue,
+    outage: Outage,
     store: Store,
 }
 
@@ -324,7 +339,10 @@ impl<S: ImageService, O: Fn(Event<'_>) + Sync> Run<'_, S, O> {
             }
             let wait = backoff::wait(error.kind, attempt, error.retry_after);
             if error.kind == FailureKind::RateLimited {
-                self.limits.hold(reference.registry(), wait);
+                self.queue.hold(reference.registry(), wait);
+            }
+            if error.kind == FailureKind::Unavailable {
+                self.outage.suspect();
             }
             (self.observe)(Event::Retrying {
                 index,
@@ -368,27 +386,22 @@ impl<S: ImageService, O: Fn(Event<'_>) + Sync> Run<'_, S, O> {
         state: &State,
     ) -> Attempt {
         let registry = reference.registry();
-        let turns = self.turns.at(registry);
-        let _permits = loop {
-            self.limits.released(registry).await;
-            let turn = turns.acquire().await;
-            let permit = self.permits.acquire().await;
-            if self.limits.is_held(registry) {
-                continue;
-            }
+        let progress = Arc::new(Progress::default());
+        let _slot = loop {
+            let slot = self.queue.slot(index, registry, &progress).await;
+            self.outage.over(self.service, reference).await;
             let mut change = pin!(self.store.change());
             change.as_mut().enable();
             match self.store.admit(self.service, index, image.size()).await {
-                Some(Ok(())) => break (turn, permit),
+                Some(Ok(())) => break slot,
                 Some(Err(message)) => return Attempt::Skipped(message),
                 None => {
-                    drop((turn, permit));
+                    drop(slot);
                     change.await;
                 }
             }
         };
         let attempt = state.begin();
-        let progress = Arc::new(Progress::default());
         (self.observe)(Event::Started {
             index,
             image: &image.image,
@@ -418,9 +431,10 @@ impl<S: ImageService, O: Fn(Event<'_>) + Sync> Run<'_, S, O> {
         let pull = async |credential: Option<&Credential>| {
             self.service.pull(reference, credential, progress).await
         };
+        let kind = |error: &RuntimeError| error.kind;
         let pulled = self
             .keyring
-            .with_each(reference, |e: &RuntimeError| e.kind, pull);
+            .with_each_until(reference, kind, || progress.came(), pull);
         pulled.await.map_err(|refused| RuntimeError {
             message: refused.error.message.clone() + &refused.tried,
             ..refused.error

@@ -10,6 +10,8 @@ use crate::disk::{Keeps, Room, Size, Usage};
 use crate::plan::{Facts, Policy, select};
 use crate::runtime::RuntimeInfo;
 
+mod schedule;
+
 /// What a pull of an image does, attempt after attempt; the last one is repeated.
 type Script = HashMap<&'static str, Vec<Answer>>;
 
@@ -18,10 +20,16 @@ enum Answer {
     Pulled,
     Fails(FailureKind),
     Hangs,
+    /// Sends something every second, for so many seconds, and is pulled.
+    Trickles(u64),
+    /// Fails after bytes came.
+    Breaks(FailureKind),
 }
 
 struct Scripted {
     info: RuntimeInfo,
+    /// When nobody answers.
+    away: Option<std::ops::Range<Instant>>,
     script: Script,
     attempts: Mutex<HashMap<String, Vec<Instant>>>,
     running: AtomicUsize,
@@ -37,6 +45,7 @@ impl ImageService for Scripted {
     }
 
     async fn status(&self, _: &Reference) -> Result<Option<StoredImage>, RuntimeError> {
+        self.answers()?;
         Ok(None)
     }
 
@@ -44,7 +53,7 @@ impl ImageService for Scripted {
         &self,
         image: &Reference,
         _: Option<&Credential>,
-        _: &Progress,
+        progress: &Progress,
     ) -> Result<StoredImage, RuntimeError> {
         let attempt = {
             let mut attempts = self.attempts.lock().expect("lock");
@@ -60,11 +69,27 @@ impl ImageService for Scripted {
         if matches!(answer, Answer::Hangs) {
             std::future::pending::<()>().await;
         }
+        if let Answer::Trickles(seconds) = answer {
+            for second in 1..=*seconds {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                progress.set(second, *seconds);
+            }
+        }
         self.running.fetch_sub(1, Ordering::SeqCst);
+        self.answers()?;
+        if let Answer::Breaks(_) = answer {
+            progress.set_came();
+        }
         match answer {
-            Answer::Fails(kind) => Err(RuntimeError::new(*kind, format!("scripted {kind}"))),
+            Answer::Breaks(kind) | Answer::Fails(kind) => {
+                Err(RuntimeError::new(*kind, format!("scripted {kind}")))
+            }
             _ => Ok(StoredImage::default()),
         }
+    }
+
+    fn tells_progress(&self) -> bool {
+        true
     }
 
     fn keeps(&self) -> Keeps {
@@ -81,6 +106,18 @@ impl ImageService for Scripted {
             bytes: *bytes,
             ..Usage::default()
         })
+    }
+}
+
+impl Scripted {
+    fn answers(&self) -> Result<(), RuntimeError> {
+        match &self.away {
+            Some(away) if away.contains(&Instant::now()) => {
+                let message = "scripted: the runtime is away";
+                Err(RuntimeError::new(FailureKind::Unavailable, message))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -111,6 +148,19 @@ async fn check(
     (lines(&reports), service)
 }
 
+/// The same with a service and a keyring of the test's own.
+async fn run(
+    service: &Scripted,
+    script: &[(&'static str, &[Answer])],
+    options: &Options<'_>,
+    keyring: &Keyring,
+) -> Vec<String> {
+    let candidates = script.iter().map(|(i, _)| Candidate::listed(*i)).collect();
+    let plan = select(candidates, &Policy::default()).against(Facts::default());
+    let stop = CancellationToken::new();
+    lines(&execute(&plan, service, keyring, options, &stop, &|_| {}).await)
+}
+
 fn lines(reports: &[ImageReport]) -> Vec<String> {
     let line = |r: &ImageReport| {
         let reason = r.reason.map_or("-", |r| r.as_str());
@@ -126,6 +176,7 @@ fn scripted(script: &[(&'static str, &[Answer])], usage: &[u64]) -> Scripted {
             version: "1".to_owned(),
             endpoint: String::new(),
         },
+        away: None,
         script: script.iter().map(|(i, a)| (*i, a.to_vec())).collect(),
         attempts: Mutex::default(),
         running: AtomicUsize::new(0),

@@ -128,12 +128,27 @@ impl Keyring {
         kind: impl Fn(&E) -> FailureKind,
         attempt: impl AsyncFn(Option<&Credential>) -> Result<T, E>,
     ) -> Result<(T, Option<Credential>), Refused<E>> {
+        self.with_each_until(image, kind, || false, attempt).await
+    }
+
+    /// The same, and ends with the first failure after which `is_let_in` says that no other credential can help.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub async fn with_each_until<T, E>(
+        &self,
+        image: &Reference,
+        kind: impl Fn(&E) -> FailureKind,
+        is_let_in: impl Fn() -> bool,
+        attempt: impl AsyncFn(Option<&Credential>) -> Result<T, E>,
+    ) -> Result<(T, Option<Credential>), Refused<E>> {
+        let is_refusal = |error: &E| !is_let_in() && is_refusal(kind(error));
         let found = self.lookup(image).await;
         let mut refusal: Option<E> = None;
         for credential in &found.credentials {
             match attempt(Some(credential)).await {
                 Ok(answer) => return Ok((answer, Some(credential.clone()))),
-                Err(error) if is_refusal(kind(&error)) => {
+                Err(error) if is_refusal(&error) => {
                     refusal = Some(telling(refusal, error, &kind));
                 }
                 Err(error) => return Err(Refused::at_once(error)),
@@ -141,7 +156,7 @@ impl Keyring {
         }
         match attempt(None).await {
             Ok(answer) => Ok((answer, None)),
-            Err(error) if !is_refusal(kind(&error)) => Err(Refused::at_once(error)),
+            Err(error) if !is_refusal(&error) => Err(Refused::at_once(error)),
             Err(error) => Err(Refused {
                 error: telling(refusal, error, &kind),
                 tried: found.tried(),

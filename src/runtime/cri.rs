@@ -138,7 +138,12 @@ impl ImageService for Cri {
                 pulled = self.pull_image(image, credential) => pulled,
                 never = downloads.watch(image, progress) => match never {},
             },
-        }?;
+        }
+        .inspect_err(|error| {
+            if came(&error.message) {
+                progress.set_came();
+            }
+        })?;
         let (_, total) = progress.get();
         progress.set(total, total);
         // The image is there, whatever the runtime says of it now: a failure to ask is not a failure to pull.
@@ -150,6 +155,10 @@ impl ImageService for Cri {
                 bytes: None,
             }),
         }
+    }
+
+    fn tells_progress(&self) -> bool {
+        self.downloads.is_some()
     }
 
     fn keeps(&self) -> Keeps {
@@ -289,6 +298,22 @@ fn digest(image: &Reference, repo_digests: &[String]) -> Option<String> {
 /// which is a digest too, but the configuration's.
 fn digest_of(image_ref: &str, image: &Reference) -> Option<String> {
     digest(image, &[image_ref.to_owned()]).or_else(|| image.digest().map(ToString::to_string))
+}
+
+/// Whether a pull failed over bytes that had come, by the server's words: the content API is asked too seldom to tell.
+fn came(message: &str) -> bool {
+    // containerd's, then those of CRI-O's image library.
+    const WORDS: [&str; 8] = [
+        "failed to extract layer",
+        "failed to unpack",
+        "failed commit on ref",
+        "unexpected commit digest",
+        "writing blob",
+        "storing blob",
+        "committing the finished image",
+        "adding layer with blob",
+    ];
+    WORDS.iter().any(|words| message.contains(words))
 }
 
 /// What a failed call means for an image.

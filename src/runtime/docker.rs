@@ -225,6 +225,9 @@ impl ImageService for Docker {
             layers.record(&event);
             let (done, total) = layers.sum();
             progress.set(done, total);
+            if done > 0 {
+                progress.set_came();
+            }
         }
         // The stream of an Engine that dies can end as one that is done does.
         let inspect = self.inspect(image).await?.ok_or_else(|| {
@@ -236,6 +239,10 @@ impl ImageService for Docker {
         let mut stored = stored(image, &inspect);
         stored.digest = digest.or(stored.digest);
         Ok(stored)
+    }
+
+    fn tells_progress(&self) -> bool {
+        true
     }
 
     fn keeps(&self) -> Keeps {

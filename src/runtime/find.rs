@@ -134,6 +134,14 @@ impl ImageService for Runtime {
         })
     }
 
+    fn tells_progress(&self) -> bool {
+        match self {
+            Self::Cri(cri) => cri.tells_progress(),
+            Self::Docker(docker) => docker.tells_progress(),
+            Self::Oci(layout) => layout.tells_progress(),
+        }
+    }
+
     fn keeps(&self) -> Keeps {
         match self {
             Self::Cri(cri) => cri.keeps(),

@@ -12,7 +12,7 @@ pub mod oci;
 pub mod socket;
 
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -47,6 +47,7 @@ pub struct RuntimeInfo {
 pub struct Progress {
     done: AtomicU64,
     total: AtomicU64,
+    came: AtomicBool,
 }
 
 impl Progress {
@@ -62,6 +63,16 @@ impl Progress {
             self.done.load(Ordering::Relaxed),
             self.total.load(Ordering::Relaxed),
         )
+    }
+
+    /// Records that the registry has sent bytes of this very image: it let the pull in, and what fails then is no matter of credentials.
+    pub fn set_came(&self) {
+        self.came.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether bytes came; `false` too where the runtime does not tell.
+    pub fn came(&self) -> bool {
+        self.came.load(Ordering::Relaxed)
     }
 }
 
@@ -111,6 +122,9 @@ pub trait ImageService: Sync {
         credential: Option<&Credential>,
         progress: &Progress,
     ) -> impl Future<Output = Result<StoredImage, RuntimeError>> + Send;
+
+    /// Whether a pull's [`Progress`] tells what comes while it comes.
+    fn tells_progress(&self) -> bool;
 
     /// In which form it keeps layers.
     fn keeps(&self) -> Keeps;

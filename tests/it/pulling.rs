@@ -27,6 +27,7 @@ mod disk;
 mod faults;
 mod progress;
 mod refresh;
+mod turns;
 
 /// How long anything may take that takes a second on an idle machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);

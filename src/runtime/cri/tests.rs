@@ -584,3 +584,33 @@ async fn a_credential_is_not_logged() {
     assert!(logs.text().contains("h2"), "nothing was captured");
     logs.lacks(&["cri-password", "cri-identity-token"]);
 }
+
+#[test]
+fn only_local_failures_say_bytes_came() {
+    let pull = "failed to pull and unpack image \"r.example/a:1\": ";
+    for (text, expected) in [
+        // containerd 1.6, seen.
+        (
+            "failed to extract layer sha256:f1a0: mount callback failed on /tmp/m: archive/tar: invalid tar header: unknown",
+            true,
+        ),
+        (
+            "failed commit on ref \"layer-sha256:f1a0\": unexpected commit digest sha256:0, expected sha256:1: failed precondition",
+            true,
+        ),
+        (
+            "failed to resolve reference \"r.example/a:1\": pull access denied, repository does not exist",
+            false,
+        ),
+        (
+            "failed to copy: httpReadSeeker: failed open: unexpected status code 403 Forbidden",
+            false,
+        ),
+        (
+            "failed to resolve reference \"r.example/a:1\": unexpected status from HEAD request: 418 I'm a teapot",
+            false,
+        ),
+    ] {
+        assert_eq!(came(&format!("{pull}{text}")), expected, "{text}");
+    }
+}

@@ -64,6 +64,7 @@ impl<'a> Gauge<'a> {
     fn add(&self, bytes: u64) {
         let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.progress.set(done, self.total);
+        self.progress.set_came();
     }
 
     fn take_back(&self, bytes: u64) {

@@ -239,6 +239,10 @@ impl ImageService for OciLayout {
         Ok(self.fetch(Access { image, credential }, progress).await?)
     }
 
+    fn tells_progress(&self) -> bool {
+        true
+    }
+
     fn keeps(&self) -> Keeps {
         Keeps::Packed
     }
