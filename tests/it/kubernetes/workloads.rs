@@ -190,7 +190,8 @@ fn each_kind_counts_the_pods_that_are_desired() {
             ],
         ),
     ];
-    let plan = plan(cluster, cluster.server(), cluster.token(), &namespace);
+    let plan =
+        plan(cluster, cluster.server(), cluster.token(), &namespace).env("INCLUDE_IDLE", "true");
     let mut every = Vec::new();
     for (kind, expected) in table {
         let output = plan.clone().args(["--workloads", kind]).run().expect(0);
