@@ -39,6 +39,8 @@ pub(super) struct Accumulator {
     hasher: RandomState,
     /// Whether suspended CronJobs and Jobs count.
     include_idle: bool,
+    /// Whether only one kind is listed, so that no object owns another and uids are not kept.
+    single_kind: bool,
     /// Workloads with an image reference too long to keep.
     oversized: Vec<Arc<Workload>>,
     /// With what the images may be pulled, if that is asked for.
@@ -99,6 +101,14 @@ impl Accumulator {
     pub(super) fn include_idle(self, include_idle: bool) -> Self {
         Self {
             include_idle,
+            ..self
+        }
+    }
+
+    /// Says that only one kind is listed, which takes less memory.
+    pub(super) fn single_kind(self, single_kind: bool) -> Self {
+        Self {
+            single_kind,
             ..self
         }
     }
@@ -168,6 +178,19 @@ impl Accumulator {
             None => Some(self.count(namespace, kind, name, facts)),
         };
         self.owners.insert(by_name, workload);
+        if !self.single_kind {
+            self.note_uids(namespace, kind, facts, workload);
+        }
+    }
+
+    /// Attributes to the workload what an object owns, and what the Jobs own that a CronJob has running.
+    fn note_uids(
+        &mut self,
+        namespace: u32,
+        kind: WorkloadKind,
+        facts: &Facts,
+        workload: Option<u32>,
+    ) {
         let uid = (kind, &facts.metadata.uid);
         let jobs = facts.active.iter().map(|uid| (WorkloadKind::Jobs, uid));
         for (kind, uid) in std::iter::once(uid).chain(jobs) {

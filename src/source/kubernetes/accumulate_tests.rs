@@ -143,7 +143,10 @@ fn suspended_workloads_count_when_included() {
 #[test]
 fn controlled_replicaset_without_replicas_is_history() {
     let empty = format!(r#""replicas":0,{TEMPLATE}"#);
-    for (version, kind) in [("apps/v1", "Deployment"), ("argoproj.io/v1alpha1", "Rollout")] {
+    for (version, kind) in [
+        ("apps/v1", "Deployment"),
+        ("argoproj.io/v1alpha1", "Rollout"),
+    ] {
         let set = object("s", &owned_by(version, kind, "w"), &empty, "");
         check(&[(ReplicaSets, &set)], &[]);
     }
@@ -198,7 +201,12 @@ fn live_pods_add_images_to_owner() {
 
 #[test]
 fn pods_fill_template_without_images() {
-    let empty = object("web-abc", "", r#""template":{"spec":{"containers":[{}]}}"#, "");
+    let empty = object(
+        "web-abc",
+        "",
+        r#""template":{"spec":{"containers":[{}]}}"#,
+        "",
+    );
     let pod = pod_of_web(&["filled"], "", "");
     check(
         &[(ReplicaSets, &empty), (Pods, &pod), (Pods, &pod)],

@@ -171,7 +171,8 @@ pub async fn discover(
             true => Accumulator::with_pull_secrets(),
             false => Accumulator::default(),
         }
-        .include_idle(settings.include_idle),
+        .include_idle(settings.include_idle)
+        .single_kind(kinds.len() == 1),
         warnings: Vec::new(),
         succeeded: 0,
         gone: false,
