@@ -233,6 +233,7 @@ pub fn sources(raw: &Raw<'_>) -> Result<Sources, ConfigError> {
                     selector::is_valid(s).then(|| s.to_owned())
                 })?
                 .filter(|s| !s.is_empty()),
+            include_idle: raw.switch(&settings::INCLUDE_IDLE)?,
             pull_secrets: raw.switch(&settings::PULL_SECRETS)?,
             node: node_name(raw)?,
             node_age: false,

@@ -60,6 +60,8 @@ settings! {
         "Kinds of workloads to scan: deployments, statefulsets, daemonsets, replicasets, jobs, cronjobs, pods; or all";
     SELECTOR: "selector", ["SELECTOR"], None, "SELECTOR",
         "Label selector that the workloads must match, such as app=web,tier!=test";
+    INCLUDE_IDLE: "include-idle", ["INCLUDE_IDLE"], Some("false"), "BOOL",
+        "Include suspended CronJobs and Jobs";
     WATCH_CACHE: "watch-cache", ["WATCH_CACHE"], Some("false"), "BOOL",
         "Read the lists from the API server's memory (resourceVersion=0), whole and maybe some seconds old, rather than from etcd in pages";
     IMAGES_FILE: "images-file", ["IMAGES_FILE"], Some("/config/images"), "PATH",
@@ -126,6 +128,7 @@ pub static SOURCES: Group = (
         &NAMESPACES,
         &WORKLOADS,
         &SELECTOR,
+        &INCLUDE_IDLE,
         &WATCH_CACHE,
         &IMAGES_FILE,
     ],
@@ -170,7 +173,13 @@ pub static OUTPUTS: Group = ("Output", &[&OUTPUT, &LOG_FORMAT, &LOG_LEVEL]);
 /// What of [`SOURCES`], [`RUNTIME`] and [`CREDENTIALS`] is left to say where `harpoon manifests` does the rest.
 pub static CLUSTER: Group = (
     "Images",
-    &[&NAMESPACES, &WORKLOADS, &SELECTOR, &WATCH_CACHE],
+    &[
+        &NAMESPACES,
+        &WORKLOADS,
+        &SELECTOR,
+        &INCLUDE_IDLE,
+        &WATCH_CACHE,
+    ],
 );
 /// See [`CLUSTER`].
 pub static ENDPOINT: Group = ("Runtime", &[&RUNTIME_ENDPOINT]);

@@ -6,6 +6,7 @@ use super::bed::{Harpoon, Kubernetes, Output};
 
 mod access;
 mod faults;
+mod owners;
 mod workloads;
 
 /// An image of a plan: its name, its pods, its workloads.

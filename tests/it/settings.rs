@@ -39,6 +39,7 @@ const BAD: &[(&str, &str, &str)] = &[
     ("ignore", "/nginx", "image references"),
     ("only", "a b", "image references"),
     ("limit", "many", "whole number"),
+    ("include-idle", "yes", "true or false"),
     ("watch-cache", "1", "true or false"),
     ("disk-budget", "20GB", "20Gi"),
     ("refresh", "perhaps", "true or false"),

@@ -26,10 +26,10 @@ fn shown(into: Accumulator) -> Vec<String> {
         .collect()
 }
 
-/// An object named `name` in namespace `n`, with `meta` added to its metadata, and this spec and status.
+/// An object named `name` in namespace `n`, with a uid that follows from its name and `meta` added to its metadata, and this spec and status.
 fn object(name: &str, meta: &str, spec: &str, status: &str) -> String {
     format!(
-        r#"{{"metadata":{{"name":"{name}","namespace":"n"{meta}}},"spec":{{{spec}}},"status":{{{status}}}}}"#
+        r#"{{"metadata":{{"name":"{name}","namespace":"n","uid":"uid-{name}"{meta}}},"spec":{{{spec}}},"status":{{{status}}}}}"#
     )
 }
 
@@ -38,7 +38,7 @@ const POD: &str = r#""containers":[{"image":"i"}]"#;
 
 fn owned_by(version: &str, kind: &str, name: &str) -> String {
     format!(
-        r#","ownerReferences":[{{"apiVersion":"x/v1","kind":"Other","name":"o"}},{{"apiVersion":"{version}","kind":"{kind}","name":"{name}","controller":true}}]"#
+        r#","ownerReferences":[{{"apiVersion":"x/v1","kind":"Other","name":"o"}},{{"apiVersion":"{version}","kind":"{kind}","name":"{name}","uid":"uid-{name}","controller":true}}]"#
     )
 }
 
@@ -106,22 +106,10 @@ fn each_kind_counts_the_pods_that_it_is_meant_to_have() {
             "i: n/Job/w=1",
         ),
         (
-            Jobs,
-            format!(r#""parallelism":4,"suspend":true,{TEMPLATE}"#),
-            "",
-            "i: n/Job/w=0",
-        ),
-        (
             CronJobs,
             format!(r#""jobTemplate":{{"spec":{{"parallelism":5,{TEMPLATE}}}}}"#),
             "",
             "i: n/CronJob/w=1",
-        ),
-        (
-            CronJobs,
-            format!(r#""suspend":true,"jobTemplate":{{"spec":{{{TEMPLATE}}}}}"#),
-            "",
-            "i: n/CronJob/w=0",
         ),
         (Pods, POD.to_owned(), r#""phase":"Pending""#, "i: n/Pod/w=1"),
         (Pods, POD.to_owned(), r#""phase":"Running""#, "i: n/Pod/w=1"),
@@ -129,6 +117,170 @@ fn each_kind_counts_the_pods_that_it_is_meant_to_have() {
     for (kind, spec, status, expected) in cases {
         check(&[(kind, &object("w", "", &spec, status))], &[expected]);
     }
+}
+
+#[test]
+fn suspended_workloads_count_when_included() {
+    let cron = format!(r#""suspend":true,"jobTemplate":{{"spec":{{{TEMPLATE}}}}}"#);
+    let job = format!(r#""parallelism":4,"suspend":true,{TEMPLATE}"#);
+    for (kind, spec, expected) in [
+        (CronJobs, cron, "i: n/CronJob/w=0"),
+        (Jobs, job, "i: n/Job/w=0"),
+    ] {
+        let object = object("w", "", &spec, "");
+        check(&[(kind, &object)], &[]);
+        let mut into = Accumulator::default().include_idle(true);
+        fold(&mut into, kind, &object);
+        assert_eq!(shown(into), [expected]);
+    }
+    // A suspended CronJob does not hide a Job that was started by hand.
+    let cron = format!(r#""suspend":true,"jobTemplate":{{"spec":{{{TEMPLATE}}}}}"#);
+    let cron = object("c", "", &cron, "");
+    let job = object("j", &owned_by("batch/v1", "CronJob", "c"), TEMPLATE, "");
+    check(&[(CronJobs, &cron), (Jobs, &job)], &["i: n/Job/j=1"]);
+}
+
+#[test]
+fn controlled_replicaset_without_replicas_is_history() {
+    let empty = format!(r#""replicas":0,{TEMPLATE}"#);
+    for (version, kind) in [
+        ("apps/v1", "Deployment"),
+        ("argoproj.io/v1alpha1", "Rollout"),
+    ] {
+        let set = object("s", &owned_by(version, kind, "w"), &empty, "");
+        check(&[(ReplicaSets, &set)], &[]);
+    }
+    let own = object("s", "", &empty, "");
+    check(&[(ReplicaSets, &own)], &["i: n/ReplicaSet/s=0"]);
+}
+
+/// A pod of the ReplicaSet `web-abc` with these images.
+fn pod_of_web(images: &[&str], meta: &str, status: &str) -> String {
+    let images: Vec<String> = images
+        .iter()
+        .map(|image| format!(r#"{{"image":"{image}"}}"#))
+        .collect();
+    let spec = format!(
+        r#""initContainers":[{0}],"containers":[{0}],"ephemeralContainers":[{{"image":"debug"}}]"#,
+        images.join(",")
+    );
+    let meta = format!("{}{meta}", owned_by("apps/v1", "ReplicaSet", "web-abc"));
+    object("p", &hashed(&meta, "abc"), &spec, status)
+}
+
+#[test]
+fn live_pods_add_images_to_owner() {
+    let web = object("web", "", &format!(r#""replicas":3,{TEMPLATE}"#), "");
+    let of_web = owned_by("apps/v1", "Deployment", "web");
+    let older = TEMPLATE.replace("\"i\"", "\"old\"");
+    let older = object("web-abc", &of_web, &format!(r#""replicas":2,{older}"#), "");
+    let injected = pod_of_web(&["i", "mesh"], "", r#""phase":"Running""#);
+    let pending = pod_of_web(&["old", "mesh"], "", r#""phase":"Pending""#);
+    let failed = pod_of_web(&["failed"], "", r#""phase":"Failed""#);
+    let deleting = r#","deletionTimestamp":"2026-01-01T00:00:00Z""#;
+    let deleting = pod_of_web(&["gone"], deleting, r#""phase":"Running""#);
+    let pods = [&injected, &pending, &failed, &deleting].map(|pod| (Pods, pod.as_str()));
+    let expected = [
+        "i: n/Deployment/web=3",
+        "mesh: n/Deployment/web=2",
+        "old: n/Deployment/web=1",
+    ];
+    let deployment = (Deployments, web.as_str());
+    check(&[&[deployment][..], &pods].concat(), &expected);
+    // The ReplicaSet and its pods say the same: the plan takes the larger number of one workload.
+    let set = (ReplicaSets, older.as_str());
+    check(
+        &[&[deployment, set][..], &pods].concat(),
+        &[
+            "i: n/Deployment/web=3",
+            "old: n/Deployment/web=2 n/Deployment/web=1",
+            "mesh: n/Deployment/web=2",
+        ],
+    );
+}
+
+#[test]
+fn pods_fill_template_without_images() {
+    let empty = object(
+        "web-abc",
+        "",
+        r#""template":{"spec":{"containers":[{}]}}"#,
+        "",
+    );
+    let pod = pod_of_web(&["filled"], "", "");
+    check(
+        &[(ReplicaSets, &empty), (Pods, &pod), (Pods, &pod)],
+        &["filled: n/ReplicaSet/web-abc=2"],
+    );
+}
+
+#[test]
+fn fitting_pods_of_misfit_template_count() {
+    let mut into = Accumulator::default();
+    let mut fold = |kind, text: &str, mismatch: Option<&str>| {
+        let mut json = serde_json::Deserializer::from_str(text);
+        let mut facts = Facts::decode(kind, &mut json).unwrap();
+        facts.mismatch = mismatch.map(Into::into);
+        into.fold(kind, &facts);
+    };
+    let set = object("web-abc", "", TEMPLATE, "");
+    let pod = pod_of_web(&["i", "mesh"], "", "");
+    fold(ReplicaSets, &set, Some("taint"));
+    fold(Pods, &pod, Some("taint"));
+    fold(Pods, &pod, Some("taint"));
+    fold(Pods, &pod, None);
+    let uses = into.into_candidates().into_iter().map(|candidate| {
+        let uses = candidate.uses.unwrap().into_iter();
+        let uses: Vec<_> = uses.map(|u| (u.pods, u.mismatch.is_some())).collect();
+        (candidate.image.to_string(), uses)
+    });
+    assert_eq!(
+        uses.collect::<Vec<_>>(),
+        [
+            ("i".to_owned(), vec![(1, true), (1, false)]),
+            ("mesh".to_owned(), vec![(1, false)])
+        ]
+    );
+}
+
+#[test]
+fn pods_taken_back_leave_counts() {
+    let mut into = Accumulator::default();
+    fold(&mut into, ReplicaSets, &object("web-abc", "", TEMPLATE, ""));
+    let list = into.mark();
+    let pod = pod_of_web(&["mesh"], "", "");
+    into.mark();
+    fold(&mut into, Pods, &pod);
+    let page = into.mark();
+    fold(&mut into, Pods, &pod);
+    fold(&mut into, Pods, &pod_of_web(&["other"], "", ""));
+    into.take_back(page);
+    into.mark();
+    fold(&mut into, Pods, &pod);
+    let expected = ["i: n/ReplicaSet/web-abc=1", "mesh: n/ReplicaSet/web-abc=2"];
+    let candidates = into.images.len();
+    assert_eq!(candidates, expected.len());
+    into.take_back(list);
+    fold(&mut into, Pods, &pod);
+    let expected = [expected[0], "mesh: n/ReplicaSet/web-abc=1"];
+    assert_eq!(shown(into), expected);
+}
+
+#[test]
+fn owner_of_same_name_hides_nothing() {
+    let job = object("job", "", TEMPLATE, "");
+    let owner = owned_by("batch/v1", "Job", "job").replace("uid-job", "uid-earlier");
+    let pod = object("p", &owner, POD, "");
+    check(&[(Jobs, &job), (Pods, &pod)], &["i: n/Job/job=1 n/Pod/p=1"]);
+    // The name alone makes no Job one of the CronJob's.
+    let cron = format!(r#""jobTemplate":{{"spec":{{{TEMPLATE}}}}}"#);
+    let cron = object("backup", "", &cron, "");
+    let pod = owned_by("batch/v1", "Job", "backup-20250101");
+    let pod = object("p", &pod, POD, "");
+    check(
+        &[(CronJobs, &cron), (Pods, &pod)],
+        &["i: n/CronJob/backup=1 n/Pod/p=1"],
+    );
 }
 
 #[test]
@@ -206,7 +358,7 @@ fn what_a_scanned_workload_owns_is_not_counted_again() {
         "cron",
         "",
         &format!(r#""jobTemplate":{{"spec":{{{TEMPLATE}}}}}"#),
-        "",
+        r#""active":[{"kind":"Job","uid":"uid-cron-123"}]"#,
     );
     let job = object(
         "cron-123",
@@ -233,7 +385,7 @@ fn what_a_scanned_workload_owns_is_not_counted_again() {
         ],
         &web,
     );
-    // Without the ReplicaSets, the names and the label tell.
+    // Without the ReplicaSets, the name and the label tell; without the Jobs, the CronJob's status.
     check(&[(Deployments, &deployment), (Pods, &labelled)], &web);
     check(
         &[(Deployments, &deployment), (Pods, &pod)],

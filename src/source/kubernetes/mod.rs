@@ -14,6 +14,7 @@
 //! | `decode.rs` | a page's bytes to objects, one at a time | none |
 //! | `object.rs` | the fields that are read of an object, and what they mean | none |
 //! | `accumulate.rs` | objects to images and their users; what owns what | none |
+//! | `sightings.rs` | images that the pods of a workload have and its template lacks | none |
 //! | `pulls.rs` | which workload's secrets are for which images | none |
 //! | `pull_secrets.rs` | reads those secrets, each by its name | network |
 //! | `kind.rs`, `error.rs` | names and words | none |
@@ -31,6 +32,7 @@ mod object;
 mod pull_secrets;
 mod pulls;
 mod scheduling;
+mod sightings;
 
 pub use cluster::{Cluster, connect};
 pub use error::{
@@ -74,6 +76,8 @@ pub struct Settings {
     pub workloads: Vec<WorkloadKind>,
     /// A label selector that the workloads must match, as `kubectl -l` takes it.
     pub selector: Option<String>,
+    /// Whether suspended CronJobs and Jobs count.
+    pub include_idle: bool,
     /// Whether to read the workloads' pull secrets. Without it no request is made for any.
     pub pull_secrets: bool,
     /// The node whose images these are to be: it is read, and who cannot run on it is noted. Without it nothing is asked.
@@ -166,7 +170,9 @@ pub async fn discover(
         found: match settings.pull_secrets {
             true => Accumulator::with_pull_secrets(),
             false => Accumulator::default(),
-        },
+        }
+        .include_idle(settings.include_idle)
+        .single_kind(kinds.len() == 1),
         warnings: Vec::new(),
         succeeded: 0,
         gone: false,
@@ -368,6 +374,7 @@ impl Settings {
             namespaces: Namespaces::All,
             workloads: kinds.to_vec(),
             selector: None,
+            include_idle: false,
             pull_secrets: false,
             node: None,
             node_age: false,

@@ -130,9 +130,12 @@ impl Here {
         let mut requirements = requirements(&facts.template, class);
         // Where the scheduler put a pod says nothing of where its controller's next pod goes. A static pod's controller
         // is its Node.
-        let controller = facts.metadata.controller();
-        if kind == WorkloadKind::Pods && controller.is_some_and(|c| c.kind.as_str() != "Node") {
+        let controller = facts.metadata.controller().map(|c| c.kind.as_str());
+        if kind == WorkloadKind::Pods && controller.is_some_and(|kind| kind != "Node") {
             requirements.node_name.clear();
+        }
+        if kind == WorkloadKind::Pods && controller == Some("DaemonSet") {
+            unpin(&mut requirements);
         }
         let message = relevance::mismatch(&requirements, &self.node)?;
         if let Some(known) = self.messages.get(message.as_str()) {
@@ -165,6 +168,19 @@ impl Here {
             self.warnings.push(warning);
         });
         self.classes.insert(name.into(), class.ok());
+    }
+}
+
+/// Drops the fields of the required node affinity, by which the DaemonSet controller has the scheduler put each pod on its
+/// own node. A term of nothing else then requires nothing.
+fn unpin(requirements: &mut relevance::Requirements) {
+    let Some(terms) = &mut requirements.affinity else {
+        return;
+    };
+    let was_pinned = terms.iter().any(|term| !term.fields.is_empty());
+    terms.iter_mut().for_each(|term| term.fields.clear());
+    if was_pinned && terms.iter().any(|term| term.labels.is_empty()) {
+        requirements.affinity = None;
     }
 }
 

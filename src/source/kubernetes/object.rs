@@ -16,6 +16,8 @@ use super::scheduling::{Affinity, Toleration};
 pub(super) const MAX_IMAGE: usize = 4096;
 /// Kubernetes names end at 253 characters, labels at 63.
 const MAX_NAME: usize = 253;
+/// The most running Jobs of one CronJob that are read.
+const MAX_ACTIVE: usize = 100;
 /// The most pull secrets of one pod template that are read.
 const MAX_PULL_SECRETS: usize = 100;
 
@@ -27,6 +29,10 @@ pub(super) struct Facts {
     pub(super) pods: u64,
     /// Whether it has ended for good.
     pub(super) finished: bool,
+    /// Whether it is a CronJob or a Job that is suspended.
+    pub(super) suspended: bool,
+    /// The uids of the Jobs that a CronJob has running, [`MAX_ACTIVE`] at most.
+    pub(super) active: Vec<Name>,
     pub(super) template: PodSpec,
     /// Why its pods cannot run on this node. The object itself does not tell: it is judged when it has arrived.
     pub(super) mismatch: Option<Arc<str>>,
@@ -45,16 +51,21 @@ impl Facts {
                 Self {
                     pods: 1,
                     finished: matches!(phase, Some("Succeeded" | "Failed")),
+                    suspended: false,
+                    active: Vec::new(),
                     template: pod.spec,
                     mismatch: None,
                     metadata: pod.metadata,
                 }
             }
             WorkloadKind::CronJobs => {
-                let cron = Object::<CronJobSpec>::deserialize(from)?;
+                let cron = Object::<CronJobSpec, CronJobStatus>::deserialize(from)?;
+                let active = cron.status.active.into_iter().take(MAX_ACTIVE);
                 Self {
                     pods: u64::from(!cron.spec.suspend),
                     finished: false,
+                    suspended: cron.spec.suspend,
+                    active: active.map(|job| job.uid).collect(),
                     template: cron.spec.job_template.spec.template.spec,
                     mismatch: None,
                     metadata: cron.metadata,
@@ -70,6 +81,8 @@ impl Facts {
                 Self {
                     pods,
                     finished: job.status.conditions.iter().any(Condition::ends_a_job),
+                    suspended: job.spec.suspend,
+                    active: Vec::new(),
                     template: job.spec.template.spec,
                     mismatch: None,
                     metadata: job.metadata,
@@ -80,6 +93,8 @@ impl Facts {
                 Self {
                     pods: pods(Some(set.status.desired_number_scheduled)),
                     finished: false,
+                    suspended: false,
+                    active: Vec::new(),
                     template: set.spec.template.spec,
                     mismatch: None,
                     metadata: set.metadata,
@@ -90,6 +105,8 @@ impl Facts {
                 Self {
                     pods: pods(set.spec.replicas),
                     finished: false,
+                    suspended: false,
+                    active: Vec::new(),
                     template: set.spec.template.spec,
                     mismatch: None,
                     metadata: set.metadata,
@@ -105,14 +122,14 @@ fn pods(wanted: Option<i64>) -> u64 {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(bound = "S: Deserialize<'de> + Default")]
-struct Object<S> {
+#[serde(bound = "S: Deserialize<'de> + Default, T: Deserialize<'de> + Default")]
+struct Object<S, T = Status> {
     #[serde(default, deserialize_with = "or_default")]
     metadata: Metadata,
     #[serde(default, deserialize_with = "or_default")]
     spec: S,
     #[serde(default, deserialize_with = "or_default")]
-    status: Status,
+    status: T,
 }
 
 /// The identity and the owners of an object.
@@ -123,6 +140,8 @@ pub(super) struct Metadata {
     pub(super) namespace: Name,
     #[serde(default, deserialize_with = "or_default")]
     pub(super) name: Name,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) uid: Name,
     #[serde(default)]
     pub(super) deletion_timestamp: Option<IgnoredAny>,
     #[serde(default, deserialize_with = "or_default")]
@@ -155,6 +174,8 @@ pub(super) struct OwnerReference {
     pub(super) kind: Name,
     #[serde(default, deserialize_with = "or_default")]
     pub(super) name: Name,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) uid: Name,
     #[serde(default, deserialize_with = "or_default")]
     controller: bool,
 }
@@ -281,6 +302,19 @@ struct Status {
     /// Of a DaemonSet.
     #[serde(default, deserialize_with = "or_default")]
     desired_number_scheduled: i64,
+}
+
+/// The status of a CronJob, whose `active` is a list where a Job has a number.
+#[derive(Debug, Default, Deserialize)]
+struct CronJobStatus {
+    #[serde(default, deserialize_with = "or_default")]
+    active: Vec<ObjectReference>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct ObjectReference {
+    #[serde(default, deserialize_with = "or_default")]
+    uid: Name,
 }
 
 #[derive(Debug, Default, Deserialize)]

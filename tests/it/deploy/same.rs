@@ -155,6 +155,7 @@ fn the_charts_values_are_the_flags() {
     );
     check(
         &[
+            "--include-idle",
             "--watch-cache",
             "--selector=app=web,tier!=test",
             "--only=quay.io",
@@ -174,7 +175,7 @@ fn the_charts_values_are_the_flags() {
             "--log-format=json",
             "--log-level=debug",
         ],
-        json!({"settings": {"WATCH_CACHE": true, "SELECTOR": "app=web,tier!=test", "ONLY": "quay.io", "IGNORE": "nginx",
+        json!({"settings": {"INCLUDE_IDLE": true, "WATCH_CACHE": true, "SELECTOR": "app=web,tier!=test", "ONLY": "quay.io", "IGNORE": "nginx",
             "LIMIT": 12_345_678, "DISK_BUDGET": "20Gi", "REFRESH": "true", "CONCURRENCY": "8", "REGISTRY_CONCURRENCY": 2,
             "PULL_TIMEOUT": "1h 30m", "RETRIES": 0, "DEADLINE": "90s", "FAIL_ON": "any", "STAGGER": "5m", "STAGGER_MIN_AGE": "0s",
             "OUTPUT": "json", "LOG_FORMAT": "json", "LOG_LEVEL": "debug"}}),

@@ -9,31 +9,42 @@ use super::{Expected, found, plan, rows, spec, templated, warnings};
 /// Creates objects in a namespace: pairs of the collection's path, as in `apps/v1/deployments`, and the object.
 fn create(cluster: &Kubernetes, namespace: &str, objects: &[(&str, Value)]) {
     for (collection, object) in objects {
-        let (version, plural) = collection.rsplit_once('/').unwrap();
-        let base = if version == "v1" { "/api/" } else { "/apis/" };
-        let path = format!("{base}{version}/namespaces/{namespace}/{plural}");
-        let status = object.get("status").cloned();
-        let made = cluster.create(&path, object.clone());
-        // Creation drops what only a controller may say.
-        if let Some(status) = status {
-            let name = made["metadata"]["name"].as_str().unwrap();
-            cluster.patch(&format!("{path}/{name}/status"), json!({"status": status}));
-        }
+        made(cluster, namespace, collection, object.clone());
     }
 }
 
-fn pod(name: &str, image: &str) -> Value {
+/// Creates one object and returns it as the API server has it.
+pub(super) fn made(
+    cluster: &Kubernetes,
+    namespace: &str,
+    collection: &str,
+    object: Value,
+) -> Value {
+    let (version, plural) = collection.rsplit_once('/').unwrap();
+    let base = if version == "v1" { "/api/" } else { "/apis/" };
+    let path = format!("{base}{version}/namespaces/{namespace}/{plural}");
+    let status = object.get("status").cloned();
+    let made = cluster.create(&path, object);
+    // Creation drops what only a controller may say.
+    if let Some(status) = status {
+        let name = made["metadata"]["name"].as_str().unwrap();
+        cluster.patch(&format!("{path}/{name}/status"), json!({"status": status}));
+    }
+    made
+}
+
+pub(super) fn pod(name: &str, image: &str) -> Value {
     json!({"metadata": {"name": name}, "spec": spec(&[image])})
 }
 
 /// A pod that has got so far.
-fn pod_in(phase: &str, name: &str, image: &str) -> Value {
+pub(super) fn pod_in(phase: &str, name: &str, image: &str) -> Value {
     let mut pod = pod(name, image);
     pod["status"] = json!({"phase": phase});
     pod
 }
 
-fn job(name: &str, image: &str, mut extra: Value) -> Value {
+pub(super) fn job(name: &str, image: &str, mut extra: Value) -> Value {
     let mut template = spec(&[image]);
     template["restartPolicy"] = json!("Never");
     extra["template"] = json!({"spec": template});
@@ -41,26 +52,32 @@ fn job(name: &str, image: &str, mut extra: Value) -> Value {
 }
 
 /// A Job that has ended, as its controller says it.
-fn ended_job(name: &str, image: &str, condition: &str) -> Value {
+pub(super) fn ended_job(name: &str, image: &str, condition: &str) -> Value {
     let mut job = job(name, image, json!({"parallelism": 7}));
     job["status"] = json!({"conditions": [{"type": condition, "status": "True"}]});
     job
 }
 
-fn cronjob(name: &str, image: &str, suspend: bool) -> Value {
+pub(super) fn cronjob(name: &str, image: &str, suspend: bool) -> Value {
     let template = job(name, image, json!({}))["spec"].clone();
     json!({"metadata": {"name": name},
         "spec": {"schedule": "0 3 * * *", "suspend": suspend, "jobTemplate": {"spec": template}}})
 }
 
-/// Makes `owner` (API version, kind, name) the controller of the object.
-fn owned(mut object: Value, (version, kind, name): (&str, &str, &str)) -> Value {
-    object["metadata"]["ownerReferences"] = json!([{"apiVersion": version, "kind": kind, "name": name,
-        "uid": "8d6f2d6e-7c7d-4b8c-9d6e-0a1b2c3d4e5f", "controller": true}]);
+/// Makes `owner`, an object that exists, the controller of the object.
+pub(super) fn owned(mut object: Value, owner: &Value) -> Value {
+    object["metadata"]["ownerReferences"] = json!([{"apiVersion": owner["apiVersion"], "kind": owner["kind"],
+        "name": owner["metadata"]["name"], "uid": owner["metadata"]["uid"], "controller": true}]);
     object
 }
 
-fn labelled(mut object: Value, labels: Value) -> Value {
+/// What an owner of another kind looks like (API version, kind, name).
+fn other((version, kind, name): (&str, &str, &str)) -> Value {
+    json!({"apiVersion": version, "kind": kind,
+        "metadata": {"name": name, "uid": "8d6f2d6e-7c7d-4b8c-9d6e-0a1b2c3d4e5f"}})
+}
+
+pub(super) fn labelled(mut object: Value, labels: Value) -> Value {
     object["metadata"]["labels"] = labels;
     object
 }
@@ -173,7 +190,8 @@ fn each_kind_counts_the_pods_that_are_desired() {
             ],
         ),
     ];
-    let plan = plan(cluster, cluster.server(), cluster.token(), &namespace);
+    let plan =
+        plan(cluster, cluster.server(), cluster.token(), &namespace).env("INCLUDE_IDLE", "true");
     let mut every = Vec::new();
     for (kind, expected) in table {
         let output = plan.clone().args(["--workloads", kind]).run().expect(0);
@@ -254,64 +272,43 @@ fn sidecars_and_image_volumes_of_newer_clusters_count() {
 fn what_a_scanned_workload_owns_is_not_counted_again() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
+    let make = |collection: &str, object: Value| made(cluster, &namespace, collection, object);
     let hash = json!({"app": "web", "pod-template-hash": "5d8f9c7b6"});
-    let of_set = |name| {
-        let pod = labelled(pod(name, "web:1"), hash.clone());
-        owned(pod, ("apps/v1", "ReplicaSet", "web-5d8f9c7b6"))
-    };
-    let replicaset = templated("web-5d8f9c7b6", "web:1", json!({"replicas": 3}));
-    let of_rollout = templated("canary-6c9", "canary:1", json!({"replicas": 2}));
-    create(
-        cluster,
-        &namespace,
-        &[
-            (
-                "apps/v1/deployments",
-                templated("web", "web:1", json!({"replicas": 3})),
-            ),
-            (
-                "apps/v1/replicasets",
-                owned(replicaset, ("apps/v1", "Deployment", "web")),
-            ),
-            ("v1/pods", of_set("web-5d8f9c7b6-a")),
-            ("v1/pods", of_set("web-5d8f9c7b6-b")),
-            ("v1/pods", pod("debug", "web:1")),
-            (
-                "batch/v1beta1/cronjobs",
-                cronjob("nightly", "cron:1", false),
-            ),
-            (
-                "batch/v1/jobs",
-                owned(
-                    job("nightly-1617235200", "cron:1", json!({"parallelism": 4})),
-                    ("batch/v1beta1", "CronJob", "nightly"),
-                ),
-            ),
-            (
-                "v1/pods",
-                owned(
-                    pod("nightly-1617235200-x", "cron:1"),
-                    ("batch/v1", "Job", "nightly-1617235200"),
-                ),
-            ),
-            // Whoever owns these is not scanned.
-            (
-                "apps/v1/replicasets",
-                owned(of_rollout, ("argoproj.io/v1alpha1", "Rollout", "canary")),
-            ),
-            (
-                "v1/pods",
-                owned(
-                    pod("canary-6c9-a", "canary:1"),
-                    ("apps/v1", "ReplicaSet", "canary-6c9"),
-                ),
-            ),
-            (
-                "v1/pods",
-                owned(pod("static", "static:1"), ("v1", "Node", "node-1")),
-            ),
-        ],
+    let web = make(
+        "apps/v1/deployments",
+        templated("web", "web:1", json!({"replicas": 3})),
     );
+    let replicaset = templated("web-5d8f9c7b6", "web:1", json!({"replicas": 3}));
+    let replicaset = make("apps/v1/replicasets", owned(replicaset, &web));
+    for name in ["web-5d8f9c7b6-a", "web-5d8f9c7b6-b"] {
+        let pod = labelled(pod(name, "web:1"), hash.clone());
+        make("v1/pods", owned(pod, &replicaset));
+    }
+    make("v1/pods", pod("debug", "web:1"));
+    let cron = make(
+        "batch/v1beta1/cronjobs",
+        cronjob("nightly", "cron:1", false),
+    );
+    let nightly = job("nightly-1617235200", "cron:1", json!({"parallelism": 4}));
+    let nightly = make("batch/v1/jobs", owned(nightly, &cron));
+    let active = json!([{"apiVersion": "batch/v1", "kind": "Job", "namespace": namespace,
+        "name": "nightly-1617235200", "uid": nightly["metadata"]["uid"]}]);
+    let path = format!("/apis/batch/v1beta1/namespaces/{namespace}/cronjobs/nightly/status");
+    cluster.patch(&path, json!({"status": {"active": active}}));
+    make(
+        "v1/pods",
+        owned(pod("nightly-1617235200-x", "cron:1"), &nightly),
+    );
+    // Whoever owns these is not scanned.
+    let rollout = other(("argoproj.io/v1alpha1", "Rollout", "canary"));
+    let of_rollout = templated("canary-6c9", "canary:1", json!({"replicas": 2}));
+    let of_rollout = make("apps/v1/replicasets", owned(of_rollout, &rollout));
+    make(
+        "v1/pods",
+        owned(pod("canary-6c9-a", "canary:1"), &of_rollout),
+    );
+    let node = other(("v1", "Node", "node-1"));
+    make("v1/pods", owned(pod("static", "static:1"), &node));
     let plan = plan(cluster, cluster.server(), cluster.token(), &namespace);
     let check = |workloads: &str, expected: Expected<'_>| {
         let output = plan.clone().args(["--workloads", workloads]).run();
@@ -330,7 +327,7 @@ fn what_a_scanned_workload_owns_is_not_counted_again() {
             ("static:1", 1, &["Pod/static"]),
         ],
     );
-    // What is between them is not scanned: its name tells.
+    // What is between them is not scanned: the label of the pods and the CronJob's status tell.
     check(
         "deployments,cronjobs,pods",
         &[
