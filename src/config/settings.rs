@@ -62,6 +62,8 @@ settings! {
         "Label selector that the workloads must match, such as app=web,tier!=test";
     WATCH_CACHE: "watch-cache", ["WATCH_CACHE"], Some("false"), "BOOL",
         "Read the lists from the API server's memory (resourceVersion=0), whole and maybe some seconds old, rather than from etcd in pages";
+    STARTUP_TAINTS: "startup-taints", ["STARTUP_TAINTS"], None, "KEYS",
+        "Keys of further taints that are gone once the node has started; they keep no image from it";
     IMAGES_FILE: "images-file", ["IMAGES_FILE"], Some("/config/images"), "PATH",
         "File with one image a line, blank lines and # comments dropped; where it exists the cluster is not asked";
     IGNORE: "ignore", ["IGNORE"], None, "PREFIXES",
@@ -127,6 +129,7 @@ pub static SOURCES: Group = (
         &WORKLOADS,
         &SELECTOR,
         &WATCH_CACHE,
+        &STARTUP_TAINTS,
         &IMAGES_FILE,
     ],
 );
@@ -170,7 +173,13 @@ pub static OUTPUTS: Group = ("Output", &[&OUTPUT, &LOG_FORMAT, &LOG_LEVEL]);
 /// What of [`SOURCES`], [`RUNTIME`] and [`CREDENTIALS`] is left to say where `harpoon manifests` does the rest.
 pub static CLUSTER: Group = (
     "Images",
-    &[&NAMESPACES, &WORKLOADS, &SELECTOR, &WATCH_CACHE],
+    &[
+        &NAMESPACES,
+        &WORKLOADS,
+        &SELECTOR,
+        &WATCH_CACHE,
+        &STARTUP_TAINTS,
+    ],
 );
 /// See [`CLUSTER`].
 pub static ENDPOINT: Group = ("Runtime", &[&RUNTIME_ENDPOINT]);

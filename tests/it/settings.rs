@@ -40,6 +40,11 @@ const BAD: &[(&str, &str, &str)] = &[
     ("only", "a b", "image references"),
     ("limit", "many", "whole number"),
     ("watch-cache", "1", "true or false"),
+    (
+        "startup-taints",
+        "booting=true:NoSchedule",
+        "keys of taints",
+    ),
     ("disk-budget", "20GB", "20Gi"),
     ("refresh", "perhaps", "true or false"),
     ("registry-concurrency", "1001", "1 to 1000"),

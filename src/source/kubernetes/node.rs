@@ -68,13 +68,14 @@ impl Here {
     pub(super) async fn read(
         cluster: &Cluster,
         name: &str,
+        startup_taints: &[String],
     ) -> Result<Result<Self, Warning>, DiscoverError> {
         let error = match get::object(cluster, &format!("/api/v1/nodes/{name}")).await {
             Ok(bytes) => {
                 let object = decode::<NodeObject>(&bytes);
                 let known = object.and_then(|node| {
                     let facts = node.facts();
-                    let node = node.named(name).ok_or(NodeError::Garbage)?;
+                    let node = node.named(name, startup_taints).ok_or(NodeError::Garbage)?;
                     Ok(Self::new(node, facts))
                 });
                 match known {
