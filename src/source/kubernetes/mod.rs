@@ -121,18 +121,17 @@ impl ThisNode {
         let Some(name) = &settings.node else {
             return Ok(Self::default());
         };
-        Ok(
-            match Here::read(cluster, name, &settings.startup_taints).await? {
-                Ok(here) => Self {
-                    here: Some(here),
-                    unread: None,
-                },
-                Err(warning) => Self {
-                    here: None,
-                    unread: Some(warning),
-                },
+        let startup_taints = &settings.startup_taints;
+        Ok(match Here::read(cluster, name, startup_taints).await? {
+            Ok(here) => Self {
+                here: Some(here),
+                unread: None,
             },
-        )
+            Err(warning) => Self {
+                here: None,
+                unread: Some(warning),
+            },
+        })
     }
 
     /// What is known of it.
