@@ -2,7 +2,6 @@
 //! [`relevance`](crate::relevance). Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::SystemTime;
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -188,15 +187,8 @@ impl NodeObject {
         }
     }
 
-    /// The node, if the object is the one of this name, with the user's own start-up taints.
-    pub(super) fn named(self, name: &str, startup_taints: &[String]) -> Option<relevance::Node> {
-        let created = self.facts().created;
-        // A node from the future is a new one on a machine whose clock is late.
-        let age = |created| {
-            SystemTime::now()
-                .duration_since(created)
-                .unwrap_or_default()
-        };
+    /// The node, if the object is the one of this name. Neither its age nor the user's own start-up taints are known here.
+    pub(super) fn named(self, name: &str) -> Option<relevance::Node> {
         let label = self.metadata.labels.get("kubernetes.io/os");
         let os = match self.status.node_info.operating_system.as_str() {
             "" => label.map_or("", String::as_str),
@@ -215,8 +207,8 @@ impl NodeObject {
             os,
             // One that is down to zero counts too: its device plugin restarts, or its devices are unhealthy.
             resources: self.status.allocatable.into_keys().collect(),
-            age: created.map(age),
-            startup_taints: startup_taints.to_vec(),
+            age: None,
+            startup_taints: Vec::new(),
         })
     }
 }
