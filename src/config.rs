@@ -236,6 +236,7 @@ pub fn sources(raw: &Raw<'_>) -> Result<Sources, ConfigError> {
             include_idle: raw.switch(&settings::INCLUDE_IDLE)?,
             pull_secrets: raw.switch(&settings::PULL_SECRETS)?,
             node: node_name(raw)?,
+            startup_taints: startup_taints(raw)?,
             node_age: false,
             sizes: false,
             platform: platform(raw)?,
@@ -283,6 +284,18 @@ fn workloads(raw: &Raw<'_>) -> Result<Vec<WorkloadKind>, ConfigError> {
     } else {
         kinds
     })
+}
+
+fn startup_taints(raw: &Raw<'_>) -> Result<Vec<String>, ConfigError> {
+    let setting = &settings::STARTUP_TAINTS;
+    let keys = raw.items(setting)?;
+    match keys.iter().find(|key| !selector::is_key(key)) {
+        None => Ok(keys),
+        Some(bad) => {
+            let accepted = "expected keys of taints separated by commas, without value and effect, such as example.com/starting";
+            Err(setting.refuse(bad, accepted))
+        }
+    }
 }
 
 /// Reads [`settings::POLICY`].

@@ -4,9 +4,11 @@
 //! moment (free resources, other pods, volumes, preferences) is left out, because it changes and an image stays.
 //!
 //! The rules are those of `k8s.io/component-helpers/scheduling/corev1` (node affinity) and of the toleration's
-//! `ToleratesTaint`. What the scheduler cannot parse matches nothing there, and here.
+//! `ToleratesTaint`. What the scheduler cannot parse matches nothing there, and here. An operator that is not known
+//! here counts as fitting: an image too many costs disk, a missing one costs a pod its start.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// The node that the pods may come to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -17,6 +19,14 @@ pub struct Node {
     pub labels: BTreeMap<String, String>,
     /// Its taints.
     pub taints: Vec<Taint>,
+    /// Its operating system, such as `linux`; empty if unknown.
+    pub os: String,
+    /// The names of its allocatable resources.
+    pub resources: BTreeSet<String>,
+    /// The time since it joined the cluster; `None` if unknown.
+    pub age: Option<Duration>,
+    /// Keys of the user's own start-up taints (`--startup-taints`), beside those that are known.
+    pub startup_taints: Vec<String>,
 }
 
 /// A node's taint.
@@ -41,6 +51,10 @@ pub struct Requirements {
     pub affinity: Option<Vec<Term>>,
     /// Which taints the pods bear.
     pub tolerations: Vec<Toleration>,
+    /// The operating system that the pods are for (`spec.os`); empty for any.
+    pub os: String,
+    /// The extended resources, such as `nvidia.com/gpu`, without which no container of theirs starts.
+    pub extended_resources: BTreeSet<String>,
 }
 
 /// A term of a required node affinity: everything in it must match. An empty one matches no node.
@@ -68,8 +82,8 @@ pub struct Expression {
 pub struct Toleration {
     /// The taint's key; empty for every key.
     pub key: String,
-    /// `Equal`, which an empty one stands for, or `Exists`. The numeric `Gt` and `Lt` of later Kubernetes versions are
-    /// not understood, like anything else, and tolerate nothing.
+    /// `Equal`, which an empty one stands for, or `Exists`. Any other, such as the numeric `Gt` and `Lt` (KEP-5471),
+    /// tolerates every value.
     pub operator: String,
     /// The taint's value, for `Equal`.
     pub value: String,
@@ -94,17 +108,39 @@ const PASSING_TAINTS: &[&str] = &[
     "node.kubernetes.io/out-of-service",
     "node.cloudprovider.kubernetes.io/uninitialized",
     "node.cloudprovider.kubernetes.io/shutdown",
-    // Karpenter's, until the node has registered.
+    // Karpenter, until the node has registered.
     "karpenter.sh/unregistered",
+    // Cluster API, until the machine's labels are on the node.
+    "node.cluster.x-k8s.io/uninitialized",
+    // Istio, until its CNI plugin runs on the node.
+    "cni.istio.io/not-ready",
+    // Gardener, until the pods run that it calls critical.
+    "node.gardener.cloud/critical-components-not-ready",
 ];
-/// How the keys of taints begin that Cluster Autoscaler's documentation keeps for nodes that are starting.
+/// How the keys of taints begin that are kept for nodes that are starting.
 const STARTUP_TAINTS: &[&str] = &[
+    // Cluster Autoscaler's documentation.
     "startup-taint.cluster-autoscaler.kubernetes.io/",
     "status-taint.cluster-autoscaler.kubernetes.io/",
     "ignore-taint.cluster-autoscaler.kubernetes.io/",
+    // The node readiness controller.
+    "readiness.k8s.io/",
 ];
 /// How a network's or a storage driver's taint ends until its agent runs on the node: Cilium, the CSI drivers for EBS and EFS.
 const AGENT_TAINT: &str = "/agent-not-ready";
+/// Taints that are removed only after all labels are on the node: the cloud's (zone, instance type), those of
+/// Karpenter's NodeClaim, those of Cluster API's Machine.
+const LABELS_PENDING_TAINTS: &[&str] = &[
+    "node.cloudprovider.kubernetes.io/uninitialized",
+    "karpenter.sh/unregistered",
+    "node.cluster.x-k8s.io/uninitialized",
+];
+
+/// A node without an extended resource may still get it until it is this old. Device plugins start late, after drivers
+/// are installed.
+const RESOURCES_PENDING: Duration = Duration::from_secs(10 * 60);
+/// The operating system of a node that names none. harpoon runs on no other.
+const DEFAULT_OS: &str = "linux";
 
 /// The one field that affinity can name.
 const NAME_FIELD: &str = "metadata.name";
@@ -114,10 +150,40 @@ const MAX_MESSAGE: usize = 300;
 /// The first rule by which the pods could not run on the node, for people; `None` when they could.
 pub fn mismatch(requirements: &Requirements, node: &Node) -> Option<String> {
     let message = named(requirements, node)
+        .or_else(|| foreign(requirements, node))
         .or_else(|| selected(requirements, node))
         .or_else(|| attracted(requirements, node))
-        .or_else(|| repelled(requirements, node))?;
+        .or_else(|| repelled(requirements, node))
+        .or_else(|| unequipped(requirements, node))?;
     Some(clip(&message))
+}
+
+impl Node {
+    /// Whether labels may be missing that the node will have once it has started.
+    fn labels_pending(&self) -> bool {
+        let pending = |taint: &Taint| LABELS_PENDING_TAINTS.contains(&taint.key.as_str());
+        self.taints.iter().any(pending)
+    }
+
+    /// Whether the node will not have this taint once it has started.
+    fn loses(&self, key: &str) -> bool {
+        PASSING_TAINTS.contains(&key)
+            || STARTUP_TAINTS.iter().any(|start| key.starts_with(start))
+            || key.ends_with(AGENT_TAINT)
+            || self.startup_taints.iter().any(|own| own == key)
+    }
+
+    /// Whether the resource is there, or a taint or a label says that the node is meant to have it.
+    fn offers(&self, resource: &str) -> bool {
+        self.resources.contains(resource)
+            || self.taints.iter().any(|taint| taint.key == resource)
+            || self.labels.iter().any(|(key, value)| {
+                // Feature discovery writes `nvidia.com/gpu.present=true`, and `false` when the device is gone.
+                let rest = key.strip_prefix(resource);
+                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+                    && value != "false"
+            })
+    }
 }
 
 fn named(requirements: &Requirements, node: &Node) -> Option<String> {
@@ -125,9 +191,24 @@ fn named(requirements: &Requirements, node: &Node) -> Option<String> {
     (!name.is_empty() && *name != node.name).then(|| format!("pods go to node {name}"))
 }
 
+/// The scheduler leaves this to labels; the kubelet turns such pods away.
+fn foreign(requirements: &Requirements, node: &Node) -> Option<String> {
+    let wanted = &requirements.os;
+    let own = match node.os.as_str() {
+        "" => DEFAULT_OS,
+        own => own,
+    };
+    (!wanted.is_empty() && wanted != own)
+        .then(|| format!("node's operating system is {own}, not {wanted}"))
+}
+
 fn selected(requirements: &Requirements, node: &Node) -> Option<String> {
+    let pending = node.labels_pending();
     let pairs = requirements.node_selector.iter();
-    let failing = pairs.filter(|(key, value)| node.labels.get(key) != Some(value));
+    let failing = pairs.filter(|(key, value)| match node.labels.get(key) {
+        Some(label) => label != value,
+        None => !pending,
+    });
     // The first by name, so that the message does not depend on the order of the template.
     let (key, value) = failing.min()?;
     Some(lacks(node, key, std::slice::from_ref(value)))
@@ -170,6 +251,9 @@ fn unmatched_label(expression: &Expression, node: &Node) -> Option<String> {
         values,
     } = expression;
     let label = node.labels.get(key);
+    if label.is_none() && node.labels_pending() {
+        return None;
+    }
     match (operator.as_str(), values.as_slice()) {
         ("In", [_, ..]) => {
             let matches = label.is_some_and(|label| values.contains(label));
@@ -204,7 +288,7 @@ fn unmatched_label(expression: &Expression, node: &Node) -> Option<String> {
                 )
             })
         }
-        _ => Some(not_understood(expression)),
+        _ => malformed(expression),
     }
 }
 
@@ -216,8 +300,15 @@ fn unmatched_field(expression: &Expression, node: &Node) -> Option<String> {
         ("NotIn", [name]) if expression.key == NAME_FIELD => {
             (*name == node.name).then(|| format!("pods go to any node but {name}"))
         }
-        _ => Some(not_understood(expression)),
+        _ => malformed(expression),
     }
+}
+
+/// What the scheduler cannot parse matches no node. An operator of a later version may match this one.
+fn malformed(expression: &Expression) -> Option<String> {
+    let known = ["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"];
+    let known = known.contains(&expression.operator.as_str());
+    known.then(|| not_understood(expression))
 }
 
 fn not_understood(expression: &Expression) -> String {
@@ -238,7 +329,7 @@ fn repelled(requirements: &Requirements, node: &Node) -> Option<String> {
             _ => false,
         };
         let tolerated = |toleration: &Toleration| tolerates(toleration, taint);
-        counts && !passes(&taint.key) && !requirements.tolerations.iter().any(tolerated)
+        counts && !node.loses(&taint.key) && !requirements.tolerations.iter().any(tolerated)
     })?;
     let equals = if taint.value.is_empty() { "" } else { "=" };
     Some(format!(
@@ -247,10 +338,15 @@ fn repelled(requirements: &Requirements, node: &Node) -> Option<String> {
     ))
 }
 
-fn passes(key: &str) -> bool {
-    PASSING_TAINTS.contains(&key)
-        || STARTUP_TAINTS.iter().any(|start| key.starts_with(start))
-        || key.ends_with(AGENT_TAINT)
+fn unequipped(requirements: &Requirements, node: &Node) -> Option<String> {
+    let young = node.age.is_none_or(|age| age < RESOURCES_PENDING);
+    // Pods that name their node are not scheduled, and the kubelet disregards extended resources that its node lacks.
+    if young || node.labels_pending() || !requirements.node_name.is_empty() {
+        return None;
+    }
+    let mut wanted = requirements.extended_resources.iter();
+    let missing = wanted.find(|resource| !node.offers(resource))?;
+    Some(format!("node has no resource {missing}"))
 }
 
 fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
@@ -258,8 +354,7 @@ fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     let key = toleration.key.is_empty() || toleration.key == taint.key;
     let value = match toleration.operator.as_str() {
         "" | "Equal" => toleration.value == taint.value,
-        "Exists" => true,
-        _ => false,
+        _ => true,
     };
     effect && key && value
 }

@@ -64,6 +64,8 @@ settings! {
         "Include suspended CronJobs and Jobs";
     WATCH_CACHE: "watch-cache", ["WATCH_CACHE"], Some("false"), "BOOL",
         "Read the lists from the API server's memory (resourceVersion=0), whole and maybe some seconds old, rather than from etcd in pages";
+    STARTUP_TAINTS: "startup-taints", ["STARTUP_TAINTS"], None, "KEYS",
+        "Keys of further taints that are gone once the node has started; they keep no image from it";
     IMAGES_FILE: "images-file", ["IMAGES_FILE"], Some("/config/images"), "PATH",
         "File with one image a line, blank lines and # comments dropped; where it exists the cluster is not asked";
     IGNORE: "ignore", ["IGNORE"], None, "PREFIXES",
@@ -130,6 +132,7 @@ pub static SOURCES: Group = (
         &SELECTOR,
         &INCLUDE_IDLE,
         &WATCH_CACHE,
+        &STARTUP_TAINTS,
         &IMAGES_FILE,
     ],
 );
@@ -179,6 +182,7 @@ pub static CLUSTER: Group = (
         &SELECTOR,
         &INCLUDE_IDLE,
         &WATCH_CACHE,
+        &STARTUP_TAINTS,
     ],
 );
 /// See [`CLUSTER`].

@@ -64,6 +64,8 @@ fn a_bad_value_is_named_with_its_setting_and_what_is_accepted() {
         ("refresh", "perhaps"),
         ("sizes", "all"),
         ("watch-cache", "1"),
+        ("startup-taints", "example.com/*"),
+        ("startup-taints", "booting,example.com/a=b:NoSchedule"),
         ("stagger", "5"),
         ("stagger", "5m"),
         ("stagger-min-age", "old"),

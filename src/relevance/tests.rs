@@ -32,6 +32,7 @@ fn here(taints: &[&str]) -> Node {
         name: "here".to_owned(),
         labels: labels.into_iter().map(pair).collect(),
         taints: taints.iter().map(|text| taint(text)).collect(),
+        ..Node::default()
     }
 }
 
@@ -193,8 +194,14 @@ fn required_affinity() {
         (&["cores Gt 9223372036854775808"], &odd("cores Gt with 1")),
         (&["cores Gt"], &odd("cores Gt with 0")),
         (&["cores Gt 1 2"], &odd("cores Gt with 2")),
-        (&["cores gt 1"], &odd("cores gt with 1")),
-        (&["cores  1"], &odd("cores  with 1")),
+        // An operator of a later version may match.
+        (&["cores gt 1"], "fits"),
+        (&["cores  1"], "fits"),
+        (&["@metadata.name Later x"], "fits"),
+        (
+            &["cores gt 1 & disk In hdd"],
+            "node's label disk is ssd, not hdd",
+        ),
         (&["disk In ssd & cores Gt 8 & gpu DoesNotExist"], "fits"),
         (
             &["disk In ssd & cores Gt 80"],
@@ -305,18 +312,28 @@ fn taints_and_tolerations() {
             "fits".into(),
         ),
         (&["gpu:NoSchedule"], &[["gpu", "", "", ""]], "fits".into()),
-        // Numbers (KEP-5471) are not understood, nor is anything else.
+        // Numbers (KEP-5471) are not compared, and count as fitting like any operator of a later version.
         (
             &["sla=950:NoSchedule"],
             &[["sla", "Gt", "900", ""]],
+            "fits".into(),
+        ),
+        (
+            &["sla=950:NoSchedule"],
+            &[["sla", "Lt", "900", ""]],
+            "fits".into(),
+        ),
+        (
+            &["sla=950:NoSchedule"],
+            &[["cost", "Lt", "900", ""]],
             not("sla=950:NoSchedule"),
         ),
         (
             &["sla=950:NoSchedule"],
-            &[["sla", "Lt", "990", ""]],
+            &[["sla", "Gt", "900", "NoExecute"]],
             not("sla=950:NoSchedule"),
         ),
-        (&[DB], &[["dedicated", "exists", "", ""]], not(DB)),
+        (&[DB], &[["dedicated", "exists", "", ""]], "fits".into()),
     ];
     for (taints, tolerations, expected) in table {
         let requirements = Requirements {
@@ -347,6 +364,11 @@ fn taints_that_pass_keep_no_image_from_the_node() {
         "node.cilium.io/agent-not-ready=true:NoExecute",
         "ebs.csi.aws.com/agent-not-ready:NoExecute",
         "startup-taint.cluster-autoscaler.kubernetes.io/driver:NoSchedule",
+        "ignore-taint.cluster-autoscaler.kubernetes.io/driver:NoSchedule",
+        "node.cluster.x-k8s.io/uninitialized:NoSchedule",
+        "cni.istio.io/not-ready=true:NoSchedule",
+        "readiness.k8s.io/example.com.network:NoSchedule",
+        "node.gardener.cloud/critical-components-not-ready:NoSchedule",
     ] {
         check(&Requirements::default(), &here(&[passing]), "fits");
     }
@@ -355,6 +377,9 @@ fn taints_that_pass_keep_no_image_from_the_node() {
         "node.kubernetes.io/windows:NoSchedule",
         "nvidia.com/gpu=present:NoSchedule",
         "not-ready:NoSchedule",
+        "node.cluster.x-k8s.io/uninitialized2:NoSchedule",
+        "cni.istio.io/not-ready2:NoSchedule",
+        "readiness.k8s.io:NoSchedule",
     ] {
         let expected = format!("node has the taint {staying}, which is not tolerated");
         check(&Requirements::default(), &here(&[staying]), &expected);
@@ -382,4 +407,144 @@ fn the_rules_have_an_order_and_the_message_an_end() {
     requirements.node_selector[0].1 = format!("\u{1b}\n{}", "x".repeat(1 << 20));
     let said = mismatch(&requirements, &node).unwrap();
     assert!(said.chars().count() == 301 && !said.contains(char::is_control));
+}
+
+#[test]
+fn own_startup_taints_keep_no_image() {
+    let mut node = here(&["example.com/booting=yes:NoExecute"]);
+    let expected = "node has the taint example.com/booting=yes:NoExecute, which is not tolerated";
+    for keys in [
+        &[][..],
+        &["example.com/boot"],
+        &["example.com/booting2", "booting"],
+    ] {
+        node.startup_taints = keys.iter().map(|key| (*key).to_owned()).collect();
+        check(&Requirements::default(), &node, expected);
+    }
+    node.startup_taints.push("example.com/booting".to_owned());
+    check(&Requirements::default(), &node, "fits");
+}
+
+#[test]
+fn labels_pending_makes_missing_unknown() {
+    let selector = |text: &str| Requirements {
+        node_selector: vec![pair(text)],
+        ..Requirements::default()
+    };
+    for key in LABELS_PENDING_TAINTS {
+        let node = here(&[&format!("{key}:NoSchedule")]);
+        for expression in ["gpu In a b", "gpu Exists", "gpu Gt 1", "gpu Lt 1"] {
+            check(&affinity(&[expression]), &node, "fits");
+        }
+        check(&selector("gpu=a"), &node, "fits");
+        // What a label says already, it goes on to say.
+        let differs = "node's label disk is ssd, not hdd";
+        check(&selector("disk=hdd"), &node, differs);
+        check(&affinity(&["disk In hdd & gpu Exists"]), &node, differs);
+        check(
+            &affinity(&["pool DoesNotExist"]),
+            &node,
+            "node has the label pool",
+        );
+        check(
+            &affinity(&["@metadata.name In there"]),
+            &node,
+            "pods go to node there",
+        );
+    }
+    let node = here(&["node.kubernetes.io/not-ready:NoSchedule"]);
+    check(&selector("gpu=a"), &node, "node has no label gpu=a");
+}
+
+#[test]
+fn pod_os_must_be_the_nodes() {
+    for (wanted, own, expected) in [
+        ("", "linux", "fits"),
+        ("", "windows", "fits"),
+        ("linux", "linux", "fits"),
+        ("windows", "windows", "fits"),
+        (
+            "windows",
+            "linux",
+            "node's operating system is linux, not windows",
+        ),
+        (
+            "linux",
+            "windows",
+            "node's operating system is windows, not linux",
+        ),
+        // One that has not said yet.
+        ("linux", "", "fits"),
+        (
+            "windows",
+            "",
+            "node's operating system is linux, not windows",
+        ),
+    ] {
+        let mut requirements = Requirements {
+            os: wanted.to_owned(),
+            ..Requirements::default()
+        };
+        let node = Node {
+            os: own.to_owned(),
+            ..here(&[])
+        };
+        check(&requirements, &node, expected);
+        // The kubelet turns away those that were not scheduled, too.
+        requirements.node_name = "here".to_owned();
+        check(&requirements, &node, expected);
+    }
+}
+
+#[test]
+fn extended_resources_must_be_offered() {
+    const MISSING: &str = "node has no resource example.com/fpga";
+    type Row<'a> = (&'a [&'a str], &'a [&'a str], &'a [&'a str], &'a str);
+    let table: &[Row<'_>] = &[
+        (&[], &[], &[], MISSING),
+        (&["cpu", "example.com/gpu"], &[], &[], MISSING),
+        (&["example.com/fpga"], &[], &[], "fits"),
+        (&[], &["example.com/fpga"], &[], "fits"),
+        (&[], &["example.com/fpga=a10"], &[], "fits"),
+        (&[], &["example.com/fpga=false"], &[], MISSING),
+        (&[], &["example.com/fpga.present=true"], &[], "fits"),
+        (&[], &["example.com/fpga.present=false"], &[], MISSING),
+        (&[], &["example.com/fpga2=true"], &[], MISSING),
+        (&[], &["example.com/fpg=true"], &[], MISSING),
+        (&[], &[], &["example.com/fpga:PreferNoSchedule"], "fits"),
+        (&[], &[], &["example.com/other:PreferNoSchedule"], MISSING),
+    ];
+    let requirements = Requirements {
+        extended_resources: BTreeSet::from(["example.com/fpga".to_owned()]),
+        ..Requirements::default()
+    };
+    let old = Some(Duration::from_secs(600));
+    for (resources, labels, taints, expected) in table {
+        let mut node = here(taints);
+        node.age = old;
+        node.resources = resources.iter().map(|name| (*name).to_owned()).collect();
+        node.labels.extend(labels.iter().map(|text| pair(text)));
+        check(&requirements, &node, expected);
+    }
+    for (age, expected) in [
+        (Some(Duration::ZERO), "fits"),
+        (Some(Duration::from_secs(599)), "fits"),
+        (None, "fits"),
+        (old, MISSING),
+    ] {
+        let node = Node { age, ..here(&[]) };
+        check(&requirements, &node, expected);
+    }
+    // Its labels are not all there yet.
+    let mut node = here(&["node.cloudprovider.kubernetes.io/uninitialized:NoSchedule"]);
+    node.age = old;
+    check(&requirements, &node, "fits");
+    // The kubelet lets in what was not scheduled.
+    let mut node = here(&[]);
+    node.age = old;
+    let named = Requirements {
+        node_name: "here".to_owned(),
+        ..requirements
+    };
+    check(&named, &node, "fits");
 }

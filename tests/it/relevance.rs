@@ -4,6 +4,9 @@ use serde_json::{Value, json};
 
 use super::bed::{Harpoon, Kubernetes, Output, kubernetes, unique};
 
+mod new_nodes;
+mod resources;
+
 const DEPLOYMENTS: &str = "deployments";
 
 /// Makes a Node of the test's own and returns its name. The API server adds the taint `node.kubernetes.io/not-ready`, as

@@ -82,6 +82,8 @@ pub struct Settings {
     pub pull_secrets: bool,
     /// The node whose images these are to be: it is read, and who cannot run on it is noted. Without it nothing is asked.
     pub node: Option<String>,
+    /// Keys of further taints that are gone once that node has started; they keep no image from it.
+    pub startup_taints: Vec<String>,
     /// Whether the age of the node is wanted even where an images file makes the rest of it needless.
     pub node_age: bool,
     /// Whether to ask the cluster's Nodes what the images weigh.
@@ -123,7 +125,8 @@ impl ThisNode {
         let Some(name) = &settings.node else {
             return Ok(Self::default());
         };
-        Ok(match Here::read(cluster, name).await? {
+        let startup_taints = &settings.startup_taints;
+        Ok(match Here::read(cluster, name, startup_taints).await? {
             Ok(here) => Self {
                 here: Some(here),
                 unread: None,
@@ -377,6 +380,7 @@ impl Settings {
             include_idle: false,
             pull_secrets: false,
             node: None,
+            startup_taints: Vec::new(),
             node_age: false,
             sizes: false,
             platform: None,

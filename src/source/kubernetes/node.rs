@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use serde::de::DeserializeOwned;
 
@@ -68,13 +69,20 @@ impl Here {
     pub(super) async fn read(
         cluster: &Cluster,
         name: &str,
+        startup_taints: &[String],
     ) -> Result<Result<Self, Warning>, DiscoverError> {
         let error = match get::object(cluster, &format!("/api/v1/nodes/{name}")).await {
             Ok(bytes) => {
                 let object = decode::<NodeObject>(&bytes);
                 let known = object.and_then(|node| {
                     let facts = node.facts();
-                    let node = node.named(name).ok_or(NodeError::Garbage)?;
+                    let mut node = node.named(name).ok_or(NodeError::Garbage)?;
+                    // A node from the future is a new one on a machine whose clock is late.
+                    let age = |created| SystemTime::now().duration_since(created);
+                    node.age = facts
+                        .created
+                        .map(|created| age(created).unwrap_or_default());
+                    node.startup_taints = startup_taints.to_vec();
                     Ok(Self::new(node, facts))
                 });
                 match known {

@@ -188,3 +188,108 @@ async fn more_runtime_classes_than_anybody_has_are_left_unread() {
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     assert_eq!(server.paths().len(), MAX_CLASSES + 2);
 }
+
+#[tokio::test]
+async fn other_operating_systems_do_not_fit() {
+    const LINUX: &str = r#"{"metadata":{"name":"n1"},"status":{"nodeInfo":{"operatingSystem":"linux","architecture":"amd64"}}}"#;
+    const WINDOWS: &str = r#"{"metadata":{"name":"n1","labels":{"kubernetes.io/os":"windows"}}}"#;
+    const SILENT: &str = r#"{"metadata":{"name":"n1"}}"#;
+    for (node, expected) in [
+        (
+            LINUX,
+            [
+                "a: fits",
+                "l: fits",
+                "w: node's operating system is linux, not windows",
+            ],
+        ),
+        (
+            SILENT,
+            [
+                "a: fits",
+                "l: fits",
+                "w: node's operating system is linux, not windows",
+            ],
+        ),
+        (
+            WINDOWS,
+            [
+                "a: fits",
+                "l: node's operating system is windows, not linux",
+                "w: fits",
+            ],
+        ),
+    ] {
+        let server = Server::start(move |_, path| match path {
+            "/api/v1/nodes/n1" => whole(200, node),
+            _ => list(&[
+                deployment("a", r#","os":null"#),
+                deployment("l", r#","os":{"name":"linux"}"#),
+                deployment("w", r#","os":{"name":"windows"}"#),
+            ]),
+        })
+        .await;
+        let (images, _) = found(&server, Some("n1")).await;
+        assert_eq!(images, expected, "{node}");
+    }
+}
+
+#[tokio::test]
+async fn numeric_tolerations_fit() {
+    let server = Server::start(|_, path| match path {
+        "/api/v1/nodes/n1" => whole(200, NODE),
+        _ => list(&["Gt", "Lt", "Future"].map(|operator| {
+            let tolerations =
+                format!(r#","tolerations":[{{"key":"box","operator":"{operator}","value":"5"}}]"#);
+            deployment(operator, &tolerations)
+        })),
+    })
+    .await;
+    let (images, _) = found(&server, Some("n1")).await;
+    assert_eq!(images, ["Gt: fits", "Lt: fits", "Future: fits"]);
+}
+
+#[tokio::test]
+async fn templates_tolerate_for_their_resources() {
+    // Tainted for a GPU as well as for something else, and long there.
+    const GPU: &str = r#"{"metadata":{"name":"n1","creationTimestamp":"2024-01-01T00:00:00Z"},
+        "spec":{"taints":[{"key":"nvidia.com/gpu","value":"present","effect":"NoSchedule"}]},
+        "status":{"allocatable":{"cpu":"4","nvidia.com/gpu":"8"}}}"#;
+    let resources = |name: &str, list: &str, quantities: &str| {
+        format!(
+            r#"{{"metadata":{{"name":"{name}","namespace":"a"}},"spec":{{"template":{{"spec":{{
+                "{list}":[{{"image":"{name}","resources":{quantities}}}]}}}}}}}}"#
+        )
+    };
+    let server = Server::start(move |_, path| match path {
+        "/api/v1/nodes/n1" => whole(200, GPU),
+        _ => list(&[
+            resources("limit", "containers", r#"{"limits":{"nvidia.com/gpu":"1"}}"#),
+            resources("request", "containers", r#"{"requests":{"nvidia.com/gpu":1},"limits":null}"#),
+            resources("init", "initContainers", r#"{"limits":{"nvidia.com/gpu":"1"}}"#),
+            resources("zero", "containers", r#"{"limits":{"nvidia.com/gpu":"0"}}"#),
+            resources("none", "containers", "null"),
+            resources("cpu", "containers", r#"{"limits":{"cpu":"1","hugepages-2Mi":"1Gi"},"claims":[{"name":"c"}]}"#),
+            resources("other", "containers", r#"{"limits":{"nvidia.com/gpu":"1","amd.com/gpu":"1"}}"#),
+            resources("unneeded", "containers", r#"{"limits":{"nvidia.com/gpu":"1","amd.com/gpu":"0"}}"#),
+            resources("quota", "containers", r#"{"limits":{"nvidia.com/gpu":"1","requests.x/y":"1","x.kubernetes.io/y":"1","pods":"1"}}"#),
+        ]),
+    })
+    .await;
+    let (images, _) = found(&server, Some("n1")).await;
+    let taint = "node has the taint nvidia.com/gpu=present:NoSchedule, which is not tolerated";
+    assert_eq!(
+        images,
+        [
+            "limit: fits",
+            "request: fits",
+            "init: fits",
+            "zero: fits",
+            &format!("none: {taint}"),
+            &format!("cpu: {taint}"),
+            "other: node has no resource amd.com/gpu",
+            "unneeded: fits",
+            "quota: fits",
+        ]
+    );
+}

@@ -10,7 +10,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use super::kind::WorkloadKind;
-use super::scheduling::{Affinity, Toleration};
+use super::scheduling::{Affinity, PodOs, Resources, Toleration};
 
 /// The longest image reference that is kept. A registry's own limits end far below.
 pub(super) const MAX_IMAGE: usize = 4096;
@@ -241,6 +241,8 @@ pub(super) struct PodSpec {
     pub(super) tolerations: Vec<Toleration>,
     #[serde(default, deserialize_with = "or_default")]
     pub(super) runtime_class_name: Name,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) os: PodOs,
 }
 
 impl PodSpec {
@@ -249,6 +251,12 @@ impl PodSpec {
         let names = [&self.service_account_name, &self.service_account];
         let named = names.into_iter().find_map(|name| name.0.as_deref());
         named.unwrap_or("default")
+    }
+
+    /// The resources of each container, init containers included.
+    pub(super) fn resources(&self) -> impl Iterator<Item = &Resources> {
+        let containers = self.init_containers.iter().chain(&self.containers);
+        containers.map(|container| &container.resources)
     }
 
     /// The images, in the order in which a kubelet needs them: volumes are mounted before any container starts.
@@ -272,6 +280,8 @@ struct Container {
     image: Image,
     #[serde(default, deserialize_with = "or_default")]
     image_pull_policy: Name,
+    #[serde(default, deserialize_with = "or_default")]
+    resources: Resources,
 }
 
 #[derive(Debug, Default, Deserialize)]

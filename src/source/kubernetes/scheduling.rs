@@ -1,9 +1,10 @@
 //! What Nodes, pod templates and RuntimeClasses say about who runs where, as JSON, made into the plain values of
 //! [`relevance`](crate::relevance). Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::object::{Name, PodSpec, or_default};
 use crate::image::Platform;
@@ -63,6 +64,31 @@ pub(super) struct Toleration {
     effect: String,
 }
 
+/// `spec.os` of a pod.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct PodOs {
+    #[serde(default, deserialize_with = "or_default")]
+    name: Name,
+}
+
+/// `resources` of a container.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Resources {
+    #[serde(default, deserialize_with = "or_default")]
+    limits: BTreeMap<String, Quantity>,
+    #[serde(default, deserialize_with = "or_default")]
+    requests: BTreeMap<String, Quantity>,
+}
+
+/// A quantity, which the API server writes as text.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Quantity {
+    Text(String),
+    Number(f64),
+    Other(IgnoredAny),
+}
+
 /// What a RuntimeClass adds to the pods that name it (`scheduling`).
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -113,6 +139,8 @@ struct NodeSpec {
 struct NodeStatus {
     #[serde(default, deserialize_with = "or_default")]
     node_info: NodeInfo,
+    #[serde(default, deserialize_with = "or_default")]
+    allocatable: BTreeMap<String, IgnoredAny>,
 }
 
 /// What a kubelet says of its machine.
@@ -159,8 +187,14 @@ impl NodeObject {
         }
     }
 
-    /// The node, if the object is the one of this name.
+    /// The node, if the object is the one of this name. Neither its age nor the user's own start-up taints are known here.
     pub(super) fn named(self, name: &str) -> Option<relevance::Node> {
+        let label = self.metadata.labels.get("kubernetes.io/os");
+        let os = match self.status.node_info.operating_system.as_str() {
+            "" => label.map_or("", String::as_str),
+            os => os,
+        }
+        .to_owned();
         let taints = self.spec.taints.into_iter().map(|taint| relevance::Taint {
             key: taint.key,
             value: taint.value,
@@ -170,6 +204,11 @@ impl NodeObject {
             name: name.to_owned(),
             labels: self.metadata.labels,
             taints: taints.collect(),
+            os,
+            // One that is down to zero counts too: its device plugin restarts, or its devices are unhealthy.
+            resources: self.status.allocatable.into_keys().collect(),
+            age: None,
+            startup_taints: Vec::new(),
         })
     }
 }
@@ -182,11 +221,55 @@ pub(super) fn requirements(template: &PodSpec, class: Option<&Scheduling>) -> Re
     let pairs = template.node_selector.iter().chain(&class.node_selector);
     let tolerations = template.tolerations.iter().chain(&class.tolerations);
     let required = template.affinity.node_affinity.required.as_ref();
+    let extended = || template.resources().flat_map(Resources::extended);
+    let requested: BTreeSet<&str> = extended().map(|(name, _)| name).collect();
+    let needed = extended().filter(|(_, quantity)| !quantity.is_zero());
     Requirements {
         node_name: template.node_name.as_str().to_owned(),
         node_selector: pairs.map(|(k, v)| (k.clone(), v.clone())).collect(),
         affinity: required.map(|r| r.node_selector_terms.iter().map(Term::plain).collect()),
-        tolerations: tolerations.map(Toleration::plain).collect(),
+        tolerations: tolerations
+            .map(Toleration::plain)
+            .chain(requested.into_iter().map(tolerated_for))
+            .collect(),
+        os: template.os.name.as_str().to_owned(),
+        extended_resources: needed.map(|(name, _)| name.to_owned()).collect(),
+    }
+}
+
+/// What the admission plugin ExtendedResourceToleration adds to a pod that has an extended resource among its requests.
+/// Without the plugin such pods stay off tainted nodes, which a template does not tell.
+fn tolerated_for(resource: &str) -> relevance::Toleration {
+    relevance::Toleration {
+        key: resource.to_owned(),
+        operator: "Exists".to_owned(),
+        effect: "NoSchedule".to_owned(),
+        ..relevance::Toleration::default()
+    }
+}
+
+impl Resources {
+    /// The extended resources. A limit alone is a request too, as the API server defaults it in pods.
+    fn extended(&self) -> impl Iterator<Item = (&str, &Quantity)> {
+        let all = self.limits.iter().chain(&self.requests);
+        let all = all.map(|(name, quantity)| (name.as_str(), quantity));
+        all.filter(|(name, _)| is_extended_resource(name))
+    }
+}
+
+/// Kubernetes' own rule, `IsExtendedResourceName`: a name with a domain that is not one of Kubernetes' own. The API
+/// server refuses containers with a name that is not well-formed.
+fn is_extended_resource(name: &str) -> bool {
+    name.contains('/') && !name.contains("kubernetes.io/") && !name.starts_with("requests.")
+}
+
+impl Quantity {
+    fn is_zero(&self) -> bool {
+        match self {
+            Self::Text(text) => text == "0",
+            Self::Number(number) => *number == 0.0,
+            Self::Other(_) => false,
+        }
     }
 }
 

@@ -1,8 +1,10 @@
 //! A real API server, and what tests put into it.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -155,6 +157,22 @@ impl Kubernetes {
         let request = self.client.get(format!("{}{path}", self.server()));
         let request = request.bearer_auth(token).send();
         self.block_on(async move { request.await.unwrap().status().as_u16() })
+    }
+
+    /// Makes a Node as old as this. The API server sets the time of creation itself, so it is written to etcd.
+    pub fn age_node(&self, name: &str, age: Duration) {
+        let mut node = self.get(&format!("/api/v1/nodes/{name}"));
+        let created = humantime::format_rfc3339_seconds(SystemTime::now() - age);
+        node["metadata"]["creationTimestamp"] = json!(created.to_string());
+        node["metadata"]["resourceVersion"].take();
+        let encoded = |text: &str| STANDARD.encode(text);
+        let pair = json!({"key": encoded(&format!("/registry/minions/{name}")), "value": encoded(&node.to_string())});
+        let etcd = self.daemon.value("ETCD");
+        let request = client(None).post(format!("{etcd}/v3/kv/put"));
+        block_on(async move {
+            let answer = request.body(pair.to_string()).send().await.unwrap();
+            assert!(answer.status().is_success(), "{answer:?}");
+        });
     }
 
     /// Has etcd forget everything but the present state, so that a list that is being read page by page expires.

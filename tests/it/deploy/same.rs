@@ -157,6 +157,7 @@ fn the_charts_values_are_the_flags() {
         &[
             "--include-idle",
             "--watch-cache",
+            "--startup-taints=example.com/booting,warming-up",
             "--selector=app=web,tier!=test",
             "--only=quay.io",
             "--ignore=nginx",
@@ -175,7 +176,8 @@ fn the_charts_values_are_the_flags() {
             "--log-format=json",
             "--log-level=debug",
         ],
-        json!({"settings": {"INCLUDE_IDLE": true, "WATCH_CACHE": true, "SELECTOR": "app=web,tier!=test", "ONLY": "quay.io", "IGNORE": "nginx",
+        json!({"settings": {"INCLUDE_IDLE": true, "WATCH_CACHE": true, "STARTUP_TAINTS": "example.com/booting,warming-up",
+            "SELECTOR": "app=web,tier!=test", "ONLY": "quay.io", "IGNORE": "nginx",
             "LIMIT": 12_345_678, "DISK_BUDGET": "20Gi", "REFRESH": "true", "CONCURRENCY": "8", "REGISTRY_CONCURRENCY": 2,
             "PULL_TIMEOUT": "1h 30m", "RETRIES": 0, "DEADLINE": "90s", "FAIL_ON": "any", "STAGGER": "5m", "STAGGER_MIN_AGE": "0s",
             "OUTPUT": "json", "LOG_FORMAT": "json", "LOG_LEVEL": "debug"}}),
