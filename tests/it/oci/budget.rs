@@ -2,8 +2,6 @@
 
 use super::*;
 
-use crate::bed::faulty::Seen;
-
 #[test]
 fn a_budget_is_kept_to_the_byte() {
     let seed = unique("seed");
