@@ -1,14 +1,15 @@
 //! What planning asks of registries: what images weigh, and whether a tag still stands for what is here.
 //!
 //! Only manifests are read. Each question is asked with the credentials that the pull would be made with, and once more where
-//! that can help. A registry that wants to be left alone, or is not there, is asked nothing more. Knows no runtime and
-//! no Kubernetes.
+//! that can help. A registry that wants to be left alone, or is not there, is asked nothing for a while ([`left_alone`]). Knows
+//! no runtime and no Kubernetes.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use tokio::time::Instant;
 
 use crate::disk::{Blob, Size};
 use crate::failure::FailureKind;
@@ -18,8 +19,11 @@ use crate::printable::chain;
 use crate::pull::backoff;
 use crate::pull::turns::Turns;
 use crate::registry::credential::Credential;
-use crate::registry::keyring::Keyring;
+use crate::registry::keyring::{Keyring, Refused, SOURCE_PAUSE};
 use crate::registry::{self, Access, Client};
+
+mod left_alone;
+use left_alone::{LeftAlone, Scope};
 
 /// Questions to all registries that are under way at once.
 const AT_ONCE: usize = 8;
@@ -27,6 +31,8 @@ const AT_ONCE: usize = 8;
 const TIME_LIMIT: Duration = Duration::from_secs(60);
 /// The longest wait before the second try.
 const WAIT_MAX: Duration = Duration::from_secs(10);
+/// The shortest time for which a registry that is asked too much is left alone.
+const PAUSE_MIN: Duration = Duration::from_secs(8);
 
 /// Asks registries about images.
 pub struct Inquiry<'a> {
@@ -35,8 +41,8 @@ pub struct Inquiry<'a> {
     keyring: &'a Keyring,
     platform: Platform,
     turns: Turns,
-    /// Registries that are asked nothing more, and why.
-    left_alone: Mutex<HashMap<String, Unknown>>,
+    /// What is asked nothing for now.
+    left_alone: Mutex<LeftAlone>,
 }
 
 impl<'a> Inquiry<'a> {
@@ -61,19 +67,11 @@ impl<'a> Inquiry<'a> {
 
     /// Registries that said that they were asked too much.
     pub fn rate_limited(&self) -> Vec<String> {
-        let left_alone = self.left_alone();
-        let limited = left_alone.iter();
-        let limited = limited.filter(|(_, unknown)| unknown.kind == FailureKind::RateLimited);
-        limited.map(|(registry, _)| registry.clone()).collect()
+        self.left_alone().rate_limited(Instant::now())
     }
 
     fn client(&self) -> Result<&Client, Unknown> {
-        let new = || {
-            Client::new().map_err(|error| Unknown {
-                kind: FailureKind::Other,
-                message: chain(&error),
-            })
-        };
+        let new = || Client::new().map_err(|error| Unknown::new(FailureKind::Other, chain(&error)));
         self.client.get_or_init(new).as_ref().map_err(Clone::clone)
     }
 
@@ -83,23 +81,28 @@ impl<'a> Inquiry<'a> {
         &self,
         images: impl IntoIterator<Item = &Reference>,
     ) -> HashMap<String, Result<Size, Unknown>> {
-        let questions = images
-            .into_iter()
-            .map(|image| async move { (image.normalized().to_owned(), self.size(image).await) });
+        let questions = images.into_iter().map(|image| async move {
+            let size = self.weigh(image, Pace::Plan).await;
+            (image.normalized().to_owned(), size)
+        });
         futures_util::stream::iter(questions)
             .buffer_unordered(AT_ONCE)
             .collect()
             .await
     }
 
-    /// What the image weighs.
+    /// What the image weighs, for its pull: the registry is asked once, whatever it answered before.
     ///
     /// # Errors
     /// Why the registry did not tell.
     pub async fn size(&self, image: &Reference) -> Result<Size, Unknown> {
+        self.weigh(image, Pace::Pull).await
+    }
+
+    async fn weigh(&self, image: &Reference, pace: Pace) -> Result<Size, Unknown> {
         let client = self.client()?;
         let chosen = self
-            .ask(image, async |credential| {
+            .ask(image, pace, async |credential| {
                 let access = Access { image, credential };
                 client.choose(access, &self.platform).await
             })
@@ -136,7 +139,7 @@ impl<'a> Inquiry<'a> {
     /// What the tag stands for now.
     async fn digest(&self, image: &Reference) -> Result<String, Unknown> {
         let client = self.client()?;
-        self.ask(image, async |credential| {
+        self.ask(image, Pace::Plan, async |credential| {
             let access = Access { image, credential };
             Ok(client.resolve(access).await?.to_string())
         })
@@ -147,16 +150,19 @@ impl<'a> Inquiry<'a> {
     async fn ask<T>(
         &self,
         image: &Reference,
+        pace: Pace,
         question: impl AsyncFn(Option<&Credential>) -> Result<T, registry::Error>,
     ) -> Result<T, Unknown> {
         let registry = image.registry();
         let turns = self.turns.at(registry);
         let _turn = turns.acquire().await;
-        if let Some(unknown) = self.left_alone().get(registry) {
+        if pace == Pace::Plan
+            && let Some(unknown) = self.left_alone().why(image, Instant::now())
+        {
             return Err(unknown.clone());
         }
-        let mut tried = 0;
         let work = async {
+            let mut tried = 0;
             loop {
                 let asked = self
                     .keyring
@@ -165,43 +171,78 @@ impl<'a> Inquiry<'a> {
                     Ok((answer, _)) => return Ok(answer),
                     Err(refused) => refused,
                 };
-                let kind = refused.error.kind();
+                let unknown = unknown(&refused);
                 tried += 1;
-                if tried > 1 || !kind.is_retryable() {
-                    return Err(Unknown {
-                        kind,
-                        message: refused.error.chain() + &refused.tried,
-                    });
+                if tried == pace.tries() || !unknown.is_retryable {
+                    return Err((unknown, scope(&refused.error)));
                 }
-                let wait = backoff::wait(kind, tried, refused.error.retry_after());
+                let wait = backoff::wait(unknown.kind, tried, unknown.retry_after);
                 tokio::time::sleep(wait.min(WAIT_MAX)).await;
             }
         };
         let answer = tokio::time::timeout(TIME_LIMIT, work).await;
         let answer = answer.unwrap_or_else(|_| {
-            Err(Unknown {
-                kind: FailureKind::Timeout,
-                message: format!(
-                    "{registry} did not answer within {} s",
-                    TIME_LIMIT.as_secs()
-                ),
-            })
+            let why = format!(
+                "{registry} did not answer within {} s",
+                TIME_LIMIT.as_secs()
+            );
+            Err((Unknown::new(FailureKind::Timeout, why), Some(Scope::Image)))
         });
-        if let Err(unknown) = &answer
-            && matches!(
-                unknown.kind,
-                FailureKind::RateLimited | FailureKind::Unavailable | FailureKind::Timeout
-            )
-        {
-            self.left_alone()
-                .insert(registry.to_owned(), unknown.clone());
+        let mut left_alone = self.left_alone();
+        match &answer {
+            Err((unknown, Some(scope))) => {
+                left_alone.failed(image, *scope, unknown, Instant::now());
+            }
+            Ok(_) | Err((_, None)) => left_alone.answered(image),
         }
-        answer
+        answer.map_err(|(unknown, _)| unknown)
     }
 
-    fn left_alone(&self) -> MutexGuard<'_, HashMap<String, Unknown>> {
+    fn left_alone(&self) -> MutexGuard<'_, LeftAlone> {
         self.left_alone
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How a question is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    /// Twice, unless its registry is left alone: nobody asks again for the plan.
+    Plan,
+    /// Once: a pull has attempts and waits of its own.
+    Pull,
+}
+
+impl Pace {
+    fn tries(self) -> u32 {
+        match self {
+            Self::Plan => 2,
+            Self::Pull => 1,
+        }
+    }
+}
+
+fn unknown(refused: &Refused<registry::Error>) -> Unknown {
+    let kind = refused.error.kind();
+    let pause = refused.source_failed.then_some(SOURCE_PAUSE);
+    Unknown {
+        kind,
+        message: refused.error.chain() + &refused.tried,
+        retry_after: refused.error.retry_after().max(pause),
+        is_retryable: kind.is_retryable() || refused.source_failed,
+    }
+}
+
+/// What the failure concerns; nothing where the registry did answer, with a no to this image.
+fn scope(error: &registry::Error) -> Option<Scope> {
+    match error.kind() {
+        FailureKind::RateLimited => {
+            let wait = backoff::wait(FailureKind::RateLimited, 1, error.retry_after());
+            Some(Scope::Registry(wait.max(PAUSE_MIN)))
+        }
+        FailureKind::Unavailable if error.is_unreachable() => Some(Scope::UNREACHABLE),
+        FailureKind::Unavailable | FailureKind::Timeout => Some(Scope::Image),
+        _ => None,
     }
 }

@@ -7,6 +7,7 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::candidate::{Candidate, Use, Workload};
 use crate::disk::{Download, Room, Short, Size, Tally};
@@ -229,6 +230,22 @@ pub struct Unknown {
     pub kind: FailureKind,
     /// The registry's words.
     pub message: String,
+    /// How long the registry, or a source of credentials, wants to be left alone.
+    pub retry_after: Option<Duration>,
+    /// Whether the same question can be answered later without anybody changing anything.
+    pub is_retryable: bool,
+}
+
+impl Unknown {
+    /// A failure that its kind alone describes.
+    pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            retry_after: None,
+            is_retryable: kind.is_retryable(),
+        }
+    }
 }
 
 /// Candidates that are merged, ordered and filtered: a plan but for what the runtime has.
@@ -302,7 +319,8 @@ impl Selection {
     /// The plan, given what is known of the images.
     ///
     /// With a budget, an image is pulled if what it needs fits into what those before it leave; one that does not fit keeps
-    /// no smaller one behind it from coming. One whose size could not be found out fails for the same reason.
+    /// no smaller one behind it from coming. One whose size could not be found out fails for the same reason, unless a later
+    /// question can be answered: then it is pulled if it fits when its size has been asked for again.
     pub fn against(self, facts: Facts) -> Plan {
         let room = facts.room.clone();
         let mut planner = Planner { facts };
@@ -353,12 +371,15 @@ impl Planner {
                 return Step::Skip(Reason::Failure(unknown.kind), unknown.message);
             }
             Some(Err(unknown)) => {
-                let why = format!("its size is not known: {}", unknown.message);
-                if self.facts.room.is_some() {
-                    let why = format!("{why}, so that --disk-budget could not be kept");
+                let has_budget = self.facts.room.is_some();
+                if has_budget && !unknown.is_retryable {
+                    let why = size_unknown(&unknown.message);
                     return Step::Skip(Reason::Failure(unknown.kind), why);
                 }
-                image.note = Some(why);
+                image.note = Some(format!("its size is not known: {}", unknown.message));
+                if has_budget {
+                    return Step::Pull(reference);
+                }
                 None
             }
         };
@@ -395,6 +416,11 @@ fn fits(room: &mut Room, place: usize, size: Option<&Size>) -> Result<(), String
             Err("nobody was asked for its size, so that --disk-budget could not be kept".to_owned())
         }
     }
+}
+
+/// What is said of an image whose size nobody could tell, under a budget.
+pub fn size_unknown(why: &str) -> String {
+    format!("its size is not known: {why}, so that --disk-budget could not be kept")
 }
 
 /// What is said of an image that does not fit.

@@ -21,7 +21,7 @@ use crate::inquiry::Inquiry;
 use crate::plan::{Plan, PlannedImage, Reason, Step};
 use crate::printable::size;
 use crate::registry::credential::Credential;
-use crate::registry::keyring::Keyring;
+use crate::registry::keyring::{Keyring, SOURCE_PAUSE};
 use crate::report::{ImageReport, Outcome};
 use crate::runtime::{ImageService, Progress, RuntimeError};
 
@@ -32,12 +32,15 @@ mod store;
 pub(crate) mod turns;
 use outage::Outage;
 use queue::{Limits, Queue};
-use store::Store;
+use store::{Denied, Store};
 
 /// A registry counts as hanging that sends nothing for so long.
 const QUIET: Duration = Duration::from_secs(10);
 /// The same where that does not show: the runtime unpacks what came, or does not tell what comes.
 const QUIET_UNTOLD: Duration = Duration::from_secs(60);
+
+/// How long a registry may take to say how much room an image wanted for which there was none.
+const NEEDED_LIMIT: Duration = Duration::from_secs(5);
 
 /// How a plan is run.
 #[derive(Clone)]
@@ -129,7 +132,7 @@ pub async fn execute<S: ImageService>(
             unpacking: QUIET_UNTOLD,
         }),
         outage: Outage::default(),
-        store: Store::new(plan.room().cloned()),
+        store: Store::new(plan.room().cloned(), options.inquiry),
     };
     // A registry that was asked too much before the first pull is one pull's concern as much as the next one's.
     for registry in options.inquiry.iter().flat_map(|i| i.rate_limited()) {
@@ -284,7 +287,7 @@ struct Run<'a, S, O> {
     observe: &'a O,
     queue: Queue,
     outage: Outage,
-    store: Store,
+    store: Store<'a>,
 }
 
 /// What an attempt came to.
@@ -332,7 +335,7 @@ impl<S: ImageService, O: Fn(Event<'_>) + Sync> Run<'_, S, O> {
                 }
                 Err(error) => error,
             };
-            if !error.kind.is_retryable() || attempt > self.options.retries {
+            if !error.is_retryable() || attempt > self.options.retries {
                 return state
                     .report(image, Outcome::Failed)
                     .because(Reason::Failure(error.kind), error.message);
@@ -365,7 +368,17 @@ impl<S: ImageService, O: Fn(Event<'_>) + Sync> Run<'_, S, O> {
         let asked = match (image.size(), &image.step, self.options.inquiry) {
             (Some(size), _, _) => Ok(size.clone()),
             (None, Step::Pull(reference), Some(inquiry)) => {
-                inquiry.size(reference).await.map_err(|u| u.message)
+                let asked = tokio::time::timeout(NEEDED_LIMIT, inquiry.size(reference)).await;
+                asked.map_or_else(
+                    |_| {
+                        Err(format!(
+                            "{} did not answer within {} s",
+                            reference.registry(),
+                            NEEDED_LIMIT.as_secs()
+                        ))
+                    },
+                    |size| size.map_err(|unknown| unknown.message),
+                )
             }
             _ => Err("nobody was asked".to_owned()),
         };
@@ -392,9 +405,15 @@ impl<S: ImageService, O: Fn(Event<'_>) + Sync> Run<'_, S, O> {
             self.outage.over(self.service, reference).await;
             let mut change = pin!(self.store.change());
             change.as_mut().enable();
-            match self.store.admit(self.service, index, image.size()).await {
+            let admit = self
+                .store
+                .admit(self.service, index, reference, image.size());
+            match admit.await {
                 Some(Ok(())) => break slot,
-                Some(Err(message)) => return Attempt::Skipped(message),
+                Some(Err(Denied::Short(message))) => return Attempt::Skipped(message),
+                Some(Err(Denied::SizeUnknown(error))) => {
+                    return Attempt::Ended(state.begin(), Err(error));
+                }
                 None => {
                     drop(slot);
                     change.await;
@@ -435,9 +454,14 @@ impl<S: ImageService, O: Fn(Event<'_>) + Sync> Run<'_, S, O> {
         let pulled = self
             .keyring
             .with_each_until(reference, kind, || progress.came(), pull);
-        pulled.await.map_err(|refused| RuntimeError {
-            message: refused.error.message.clone() + &refused.tried,
-            ..refused.error
+        pulled.await.map_err(|refused| {
+            let pause = refused.source_failed.then_some(SOURCE_PAUSE);
+            RuntimeError {
+                message: refused.error.message.clone() + &refused.tried,
+                retry_after: refused.error.retry_after.max(pause),
+                source_failed: refused.source_failed,
+                ..refused.error
+            }
         })
     }
 }

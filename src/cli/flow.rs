@@ -17,6 +17,7 @@ use crate::config::{
     StoreSettings,
 };
 use crate::disk::{Keeps, Room, Size, Tally, Usage};
+use crate::failure::FailureKind;
 use crate::image::Platform;
 use crate::inquiry::Inquiry;
 use crate::plan::{self, Action, Facts, Moved, Plan, Policy, Presence, Selection};
@@ -25,8 +26,8 @@ use crate::pull;
 use crate::registry::keyring::Keyring;
 use crate::report::progress::{Screen, Watch};
 use crate::report::{ImageReport, Report, json, termination, text};
-use crate::runtime::ImageService;
 use crate::runtime::find::{FindError, Runtime, find};
+use crate::runtime::{ImageService, RuntimeError};
 use crate::source::{NodeFacts, Source};
 use crate::stagger;
 
@@ -34,6 +35,11 @@ use crate::stagger;
 pub(super) const NO_CANDIDATES: &str = "failed to find out which images to pull";
 /// How long a runtime may take to say that it is there.
 const FIND_LIMIT: Duration = Duration::from_secs(5);
+/// How long a runtime may be away while planning asks what its store holds.
+const RESTART_LIMIT: Duration = Duration::from_secs(60);
+/// The first wait before it is asked again, and the longest, each with up to half of it as jitter.
+const RESTART_WAIT: Duration = Duration::from_millis(500);
+const RESTART_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// Runs a command's future to its end on a tokio runtime of its own.
 pub(super) fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
@@ -81,6 +87,29 @@ pub(super) async fn presence(runtime: &Runtime, selection: &Selection) -> Presen
             }
         });
     present.collect()
+}
+
+/// What the runtime's store holds. A runtime that cannot be reached is asked again, since it may only be restarting.
+async fn usage(runtime: &Runtime) -> Result<Usage, RuntimeError> {
+    let began = tokio::time::Instant::now();
+    let mut wait = RESTART_WAIT;
+    loop {
+        let error = match runtime.usage().await {
+            Err(error) if error.kind == FailureKind::Unavailable => error,
+            answer => return answer,
+        };
+        if began.elapsed() >= RESTART_LIMIT {
+            return Err(error);
+        }
+        let jittered = wait.mul_f64(0.5 + fastrand::f64() / 2.0);
+        warn!(
+            "failed to ask the runtime what its store holds, asking again in {}: {}",
+            text::seconds(jittered),
+            printable(&error.message)
+        );
+        tokio::time::sleep(jittered).await;
+        wait = (wait * 2).min(RESTART_WAIT_MAX);
+    }
 }
 
 /// What is asked of the store and of registries before a plan is made.
@@ -139,7 +168,7 @@ pub(super) async fn plan(
     }
     if questions.need_sizes() {
         let usage = match runtime {
-            Some(runtime) => by(deadline, runtime.usage()).await,
+            Some(runtime) => by(deadline, usage(runtime)).await,
             None => Ok(Ok(Usage::default())),
         };
         let Ok(usage) = usage else {

@@ -219,10 +219,7 @@ fn blobs(digits: &str) -> Size {
 }
 
 fn unknown(kind: FailureKind) -> Unknown {
-    Unknown {
-        kind,
-        message: "registry said so".to_owned(),
-    }
+    Unknown::new(kind, "registry said so")
 }
 
 fn facts(sizes: &[(&str, Result<Size, Unknown>)], budget: Option<u64>) -> Facts {
@@ -289,6 +286,32 @@ fn what_does_not_fit_the_budget_is_skipped_and_smaller_ones_still_fit() {
         "d pull: its size is not known: registry said so"
     );
     assert_eq!(plan.downloads().unknown, 1);
+}
+
+#[test]
+fn unavailable_size_is_pulled_under_budget() {
+    let late = Unknown {
+        is_retryable: true,
+        ..unknown(FailureKind::Unauthorized)
+    };
+    let sizes = [
+        ("a", Err(unknown(FailureKind::Unavailable))),
+        ("b", Ok(blobs("9"))),
+        ("c", Err(late)),
+        ("d", Err(unknown(FailureKind::NotFound))),
+    ];
+    let images = ["a", "b", "c", "d"].map(Candidate::listed).to_vec();
+    let plan = select(images, &Policy::default()).against(facts(&sizes, Some(10)));
+    assert_eq!(
+        told(&plan),
+        [
+            "a pull: its size is not known: registry said so",
+            "b pull",
+            "c pull: its size is not known: registry said so",
+            "d skip not_found: its size is not known: registry said so, so that --disk-budget could not be kept",
+        ]
+    );
+    assert_eq!(plan.downloads().unknown, 2);
 }
 
 #[test]

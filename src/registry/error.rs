@@ -206,6 +206,11 @@ impl Error {
         }
     }
 
+    /// Whether no connection came about, which is no single image's doing.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Unreachable { source, .. } if source.is_connect())
+    }
+
     /// Whether the bytes that came before are good, so that the rest can be asked for.
     pub fn is_cut(&self) -> bool {
         matches!(self, Self::Broken { .. } | Self::Short { .. })

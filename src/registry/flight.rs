@@ -9,6 +9,8 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 const LANES: usize = 16;
+/// The longest that a failure is kept: whoever asks again later has the program run again.
+pub(super) const FAILURE_KEPT_MAX: Duration = Duration::from_secs(5);
 
 /// What runs share.
 pub(super) struct Flights<T> {
@@ -38,8 +40,8 @@ impl<T: Clone> Flights<T> {
     /// What `run` gives for the key, or gave to another lookup that this one waited for, or `cached`.
     ///
     /// Runs for one registry come one after the other, because the first may fill the cache for the rest. What went well is
-    /// kept for `keep`; a failure for as long as it took, and for the whole registry, so that a program that hangs does not
-    /// hold up each image in turn. Dropping the future ends its run, and the next in the line begins its own.
+    /// kept for `keep`; a failure for as long as it took, at most [`FAILURE_KEPT_MAX`], and for the whole registry, so that a
+    /// program that hangs does not hold up each image in turn. Dropping the future ends its run, and the next in the line begins its own.
     pub(super) async fn share(
         &self,
         registry: &str,
@@ -69,7 +71,10 @@ impl<T: Clone> Flights<T> {
         *landed = Some(Landed {
             registry: registry.to_owned(),
             key: key.to_owned(),
-            keep: if outcome.is_ok() { keep } else { ended - began },
+            keep: match outcome {
+                Ok(_) => keep,
+                Err(_) => (ended - began).min(FAILURE_KEPT_MAX),
+            },
             outcome: outcome.clone(),
             ended,
         });
@@ -137,12 +142,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_failure_serves_the_registry_for_as_long_as_it_took() {
+    async fn failure_serves_registry_for_seconds() {
         let (flights, runs) = (Flights::default(), AtomicU32::new(0));
         assert!(ask(&flights, &runs, "a", 0, true).await.is_err());
         assert!(ask(&flights, &runs, "b", 0, true).await.is_err());
         assert_eq!(runs.load(Ordering::Relaxed), 1);
-        tokio::time::sleep(Duration::from_secs(61)).await;
+        tokio::time::sleep(FAILURE_KEPT_MAX).await;
         assert!(ask(&flights, &runs, "b", 0, true).await.is_err());
         assert_eq!(runs.load(Ordering::Relaxed), 2);
     }

@@ -5,11 +5,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 
 use super::credential::Credential;
 use super::docker_config::{DockerConfig, Entry};
+use super::flight::FAILURE_KEPT_MAX;
 use super::provider::Providers;
 use crate::failure::FailureKind;
 use crate::image::Reference;
@@ -20,6 +22,9 @@ pub mod private;
 
 pub use basic::BasicError;
 pub use private::{Private, PrivateError};
+
+/// The shortest wait after which a source that failed is asked again.
+pub const SOURCE_PAUSE: Duration = FAILURE_KEPT_MAX;
 
 /// What a keyring is made of.
 #[derive(Debug, Default)]
@@ -47,6 +52,8 @@ pub struct Found {
     pub credentials: Vec<Credential>,
     /// Sources that should have been asked and failed, each as a sentence without any secret in it.
     pub problems: Vec<String>,
+    /// A program that knows credentials gave no answer; it may give one later.
+    pub is_incomplete: bool,
 }
 
 impl Keyring {
@@ -88,13 +95,17 @@ impl Keyring {
             // Where a helper is named, it knows better than what is left in the file.
             match helped {
                 Ok(credential) => found.add(credential.iter()),
-                Err(problem) => found.problems.push(problem),
+                Err(problem) => {
+                    found.problems.push(problem);
+                    found.is_incomplete = true;
+                }
             }
             found.add(matching(config.entries().iter(), image));
             found.problems.extend(config.problems_for(image));
         }
         found.add(provided.credentials.iter());
         found.problems.extend(provided.problems);
+        found.is_incomplete |= provided.is_incomplete;
         if let Some(configs) = self.scoped.get(image.normalized()) {
             found.add(matching(configs.iter().flat_map(|c| c.entries()), image));
             for config in configs {
@@ -112,6 +123,8 @@ pub struct Refused<E> {
     pub error: E,
     /// Which credentials were tried in vain, and which could not be, for the end of a message; often empty.
     pub tried: String,
+    /// A source of credentials gave no answer, so that another try after [`SOURCE_PAUSE`] may have one that is let in.
+    pub source_failed: bool,
 }
 
 impl Keyring {
@@ -160,6 +173,7 @@ impl Keyring {
             Err(error) => Err(Refused {
                 error: telling(refusal, error, &kind),
                 tried: found.tried(),
+                source_failed: found.is_incomplete,
             }),
         }
     }
@@ -170,6 +184,7 @@ impl<E> Refused<E> {
         Self {
             error,
             tried: String::new(),
+            source_failed: false,
         }
     }
 }

@@ -99,7 +99,10 @@ impl Providers {
                     entries.extend(answer.entries.iter().cloned());
                     found.problems.extend(answer.problems.iter().cloned());
                 }
-                Err(problem) => found.problems.push(problem),
+                Err(problem) => {
+                    found.problems.push(problem);
+                    found.is_incomplete = true;
+                }
             }
         }
         found.credentials = matching(entries.iter(), image).cloned().collect();

@@ -34,6 +34,8 @@ pub use connect::ConnectError;
 const MESSAGE_MAX: usize = 64 << 20;
 /// A runtime that is busy unpacking answers late, but one that says nothing for this long hangs.
 const STATUS_LIMIT: Duration = Duration::from_secs(60);
+/// What containerd's CRI plugin says while containerd starts.
+const STARTING: &str = "server is not initialized yet";
 /// Goes into the sandbox config that every pull sends.
 const SANDBOX_NAME: &str = "harpoon";
 
@@ -329,7 +331,13 @@ fn failure(status: &Status, image: &Reference) -> RuntimeError {
 
 /// What a failed call means that is not for one image.
 fn unexplained(status: &Status) -> RuntimeError {
-    RuntimeError::new(kind_of_code(status.code()), message(status))
+    // A call that did not reach it, or that reached it while it starts, can be made again.
+    let is_away = status.source().is_some() || status.message().contains(STARTING);
+    let kind = match is_away {
+        true => FailureKind::Unavailable,
+        false => kind_of_code(status.code()),
+    };
+    RuntimeError::new(kind, message(status))
 }
 
 /// What the code says where the text says nothing. `NotFound` says nothing either: containerd answers it for a blob that

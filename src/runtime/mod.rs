@@ -86,6 +86,8 @@ pub struct RuntimeError {
     pub message: String,
     /// How long the other side asked to wait, where it said so.
     pub retry_after: Option<Duration>,
+    /// Another attempt can help whatever the kind: a source of credentials gave no answer.
+    pub source_failed: bool,
 }
 
 impl RuntimeError {
@@ -95,7 +97,13 @@ impl RuntimeError {
             kind,
             message: message.into(),
             retry_after: None,
+            source_failed: false,
         }
+    }
+
+    /// Whether another attempt can end differently without anybody changing anything.
+    pub fn is_retryable(&self) -> bool {
+        self.kind.is_retryable() || self.source_failed
     }
 }
 

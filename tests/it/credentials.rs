@@ -366,6 +366,7 @@ fn a_plugin_that_fails_is_told_with_its_own_words() {
         ("garbage", "plugin"),
     ] {
         let output = with_plugin(&image, registry.address(), mode)
+            .arg("--retries=0")
             .run()
             .expect(1);
         assert_eq!(told(&output, &image), "failed unauthorized - 1", "{output}");
@@ -397,6 +398,26 @@ fn a_plugin_that_fails_is_told_with_its_own_words() {
     bed::eventually("the plugin is gone", Duration::from_secs(40), || {
         left() == 0
     });
+}
+
+#[test]
+fn plugin_that_failed_is_asked_again() {
+    let registry = bed::registry_with_password();
+    let push = || registry.push(&unique("plugin/late")).reference;
+    let (image, weighed) = (push(), push());
+    let late = |image: &str| with_plugin(image, registry.address(), "once");
+    let output = late(&image).run().expect(0);
+    let expected = "pulled - credential provider plugin 2";
+    assert_eq!(told(&output, &image), expected, "{output}");
+    let asked = "the metadata service is away";
+    assert!(output.stderr.contains(asked), "{output}");
+    // What an image weighs, and what its tag stands for, are asked again too.
+    let output = late(&weighed).env("DISK_BUDGET", "1Ti").run().expect(0);
+    let expected = "pulled - credential provider plugin 1";
+    assert_eq!(told(&output, &weighed), expected, "{output}");
+    let output = late(&image).arg("--refresh").run().expect(0);
+    assert_eq!(told(&output, &image), "present - - 0", "{output}");
+    assert!(!output.stderr.contains("tag has moved"), "{output}");
 }
 
 #[test]

@@ -1,10 +1,16 @@
 //! What is the Docker Engine's own.
 
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures_util::future::join_all;
+use harpoon::image::Platform;
+use harpoon::runtime::{ImageService, find};
 use serde_json::{Value, json};
 
 use crate::bed::faulty::{Fault, Proxy};
-use crate::bed::{Harpoon, docker, registry, unique};
-use crate::pulling::{check, entry, pull};
+use crate::bed::{self, Harpoon, docker, registry, unique};
+use crate::pulling::{PATIENCE, check, entry, pull};
 
 #[test]
 fn a_name_without_a_tag_pulls_one_tag_alone() {
@@ -105,4 +111,40 @@ fn layers_that_images_share_come_once() {
         .filter_map(|seen| Some(seen.path.rsplit_once('/')?.1.to_owned()))
         .collect();
     assert_eq!(blobs.len(), 4, "three layers and one configuration");
+}
+
+/// The Engine refuses a second question for its disk usage while it answers one.
+#[test]
+fn disk_usage_survives_questions_at_once() {
+    let endpoint = find::Endpoint::parse(docker().endpoint()).unwrap();
+    let done = AtomicBool::new(false);
+    let answers = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                let mut other = Command::new("curl");
+                other.args(["--silent", "--unix-socket"]);
+                other.arg(docker().socket()).arg("http://docker/system/df");
+                other.stdout(Stdio::null()).status().unwrap();
+            }
+        });
+        let answers = bed::block_on(async move {
+            let runtime = find::find(Some(&endpoint), &Platform::current(), PATIENCE).await;
+            let runtime = runtime.unwrap();
+            let mut answers = Vec::new();
+            for _ in 0..20 {
+                answers.extend(join_all((0..8).map(|_| runtime.usage())).await);
+            }
+            answers
+        });
+        done.store(true, Ordering::SeqCst);
+        answers
+    });
+    let failed: Vec<_> = answers.iter().filter_map(|a| a.as_ref().err()).collect();
+    assert!(
+        failed.is_empty(),
+        "{} of {}: {}",
+        failed.len(),
+        answers.len(),
+        failed[0]
+    );
 }

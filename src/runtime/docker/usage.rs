@@ -1,6 +1,7 @@
 //! What the Engine's images take on disk: `GET /system/df`.
 //!
-//! bollard 0.21 reads the answer of the newest API alone, which has no `LayersSize`, so the question is asked here.
+//! bollard 0.21 reads the answer of the newest API alone, which has no `LayersSize`, so the question is asked here. An Engine answers
+//! one at a time, so that callers at the same time share an answer, and one that is busy with somebody else's question is asked again.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -8,12 +9,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::FusedFuture;
-use http::{Request, header};
+use http::{Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::net::UnixStream;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use super::tidy;
 use crate::failure::FailureKind;
@@ -24,12 +28,40 @@ use crate::runtime::RuntimeError;
 const TIME_LIMIT: Duration = Duration::from_secs(120);
 /// The answer names every image and container; the sum is what is read.
 const ANSWER_MAX: usize = 64 << 20;
+/// What an Engine says that is answering the same question already.
+const BUSY: &str = "a disk usage operation is already running";
+/// The first wait for a busy Engine, and the longest.
+const BUSY_WAIT: Duration = Duration::from_millis(100);
+const BUSY_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// Asks an Engine for its disk usage.
 #[derive(Debug)]
 pub(super) struct DiskUsage {
     socket: String,
     path: String,
+    /// The last answer. Whoever asks holds it, and those who waited for it meanwhile take what came.
+    last: Mutex<Option<Last>>,
+}
+
+#[derive(Debug)]
+struct Last {
+    ended: Instant,
+    answer: Result<u64, RuntimeError>,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+enum Failed {
+    /// The Engine could not be asked, or broke off.
+    Lost(String),
+    /// The Engine said no.
+    Refused { status: StatusCode, message: String },
+}
+
+/// How the Engine words an error.
+#[derive(Deserialize)]
+struct Refusal {
+    message: String,
 }
 
 #[derive(Deserialize)]
@@ -54,49 +86,69 @@ impl DiskUsage {
         Self {
             socket: socket.to_owned(),
             path,
+            last: Mutex::new(None),
         }
     }
 
-    /// The bytes of all layers, unpacked, each once.
+    /// The bytes of all layers, unpacked, each once. Callers at the same time share one question.
     pub(super) async fn ask(&self) -> Result<u64, RuntimeError> {
-        let asked = tokio::time::timeout(TIME_LIMIT, self.read());
-        let text = asked
-            .await
-            .unwrap_or_else(|_| Err(format!("no answer within {} s", TIME_LIMIT.as_secs())));
-        let text = text.map_err(|why| {
-            let said = format!("failed to ask the Docker Engine for its disk usage: {why}");
-            RuntimeError::new(FailureKind::Unavailable, tidy(&said))
-        })?;
-        sum(&text).ok_or_else(|| {
-            let said = "the Docker Engine's disk usage has no size of its layers";
-            RuntimeError::new(FailureKind::Other, said)
-        })
+        let arrived = Instant::now();
+        let mut last = self.last.lock().await;
+        if let Some(last) = last.as_ref().filter(|last| last.ended > arrived) {
+            return last.answer.clone();
+        }
+        let asked = tokio::time::timeout(TIME_LIMIT, self.read_when_free());
+        let text = asked.await.unwrap_or_else(|_| {
+            let why = format!("no answer within {} s", TIME_LIMIT.as_secs());
+            Err(Failed::Lost(why))
+        });
+        let answer = text.map_err(RuntimeError::from).and_then(|text| {
+            sum(&text).ok_or_else(|| {
+                let said = "the Docker Engine's disk usage has no size of its layers";
+                RuntimeError::new(FailureKind::Other, said)
+            })
+        });
+        *last = Some(Last {
+            ended: Instant::now(),
+            answer: answer.clone(),
+        });
+        answer
     }
 
-    async fn read(&self) -> Result<Vec<u8>, String> {
+    /// Asks until nobody else's question is in the way.
+    async fn read_when_free(&self) -> Result<Vec<u8>, Failed> {
+        let mut wait = BUSY_WAIT;
+        loop {
+            match self.read().await {
+                Err(Failed::Refused { message, .. }) if message.contains(BUSY) => {}
+                answer => return answer,
+            }
+            // Half of it is jitter, so that two who wait for each other do not meet again.
+            tokio::time::sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+            wait = (wait * 2).min(BUSY_WAIT_MAX);
+        }
+    }
+
+    async fn read(&self) -> Result<Vec<u8>, Failed> {
         let stream = UnixStream::connect(&self.socket).await;
-        let stream = TokioIo::new(stream.map_err(|error| error.to_string())?);
-        let (mut sender, connection) = http1::handshake(stream).await.map_err(|e| chain(&e))?;
+        let stream = TokioIo::new(stream.map_err(|error| Failed::Lost(error.to_string()))?);
+        let (mut sender, connection) = http1::handshake(stream).await.map_err(lost)?;
         // Engines that do not know the parameter ignore it.
         let request = Request::get(format!("{}?type=image", self.path))
             .header(header::HOST, "docker")
             .body(Empty::<Bytes>::new())
-            .map_err(|error| chain(&error))?;
+            .map_err(lost)?;
         let answer = async {
-            let mut answer = sender.send_request(request).await.map_err(|e| chain(&e))?;
-            if !answer.status().is_success() {
-                return Err(format!("HTTP status {}", answer.status()));
+            let answer = sender.send_request(request).await.map_err(lost)?;
+            let status = answer.status();
+            let text = body(answer).await?;
+            match status.is_success() {
+                true => Ok(text),
+                false => Err(Failed::Refused {
+                    status,
+                    message: message(&text),
+                }),
             }
-            let mut text = Vec::new();
-            while let Some(frame) = answer.frame().await {
-                let frame = frame.map_err(|error| chain(&error))?;
-                let data = frame.data_ref().map_or(&[][..], |data| data);
-                if text.len() + data.len() > ANSWER_MAX {
-                    return Err("the answer is too long".to_owned());
-                }
-                text.extend_from_slice(data);
-            }
-            Ok(text)
         };
         let mut connection = pin!(connection.fuse());
         let mut answer = pin!(answer);
@@ -111,6 +163,51 @@ impl DiskUsage {
     }
 }
 
+impl From<Failed> for RuntimeError {
+    fn from(failed: Failed) -> Self {
+        let (kind, why) = match failed {
+            Failed::Lost(why) => (FailureKind::Unavailable, why),
+            Failed::Refused { status, message } => {
+                // An Engine that shuts down refuses by these; any other refusal stays one.
+                let kind = match status.as_u16() {
+                    502..=504 => FailureKind::Unavailable,
+                    _ => FailureKind::Other,
+                };
+                let colon = if message.is_empty() { "" } else { ": " };
+                (kind, format!("HTTP status {status}{colon}{message}"))
+            }
+        };
+        let said = format!("failed to ask the Docker Engine for its disk usage: {why}");
+        Self::new(kind, tidy(&said))
+    }
+}
+
+fn lost(error: impl std::error::Error) -> Failed {
+    Failed::Lost(chain(&error))
+}
+
+/// The whole body, within bounds.
+async fn body(mut answer: Response<Incoming>) -> Result<Vec<u8>, Failed> {
+    let mut text = Vec::new();
+    while let Some(frame) = answer.frame().await {
+        let frame = frame.map_err(lost)?;
+        let data = frame.data_ref().map_or(&[][..], |data| data);
+        if text.len() + data.len() > ANSWER_MAX {
+            return Err(Failed::Lost("the answer is too long".to_owned()));
+        }
+        text.extend_from_slice(data);
+    }
+    Ok(text)
+}
+
+/// What a refusal says: the Engine's message, or whatever else stands in its place.
+fn message(text: &[u8]) -> String {
+    match serde_json::from_slice(text) {
+        Ok(Refusal { message }) => message,
+        Err(_) => String::from_utf8_lossy(text).trim().to_owned(),
+    }
+}
+
 fn sum(answer: &[u8]) -> Option<u64> {
     let answer: Answer = serde_json::from_slice(answer).ok()?;
     let new = answer.image_usage.and_then(|usage| usage.total_size);
@@ -119,7 +216,88 @@ fn sum(answer: &[u8]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::future::join_all;
+    use tempfile::TempDir;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
     use super::*;
+
+    const BUSY_ANSWER: (&str, &str) = (
+        "500 Internal Server Error",
+        r#"{"message":"a disk usage operation is already running"}"#,
+    );
+    const ANSWER: (&str, &str) = ("200 OK", r#"{"LayersSize":7}"#);
+
+    /// A stand-in for an Engine that gives these answers one after the other, the last again and again, each after a moment.
+    /// Counts the questions.
+    fn engine(answers: &'static [(&str, &str)]) -> (TempDir, DiskUsage, Arc<AtomicUsize>) {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("docker.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let nth = count.fetch_add(1, Ordering::SeqCst);
+                let (status, body) = answers.get(nth).or(answers.last()).unwrap();
+                tokio::spawn(async move {
+                    let _ = stream.read(&mut [0; 4096]).await;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    let answer = format!("HTTP/1.1 {status}\r\nconnection: close\r\n\r\n{body}");
+                    let _ = stream.write_all(answer.as_bytes()).await;
+                });
+            }
+        });
+        let usage = DiskUsage::new(path.to_str().unwrap(), "/v1.41/system/df".to_owned());
+        (dir, usage, asked)
+    }
+
+    #[tokio::test]
+    async fn busy_engine_is_asked_again() {
+        let (_dir, usage, asked) = engine(&[BUSY_ANSWER, BUSY_ANSWER, ANSWER]);
+        assert_eq!(usage.ask().await.unwrap(), 7);
+        assert_eq!(asked.load(Ordering::SeqCst), 3);
+    }
+
+    #[tokio::test]
+    async fn callers_at_once_share_question() {
+        let (_dir, usage, asked) = engine(&[ANSWER]);
+        let answers = join_all((0..8).map(|_| usage.ask())).await;
+        assert!(answers.iter().all(|a| matches!(a, Ok(7))), "{answers:?}");
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+        // An answer is not kept for those who come later.
+        assert_eq!(usage.ask().await.unwrap(), 7);
+        assert_eq!(asked.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test]
+    async fn refusal_shows_its_body() {
+        let words = "authorization denied by plugin guard";
+        let (_dir, usage, asked) = engine(&[(
+            "403 Forbidden",
+            r#"{"message":"authorization denied by plugin guard"}"#,
+        )]);
+        let error = usage.ask().await.unwrap_err();
+        assert_eq!(error.kind, FailureKind::Other);
+        let expected = format!(
+            "failed to ask the Docker Engine for its disk usage: HTTP status 403 Forbidden: {words}"
+        );
+        assert_eq!(error.message, expected);
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn absent_engine_is_unavailable() {
+        let dir = TempDir::new().unwrap();
+        let socket = dir.path().join("docker.sock");
+        let usage = DiskUsage::new(socket.to_str().unwrap(), "/system/df".to_owned());
+        let error = usage.ask().await.unwrap_err();
+        assert_eq!(error.kind, FailureKind::Unavailable);
+    }
 
     #[test]
     fn old_and_new_answers_have_a_sum() {

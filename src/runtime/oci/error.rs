@@ -98,9 +98,8 @@ impl From<Error> for RuntimeError {
             _ => None,
         };
         Self {
-            kind: error.kind(),
-            message,
             retry_after,
+            ..Self::new(error.kind(), message)
         }
     }
 }

@@ -68,3 +68,40 @@ fn a_tag_that_moved_is_pulled_again() {
     assert_eq!(pull("two"), "pulled");
     assert_eq!(pull("one"), "pulled");
 }
+
+#[test]
+fn bad_repository_fails_alone_under_budget() {
+    // They are asked for in the order of their names, one at a time.
+    let names = ["a", "b", "c", "d", "e"].map(|prefix| {
+        let name = unique(prefix);
+        registry().push(&format!("{name}:1"));
+        name
+    });
+    let (bad, late) = (names[0].clone(), names[1].clone());
+    let proxy = Proxy::start(registry().url(), move |seen| {
+        // The second is back when its size is asked for again, before its pull.
+        let fails = seen.is_of(&bad) || seen.is_of(&late) && seen.nth <= 2;
+        match seen.is_manifest() && fails {
+            true => Fault::status(500),
+            false => Fault::Pass,
+        }
+    });
+    let images = names.map(|name| proxy.reference(&format!("{name}:1")));
+    let bundle = Bundle::new();
+    let pull = bundle.pull(&images).env("DISK_BUDGET", "1Ti");
+    let pull = pull.args(["--registry-concurrency=1", "--retries=1"]);
+    let output = pull.run().expect(1);
+    assert_eq!(
+        images.each_ref().map(|i| told(&output, i)),
+        [
+            failed("unavailable", 2),
+            pulled(1),
+            pulled(1),
+            pulled(1),
+            pulled(1)
+        ],
+        "{output}"
+    );
+    let message = report(&output, &images[0])["message"].to_string();
+    assert!(message.contains("its size is not known"), "{message}");
+}

@@ -4,10 +4,13 @@ use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use super::{Bundle, failed, pulled, report, told};
+use crate::bed::faulty::{Fault, Proxy};
 use crate::bed::{self, Harpoon, registry, unique};
 
 const MIB: u64 = 1 << 20;
@@ -136,6 +139,37 @@ fn a_full_filesystem_ends_the_run_and_what_is_there_stays() {
         .run()
         .expect(1);
     assert_eq!(kept.entries().len(), 0);
+}
+
+#[test]
+fn hanging_registry_delays_no_space_briefly() {
+    let name = unique("full");
+    registry().image(&name).size(3_000_000).push();
+    let begun = AtomicBool::new(false);
+    let proxy = Proxy::start(registry().url(), move |seen| {
+        begun.fetch_or(seen.is_blob(), Ordering::SeqCst);
+        match seen.is_manifest() && begun.load(Ordering::SeqCst) {
+            true => Fault::Stall,
+            false => Fault::Pass,
+        }
+    });
+    let image = proxy.reference(&name);
+    let (bundle, kept) = (Bundle::new(), Bundle::new());
+    let pull = bundle.pull(std::slice::from_ref(&image));
+    let pull = on_tmpfs(&pull, &bundle, "size=1m", kept.parent.path());
+    let began = Instant::now();
+    let output = pull.run().expect(1);
+    assert!(
+        began.elapsed() < Duration::from_secs(30),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(told(&output, &image), failed("no_space", 1), "{output}");
+    let message = report(&output, &image)["message"].to_string();
+    assert!(
+        message.contains("; how much the image needs is not known: "),
+        "{message}"
+    );
 }
 
 /// Pushes an image of three layers of so many bytes each, made of zeros behind a line of their own, which takes no time to make.

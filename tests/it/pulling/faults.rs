@@ -9,6 +9,7 @@ with_both! {
     what_mends_itself_is_tried_again,
     a_body_that_is_cut_off_is_fetched_again,
     a_runtime_that_dies_in_mid_pull_may_come_back,
+    planning_outlasts_restart_of_runtime,
     a_full_store_ends_the_run,
     a_read_only_store_fails_what_is_missing_alone,
     an_image_of_another_platform_is_named_as_such,
@@ -192,6 +193,38 @@ fn a_runtime_that_dies_in_mid_pull_may_come_back<R: Runtime>() {
         .iter()
         .any(|name| message.contains(name));
     assert!(named, "{message}");
+}
+
+/// The question for what the store holds comes while the runtime is away.
+fn planning_outlasts_restart_of_runtime<R: Runtime>() {
+    let runtime = R::start();
+    let name = format!("{}:latest", unique("restart"));
+    registry().push(&name);
+    let (gate, armed) = (Gate::new(), Arc::new(AtomicBool::new(false)));
+    let (held, is_armed) = (gate.clone(), Arc::clone(&armed));
+    let proxy = Proxy::start(registry().url(), move |seen| {
+        match seen.is_manifest() && is_armed.load(Ordering::Relaxed) {
+            true => Fault::Hold(held.clone()),
+            false => Fault::Pass,
+        }
+    });
+    let image = proxy.reference(&name);
+    pull(&runtime, &[&image]).run().expect(0);
+    armed.store(true, Ordering::Relaxed);
+    let asked = proxy.count(|seen| seen.is_manifest());
+    let running = run(&runtime, &[&image])
+        .arg("--refresh")
+        .env("DISK_BUDGET", "1Ti")
+        .start();
+    eventually("the tag is asked for", PATIENCE, || {
+        proxy.count(|seen| seen.is_manifest()) > asked
+    });
+    runtime.kill();
+    gate.open();
+    running.wait_for("what its store holds, asking again in", PATIENCE);
+    runtime.restart();
+    let output = running.wait().expect(0);
+    check(&output, &[(&image, "present 0")]);
 }
 
 fn a_full_store_ends_the_run<R: Runtime>() {
