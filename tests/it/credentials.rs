@@ -670,3 +670,51 @@ fn unknown_provider_fields_drop_that_provider() {
         tells_no_secret(&output, &["hunter2", PASSWORD]);
     }
 }
+
+#[test]
+fn provider_gets_the_pods_token() {
+    let registry = bed::registry_with_password();
+    let image = registry.push(&unique("plugin/token")).reference;
+    // As a projected volume has them, of a real API server.
+    let (cluster, volume) = (bed::kubernetes(), bed::directory());
+    let namespace = cluster.namespace();
+    cluster.service_account(&namespace, "harpoon");
+    let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/harpoon/token");
+    let request = json!({"spec": {"audiences": ["https://registry.example/pull"]}});
+    let answer = cluster.create(&path, request);
+    let token = answer["status"]["token"].as_str().expect("a token");
+    fs::write(volume.path().join("registry"), token).expect("token");
+    let annotations = "example.com/role=\"arn:\\\"x\\\"\"\nexample.com/other=\"y\"\n";
+    fs::write(volume.path().join("annotations"), annotations).expect("annotations");
+
+    let pull = with_plugin(&image, registry.address(), "answer");
+    let file = pull.home().join("providers.yaml");
+    let mut config: Value =
+        serde_json::from_str(&fs::read_to_string(&file).expect("config")).expect("JSON");
+    config["providers"][0]["tokenAttributes"] = json!({"cacheType": "Token", "requireServiceAccount": true,
+        "serviceAccountTokenAudience": "https://registry.example/pull",
+        "requiredServiceAccountAnnotationKeys": ["example.com/role"]});
+    fs::write(&file, config.to_string()).expect("config");
+    let socket = "/run/containerd/containerd.sock";
+    let output = pull
+        .env("RUNTIME_ENDPOINT", socket)
+        .pod()
+        .bind(bed::containerd().socket(), socket)
+        .bind(volume.path(), "/var/run/secrets/harpoon.dev/tokens")
+        .run()
+        .expect(0);
+    assert_eq!(
+        told(&output, &image),
+        "pulled - credential provider plugin 1",
+        "{output}"
+    );
+    tells_no_secret(&output, &[token, PASSWORD]);
+    let record = fs::read_to_string(output.home().join("record")).expect("the plugin was asked");
+    let asked: Value =
+        serde_json::from_str(record.lines().next().expect("a line")).expect("a request");
+    assert_eq!(asked["serviceAccountToken"], token);
+    assert_eq!(
+        asked["serviceAccountAnnotations"],
+        json!({"example.com/role": "arn:\"x\""})
+    );
+}
