@@ -484,8 +484,15 @@ impl Prefix {
     /// Whether the image is under this prefix.
     pub fn matches(&self, image: &Reference) -> bool {
         let rest = image.path();
-        let registry = image.registry();
-        let hub = registry.eq_ignore_ascii_case(DOCKER_HUB);
+        let lower;
+        let registry = match image.registry() {
+            host if host.bytes().any(|b| b.is_ascii_uppercase()) => {
+                lower = host.to_ascii_lowercase();
+                canonical_host(&lower)
+            }
+            host => host,
+        };
+        let hub = registry == DOCKER_HUB;
         let begins = |prefix: &str| {
             rest.starts_with(prefix)
                 || hub

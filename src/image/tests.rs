@@ -158,6 +158,7 @@ fn prefix_hosts_ignore_case() {
         ("QUAY.IO/a", "quay.io/a/b", true),
         ("Docker.io", "nginx", true),
         ("Index.Docker.io/library/", "nginx", true),
+        ("docker.io", "Index.Docker.io/a", true),
         ("Registry:5000", "registry:5000/a", true),
         ("Quay.io", "quay.io.evil.example/a", false),
         ("nginx:RC", "nginx:RC1", true),

@@ -458,7 +458,7 @@ fn interrupted_planning_leaves_a_report() {
         } else {
             let json = output.json();
             assert_eq!(json["images"].as_array().map(Vec::len), Some(2), "{output}");
-            let row = &json["images"][1];
+            let row = &json["images"][0];
             assert_eq!(row["image"], image.as_str(), "{output}");
             assert_eq!(
                 (&row["outcome"], &row["reason"]),
