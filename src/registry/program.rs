@@ -142,10 +142,11 @@ impl Program {
             tokio::select! {
                 talked = &mut talk => talked.map(drop)?,
                 // What it wrote is in the pipes by now.
-                () = group.leader_ended() => match tokio::time::timeout(LINGER, talk).await {
-                    Ok(talked) => talked.map(drop)?,
-                    Err(_) => {}
-                },
+                () = group.leader_ended() => {
+                    if let Ok(talked) = tokio::time::timeout(LINGER, talk).await {
+                        talked.map(drop)?;
+                    }
+                }
             }
         }
         // Only now, because the group's number is its leader's, and free for others once that one is waited for.

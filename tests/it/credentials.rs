@@ -628,7 +628,7 @@ fn helper_child_may_hold_stdout() {
 }
 
 /// A configuration with the providers `plugin`, which answers, and `other`, which has these fields besides.
-fn with_two_plugins(image: &str, registry: &str, fields: Value) -> Harpoon {
+fn with_two_plugins(image: &str, registry: &str, fields: &Value) -> Harpoon {
     let pull = with_plugin(image, registry, "answer");
     let bin = pull.home().join("bin");
     fs::create_dir(&bin).expect("bin");
@@ -658,7 +658,7 @@ fn unknown_provider_fields_drop_that_provider() {
         json!({"tokenAttributes": {"serviceAccountTokenAudience": "quay", "cacheType": "Token", "requireServiceAccount": true}}),
     ] {
         let image = registry.push(&unique("plugin/dropped")).reference;
-        let pull = with_two_plugins(&image, registry.address(), fields.clone());
+        let pull = with_two_plugins(&image, registry.address(), &fields);
         let output = pull.run().expect(0);
         assert_eq!(
             told(&output, &image),
