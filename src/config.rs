@@ -51,7 +51,12 @@ impl<'a> Raw<'a> {
     /// The setting's value or its default. A variable that is set to nothing is not set: manifests often have such.
     fn text(&self, setting: &Setting) -> Result<Option<String>, ConfigError> {
         if let Some(typed) = self.flags.get(setting.flag) {
-            return Ok(Some(typed.clone()));
+            return match typed.trim() {
+                "" => {
+                    Err(setting.refuse(typed, "expected a value, or no such flag for the default"))
+                }
+                _ => Ok(Some(typed.clone())),
+            };
         }
         for variable in setting.variables {
             let Some(value) = (self.environment)(variable).filter(|v| !v.is_empty()) else {
@@ -65,11 +70,21 @@ impl<'a> Raw<'a> {
         Ok(setting.default.map(str::to_owned))
     }
 
+    /// Whether the user gave the setting a value.
+    fn is_given(&self, setting: &Setting) -> bool {
+        let set = |variable: &&str| (self.environment)(variable).is_some_and(|v| !v.is_empty());
+        self.flags.contains_key(setting.flag) || setting.variables.iter().any(set)
+    }
+
     /// The items of a list, blanks around them and empty ones dropped.
     fn items(&self, setting: &Setting) -> Result<Vec<String>, ConfigError> {
         let text = self.text(setting)?.unwrap_or_default();
         let items = text.split(',').map(str::trim).filter(|i| !i.is_empty());
-        Ok(items.map(str::to_owned).collect())
+        let items: Vec<String> = items.map(str::to_owned).collect();
+        if items.is_empty() && self.flags.contains_key(setting.flag) {
+            return Err(setting.refuse(&text, "expected at least one item, separated by commas"));
+        }
+        Ok(items)
     }
 
     fn path(&self, setting: &Setting) -> Result<Option<PathBuf>, ConfigError> {
@@ -114,6 +129,8 @@ impl<'a> Raw<'a> {
 pub struct Sources {
     /// The images file, which wins where it exists.
     pub images_file: PathBuf,
+    /// Whether the user named that file, so that it must exist.
+    pub images_file_given: bool,
     /// What to ask the cluster for, else.
     pub cluster: ClusterSettings,
 }
@@ -225,6 +242,7 @@ pub fn sources(raw: &Raw<'_>) -> Result<Sources, ConfigError> {
     let images_file = raw.path(&settings::IMAGES_FILE)?;
     Ok(Sources {
         images_file: images_file.unwrap_or_default(),
+        images_file_given: raw.is_given(&settings::IMAGES_FILE),
         cluster: ClusterSettings {
             namespaces: namespaces(raw)?,
             workloads: workloads(raw)?,
@@ -318,7 +336,7 @@ fn prefixes(raw: &Raw<'_>, setting: &Setting) -> Result<Vec<Prefix>, ConfigError
         Prefix::parse(&item).ok_or_else(|| {
             setting.refuse(
                 &item,
-                "expected beginnings of image references separated by commas, such as quay.io/team",
+                "expected beginnings of image references separated by commas, without a scheme and with the repository in lower case, such as quay.io or quay.io/team",
             )
         })
     };

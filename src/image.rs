@@ -445,28 +445,54 @@ pub struct StoredImage {
 
 /// A prefix of image references, for `--only` and `--ignore`.
 ///
-/// The registry's host must be whole, so that `registry.example` does not stand for `registry.example.org`; behind it,
-/// any beginning of `repository:tag` will do. A prefix without a host stands for Docker Hub, `nginx` for
-/// `docker.io/library/nginx`, as a reference does.
+/// The registry's host must be whole, so that `registry.example` does not stand for `registry.example.org`, and its case does
+/// not matter, as that of no host does; behind it, any beginning of `repository:tag` will do. A prefix without a host stands for
+/// Docker Hub, `nginx` for `docker.io/library/nginx`, as a reference does.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Prefix(String);
+pub struct Prefix {
+    written: String,
+    /// The host in lower case, and the beginning of what is behind it.
+    of_registry: Option<(String, String)>,
+    /// The beginning of what is behind Docker Hub's host. One word may be either: `nginx.io` is a host or a repository.
+    of_hub: Option<String>,
+}
 
 impl Prefix {
-    /// A prefix; `None` where the text cannot begin a reference.
+    /// A prefix; `None` where no reference can begin so.
     pub fn parse(text: &str) -> Option<Self> {
-        let fits = |c: char| {
-            c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/' | ':' | '@' | '[' | ']')
+        let host = |host: &str| {
+            let lower = host.to_ascii_lowercase();
+            (looks_like_host(&lower) && is_host(&lower)).then(|| canonical_host(&lower).to_owned())
         };
-        (!text.is_empty()
-            && text.chars().all(fits)
-            && !text.starts_with(['/', ':', '@', '.', '-', '_']))
-        .then(|| Self(text.to_owned()))
+        let (of_registry, of_hub) = match text.split_once('/') {
+            Some((first, rest)) if looks_like_host(first) => {
+                let fits = rest.is_empty() || begins_path(rest);
+                (Some((host(first).filter(|_| fits)?, rest.to_owned())), None)
+            }
+            _ => {
+                let whole = host(text).map(|host| (host, String::new()));
+                (whole, begins_path(text).then(|| text.to_owned()))
+            }
+        };
+        (of_registry.is_some() || of_hub.is_some()).then(|| Self {
+            written: text.to_owned(),
+            of_registry,
+            of_hub,
+        })
     }
 
     /// Whether the image is under this prefix.
     pub fn matches(&self, image: &Reference) -> bool {
         let rest = image.path();
-        let hub = image.registry() == DOCKER_HUB;
+        let lower;
+        let registry = match image.registry() {
+            host if host.bytes().any(|b| b.is_ascii_uppercase()) => {
+                lower = host.to_ascii_lowercase();
+                canonical_host(&lower)
+            }
+            host => host,
+        };
+        let hub = registry == DOCKER_HUB;
         let begins = |prefix: &str| {
             rest.starts_with(prefix)
                 || hub
@@ -474,20 +500,41 @@ impl Prefix {
                         .strip_prefix("library/")
                         .is_some_and(|r| r.starts_with(prefix))
         };
-        match self.0.split_once('/') {
-            Some((first, prefix)) if looks_like_host(first) => {
-                canonical_host(first) == image.registry() && begins(prefix)
-            }
-            Some(_) => hub && begins(&self.0),
-            // One word may be a registry or a repository: `quay.io`, `registry:5000`, `nginx:1.27`.
-            None => canonical_host(&self.0) == image.registry() || hub && begins(&self.0),
-        }
+        let of_registry = self
+            .of_registry
+            .as_ref()
+            .is_some_and(|(host, prefix)| registry.eq_ignore_ascii_case(host) && begins(prefix));
+        of_registry || hub && self.of_hub.as_deref().is_some_and(begins)
+    }
+}
+
+/// Whether what is behind a registry's host can begin with this text: a part of the repository, or all of it and a part of the
+/// tag or the digest.
+fn begins_path(text: &str) -> bool {
+    let (name, digest) = match text.split_once('@') {
+        Some((name, digest)) => (name, Some(digest)),
+        None => (text, None),
+    };
+    let (path, tag) = match name.split_once(':') {
+        Some((path, tag)) => (path, Some(tag)),
+        None => (name, None),
+    };
+    let is_digest = |digest: &str| {
+        digest
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b':')
+    };
+    match (tag, digest) {
+        // Whatever it ends with, one letter more makes it whole.
+        (None, None) => is_path(&format!("{path}x")) && !path.is_empty(),
+        (Some(""), None) => is_path(path),
+        (tag, digest) => is_path(path) && tag.is_none_or(is_tag) && digest.is_none_or(is_digest),
     }
 }
 
 impl fmt::Display for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.written)
     }
 }
 

@@ -11,7 +11,7 @@ use crate::image::Reference;
 use crate::printable::{chain, printable};
 use crate::registry::docker_config::DockerConfig;
 use crate::registry::keyring::{self, Keyring, Private, PrivateError};
-use crate::registry::provider::Providers;
+use crate::registry::provider::{Providers, TOKENS};
 use crate::source::kubernetes::ImageSecret;
 
 /// Reads what the settings name.
@@ -32,10 +32,13 @@ pub(super) fn keyring(settings: &CredentialSettings) -> Result<Keyring, ConfigEr
     let providers = match &settings.providers {
         None => None,
         Some((file, directory)) => Some(
-            Providers::read(file, directory)
+            Providers::read(file, directory, TOKENS.as_ref())
                 .map_err(|error| refused(&settings::CREDENTIAL_PROVIDER_CONFIG, file, &error))?,
         ),
     };
+    for provider in providers.iter().flat_map(Providers::dropped) {
+        warn!("credential provider ignored: {}", printable(provider));
+    }
     let docker_configs = match &settings.docker_configs {
         Some(files) => named(files)?,
         None => usual(&settings.usual_docker_configs).into_iter().collect(),

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::signals::Signals;
+use super::signals::{Interrupted, Signals};
 use super::{Exit, credentials, logs};
 use crate::candidate::Candidate;
 use crate::config::{
@@ -27,7 +27,7 @@ use crate::registry::keyring::Keyring;
 use crate::report::progress::{Screen, Watch};
 use crate::report::{ImageReport, Report, json, termination, text};
 use crate::runtime::find::{FindError, Runtime, find};
-use crate::runtime::{ImageService, RuntimeError};
+use crate::runtime::{ImageService, RuntimeError, RuntimeInfo};
 use crate::source::{NodeFacts, Source};
 use crate::stagger;
 
@@ -132,10 +132,35 @@ impl Questions {
     }
 }
 
+/// What ends a run before it is done.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct End<'a> {
+    pub(super) deadline: Option<tokio::time::Instant>,
+    /// Cancelled when the run is told to stop.
+    pub(super) stop: Option<&'a CancellationToken>,
+}
+
+impl End<'_> {
+    /// Waits for work; none where the end came first.
+    async fn before<T>(self, work: impl Future<Output = T>) -> Option<T> {
+        let stopped = async {
+            match self.stop {
+                Some(stop) => stop.cancelled().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = stopped => None,
+            done = by(self.deadline, work) => done.ok(),
+        }
+    }
+}
+
 /// Finds out about the selection what the questions are, first of the runtime, then of registries, and makes the plan.
 /// `sizes` are those that are known already.
 ///
-/// Nothing is asked after the deadline: then the plan is made of what is known by then, since nothing of it is pulled any more, and
+/// Nothing is asked after the run's end: then the plan is made of what is known by then, since nothing of it is pulled any more, and
 /// the report has to name all of it.
 ///
 /// # Errors
@@ -146,16 +171,16 @@ pub(super) async fn plan(
     questions: Questions,
     inquiry: &Inquiry<'_>,
     mut sizes: HashMap<String, Size>,
-    deadline: Option<tokio::time::Instant>,
+    end: End<'_>,
 ) -> Result<Plan> {
     let mut facts = Facts::default();
     if let Some(runtime) = runtime {
-        let presence = by(deadline, presence(runtime, &selection)).await;
+        let presence = end.before(presence(runtime, &selection)).await;
         facts.presence = presence.unwrap_or_default();
     }
     if questions.store.refresh {
         let moved = inquiry.moved(selection.movable(&facts.presence));
-        facts.moved = by(deadline, moved).await.unwrap_or_default();
+        facts.moved = end.before(moved).await.unwrap_or_default();
         for (name, moved) in &facts.moved {
             if let Moved::Unknown(unknown) = moved {
                 warn!(
@@ -168,10 +193,10 @@ pub(super) async fn plan(
     }
     if questions.need_sizes() {
         let usage = match runtime {
-            Some(runtime) => by(deadline, usage(runtime)).await,
-            None => Ok(Ok(Usage::default())),
+            Some(runtime) => end.before(usage(runtime)).await,
+            None => Some(Ok(Usage::default())),
         };
-        let Ok(usage) = usage else {
+        let Some(usage) = usage else {
             return Ok(against(selection, facts));
         };
         let keeps = runtime.map_or(Keeps::Both, ImageService::keeps);
@@ -200,7 +225,7 @@ pub(super) async fn plan(
             let moved = matches!(facts.moved.get(name), Some(Moved::Yes(_)));
             !sizes.contains_key(name) && (moved || !facts.presence.contains_key(name))
         });
-        let Ok(asked) = by(deadline, inquiry.sizes(coming)).await else {
+        let Some(asked) = end.before(inquiry.sizes(coming)).await else {
             facts.room = None;
             return Ok(against(selection, facts));
         };
@@ -273,7 +298,7 @@ impl Run {
         })
     }
 
-    /// The flow from its one end to the other.
+    /// The flow from its one end to the other. A signal that comes before there is a plan leaves a report too.
     pub(super) async fn main(
         mut self,
         source: impl Future<Output = Result<Source>>,
@@ -281,8 +306,38 @@ impl Run {
         policy: &Policy,
     ) -> Result<Exit> {
         let signals = Signals::listen().context("failed to listen for signals")?;
+        let mut found = None;
+        let result = self
+            .until_done(source, start, policy, &signals, &mut found)
+            .await;
+        if let Some(Interrupted(signal)) = result.as_ref().err().and_then(|e| e.downcast_ref()) {
+            let why = format!(
+                "{} before it was known which images there are",
+                Interrupted(*signal)
+            );
+            self.tell(&Report {
+                runtime: found,
+                node: self.node.clone(),
+                error: Some(why),
+                images: Vec::new(),
+                elapsed: self.started.elapsed(),
+            });
+        }
+        result
+    }
+
+    /// The flow; whose runtime it is goes to `about` as soon as that is known.
+    async fn until_done(
+        &mut self,
+        source: impl Future<Output = Result<Source>>,
+        start: &StartSettings,
+        policy: &Policy,
+        signals: &Signals,
+        about: &mut Option<RuntimeInfo>,
+    ) -> Result<Exit> {
         let open = async {
             let runtime = find_runtime(&self.runtime).await?;
+            *about = Some(runtime.info().clone());
             anyhow::Ok((runtime, source.await?))
         };
         let (runtime, source) = signals.or(by(self.deadline(), open)).await???;
@@ -303,34 +358,47 @@ impl Run {
             sizes: false,
         };
         let selection = select(found.candidates, policy);
+        let end = End {
+            deadline: self.deadline(),
+            stop: Some(signals.stop()),
+        };
         let plan = plan(
             selection,
             Some(&runtime),
             questions,
             &inquiry,
             found.sizes,
-            self.deadline(),
+            end,
         );
-        let plan = signals.or(Box::pin(plan)).await??;
+        let plan = Box::pin(plan).await?;
         let images = self
             .execute(&plan, &runtime, &keyring, &inquiry, signals.stop())
             .await;
         warn_of_credentials(&images);
         let report = Report {
-            runtime: runtime.info().clone(),
-            node: self.node,
+            runtime: Some(runtime.info().clone()),
+            node: self.node.clone(),
+            error: None,
             images,
             elapsed: self.started.elapsed(),
         };
-        print(|out| match self.output {
-            Output::Text => text::write_report(out, &report),
-            Output::Json => json::write_report(out, &report),
-        })?;
-        let message = termination::message(&report);
+        self.tell(&report);
+        Ok(exit(&report, self.settings.fail_on, signals))
+    }
+
+    /// Prints a report, and leaves it to the kubelet. That it cannot be written makes no image fail.
+    fn tell(&self, report: &Report) {
+        let printed = print(|out| match self.output {
+            Output::Text => text::write_report(out, report),
+            Output::Json => json::write_report(out, report),
+        });
+        if let Err(error) = printed {
+            warn!("the report is lost: {error:#}");
+        }
+        let message = termination::message(report);
         if let Err(error) = termination::write(Path::new(termination::PATH), &message) {
             warn!("failed to write {}: {error}", termination::PATH);
         }
-        Ok(exit(&report, self.settings.fail_on, &signals))
     }
 
     fn deadline(&self) -> Option<tokio::time::Instant> {

@@ -87,6 +87,10 @@ pub fn main() -> ExitCode {
         Err(error) => {
             // Help and version are no errors for clap's exit code; a closed terminal is none for ours.
             let _ = error.print();
+            if error.use_stderr() {
+                // Whichever command was meant: the pod's state is where its author looks first.
+                terminated(&error.render().to_string());
+            }
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
@@ -109,13 +113,19 @@ fn ended(result: anyhow::Result<Exit>, command: Option<&str>) -> ExitCode {
         Err(error) => {
             let text = format!("error: {}", printable(&format!("{error:#}")));
             logs::write_error(&text);
-            if matches!(command, None | Some("run" | "pull")) {
-                let _ = termination::write(
-                    termination::PATH.as_ref(),
-                    &termination::shortened(&text, termination::MAX_BYTES),
-                );
+            // An interrupted run has left its report there.
+            let is_told = error.is::<Interrupted>();
+            if matches!(command, None | Some("run" | "pull")) && !is_told {
+                terminated(&text);
             }
             ExitCode::from(error_code(&error))
         }
     }
+}
+
+/// Leaves an error to the kubelet as the container's termination message. Where that fails, standard error has it all the same.
+fn terminated(error: &str) {
+    let lines: Vec<String> = error.trim_end().lines().map(printable).collect();
+    let message = termination::shortened(&lines.join("\n"), termination::MAX_BYTES);
+    let _ = termination::write(termination::PATH.as_ref(), &message);
 }

@@ -62,7 +62,10 @@ pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
                 questions,
                 &inquiry,
                 found.sizes,
-                None,
+                flow::End {
+                    deadline: None,
+                    stop: None,
+                },
             );
             let plan = plan.await?;
             anyhow::Ok((runtime, plan, inquiry.requests()))

@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use clap::ArgMatches;
 
 use super::{Exit, args, flow};
-use crate::config::{self, FailOn, Sources};
-use crate::source::Source;
+use crate::config::{self, FailOn, Sources, settings};
+use crate::source::{Source, SourceError};
 
 /// Runs the command.
 pub(super) fn main(matches: &ArgMatches, started: Instant) -> Result<Exit> {
@@ -22,8 +22,18 @@ pub(super) fn main(matches: &ArgMatches, started: Instant) -> Result<Exit> {
 }
 
 /// The images file where it exists, else the cluster.
+///
+/// # Errors
+/// Those of [`Source::open`]; that a file which the user named does not exist is a wrong setting.
 pub(super) async fn open(sources: &Sources) -> Result<Source> {
-    Source::open(&sources.images_file, &sources.cluster)
-        .await
-        .context(flow::NO_CANDIDATES)
+    let file = &sources.images_file;
+    match Source::open(file, sources.images_file_given, &sources.cluster).await {
+        Err(SourceError::NoFile(path)) => {
+            let accepted = "expected an images file, and this one does not exist";
+            Err(settings::IMAGES_FILE
+                .refuse(&path.to_string_lossy(), accepted)
+                .into())
+        }
+        opened => opened.context(flow::NO_CANDIDATES),
+    }
 }

@@ -133,3 +133,35 @@ fn every_setting_belongs_to_one_group_and_is_named_after_its_flag() {
         );
     }
 }
+
+#[test]
+fn empty_flags_are_refused_by_name() {
+    for flag in [
+        "namespaces",
+        "workloads",
+        "selector",
+        "only",
+        "ignore",
+        "registry-config",
+        "private-registry",
+    ] {
+        for value in ["", " "] {
+            let errors = typed(&[(flag, value)], |raw| {
+                [
+                    sources(raw).err(),
+                    policy(raw).err(),
+                    credentials(raw).err(),
+                ]
+            });
+            let errors: Vec<_> = errors.into_iter().flatten().collect();
+            assert_eq!(errors.len(), 1, "--{flag}={value:?}: {errors:?}");
+            let text = errors[0].to_string();
+            assert!(
+                text.contains(&format!("--{flag} (")) && text.contains("expected"),
+                "{text}"
+            );
+        }
+    }
+    let commas = typed(&[("namespaces", " , ")], |raw| sources(raw).err());
+    assert!(commas.is_some());
+}

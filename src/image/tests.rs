@@ -128,3 +128,44 @@ fn platforms_are_parsed_and_matched_as_the_image_specification_means_them() {
         assert_eq!(Platform::parse(bad), None, "{bad:?}");
     }
 }
+
+#[test]
+fn prefixes_that_match_nothing_are_refused() {
+    for bad in [
+        "https://quay.io",
+        "http://quay.io/team",
+        "docker://nginx",
+        "Nginx",
+        "quay.io/Team",
+        "Team/app",
+        "quay.io:port/team",
+        "quay..io/team",
+        "quay.io//team",
+        "quay.io/a..b",
+        "nginx:-1",
+        "a:b:c",
+        "nginx@SHA256:ab",
+    ] {
+        assert_eq!(Prefix::parse(bad), None, "{bad:?}");
+    }
+}
+
+#[test]
+fn prefix_hosts_ignore_case() {
+    for (prefix, image, expected) in [
+        ("Quay.io", "quay.io/a/b", true),
+        ("quay.io", "Quay.io/a/b", true),
+        ("QUAY.IO/a", "quay.io/a/b", true),
+        ("Docker.io", "nginx", true),
+        ("Index.Docker.io/library/", "nginx", true),
+        ("docker.io", "Index.Docker.io/a", true),
+        ("Registry:5000", "registry:5000/a", true),
+        ("Quay.io", "quay.io.evil.example/a", false),
+        ("nginx:RC", "nginx:RC1", true),
+        ("nginx:rc", "nginx:RC1", false),
+    ] {
+        let reference = Reference::parse(image).expect(image);
+        let prefix = Prefix::parse(prefix).expect(prefix);
+        assert_eq!(prefix.matches(&reference), expected, "{prefix} {image}");
+    }
+}

@@ -142,13 +142,18 @@ fn valid(token: &Option<Token>) -> Option<HeaderValue> {
 fn basic(login: &Login) -> Option<HeaderValue> {
     match login {
         Login::Password { user, password } => Some(basic_of(user.expose(), password.expose())),
+        Login::Bytes(encoded) => Some(header_of(encoded.expose())),
         Login::IdentityToken(_) => None,
     }
 }
 
 fn basic_of(user: &str, password: &str) -> HeaderValue {
-    let text = format!("Basic {}", STANDARD.encode(format!("{user}:{password}")));
-    let mut header = HeaderValue::try_from(text).expect("base64 has no control characters");
+    header_of(&STANDARD.encode(format!("{user}:{password}")))
+}
+
+fn header_of(encoded: &str) -> HeaderValue {
+    let mut header = HeaderValue::try_from(format!("Basic {encoded}"))
+        .expect("base64 has no control characters");
     header.set_sensitive(true);
     header
 }

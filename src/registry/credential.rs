@@ -39,6 +39,8 @@ pub enum Login {
         /// The password.
         password: Secret,
     },
+    /// A user's name and password of which one is not UTF-8: base64 of both, with a colon between them, as `Basic` has it.
+    Bytes(Secret),
     /// An OAuth2 refresh token, which docker config files call identity token.
     IdentityToken(Secret),
 }
@@ -50,6 +52,12 @@ impl Login {
         let (user, secret) = match self {
             Self::Password { user, password } => (user.expose(), password.expose()),
             Self::IdentityToken(token) => ("", token.expose()),
+            Self::Bytes(basic) => {
+                let bytes = STANDARD.decode(basic.expose()).unwrap_or_default();
+                let text = String::from_utf8_lossy(&bytes);
+                let password = text.split_once(':').map_or("", |(_, password)| password);
+                return vec![basic.clone(), Secret::new(password)];
+            }
         };
         let mut secrets = vec![
             Secret::new(STANDARD.encode(format!("{user}:{secret}"))),

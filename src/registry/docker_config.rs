@@ -278,13 +278,22 @@ fn login(entry: &Value) -> Result<Option<Login>, String> {
         return Ok(Some(Login::IdentityToken(Secret::new(token))));
     }
     let (auth, user, password) = (text("auth")?, text("username")?, text("password")?);
-    let (user, password) = match (auth.is_empty(), user.is_empty()) {
-        (false, _) => basic::decode(auth).map_err(|error| format!("in \"auth\", {error}"))?,
-        (true, false) => (user.to_owned(), password.to_owned()),
+    let login = match (auth.is_empty(), user.is_empty()) {
+        (false, _) => {
+            let decoded = basic::decode(auth);
+            let (user, password) = decoded.map_err(|error| format!("in \"auth\", {error}"))?;
+            basic::login(user, password)
+        }
+        (true, false) => user_or_token(user.to_owned(), password.to_owned()),
         (true, true) if password.is_empty() => return Ok(None),
         (true, true) => return Err("there is a password and no \"username\"".to_owned()),
     };
-    Ok(Some(user_or_token(user, password)))
+    Ok(Some(match login {
+        Login::Password { user, password } if user.expose() == TOKEN_USER => {
+            Login::IdentityToken(password)
+        }
+        login => login,
+    }))
 }
 
 fn user_or_token(user: String, password: String) -> Login {

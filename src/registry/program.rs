@@ -5,12 +5,14 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::pin::pin;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::process::Command;
+use tokio::process::{ChildStdin, Command};
 
 use super::credential::{Secret, redact};
 use crate::printable::excerpt;
@@ -20,6 +22,10 @@ const ANSWER_MAX: usize = 1 << 20;
 /// How much of the end of standard error is kept, in bytes, and how much of that is shown, in characters.
 const STDERR_KEPT: usize = 4096;
 const STDERR_SHOWN: usize = 500;
+/// How long is waited for the end of the output of a program that has ended: what it started may hold it open.
+const LINGER: Duration = Duration::from_millis(500);
+/// How often it is looked whether a program has ended whose output is open.
+const LOOK: Duration = Duration::from_millis(20);
 /// The variable that holds a credential which is no business of these programs: anyone who may read a process's environment
 /// could read it there.
 const WITHHELD: &str = "PRIVATE_REGISTRY_AUTH";
@@ -122,25 +128,32 @@ impl Program {
     async fn converse(mut self, request: &[u8]) -> Result<Output, ProgramError> {
         let mut child = self.command.spawn().map_err(ProgramError::Start)?;
         let mut group = Group(child.id());
-        let mut stdin = child.stdin.take();
-        let write = async {
-            if let Some(mut pipe) = stdin.take() {
-                // A program that does not read what it was asked still answers, or fails with a better reason.
-                let _ = pipe.write_all(request).await;
-                let _ = pipe.shutdown().await;
+        let (stdin, stdout, stderr) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (mut answer, mut said) = (Vec::new(), Vec::new());
+        {
+            let mut talk = pin!(async {
+                tokio::try_join!(
+                    read_bounded(stdout, &mut answer),
+                    read_end(stderr, &mut said),
+                    write(stdin, request)
+                )
+            });
+            tokio::select! {
+                talked = &mut talk => talked.map(drop)?,
+                // What it wrote is in the pipes by now.
+                () = group.leader_ended() => {
+                    if let Ok(talked) = tokio::time::timeout(LINGER, talk).await {
+                        talked.map(drop)?;
+                    }
+                }
             }
-            Ok(())
-        };
-        let (answer, stderr, ()) = tokio::try_join!(
-            read_bounded(child.stdout.take()),
-            read_end(child.stderr.take()),
-            write
-        )?;
+        }
         // Only now, because the group's number is its leader's, and free for others once that one is waited for.
         let status = child.wait().await.map_err(ProgramError::Talk)?;
         group.0 = None;
         let answer = Answer(answer);
-        let stderr = redact(&String::from_utf8_lossy(&stderr), &answer.passwords()).into_bytes();
+        let stderr = redact(&String::from_utf8_lossy(&said), &answer.passwords()).into_bytes();
         if status.success() {
             Ok(Output { answer, stderr })
         } else {
@@ -156,42 +169,70 @@ impl Program {
 /// A process group that is ended when this is dropped, unless it was taken out.
 struct Group(Option<u32>);
 
-impl Drop for Group {
-    fn drop(&mut self) {
-        let leader = self
-            .0
+impl Group {
+    fn leader(&self) -> Option<Pid> {
+        self.0
             .and_then(|id| i32::try_from(id).ok())
-            .and_then(rustix::process::Pid::from_raw);
-        if let Some(leader) = leader {
-            let _ = rustix::process::kill_process_group(leader, rustix::process::Signal::KILL);
+            .and_then(Pid::from_raw)
+    }
+
+    /// Waits until the leader has ended, and leaves it to be waited for by others, so that the group's number stays its own.
+    async fn leader_ended(&self) {
+        let Some(leader) = self.leader() else {
+            return std::future::pending().await;
+        };
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        while !matches!(waitid(WaitId::Pid(leader), options), Ok(Some(_))) {
+            tokio::time::sleep(LOOK).await;
         }
     }
 }
 
-async fn read_bounded(pipe: Option<impl AsyncRead + Unpin>) -> Result<Vec<u8>, ProgramError> {
-    let mut bytes = Vec::new();
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(leader) = self.leader() {
+            let _ = kill_process_group(leader, Signal::KILL);
+        }
+    }
+}
+
+async fn write(pipe: Option<ChildStdin>, request: &[u8]) -> Result<(), ProgramError> {
+    if let Some(mut pipe) = pipe {
+        // A program that does not read what it was asked still answers, or fails with a better reason.
+        let _ = pipe.write_all(request).await;
+        let _ = pipe.shutdown().await;
+    }
+    Ok(())
+}
+
+async fn read_bounded(
+    pipe: Option<impl AsyncRead + Unpin>,
+    bytes: &mut Vec<u8>,
+) -> Result<(), ProgramError> {
     if let Some(pipe) = pipe {
         pipe.take(ANSWER_MAX as u64 + 1)
-            .read_to_end(&mut bytes)
+            .read_to_end(bytes)
             .await
             .map_err(ProgramError::Talk)?;
     }
     if bytes.len() > ANSWER_MAX {
         return Err(ProgramError::TooLong);
     }
-    Ok(bytes)
+    Ok(())
 }
 
-async fn read_end(pipe: Option<impl AsyncRead + Unpin>) -> Result<Vec<u8>, ProgramError> {
-    let mut end = Vec::new();
+async fn read_end(
+    pipe: Option<impl AsyncRead + Unpin>,
+    end: &mut Vec<u8>,
+) -> Result<(), ProgramError> {
     let Some(mut pipe) = pipe else {
-        return Ok(end);
+        return Ok(());
     };
     let mut buffer = [0; 1024];
     loop {
         let read = pipe.read(&mut buffer).await.map_err(ProgramError::Talk)?;
         let Some(piece @ [_, ..]) = buffer.get(..read) else {
-            return Ok(end);
+            return Ok(());
         };
         end.extend_from_slice(piece);
         let surplus = end.len().saturating_sub(STDERR_KEPT);

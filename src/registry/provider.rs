@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
-use super::credential::Secret;
+use super::credential::{Secret, redact};
 use super::docker_config::Entry;
 use super::flight::Flights;
 use super::keyring::pattern::Pattern;
@@ -19,11 +19,14 @@ use super::keyring::{Found, matching};
 use super::program::Program;
 use crate::image::Reference;
 
+mod account;
 mod answer;
 mod cache;
 mod config;
 mod go_duration;
 
+use account::Account;
+pub use account::DIRECTORY as TOKENS;
 use answer::{Answer, KeyType};
 use cache::{Cache, Key};
 pub use config::ProviderConfigError;
@@ -51,6 +54,7 @@ pub(crate) fn fuzz_answer(data: &[u8]) {
 #[derive(Debug)]
 pub struct Providers {
     providers: Vec<Provider>,
+    dropped: Vec<String>,
 }
 
 /// One plugin.
@@ -62,6 +66,8 @@ struct Provider {
     default_cache: Duration,
     args: Vec<String>,
     env: Vec<(String, Secret)>,
+    /// The service account that it is told of.
+    account: Option<Account>,
     limit: Duration,
     cache: Mutex<Cache>,
     flights: Flights<Arc<Answer>>,
@@ -77,14 +83,22 @@ impl fmt::Debug for Provider {
 }
 
 impl Providers {
-    /// Reads a `CredentialProviderConfig`, or a directory of several, whose plugins are in `bin_dir`.
+    /// Reads a `CredentialProviderConfig`, or a directory of several, whose plugins are in `bin_dir`. Service account tokens for
+    /// them are in the directory `tokens`, if it is there.
     ///
     /// # Errors
-    /// What the kubelet would not start with either, and service account tokens for plugins, which only the kubelet can give.
-    pub fn read(config: &Path, bin_dir: &Path) -> Result<Self, ProviderConfigError> {
+    /// What the kubelet would not start with either.
+    pub fn read(config: &Path, bin_dir: &Path, tokens: &Path) -> Result<Self, ProviderConfigError> {
+        let read = config::read(config, bin_dir, tokens)?;
         Ok(Self {
-            providers: config::read(config, bin_dir)?,
+            providers: read.providers,
+            dropped: read.dropped,
         })
+    }
+
+    /// The providers of the configuration that are not asked, each with why: for a warning when it is read.
+    pub fn dropped(&self) -> impl Iterator<Item = &str> {
+        self.dropped.iter().map(String::as_str)
     }
 
     /// What the plugins that are for this image say.
@@ -145,19 +159,35 @@ impl Provider {
         for (name, value) in &self.env {
             program = program.env(name, value.expose());
         }
-        let request = serde_json::json!({
+        let mut request = serde_json::json!({
             "kind": "CredentialProviderRequest",
             "apiVersion": self.api_version,
             "image": image,
         });
+        let token = self.account.as_ref().and_then(Account::token);
+        match (&self.account, &token) {
+            (Some(account), Some(token)) => {
+                request["serviceAccountToken"] = token.expose().into();
+                request["serviceAccountAnnotations"] = serde_json::json!(account.annotations());
+            }
+            (Some(account), None) if account.is_required() => {
+                return Err("its service account token is gone".to_owned());
+            }
+            _ => {}
+        }
         let request = format!("{request}\n");
+        // What traces itself repeats what it was asked.
+        let hidden = |text: String| redact(&text, token.as_slice());
         let output = program
             .run(request.as_bytes(), self.limit)
             .await
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| hidden(error.to_string()))?;
         let answer = Answer::parse(&self.name, &self.api_version, &output.answer.0)
-            .map_err(|problem| format!("{problem}{}", output.said()))?;
+            .map_err(|problem| hidden(format!("{problem}{}", output.said())))?;
         let answer = Arc::new(answer);
+        if token.is_some() && !self.account.as_ref().is_some_and(Account::outlives_token) {
+            return Ok(answer);
+        }
         let key = match answer.key_type {
             KeyType::Image => Key::Image(image.to_owned()),
             KeyType::Registry => Key::Registry(registry.to_owned()),

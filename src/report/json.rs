@@ -13,10 +13,13 @@ use crate::runtime::RuntimeInfo;
 
 #[derive(Serialize)]
 struct RunJson<'a, I> {
-    runtime: &'a RuntimeInfo,
+    runtime: Option<&'a RuntimeInfo>,
     node: Option<&'a str>,
     images: I,
     summary: SummaryJson,
+    /// Of a run that ended before its plan was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -130,7 +133,8 @@ pub fn write_report(out: &mut impl Write, report: &Report) -> io::Result<()> {
         credential: i.credential.as_deref(),
     });
     let json = RunJson {
-        runtime: &report.runtime,
+        runtime: report.runtime.as_ref(),
+        error: report.error.as_deref(),
         node: report.node.as_deref(),
         images: Each(|| images.clone()),
         summary: SummaryJson {

@@ -130,10 +130,12 @@ pub struct Outline<'a> {
 /// What became of a plan.
 #[derive(Debug, Clone)]
 pub struct Report {
-    /// Who was asked to pull.
-    pub runtime: RuntimeInfo,
+    /// Who was asked to pull; `None` where the run ended before a runtime was found.
+    pub runtime: Option<RuntimeInfo>,
     /// The node's name, where it was given.
     pub node: Option<String>,
+    /// Why there is no plan of which this could tell.
+    pub error: Option<String>,
     /// The images in the plan's order.
     pub images: Vec<ImageReport>,
     /// How long the whole run took.

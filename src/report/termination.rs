@@ -95,12 +95,13 @@ mod tests {
     #[test]
     fn the_message_fits_and_says_how_many_did_not() {
         let report = Report {
-            runtime: RuntimeInfo {
+            runtime: Some(RuntimeInfo {
                 name: "containerd".to_owned(),
                 version: "1".to_owned(),
                 endpoint: String::new(),
-            },
+            }),
             node: None,
+            error: None,
             images: (0..100).map(|i| failed(format!("image-{i}"))).collect(),
             elapsed: Duration::from_secs(1),
         };

@@ -56,14 +56,21 @@ pub fn closing(report: &Report) -> String {
     };
     let node = report.node.as_deref().map(printable);
     format!(
-        "harpoon: pulled {}{bytes}, present {}, failed {}, skipped {} in {} with {}{}",
+        "harpoon: pulled {}{bytes}, present {}, failed {}, skipped {} in {}{}{}{}",
         counts.pulled,
         counts.present,
         counts.failed,
         counts.skipped,
         seconds(report.elapsed),
-        runtime_name(&report.runtime),
+        report
+            .runtime
+            .as_ref()
+            .map_or(String::new(), |r| format!(" with {}", runtime_name(r))),
         node.map_or(String::new(), |n| format!(" on {n}")),
+        report
+            .error
+            .as_deref()
+            .map_or(String::new(), |e| format!(": {}", printable(e))),
     )
 }
 

@@ -8,6 +8,8 @@ use std::error::Error as _;
 use std::path::Path;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::{
     AuthConfig, Image, ImageFsInfoRequest, ImageSpec, ImageStatusRequest, ListImagesRequest,
@@ -234,6 +236,18 @@ fn image_spec(image: &Reference) -> ImageSpec {
 fn auth_config(credential: &Credential, image: &Reference) -> AuthConfig {
     let server_address = format!("https://{}", registry_host(image));
     match &*credential.login {
+        // Without a user containerd takes the two fields for no credential, and the encoded one for what it is.
+        Login::Password { user, password } if user.expose().is_empty() => AuthConfig {
+            auth: STANDARD.encode(format!(":{}", password.expose())),
+            server_address,
+            ..AuthConfig::default()
+        },
+        // A field of CRI is UTF-8, or the message is none.
+        Login::Bytes(encoded) => AuthConfig {
+            auth: encoded.expose().to_owned(),
+            server_address,
+            ..AuthConfig::default()
+        },
         Login::Password { user, password } => AuthConfig {
             username: user.expose().to_owned(),
             password: password.expose().to_owned(),

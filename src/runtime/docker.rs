@@ -9,6 +9,8 @@ use std::path::Path;
 use std::pin::pin;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bollard::auth::DockerCredentials;
 use bollard::models::{CreateImageInfo, ImageInspect, ImageSummary};
 use bollard::query_parameters::{CreateImageOptionsBuilder, ListImagesOptions};
@@ -305,6 +307,18 @@ fn login(credential: &Credential, image: &Reference) -> DockerCredentials {
             serveraddress,
             ..DockerCredentials::default()
         },
+        // The Engine reads JSON, which holds text alone: as near as that comes.
+        Login::Bytes(encoded) => {
+            let bytes = STANDARD.decode(encoded.expose()).unwrap_or_default();
+            let text = String::from_utf8_lossy(&bytes);
+            let (user, password) = text.split_once(':').unwrap_or_default();
+            DockerCredentials {
+                username: Some(user.to_owned()),
+                password: Some(password.to_owned()),
+                serveraddress,
+                ..DockerCredentials::default()
+            }
+        }
         Login::IdentityToken(token) => DockerCredentials {
             identitytoken: Some(token.expose().to_owned()),
             serveraddress,

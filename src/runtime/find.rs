@@ -4,6 +4,7 @@
 //! nothing: a runtime that is not running is not found.
 
 use std::fmt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -54,6 +55,9 @@ const WELL_KNOWN: &[(&str, &str, Protocol)] = &[
     ("cri-dockerd", "/run/cri-dockerd.sock", Protocol::Cri),
     ("docker", "/var/run/docker.sock", Protocol::Docker),
 ];
+
+/// How long a further runtime may take to say that it is there.
+const OTHERS_LIMIT: Duration = Duration::from_secs(1);
 
 /// The name of each well-known runtime and the path of its socket, in the order in which they are tried.
 pub fn well_known() -> impl Iterator<Item = (&'static str, &'static str)> {
@@ -209,7 +213,9 @@ pub async fn find(
             .iter()
             .map(|(_, path, protocol)| (*path, *protocol))
             .collect();
-        return find_among(&sockets, time_limit).await;
+        let found = find_among(&sockets, time_limit).await?;
+        warn_of_others(&found, time_limit).await;
+        return Ok(found);
     };
     let found = match endpoint {
         Endpoint::Unix(path) => connect_either(path, time_limit).await,
@@ -256,6 +262,45 @@ async fn find_among(
         });
     }
     Err(FindError::Nowhere(tried))
+}
+
+/// Says so where further runtimes answer, since which one the pods of this node use cannot be told from their sockets.
+async fn warn_of_others(taken: &Runtime, time_limit: Duration) {
+    let taken_at = taken.info().endpoint.trim_start_matches("unix://");
+    let place = WELL_KNOWN.iter().position(|(_, path, _)| *path == taken_at);
+    let Some((place, (name, ..))) = place.and_then(|at| Some((at, WELL_KNOWN.get(at)?))) else {
+        return;
+    };
+    let mut others = Vec::new();
+    for (other, path, protocol) in WELL_KNOWN.iter().skip(place + 1) {
+        let of_docker = |name: &str| matches!(name, "dockershim" | "cri-dockerd" | "docker");
+        // These three are doors to one store.
+        if of_docker(name) && of_docker(other) || is_same_file(taken_at.as_ref(), path.as_ref()) {
+            continue;
+        }
+        let limit = time_limit.min(OTHERS_LIMIT);
+        if socket::check(path.as_ref()).await.is_ok()
+            && connect(path.as_ref(), *protocol, limit).await.is_ok()
+        {
+            others.push(*other);
+        }
+    }
+    if !others.is_empty() {
+        let others = others.join(" and ");
+        tracing::warn!(
+            "using {name}, the first of the well-known sockets that answers; {others} answers too, and has an image store of its own. If \
+             the pods of this node run with {others}, name its socket with --runtime-endpoint (RUNTIME_ENDPOINT)"
+        );
+    }
+}
+
+/// Whether both paths lead to one socket.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let id = |path: &Path| {
+        let data = std::fs::metadata(path).ok()?;
+        Some((data.dev(), data.ino()))
+    };
+    id(one).is_some_and(|one| id(other) == Some(one))
 }
 
 /// Tries a socket of which nobody said what is spoken on it, first with what its name hints at.

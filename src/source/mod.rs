@@ -3,7 +3,7 @@
 //! A source reads and maps. It never decides what is pulled: merging, filtering and ordering are the plan's work.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use tracing::{info, warn};
@@ -22,6 +22,9 @@ pub enum SourceError {
     /// The images file is there, but cannot be read as one.
     #[error(transparent)]
     List(#[from] list::ListError),
+    /// The images file that the user named does not exist.
+    #[error("the images file {0} does not exist")]
+    NoFile(PathBuf),
     /// There is no images file, and no cluster that can be asked.
     #[error("there is no images file at {path}, and no cluster to ask")]
     NoCluster {
@@ -77,11 +80,13 @@ impl Source {
     }
 
     /// The images file where it exists, as an explicit choice; else the cluster, of which this node is read at once.
+    /// Where the file is `required`, the cluster is not asked in its place.
     ///
     /// # Errors
-    /// When the file cannot be read, or there is no cluster that can be asked.
+    /// When the file cannot be read or is required and missing, or there is no cluster that can be asked.
     pub async fn open(
         images_file: &Path,
+        required: bool,
         settings: &kubernetes::Settings,
     ) -> Result<Self, SourceError> {
         if let Some(listed) = list::read_images_file(images_file)? {
@@ -95,6 +100,9 @@ impl Source {
                 false => None,
             };
             return Ok(Self::Listed(listed, node));
+        }
+        if required {
+            return Err(SourceError::NoFile(images_file.to_owned()));
         }
         let connection = kubernetes::connect()
             .await

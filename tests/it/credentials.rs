@@ -617,3 +617,125 @@ fn a_whole_run_tells_its_secrets_nowhere() {
         "{message}"
     );
 }
+
+#[test]
+fn helper_child_may_hold_stdout() {
+    let registry = bed::registry_with_password();
+    let image = registry.push(&unique("helper/agent")).reference;
+    let pull = Harpoon::new(["pull", "--output=json", &image]);
+    let bin = pull.home().join("bin");
+    fs::create_dir(&bin).expect("bin");
+    // As a helper that starts an agent the first time it is asked.
+    let answer = json!({"ServerURL": registry.address(), "Username": USER, "Secret": PASSWORD});
+    let helper = format!("#!/bin/sh\nsleep 20 &\necho '{answer}'\n");
+    let draft = pull.home().join("draft");
+    fs::write(&draft, helper).expect("helper");
+    bed::run(Command::new("chmod").arg("755").arg(&draft));
+    bed::copy_program(draft, &bin.join("docker-credential-agent"));
+    let config = json!({"credsStore": "agent"});
+    fs::write(pull.home().join("config.json"), config.to_string()).expect("config");
+    let output = pull
+        .env("REGISTRY_CONFIG", "config.json")
+        .env("PATH", format!("{}:/usr/bin:/bin", bin.display()))
+        .env("RUNTIME_ENDPOINT", bed::containerd().endpoint())
+        .run()
+        .expect(0);
+    assert_eq!(
+        told(&output, &image),
+        "pulled - helper agent (config.json) 1",
+        "{output}"
+    );
+    assert!(output.elapsed < Duration::from_secs(9), "{output}");
+}
+
+/// A configuration with the providers `plugin`, which answers, and `other`, which has these fields besides.
+fn with_two_plugins(image: &str, registry: &str, fields: &Value) -> Harpoon {
+    let pull = with_plugin(image, registry, "answer");
+    let bin = pull.home().join("bin");
+    fs::create_dir(&bin).expect("bin");
+    for name in ["plugin", "other"] {
+        bed::copy_program(plugin().join("plugin"), &bin.join(name));
+    }
+    let file = pull.home().join("providers.yaml");
+    let mut config: Value =
+        serde_json::from_str(&fs::read_to_string(&file).expect("config")).expect("JSON");
+    let providers = config["providers"].as_array_mut().expect("providers");
+    let mut other = providers[0].clone();
+    other["name"] = "other".into();
+    for (name, value) in fields.as_object().expect("an object") {
+        other[name] = value.clone();
+    }
+    providers.insert(0, other);
+    fs::write(&file, config.to_string()).expect("config");
+    pull.env("CREDENTIAL_PROVIDER_BIN_DIR", bin)
+}
+
+#[test]
+fn unknown_provider_fields_drop_that_provider() {
+    let registry = bed::registry_with_password();
+    for fields in [
+        json!({"fieldOfTheFuture": {"secret": "hunter2"}}),
+        json!({"apiVersion": "credentialprovider.kubelet.k8s.io/v7"}),
+        json!({"tokenAttributes": {"serviceAccountTokenAudience": "quay", "cacheType": "Token", "requireServiceAccount": true}}),
+    ] {
+        let image = registry.push(&unique("plugin/dropped")).reference;
+        let pull = with_two_plugins(&image, registry.address(), &fields);
+        let output = pull.run().expect(0);
+        assert_eq!(
+            told(&output, &image),
+            "pulled - credential provider plugin 1",
+            "{output}"
+        );
+        let warned = |line: &str| line.contains("WARN") && line.contains("provider other");
+        assert!(output.stderr.lines().any(warned), "{fields}: {output}");
+        tells_no_secret(&output, &["hunter2", PASSWORD]);
+    }
+}
+
+#[test]
+fn provider_gets_the_pods_token() {
+    let registry = bed::registry_with_password();
+    let image = registry.push(&unique("plugin/token")).reference;
+    // As a projected volume has them, of a real API server.
+    let (cluster, volume) = (bed::kubernetes(), bed::directory());
+    let namespace = cluster.namespace();
+    cluster.service_account(&namespace, "harpoon");
+    let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/harpoon/token");
+    let request = json!({"spec": {"audiences": ["https://registry.example/pull"]}});
+    let answer = cluster.create(&path, request);
+    let token = answer["status"]["token"].as_str().expect("a token");
+    fs::write(volume.path().join("registry"), token).expect("token");
+    let annotations = "example.com/role=\"arn:\\\"x\\\"\"\nexample.com/other=\"y\"\n";
+    fs::write(volume.path().join("annotations"), annotations).expect("annotations");
+
+    let pull = with_plugin(&image, registry.address(), "answer");
+    let file = pull.home().join("providers.yaml");
+    let mut config: Value =
+        serde_json::from_str(&fs::read_to_string(&file).expect("config")).expect("JSON");
+    config["providers"][0]["tokenAttributes"] = json!({"cacheType": "Token", "requireServiceAccount": true,
+        "serviceAccountTokenAudience": "https://registry.example/pull",
+        "requiredServiceAccountAnnotationKeys": ["example.com/role"]});
+    fs::write(&file, config.to_string()).expect("config");
+    let socket = "/run/containerd/containerd.sock";
+    let output = pull
+        .env("RUNTIME_ENDPOINT", socket)
+        .pod()
+        .bind(bed::containerd().socket(), socket)
+        .bind(volume.path(), "/var/run/secrets/harpoon.dev/tokens")
+        .run()
+        .expect(0);
+    assert_eq!(
+        told(&output, &image),
+        "pulled - credential provider plugin 1",
+        "{output}"
+    );
+    tells_no_secret(&output, &[token, PASSWORD]);
+    let record = fs::read_to_string(output.home().join("record")).expect("the plugin was asked");
+    let asked: Value =
+        serde_json::from_str(record.lines().next().expect("a line")).expect("a request");
+    assert_eq!(asked["serviceAccountToken"], token);
+    assert_eq!(
+        asked["serviceAccountAnnotations"],
+        json!({"example.com/role": "arn:\"x\""})
+    );
+}

@@ -337,3 +337,35 @@ fn a_lack_of_permission_is_named_as_such() {
         &[CONTAINERD, "permission denied: run as root"],
     );
 }
+
+#[test]
+fn two_runtimes_name_the_choice() {
+    let pod = find()
+        .pod()
+        .bind(containerd().socket(), CONTAINERD)
+        .bind(docker().socket(), DOCKER);
+    let output = check_found::<Containerd>(&pod, &at(CONTAINERD.as_ref()));
+    let named = |line: &str| {
+        ["WARN", "containerd", "docker", "--runtime-endpoint"]
+            .iter()
+            .all(|word| line.contains(word))
+    };
+    assert!(output.stderr.lines().any(named), "{output}");
+
+    // Where one is asked for, or only one answers, there is nothing to say.
+    let asked = pod.env("RUNTIME_ENDPOINT", CONTAINERD);
+    let place = directory();
+    let alone = find()
+        .pod()
+        .bind(containerd().socket(), CONTAINERD)
+        .bind(stale(&place), DOCKER);
+    // The same socket under two names is one runtime.
+    let twice = find()
+        .pod()
+        .bind(containerd().socket(), CONTAINERD)
+        .bind(containerd().socket(), WELL_KNOWN[2]);
+    for pod in [asked, alone, twice] {
+        let output = check_found::<Containerd>(&pod, &at(CONTAINERD.as_ref()));
+        assert!(!output.stderr.lines().any(named), "{output}");
+    }
+}

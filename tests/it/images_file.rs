@@ -97,10 +97,11 @@ fn it_wins_over_the_cluster_which_is_not_even_asked() {
     let plan = plan();
     let kubeconfig = plan.home().join("kubeconfig");
     cluster.write_kubeconfig(&kubeconfig, &proxy.url(), cluster.token(), &namespace);
-    let list = plan.home().join("list");
+    let config = directory();
+    let list = config.path().join("images");
     let plan = plan
         .env("KUBECONFIG", kubeconfig)
-        .env("IMAGES_FILE", &list)
+        .bind(config.path(), "/config")
         .args(["--namespaces", &namespace]);
 
     std::fs::write(&list, "listed:1\n").unwrap();
@@ -247,10 +248,10 @@ fn a_file_that_vanishes_or_changes_is_read_whole_or_not_at_all() {
         });
         let run = |_| {
             let output = plan().pod().env("IMAGES_FILE", link.join("images")).run();
-            if output.code == Some(1) {
-                // Without a file the cluster is asked, and there is none.
+            if output.code == Some(2) {
+                // A file that is named must be there: the cluster is not asked.
                 assert!(
-                    last_line(&output.stderr).contains("KUBERNETES_SERVICE_HOST"),
+                    last_line(&output.stderr).contains("does not exist"),
                     "{}",
                     output.stderr
                 );

@@ -1,7 +1,9 @@
 //! What a run tells: JSON, the table, the termination message, colours.
 
 use std::fs;
+use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::bed::faulty::{Fault, Proxy};
@@ -362,4 +364,147 @@ fn colours_are_for_terminals_whose_user_wants_them() {
     assert!(plan(&[]).contains("\u{1b}["));
     assert!(!plan(&[("NO_COLOR", "1")]).contains("\u{1b}["));
     assert!(!plan(&[("TERM", "dumb")]).contains("\u{1b}["));
+}
+
+#[test]
+fn usage_error_leaves_termination_message() {
+    let log = bed::directory();
+    let log = log.path().join("log");
+    for arguments in [
+        &["run", "--conccurrency=4"][..],
+        &["rum"],
+        &["pull"],
+        &["pause", "--now"],
+    ] {
+        fs::write(&log, "").expect("log");
+        Harpoon::new(arguments.iter().copied())
+            .pod()
+            .bind(&log, "/dev/termination-log")
+            .run()
+            .expect(2);
+        let message = fs::read_to_string(&log).expect("log");
+        assert!(
+            message.starts_with("error: ") && !message.contains('\u{1b}'),
+            "{arguments:?}: {message:?}"
+        );
+    }
+    // Nobody asked for more than the help.
+    fs::write(&log, "").expect("log");
+    let help = Harpoon::new(["--help"]).pod();
+    help.bind(&log, "/dev/termination-log").run().expect(0);
+    assert_eq!(fs::read_to_string(&log).expect("log"), "");
+}
+
+#[test]
+fn unwritable_report_fails_no_run() {
+    let pushed = bed::registry().push(&bed::unique("full/app"));
+    let log = bed::directory();
+    let log = log.path().join("log");
+    fs::write(&log, "").expect("log");
+    let pull = |arguments: &[&str]| {
+        Harpoon::new(["pull"])
+            .args(arguments.iter().copied())
+            .pod()
+            .bind(
+                bed::containerd().socket(),
+                "/run/containerd/containerd.sock",
+            )
+            .bind(&log, "/dev/termination-log")
+            .under(["sh", "-c", "exec \"$@\" >/dev/full", "sh"])
+            .run()
+    };
+    for format in ["--output=text", "--output=json"] {
+        let output = pull(&[format, &pushed.reference]).expect(0);
+        let warned = |line: &str| line.contains("WARN") && line.contains("report");
+        assert!(output.stderr.lines().any(warned), "{output}");
+        let message = fs::read_to_string(&log).expect("log");
+        assert!(message.starts_with("harpoon: pulled "), "{message}");
+    }
+    // What failed fails it as ever; and a plan is for nothing but its output.
+    pull(&["Bad/Name"]).expect(1);
+    let plan = Harpoon::new(["plan"]);
+    fs::write(plan.home().join("list"), "a\n").expect("list");
+    let plan = plan.env("IMAGES_FILE", "list");
+    let plan = plan.under(["sh", "-c", "exec \"$@\" >/dev/full", "sh"]);
+    plan.run().expect(1);
+}
+
+#[test]
+fn interrupted_planning_leaves_a_report() {
+    let log = bed::directory();
+    let log = log.path().join("log");
+    fs::write(&log, "").expect("log");
+    // A registry that says nothing while it is asked for sizes.
+    let silent = Proxy::start(bed::registry().url(), |_| Fault::Stall);
+    let image = silent.reference(&bed::unique("slow/app"));
+    for (format, signal, code) in [
+        ("json", Signal::TERM, 143),
+        ("text", Signal::INT, 130),
+        ("json", Signal::INT, 130),
+    ] {
+        let asked = silent.count(|_| true);
+        let running = Harpoon::new(["pull", &image, "Bad/Name", "--disk-budget=1Gi"])
+            .args(["--runtime-endpoint=oci:store", "--output", format])
+            .pod()
+            .bind(&log, "/dev/termination-log")
+            .start();
+        bed::eventually("it asks", Duration::from_secs(40), || {
+            silent.count(|_| true) > asked
+        });
+        running.signal(signal);
+        let output = running.wait().expect(code);
+        if format == "text" {
+            assert!(output.stdout.contains("failed 2, skipped 0"), "{output}");
+        } else {
+            let json = output.json();
+            assert_eq!(json["images"].as_array().map(Vec::len), Some(2), "{output}");
+            let row = &json["images"][0];
+            assert_eq!(row["image"], image.as_str(), "{output}");
+            assert_eq!(
+                (&row["outcome"], &row["reason"]),
+                (&json!("failed"), &json!("other"))
+            );
+            assert!(
+                row["message"]
+                    .as_str()
+                    .is_some_and(|m| m.contains("interrupted")),
+                "{output}"
+            );
+        }
+        let message = fs::read_to_string(&log).expect("log");
+        assert!(message.contains("failed 2, skipped 0"), "{message}");
+        assert!(message.contains("interrupted"), "{message}");
+    }
+}
+
+#[test]
+fn interrupted_discovery_leaves_a_report() {
+    let cluster = bed::kubernetes();
+    for (format, signal, code) in [("json", Signal::TERM, 143), ("text", Signal::TERM, 143)] {
+        let silent = Proxy::start_tls(cluster.server(), cluster.ca(), |_| Fault::Stall);
+        let run = Harpoon::new(["run", "--node-name=node-1", "--runtime-endpoint=oci:store"])
+            .args(["--output", format]);
+        let file = run.home().join("kubeconfig");
+        cluster.write_kubeconfig(&file, &silent.url(), cluster.token(), "default");
+        let running = run.env("KUBECONFIG", file).start();
+        bed::eventually("it asks", Duration::from_secs(40), || {
+            silent.count(|_| true) > 0
+        });
+        running.signal(signal);
+        let output = running.wait().expect(code);
+        let why = "interrupted by SIGTERM before it was known which images there are";
+        assert!(output.stderr.contains("error: "), "{output}");
+        if format == "text" {
+            assert!(output.stdout.contains(why), "{output}");
+        } else {
+            let json = output.json();
+            assert_eq!(json["images"], json!([]), "{output}");
+            assert_eq!(json["error"], why, "{output}");
+            assert_eq!(json["node"], "node-1", "{output}");
+            assert_eq!(
+                keys(&json),
+                sorted(["runtime", "node", "images", "summary", "error"])
+            );
+        }
+    }
 }

@@ -272,3 +272,53 @@ fn the_readme_has_a_row_for_every_setting() {
         );
     }
 }
+
+#[test]
+fn prefix_with_scheme_names_what_fits() {
+    for (variable, value) in [
+        ("IGNORE", "https://quay.io"),
+        ("ONLY", "quay.io,https://quay.io"),
+        ("IGNORE", "quay.io/Team"),
+    ] {
+        let output = harpoon("plan", &["quay.io/a:1"])
+            .env(variable, value)
+            .run()
+            .expect(2);
+        assert!(output.stderr.contains("without a scheme"), "{output}");
+    }
+    let output = harpoon("plan", &["quay.io/a:1", "ghcr.io/a:1"])
+        .env("IGNORE", "Quay.io")
+        .run()
+        .expect(0);
+    assert_eq!(
+        planned(&output),
+        ["ghcr.io/a:1 pull -", "quay.io/a:1 skip ignored"]
+    );
+}
+
+#[test]
+fn empty_list_flag_is_refused() {
+    for flag in ["--namespaces=", "--only=", "--ignore= "] {
+        let output = harpoon("plan", &["a"]).arg(flag).run().expect(2);
+        let name = flag.split('=').next().unwrap_or_default();
+        assert!(output.stderr.contains(name), "{output}");
+    }
+    // A variable that is set to nothing is not set.
+    harpoon("plan", &["a"]).env("IGNORE", "").run().expect(0);
+}
+
+#[test]
+fn missing_images_file_is_refused() {
+    let missing = "/nowhere/images";
+    for command in ["plan", "run"] {
+        let by_flag = Harpoon::new([command, "--images-file", missing]);
+        let by_variable = Harpoon::new([command]).env("IMAGES_FILE", missing);
+        for harpoon in [by_flag, by_variable] {
+            let output = harpoon.env("RUNTIME_ENDPOINT", "oci:store").run().expect(2);
+            for part in ["--images-file (IMAGES_FILE)", missing, "does not exist"] {
+                assert!(output.stderr.contains(part), "{part}: {output}");
+            }
+            assert_eq!(output.stdout, "", "{output}");
+        }
+    }
+}

@@ -141,6 +141,10 @@ async fn ask(
             get.authorize(basic(login));
             transport.send(request.url(Some(user.expose())), &get).await
         }
+        Some(login @ Login::Bytes(_)) => {
+            get.authorize(basic(login));
+            transport.send(request.url(None), &get).await
+        }
         Some(Login::IdentityToken(token)) => {
             let post = new(Method::POST).with_form(request.form(token.expose()));
             let answer = transport.send(request.realm.clone(), &post).await?;

@@ -145,6 +145,9 @@ fn a_password_is_base64_and_its_header_shows_nothing() {
     assert_eq!(header, "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");
     assert_eq!(format!("{header:?}"), "Sensitive");
     assert!(basic(&Login::IdentityToken(Secret::new("x"))).is_none());
+    let header = basic(&Login::Bytes(Secret::new("dXNlcjrp"))).unwrap();
+    assert_eq!(header, "Basic dXNlcjrp");
+    assert_eq!(format!("{header:?}"), "Sensitive");
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::basic::{self, BasicError};
 use crate::image::Reference;
-use crate::registry::credential::{Credential, Login, Secret};
+use crate::registry::credential::{Credential, Secret};
 
 /// Why the two settings cannot be used. Holds neither of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -32,17 +32,17 @@ impl Private {
     /// Says which of the two is malformed.
     pub fn parse(registry: &str, auth_base64: &Secret) -> Result<Self, PrivateError> {
         let (registry, path) = place(registry.trim()).ok_or(PrivateError::Registry)?;
-        let (user, password) = basic::decode(auth_base64.expose()).map_err(PrivateError::Auth)?;
+        let (user, mut password) =
+            basic::decode(auth_base64.expose()).map_err(PrivateError::Auth)?;
         // What `echo user:password | base64` has at its end is in no password.
-        let password = password.trim_end_matches(['\r', '\n']);
+        while matches!(password.last(), Some(b'\r' | b'\n')) {
+            password.pop();
+        }
         Ok(Self {
             registry,
             path,
             credential: Credential {
-                login: Arc::new(Login::Password {
-                    user: Secret::new(user),
-                    password: Secret::new(password),
-                }),
+                login: Arc::new(basic::login(user, password)),
                 source: Arc::from("PRIVATE_REGISTRY"),
             },
         })

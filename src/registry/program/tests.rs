@@ -133,3 +133,40 @@ async fn an_answer_that_is_traced_shows_no_password() {
         );
     }
 }
+
+#[tokio::test]
+async fn child_holding_stdout_loses_no_answer() {
+    // An agent that the program starts and that inherits its output, as gpg-agent does.
+    let dir = tempfile::tempdir().unwrap();
+    let body = format!(
+        "sleep 600 & echo $! > {}; echo yes; echo aside >&2; exit $1",
+        dir.path().join("pid").display()
+    );
+    let path = script(dir.path(), "p", &body);
+    for status in ["0", "3"] {
+        let began = Instant::now();
+        let answered = Program::new(&path).arg(status).run(b"", MINUTE).await;
+        let pid = fs::read_to_string(dir.path().join("pid")).unwrap();
+        std::process::Command::new("kill")
+            .arg(pid.trim())
+            .status()
+            .unwrap();
+        assert!(
+            began.elapsed() < Duration::from_secs(20),
+            "{:?}",
+            began.elapsed()
+        );
+        match answered {
+            Ok(output) => {
+                assert!(output.answer.is("yes") && status == "0");
+                assert_eq!(output.said(), ", saying: aside");
+            }
+            Err(error) => {
+                assert_eq!(
+                    error.to_string(),
+                    format!("it ended with exit status: {status}, saying: aside")
+                );
+            }
+        }
+    }
+}

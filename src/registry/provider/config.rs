@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
+use super::account::Account;
 use super::{Cache, LIMIT, Provider, go_duration};
 use crate::printable::excerpt;
 use crate::registry::credential::Secret;
@@ -22,6 +23,7 @@ const KINDS: &[&str] = &[
     "kubelet.config.k8s.io/v1beta1",
     "kubelet.config.k8s.io/v1alpha1",
 ];
+const PROTOCOL_GROUP: &str = "credentialprovider.kubelet.k8s.io/";
 const PROTOCOLS: &[&str] = &[
     "credentialprovider.kubelet.k8s.io/v1",
     "credentialprovider.kubelet.k8s.io/v1beta1",
@@ -54,8 +56,41 @@ pub enum ProviderConfigError {
     },
 }
 
-/// The providers of a file, or of the files of a directory in the order of their names.
-pub(super) fn read(config: &Path, bin_dir: &Path) -> Result<Vec<Provider>, ProviderConfigError> {
+/// What a configuration comes to.
+#[derive(Debug, Default)]
+pub(super) struct Read {
+    pub(super) providers: Vec<Provider>,
+    /// The providers that cannot be used, each with why, as a sentence without any value.
+    pub(super) dropped: Vec<String>,
+}
+
+/// Why a provider's part cannot be used.
+enum Refused {
+    /// The kubelet would not start with it either.
+    Malformed(String),
+    /// A kubelet may know what this version of harpoon does not, or has what a pod has not.
+    Beyond(String),
+}
+
+impl From<String> for Refused {
+    fn from(what: String) -> Self {
+        Self::Malformed(what)
+    }
+}
+
+impl From<&str> for Refused {
+    fn from(what: &str) -> Self {
+        Self::Malformed(what.to_owned())
+    }
+}
+
+/// The providers of a file, or of the files of a directory in the order of their names. The file is the cloud's, and made for its
+/// kubelet: what is beyond harpoon in one provider drops that provider alone.
+pub(super) fn read(
+    config: &Path,
+    bin_dir: &Path,
+    tokens: &Path,
+) -> Result<Read, ProviderConfigError> {
     let bin_dir = std::path::absolute(bin_dir).map_err(|e| at(bin_dir, &e))?;
     if !fs::metadata(&bin_dir)
         .map_err(|e| at(&bin_dir, &e))?
@@ -63,7 +98,7 @@ pub(super) fn read(config: &Path, bin_dir: &Path) -> Result<Vec<Provider>, Provi
     {
         return Err(at(&bin_dir, "it is no directory"));
     }
-    let mut providers: Vec<Provider> = Vec::new();
+    let mut read = Read::default();
     for file in files(config)? {
         for (place, value) in entries(&file)?.iter().enumerate() {
             let named = value.get("name").and_then(Value::as_str);
@@ -73,14 +108,21 @@ pub(super) fn read(config: &Path, bin_dir: &Path) -> Result<Vec<Provider>, Provi
                 provider: named.clone(),
                 what,
             };
-            let provider = provider(value, &bin_dir).map_err(refused)?;
-            if providers.iter().any(|p| p.name == provider.name) {
+            let provider = match provider(value, &bin_dir, tokens) {
+                Ok(provider) => provider,
+                Err(Refused::Malformed(what)) => return Err(refused(what)),
+                Err(Refused::Beyond(what)) => {
+                    read.dropped.push(refused(what).to_string());
+                    continue;
+                }
+            };
+            if read.providers.iter().any(|p| p.name == provider.name) {
                 return Err(refused("there are two of this name".to_owned()));
             }
-            providers.push(provider);
+            read.providers.push(provider);
         }
     }
-    Ok(providers)
+    Ok(read)
 }
 
 fn at(path: &Path, what: &(impl ToString + ?Sized)) -> ProviderConfigError {
@@ -141,7 +183,7 @@ fn entries(path: &Path) -> Result<Vec<Value>, ProviderConfigError> {
     }
 }
 
-fn provider(value: &Value, bin_dir: &Path) -> Result<Provider, String> {
+fn provider(value: &Value, bin_dir: &Path, tokens: &Path) -> Result<Provider, Refused> {
     let fields = value.as_object().ok_or("it must be an object")?;
     known(fields)?;
     let name = text(fields, "name")?.ok_or("name is missing")?;
@@ -150,15 +192,20 @@ fn provider(value: &Value, bin_dir: &Path) -> Result<Provider, String> {
         || name == ".."
         || name.contains(|c: char| c == '/' || c.is_whitespace() || c.is_control())
     {
-        return Err("name must be a file's name, without / and blanks".to_owned());
+        return Err("name must be a file's name, without / and blanks".into());
     }
     let api_version = text(fields, "apiVersion")?.unwrap_or_default();
     if !PROTOCOLS.contains(&api_version) {
-        return Err(format!(
-            "apiVersion must be one of {}",
-            PROTOCOLS.join(", ")
-        ));
+        let what = format!("apiVersion must be one of {}", PROTOCOLS.join(", "));
+        return Err(match api_version.starts_with(PROTOCOL_GROUP) {
+            true => Refused::Beyond(what),
+            false => Refused::Malformed(what),
+        });
     }
+    let account = match fields.get("tokenAttributes") {
+        None | Some(Value::Null) => None,
+        Some(attributes) => Some(Account::parse(attributes, tokens).map_err(Refused::Beyond)?),
+    };
     Ok(Provider {
         name: name.to_owned(),
         program: program(bin_dir, name)?,
@@ -167,19 +214,15 @@ fn provider(value: &Value, bin_dir: &Path) -> Result<Provider, String> {
         default_cache: default_cache(fields)?,
         args: texts(fields, "args")?,
         env: env(fields)?,
+        account,
         limit: LIMIT,
         cache: Mutex::new(Cache::default()),
         flights: Flights::default(),
     })
 }
 
-/// A field that is not known may change what the others mean: the kubelet refuses it too.
-fn known(fields: &Map<String, Value>) -> Result<(), String> {
-    if fields.get("tokenAttributes").is_some_and(|t| !t.is_null()) {
-        return Err(
-            "tokenAttributes is not supported: only the kubelet can have a service account token made for a pod".to_owned(),
-        );
-    }
+/// A field that is not known may change what the others mean.
+fn known(fields: &Map<String, Value>) -> Result<(), Refused> {
     const KNOWN: &[&str] = &[
         "name",
         "matchImages",
@@ -190,7 +233,10 @@ fn known(fields: &Map<String, Value>) -> Result<(), String> {
         "tokenAttributes",
     ];
     match fields.keys().find(|key| !KNOWN.contains(&key.as_str())) {
-        Some(key) => Err(format!("the field {} is not known", excerpt(key))),
+        Some(key) => Err(Refused::Beyond(format!(
+            "the field {} is not known to this version of harpoon",
+            excerpt(key)
+        ))),
         None => Ok(()),
     }
 }
@@ -248,7 +294,10 @@ fn env(fields: &Map<String, Value>) -> Result<Vec<(String, Secret)>, String> {
     Ok(env)
 }
 
-fn text<'a>(fields: &'a Map<String, Value>, field: &str) -> Result<Option<&'a str>, String> {
+pub(super) fn text<'a>(
+    fields: &'a Map<String, Value>,
+    field: &str,
+) -> Result<Option<&'a str>, String> {
     match fields.get(field) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
@@ -256,7 +305,7 @@ fn text<'a>(fields: &'a Map<String, Value>, field: &str) -> Result<Option<&'a st
     }
 }
 
-fn texts(fields: &Map<String, Value>, field: &str) -> Result<Vec<String>, String> {
+pub(super) fn texts(fields: &Map<String, Value>, field: &str) -> Result<Vec<String>, String> {
     let malformed = || format!("{field} must be a list of texts");
     match fields.get(field) {
         None | Some(Value::Null) => Ok(Vec::new()),

@@ -25,7 +25,7 @@ fn providers(dir: &Path, plugins: &[(&str, &str)]) -> Providers {
     }
     let config = dir.join("config.yaml");
     fs::write(&config, yaml).unwrap();
-    Providers::read(&config, dir).unwrap()
+    Providers::read(&config, dir, Path::new("/nonexistent")).unwrap()
 }
 
 /// A plugin's answer in JSON, for a shell's single quotes.
@@ -54,6 +54,7 @@ fn passwords(found: &Found) -> Vec<&str> {
         .map(|c| match &*c.login {
             Login::Password { password, .. } => password.expose(),
             Login::IdentityToken(_) => "token",
+            Login::Bytes(_) => "bytes",
         })
         .collect()
 }

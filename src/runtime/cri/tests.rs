@@ -576,6 +576,25 @@ async fn an_identity_token_is_sent_without_a_user() {
 }
 
 #[tokio::test]
+async fn credentials_beyond_text_are_sent_encoded() {
+    let empty = Login::Password {
+        user: Secret::new(""),
+        password: Secret::new("pass"),
+    };
+    for (login, auth) in [
+        (empty, "OnBhc3M="),
+        (Login::Bytes(Secret::new("dXNlcjrp")), "dXNlcjrp"),
+    ] {
+        let expected = AuthConfig {
+            auth: auth.to_owned(),
+            server_address: "https://registry.example".to_owned(),
+            ..AuthConfig::default()
+        };
+        assert_eq!(auth_sent("registry.example/a", login).await, expected);
+    }
+}
+
+#[tokio::test]
 async fn a_credential_is_not_logged() {
     let logs = Capture::start();
     auth_sent("registry.example/a", password("cri-password")).await;

@@ -18,7 +18,14 @@ fn parse(yaml: &str) -> Result<Vec<Provider>, ProviderConfigError> {
     script(dir.path(), "ecr", "exit 1");
     let config = dir.path().join("config.yaml");
     fs::write(&config, yaml).unwrap();
-    read(&config, dir.path())
+    read_all(&config, dir.path())
+}
+
+/// The providers, of which none is dropped.
+fn read_all(config: &Path, bin_dir: &Path) -> Result<Vec<Provider>, ProviderConfigError> {
+    let read = read(config, bin_dir, Path::new("/nonexistent"))?;
+    assert_eq!(read.dropped, [] as [&str; 0]);
+    Ok(read.providers)
 }
 
 #[test]
@@ -72,8 +79,8 @@ fn what_the_kubelet_refuses_is_refused_by_the_providers_name() {
             "defaultCacheDuration is missing",
         ),
         (
-            "kubelet.k8s.io/v1\n",
-            "kubelet.k8s.io/v2\n",
+            "credentialprovider.kubelet.k8s.io/v1\n",
+            "example.com/v1\n",
             "apiVersion must be one of",
         ),
         (
@@ -93,16 +100,6 @@ fn what_the_kubelet_refuses_is_refused_by_the_providers_name() {
             "env must be a list",
         ),
         ("name: AWS_PROFILE", "name: A=B", "env must be a list"),
-        (
-            "  args:",
-            "  tokenAttributes: {serviceAccountTokenAudience: x}\n  args:",
-            "tokenAttributes is not supported",
-        ),
-        (
-            "  args:",
-            "  argz: []\n  args:",
-            "the field argz is not known",
-        ),
     ];
     for (from, to, wanted) in cases {
         let good = format!("{HEAD}{GOOD}");
@@ -147,12 +144,12 @@ fn what_is_no_configuration_is_refused_without_its_values() {
 fn paths_must_be_there() {
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("c.yaml");
-    assert!(read(&config, dir.path()).is_err());
+    assert!(read_all(&config, dir.path()).is_err());
     fs::write(&config, format!("{HEAD}{GOOD}")).unwrap();
-    assert!(read(&config, &dir.path().join("none")).is_err());
-    assert!(read(&config, &config).is_err());
+    assert!(read_all(&config, &dir.path().join("none")).is_err());
+    assert!(read_all(&config, &config).is_err());
     fs::write(dir.path().join("ecr"), "").unwrap();
-    let error = read(&config, dir.path()).unwrap_err().to_string();
+    let error = read_all(&config, dir.path()).unwrap_err().to_string();
     assert!(error.ends_with("/ecr is not a program"), "{error}");
 }
 
@@ -164,7 +161,7 @@ fn a_directorys_files_are_taken_in_the_order_of_their_names() {
     }
     let configs = dir.path().join("conf.d");
     fs::create_dir(&configs).unwrap();
-    assert!(read(&configs, dir.path()).is_err());
+    assert!(read_all(&configs, dir.path()).is_err());
     fs::write(configs.join("2.yaml"), format!("{HEAD}{GOOD}")).unwrap();
     fs::write(
         configs.join("1.yml"),
@@ -172,10 +169,52 @@ fn a_directorys_files_are_taken_in_the_order_of_their_names() {
     )
     .unwrap();
     fs::write(configs.join("0.txt"), "hunter2").unwrap();
-    let names: Vec<String> = read(&configs, dir.path())
+    let names: Vec<String> = read_all(&configs, dir.path())
         .unwrap()
         .into_iter()
         .map(|p| p.name)
         .collect();
     assert_eq!(names, ["gcr", "ecr"]);
+}
+
+#[test]
+fn fields_of_the_future_drop_their_provider() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["ecr", "gcr"] {
+        script(dir.path(), name, "exit 1");
+    }
+    let config = dir.path().join("config.yaml");
+    let good = GOOD.replace("name: ecr", "name: gcr");
+    for (from, to, wanted) in [
+        (
+            "  args:",
+            "  argz: [hunter2]\n  args:",
+            "the field argz is not known",
+        ),
+        (
+            "kubelet.k8s.io/v1\n",
+            "kubelet.k8s.io/v2\n",
+            "apiVersion must be one of",
+        ),
+        (
+            "  args:",
+            "  tokenAttributes: {serviceAccountTokenAudience: x, requireServiceAccount: true}\n  args:",
+            "needs a service account token for the audience x",
+        ),
+    ] {
+        let bad = GOOD.replacen(from, to, 1);
+        assert_ne!(bad, GOOD);
+        fs::write(&config, format!("{HEAD}{bad}{good}")).unwrap();
+        let read = read(&config, dir.path(), Path::new("/nonexistent")).unwrap();
+        let names: Vec<&str> = read.providers.iter().map(|p| p.name.as_str()).collect();
+        assert_eq!(names, ["gcr"]);
+        let [dropped] = &read.dropped[..] else {
+            panic!("{:?}", read.dropped);
+        };
+        assert!(
+            dropped.contains("provider ecr: ") && dropped.contains(wanted),
+            "{dropped}"
+        );
+        assert!(!dropped.contains("hunter2"), "{dropped}");
+    }
 }
