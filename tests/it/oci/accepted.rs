@@ -29,7 +29,7 @@ fn is_taken(image: &str) {
         let plan = of("plan", &["--sizes"]).env("IMAGES_FILE", &list);
         let plan = plan.run().expect(0).json();
         assert!(plan["images"][0]["bytes"].is_u64(), "{endpoint}: {plan}");
-        let pull = of("pull", &["--disk-budget=10GB", image]);
+        let pull = of("pull", &["--disk-budget=10G", image]);
         let output = pull.run().expect(0);
         assert_eq!(told(&output, image), pulled(1), "{endpoint}: {output}");
     }

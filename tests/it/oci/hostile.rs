@@ -190,7 +190,7 @@ fn foreign_layout_names_path_and_owner() {
     trap.bundle.pull(&image).run().expect(0);
     give(&trap.bundle, SOMEBODY);
     let output = trap.bundle.pull(&image).run().expect(3);
-    let path = trap.bundle.path().join(".harpoon");
+    let path = trap.bundle.path().join("oci-layout");
     for text in [path.to_str().unwrap(), "user 1000", "user 0", "chown"] {
         assert!(output.stderr.contains(text), "{text}: {output}");
     }
