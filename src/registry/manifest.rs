@@ -338,7 +338,7 @@ mod tests {
 
     use super::*;
 
-    fn image(config: &str, layers: Value) -> Value {
+    fn image(config: &str, layers: &Value) -> Value {
         let digest = super::super::digest::sha256(b"");
         let config = json!({ "mediaType": config, "digest": digest.as_str(), "size": 1 });
         json!({ "schemaVersion": 2, "mediaType": DOCKER_MANIFEST, "config": config, "layers": layers })
@@ -346,9 +346,9 @@ mod tests {
 
     #[test]
     fn null_layers_are_no_layers() {
-        let mut missing = image(DOCKER_CONFIG, Value::Null);
+        let mut missing = image(DOCKER_CONFIG, &Value::Null);
         missing.as_object_mut().unwrap().remove("layers");
-        for text in [image(DOCKER_CONFIG, Value::Null), missing] {
+        for text in [image(DOCKER_CONFIG, &Value::Null), missing] {
             let bytes = Bytes::from(text.to_string());
             let digest = super::super::digest::sha256(&bytes);
             let manifest = Manifest::new(bytes, digest, "").unwrap();
@@ -361,7 +361,7 @@ mod tests {
     #[test]
     fn untyped_config_is_an_image() {
         for config in CONFIG_UNTYPED {
-            let text = image(config, json!([])).to_string();
+            let text = image(config, &json!([])).to_string();
             ImageManifest::parse(text.as_bytes()).unwrap();
             let bytes = Bytes::from(text);
             let digest = super::super::digest::sha256(&bytes);
@@ -369,7 +369,7 @@ mod tests {
             let oci: Value = serde_json::from_slice(&oci).unwrap();
             assert_eq!(oci["config"]["mediaType"], OCI_CONFIG);
         }
-        let chart = image("application/vnd.cncf.helm.config.v1+json", json!([]));
+        let chart = image("application/vnd.cncf.helm.config.v1+json", &json!([]));
         ImageManifest::parse(chart.to_string().as_bytes()).unwrap_err();
     }
 }
