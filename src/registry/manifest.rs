@@ -23,6 +23,13 @@ pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.
 /// Docker's image configuration.
 pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
+/// Types of a configuration that registries and old tools wrote for want of the right one. Docker takes them for an image's.
+const CONFIG_UNTYPED: [&str; 4] = [
+    "application/octet-stream",
+    "application/json",
+    "text/html",
+    "",
+];
 const SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1";
 /// More layers than any overlay filesystem can stack.
 const LAYERS_MAX: usize = 1024;
@@ -33,7 +40,7 @@ const ENTRIES_MAX: usize = 4096;
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
     /// What it is.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     pub media_type: String,
     /// Its digest, well formed.
     #[serde(deserialize_with = "digest")]
@@ -41,7 +48,7 @@ pub struct Descriptor {
     /// Its size in bytes.
     pub size: u64,
     /// Where else it is said to be (layers that may not be distributed). Never followed.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     pub urls: Vec<String>,
     /// In an index: what it is made for.
     #[serde(default, deserialize_with = "platform")]
@@ -80,7 +87,8 @@ pub struct Index {
 pub struct ImageManifest {
     /// The image's configuration.
     pub config: Descriptor,
-    /// Its layers, the lowest first.
+    /// Its layers, the lowest first. As in Go, null is none.
+    #[serde(default, deserialize_with = "nullable")]
     pub layers: Vec<Descriptor>,
 }
 
@@ -122,9 +130,18 @@ impl Manifest {
     pub fn to_oci(&self) -> Result<Vec<u8>, Error> {
         let mut manifest: serde_json::Value = parse(&self.bytes)?;
         rename(&mut manifest);
-        rename(&mut manifest["config"]);
-        if let Some(layers) = manifest["layers"].as_array_mut() {
-            layers.iter_mut().for_each(rename);
+        // A sequence can be read as a struct, too.
+        let Some(object) = manifest.as_object_mut() else {
+            return Err(malformed("not an object".to_owned()));
+        };
+        if let Some(config) = object.get_mut("config") {
+            rename(config);
+            name_config(config);
+        }
+        let layers = object.entry("layers").or_insert_with(no_layers);
+        match layers.as_array_mut() {
+            Some(layers) => layers.iter_mut().for_each(rename),
+            None => *layers = no_layers(),
         }
         serde_json::to_vec(&manifest).map_err(|error| malformed(error.to_string()))
     }
@@ -141,7 +158,7 @@ impl ImageManifest {
             return Err(malformed(format!("more than {LAYERS_MAX} layers")));
         }
         let config = manifest.config.media_type.as_str();
-        if config != OCI_CONFIG && config != DOCKER_CONFIG {
+        if ![OCI_CONFIG, DOCKER_CONFIG].contains(&config) && !CONFIG_UNTYPED.contains(&config) {
             return Err(malformed(format!(
                 "no container image, its configuration is {}",
                 excerpt(config)
@@ -233,6 +250,13 @@ fn malformed(reason: String) -> Error {
     Error::Manifest { reason }
 }
 
+/// What Go reads of a null: nothing.
+fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
 fn digest<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Digest, D::Error> {
     let text = String::deserialize(deserializer)?;
     Digest::parse(&text).map_err(de::Error::custom)
@@ -259,13 +283,28 @@ fn rename(value: &mut serde_json::Value) {
     value["mediaType"] = name.into();
 }
 
+/// Gives a configuration that has no type of its own the type that it is taken for.
+fn name_config(config: &mut serde_json::Value) {
+    let Some(config) = config.as_object_mut() else {
+        return;
+    };
+    let said = config.get("mediaType").and_then(serde_json::Value::as_str);
+    if CONFIG_UNTYPED.contains(&said.unwrap_or_default()) {
+        config.insert("mediaType".to_owned(), OCI_CONFIG.into());
+    }
+}
+
+fn no_layers() -> serde_json::Value {
+    serde_json::Value::Array(Vec::new())
+}
+
 #[derive(Deserialize)]
 struct RawPlatform {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     os: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     architecture: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     variant: String,
 }
 
@@ -291,4 +330,46 @@ impl RawPlatform {
 /// [`Error::Manifest`] where the configuration is malformed.
 pub fn config_platform(config: &[u8]) -> Result<Option<Platform>, Error> {
     Ok(parse::<RawPlatform>(config)?.into_platform())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn image(config: &str, layers: &Value) -> Value {
+        let digest = super::super::digest::sha256(b"");
+        let config = json!({ "mediaType": config, "digest": digest.as_str(), "size": 1 });
+        json!({ "schemaVersion": 2, "mediaType": DOCKER_MANIFEST, "config": config, "layers": layers })
+    }
+
+    #[test]
+    fn null_layers_are_no_layers() {
+        let mut missing = image(DOCKER_CONFIG, &Value::Null);
+        missing.as_object_mut().unwrap().remove("layers");
+        for text in [image(DOCKER_CONFIG, &Value::Null), missing] {
+            let bytes = Bytes::from(text.to_string());
+            let digest = super::super::digest::sha256(&bytes);
+            let manifest = Manifest::new(bytes, digest, "").unwrap();
+            assert!(matches!(manifest.content(), Ok(Content::Image(i)) if i.layers.is_empty()));
+            let oci: Value = serde_json::from_slice(&manifest.to_oci().unwrap()).unwrap();
+            assert_eq!(oci["layers"], json!([]));
+        }
+    }
+
+    #[test]
+    fn untyped_config_is_an_image() {
+        for config in CONFIG_UNTYPED {
+            let text = image(config, &json!([])).to_string();
+            ImageManifest::parse(text.as_bytes()).unwrap();
+            let bytes = Bytes::from(text);
+            let digest = super::super::digest::sha256(&bytes);
+            let oci = Manifest::new(bytes, digest, "").unwrap().to_oci().unwrap();
+            let oci: Value = serde_json::from_slice(&oci).unwrap();
+            assert_eq!(oci["config"]["mediaType"], OCI_CONFIG);
+        }
+        let chart = image("application/vnd.cncf.helm.config.v1+json", &json!([]));
+        ImageManifest::parse(chart.to_string().as_bytes()).unwrap_err();
+    }
 }

@@ -74,7 +74,7 @@ impl ImageManifest {
     }
 }
 
-/// The entry that suits best; among equals the first.
+/// The entry that suits best; among equals the first. Entries that name no platform come last.
 fn entry<'a>(index: &'a Index, wanted: &Platform) -> Option<&'a Descriptor> {
     let ranked = index.manifests.iter().filter_map(|entry| {
         let rank = match &entry.platform {
@@ -86,37 +86,119 @@ fn entry<'a>(index: &'a Index, wanted: &Platform) -> Option<&'a Descriptor> {
     ranked.min_by_key(|(rank, _)| *rank).map(|(_, entry)| entry)
 }
 
-/// How far from `wanted` an image made for `made_for` is; `None` where it does not run there. A machine runs the images of
-/// its architecture's lower variants too, the next lower is the best of them.
+/// How far from `wanted` an image made for `made_for` is; `None` where it does not run there. The rules and their order are
+/// containerd's (`platforms.Only`): the machine's own variant, then the lower ones, then what its processors also run.
 pub(crate) fn rank(made_for: &Platform, wanted: &Platform) -> Option<u32> {
-    let have = level(made_for);
-    let want = level(wanted);
-    if made_for.suits(wanted) {
-        return Some(match (have, want) {
-            (have, want) if have == want => 0,
-            (_, Some(_)) => 100,
-            // Nothing is known of the machine. 32-bit ARM without a variant is v7 everywhere but on the
-            // oldest boards, as in containerd; elsewhere the lowest runs on all.
-            (Some(have), None) if wanted.architecture == "arm" => 1 + have.abs_diff(7),
-            (Some(have), None) => 1 + have,
-            (None, None) => 50,
-        });
+    let made_for = Normal::of(made_for);
+    let compatible = Normal::of(wanted).compatible();
+    let at = compatible
+        .iter()
+        .position(|platform| *platform == made_for)?;
+    u32::try_from(at).ok()
+}
+
+/// Whether an image by itself, which no index speaks for, runs on a machine of platform `wanted`. Its configuration need not name a
+/// variant.
+pub(crate) fn runs(made_for: &Platform, wanted: &Platform) -> bool {
+    rank(made_for, wanted).is_some() || made_for.suits(wanted)
+}
+
+/// A platform in the one spelling that containerd compares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Normal {
+    os: String,
+    architecture: String,
+    variant: String,
+}
+
+impl Normal {
+    fn of(platform: &Platform) -> Self {
+        let variant = platform.variant.as_deref().unwrap_or_default();
+        let variant = variant.to_ascii_lowercase();
+        let architecture = platform.architecture.to_ascii_lowercase();
+        let (architecture, variant) = match (architecture.as_str(), variant.as_str()) {
+            ("386" | "i386", _) => ("386", ""),
+            ("amd64" | "x86_64" | "x86-64", "v1") => ("amd64", ""),
+            ("amd64" | "x86_64" | "x86-64", other) => ("amd64", other),
+            ("arm64" | "aarch64", "8" | "v8") => ("arm64", ""),
+            ("arm64" | "aarch64", other) => ("arm64", other),
+            ("armhf", _) | ("arm", "" | "7") => ("arm", "v7"),
+            ("armel", _) | ("arm", "6") => ("arm", "v6"),
+            ("arm", "5") => ("arm", "v5"),
+            ("arm", "8") => ("arm", "v8"),
+            (architecture, variant) => (architecture, variant),
+        };
+        Self {
+            os: platform.os.to_ascii_lowercase(),
+            architecture: architecture.to_owned(),
+            variant: variant.to_owned(),
+        }
     }
-    let same = made_for.os == wanted.os && made_for.architecture == wanted.architecture;
-    match (have, want) {
-        (Some(have), Some(want)) if same && have < want => Some(want - have),
-        _ => None,
+
+    /// What a machine of this platform runs, the best first.
+    fn compatible(self) -> Vec<Self> {
+        let mut found = vec![self.clone()];
+        let mut add = |architecture: &str, variant: String| {
+            found.push(Self {
+                os: self.os.clone(),
+                architecture: architecture.to_owned(),
+                variant,
+            });
+        };
+        match self.architecture.as_str() {
+            "amd64" => {
+                for level in (2..numbers(&self.variant).0).rev() {
+                    add("amd64", format!("v{level}"));
+                }
+                if numbers(&self.variant).0 > 1 {
+                    add("amd64", String::new());
+                }
+                add("386", String::new());
+            }
+            "arm64" => {
+                for variant in below_arm64(&self.variant) {
+                    add("arm64", variant);
+                }
+                for level in (5..=8).rev() {
+                    add("arm", format!("v{level}"));
+                }
+            }
+            "arm" => {
+                for level in (5..numbers(&self.variant).0).rev() {
+                    add("arm", format!("v{level}"));
+                }
+            }
+            _ => {}
+        }
+        found
     }
 }
 
-/// The number of a variant such as `v7`. What an architecture begins with goes without saying.
-fn level(platform: &Platform) -> Option<u32> {
-    let variant = platform.variant.as_deref()?;
-    let level: u32 = variant.strip_prefix('v')?.parse().ok()?;
-    match (platform.architecture.as_str(), level) {
-        ("arm64", 8) | ("amd64", 1) => None,
-        _ => Some(level.min(99)),
+/// The variants of arm64 below this one. What v9.n runs includes v8.(n + 5).
+fn below_arm64(variant: &str) -> Vec<String> {
+    let spelt = |major: u8, minor: u8| match (major, minor) {
+        (8, 0) => String::new(),
+        (major, 0) => format!("v{major}"),
+        (major, minor) => format!("v{major}.{minor}"),
+    };
+    let below = |major: u8, minor: u8| (0..minor).rev().map(move |m| spelt(major, m));
+    match numbers(variant) {
+        (9, minor) => {
+            let v8 = minor.min(9) + 5;
+            let v9 = below(9, minor);
+            v9.chain([spelt(8, v8)]).chain(below(8, v8)).collect()
+        }
+        (8, minor) => below(8, minor).collect(),
+        _ => Vec::new(),
     }
+}
+
+/// The numbers of a variant such as `v7` or `v8.2`; zero where there is none.
+fn numbers(variant: &str) -> (u8, u8) {
+    let text = variant.strip_prefix('v').unwrap_or(variant);
+    let (major, minor) = text.split_once('.').unwrap_or((text, "0"));
+    let number = |text: &str| text.parse().ok().filter(|n| *n < 100);
+    number(major).zip(number(minor)).unwrap_or((0, 0))
 }
 
 /// The platforms that there are, for a message. Attestations, which are `unknown/unknown`, are none.
@@ -142,4 +224,97 @@ fn available(index: &Index) -> String {
 pub(crate) fn shown(platform: &Platform) -> String {
     let name = platform.to_string();
     excerpt(&name.chars().take(64).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn platform(text: &str) -> Platform {
+        let mut words = text.split('/').map(str::to_owned);
+        Platform {
+            os: words.next().unwrap(),
+            architecture: words.next().unwrap(),
+            variant: words.next(),
+        }
+    }
+
+    #[test]
+    fn platforms_rank_as_containerd_ranks_them() {
+        for (wanted, best_first, never) in [
+            (
+                "linux/amd64",
+                &["linux/amd64", "linux/386"][..],
+                &["linux/amd64/v2", "linux/arm64", "windows/386", "linux/arm"][..],
+            ),
+            (
+                "linux/amd64/v3",
+                &[
+                    "linux/amd64/v3",
+                    "linux/amd64/v2",
+                    "linux/x86_64/v1",
+                    "linux/i386",
+                ],
+                &["linux/amd64/v4"],
+            ),
+            (
+                "linux/arm64",
+                &[
+                    "linux/arm64/v8",
+                    "linux/arm/v8",
+                    "linux/armhf",
+                    "linux/armel",
+                    "linux/arm/5",
+                ],
+                &[
+                    "linux/arm64/v9",
+                    "linux/arm64/v8.1",
+                    "linux/arm/v9",
+                    "linux/amd64",
+                ],
+            ),
+            (
+                "linux/arm64/v8.2",
+                &[
+                    "linux/arm64/v8.2",
+                    "linux/arm64/v8.1",
+                    "linux/aarch64",
+                    "linux/arm",
+                ],
+                &["linux/arm64/v8.3", "linux/arm64/v9"],
+            ),
+            (
+                "linux/arm64/v9.1",
+                &[
+                    "linux/arm64/v9.1",
+                    "linux/arm64/v9",
+                    "linux/arm64/v8.6",
+                    "linux/arm64/v8.1",
+                    "linux/arm64",
+                    "linux/arm/v6",
+                ],
+                &["linux/arm64/v8.7", "linux/arm64/v9.2"],
+            ),
+            (
+                "linux/arm/v7",
+                &["linux/arm", "linux/arm/v6", "linux/arm/v5"],
+                &["linux/arm/v8", "linux/arm64"],
+            ),
+            (
+                "linux/arm/v6",
+                &["linux/arm/v6", "linux/arm/v5"],
+                &["linux/arm"],
+            ),
+            ("linux/386", &["linux/386"], &["linux/amd64"]),
+            ("linux/s390x", &["linux/s390x"], &["linux/ppc64le"]),
+        ] {
+            let rank_of = |text: &&str| rank(&platform(text), &platform(wanted));
+            let ranks: Vec<_> = best_first.iter().map(rank_of).collect();
+            assert!(ranks.iter().all(Option::is_some), "{wanted}: {ranks:?}");
+            assert!(ranks.is_sorted_by(|a, b| a < b), "{wanted}: {ranks:?}");
+            assert_eq!(ranks[0], Some(0), "{wanted}");
+            let ranks: Vec<_> = never.iter().map(rank_of).collect();
+            assert!(ranks.iter().all(Option::is_none), "{wanted}: {ranks:?}");
+        }
+    }
 }

@@ -12,11 +12,14 @@ use serde_json::{Value, json};
 use crate::bed::faulty::{Fault, Proxy, Seen};
 use crate::bed::{self, Harpoon, Output, PASSWORD, USER, registry, registry_with_password, unique};
 
+mod accepted;
 mod budget;
 mod crash;
 mod faults;
+mod hostile;
 mod interrupted;
 mod places;
+mod shared;
 
 /// A directory to pull into. It is not there yet.
 struct Bundle {

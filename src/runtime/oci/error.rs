@@ -32,6 +32,28 @@ pub enum OpenError {
         /// The directory.
         path: PathBuf,
     },
+    /// Something in it is not what only its owner can have made.
+    #[error("failed to open {path}: it is {found}", path = .path.display())]
+    Kind {
+        /// What.
+        path: PathBuf,
+        /// Its kind.
+        found: &'static str,
+    },
+    /// Something in it belongs to another user.
+    #[error(
+        "failed to open {path}: it is owned by user {owner}, but harpoon runs as user {ours}. \
+         If you trust its content, run harpoon as its owner, or change the owner with chown -R",
+        path = .path.display()
+    )]
+    Owner {
+        /// What.
+        path: PathBuf,
+        /// The number of its owner.
+        owner: u32,
+        /// Ours.
+        ours: u32,
+    },
     /// No registry client.
     #[error("failed to make a registry client")]
     Client(#[source] registry::ClientError),
@@ -67,7 +89,11 @@ impl Error {
     fn kind(&self) -> FailureKind {
         match self {
             Self::Registry(error) => error.kind(),
-            Self::Io { source, .. } if is_full(source) => FailureKind::NoSpace,
+            Self::Io { source, .. } | Self::Open(OpenError::Io { source, .. })
+                if is_full(source) =>
+            {
+                FailureKind::NoSpace
+            }
             Self::Locked { .. } => FailureKind::Unavailable,
             Self::Foreign { source, .. } => source.kind(),
             Self::Open(_) | Self::Io { .. } | Self::Index { .. } => FailureKind::Other,

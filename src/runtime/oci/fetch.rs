@@ -4,6 +4,7 @@
 //! with the size of a layer. Dropping the future ends the thread, and what has come is kept to be resumed.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -30,8 +31,8 @@ const BATCH: u64 = 128 << 10;
 /// Batches under way between the two.
 const BATCHES: usize = 2;
 /// Registries and object stores give each connection a rate of its own. Where one is slow, what is left of a blob is asked
-/// for in parts, of all blobs so many at once.
-pub(super) const PARTS_AT_ONCE: usize = 12;
+/// for in parts, of all blobs of a registry so many at once.
+const PARTS_AT_ONCE: usize = 12;
 /// Bytes of a part. Fewer would not be worth the wait for an answer; with more, the last parts would be waited for alone.
 const PART_LEAST: u64 = 1 << 20;
 const PART_MOST: u64 = 32 << 20;
@@ -41,8 +42,10 @@ const PARTS_LEAST: u64 = 3;
 const SLOW: Duration = Duration::from_millis(50);
 /// How often one attempt goes on where the connection was cut. Each time must have brought something.
 const RESUMES: usize = 3;
-/// How often to look whether another process has finished the same blob.
+/// How often to look whether another has finished the same blob.
 const OTHER_POLL: Duration = Duration::from_millis(200);
+/// How long an image waits for a blob that comes from another registry, before it asks its own.
+const OTHER_REGISTRY_WAIT: Duration = Duration::from_secs(5);
 
 /// Progress of one image, over its blobs.
 pub(super) struct Gauge<'a> {
@@ -73,25 +76,60 @@ impl<'a> Gauge<'a> {
     }
 }
 
-type Guard = OwnedMutexGuard<()>;
+/// What those share who are there at the same time, by a key.
+struct ByKey<K, V>(Mutex<HashMap<K, Weak<V>>>);
 
-/// One lock a blob, so that images that share a layer fetch it once.
-#[derive(Default)]
-pub(super) struct Locks {
-    held: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+impl<K, V> Default for ByKey<K, V> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
 }
 
-impl Locks {
-    async fn lock(&self, digest: &Digest) -> Guard {
-        let lock = {
-            let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-            held.retain(|_, lock| lock.strong_count() > 0);
-            let kept = held.get(digest).and_then(Weak::upgrade);
-            let lock = kept.unwrap_or_default();
-            held.insert(digest.clone(), Arc::downgrade(&lock));
-            lock
-        };
-        lock.lock_owned().await
+impl<K: Eq + Hash, V: Default> ByKey<K, V> {
+    fn get(&self, key: K) -> Arc<V> {
+        let mut shared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.retain(|_, value| value.strong_count() > 0);
+        let kept = shared.get(&key).and_then(Weak::upgrade);
+        let value = kept.unwrap_or_default();
+        shared.insert(key, Arc::downgrade(&value));
+        value
+    }
+}
+
+/// A permit for each part that is asked of a registry. One that trickles keeps its own alone.
+struct Parts(Semaphore);
+
+impl Default for Parts {
+    fn default() -> Self {
+        Self(Semaphore::new(PARTS_AT_ONCE))
+    }
+}
+
+/// What downloads of one process share.
+#[derive(Default)]
+pub(super) struct Downloads {
+    any: ByKey<Digest, tokio::sync::Mutex<()>>,
+    own: ByKey<(String, Digest), tokio::sync::Mutex<()>>,
+    parts: ByKey<String, Parts>,
+}
+
+/// The right to download a blob from one registry.
+struct Guard {
+    _any: Option<OwnedMutexGuard<()>>,
+    _own: OwnedMutexGuard<()>,
+}
+
+impl Downloads {
+    /// Waits for the turn at a blob, so that images that share it fetch it once: without end for its own registry, but not for
+    /// long for another, which may trickle.
+    async fn turn(&self, registry: &str, digest: &Digest) -> Guard {
+        let any = self.any.get(digest.clone()).lock_owned();
+        let any = tokio::time::timeout(OTHER_REGISTRY_WAIT, any).await.ok();
+        let own = self.own.get((registry.to_owned(), digest.clone()));
+        Guard {
+            _any: any,
+            _own: own.lock_owned().await,
+        }
     }
 }
 
@@ -105,25 +143,34 @@ impl OciLayout {
     ) -> Result<(), Error> {
         // The same answer whether or not the layer is here; and no name on disk comes from an unknown algorithm.
         registry::digest::Hasher::like(&descriptor.digest)?;
+        let registry = access.image.registry();
         loop {
-            let guard = self.locks.lock(&descriptor.digest).await;
-            let Some(partial) = self.wanted(descriptor).await? else {
+            let guard = self.downloads.turn(registry, &descriptor.digest).await;
+            let Some(partial) = self.wanted(registry, descriptor).await? else {
                 gauge.add(descriptor.size);
                 return Ok(());
             };
             let mut writer = Writer::start(partial, guard);
             let there = writer.there().await;
             gauge.add(there);
+            let counted = AtomicU64::new(there);
             let download = Download {
                 client: &self.client,
-                parts: &self.parts,
+                parts: self.downloads.parts.get(registry.to_owned()),
                 access,
                 descriptor,
                 gauge,
-                counted: AtomicU64::new(there),
+                counted: &counted,
                 writer,
             };
-            let fetched = download.run(there).await;
+            let fetched = tokio::select! {
+                fetched = download.run(there) => fetched,
+                // From another registry, or by another process: the turn after this one finds it.
+                () = self.appears(descriptor) => {
+                    gauge.take_back(counted.into_inner());
+                    continue;
+                }
+            };
             match fetched {
                 // What an earlier run left may have suffered with the machine: once more from the beginning.
                 Err(Error::Registry(registry::Error::Content { .. })) if there > 0 => {
@@ -134,16 +181,34 @@ impl OciLayout {
         }
     }
 
+    /// Waits until the blob is here.
+    async fn appears(&self, descriptor: &Descriptor) {
+        loop {
+            tokio::time::sleep(OTHER_POLL).await;
+            let layout = self.layout.clone();
+            let blob = descriptor.clone();
+            let here = blocking(move || layout.has_blob(&blob.digest, blob.size)).await;
+            if here.unwrap_or(false) {
+                return;
+            }
+        }
+    }
+
     /// The file to download into; none where the blob is here, maybe because another process has just finished it.
-    async fn wanted(&self, descriptor: &Descriptor) -> Result<Option<Partial>, Error> {
+    async fn wanted(
+        &self,
+        registry: &str,
+        descriptor: &Descriptor,
+    ) -> Result<Option<Partial>, Error> {
         loop {
             let layout = self.layout.clone();
+            let registry = registry.to_owned();
             let blob = descriptor.clone();
             let found = blocking(move || {
                 if layout.has_blob(&blob.digest, blob.size)? {
                     return Ok(Found::Blob);
                 }
-                let Some(partial) = Partial::open(&layout, &blob)? else {
+                let Some(partial) = Partial::open(&layout, &registry, &blob)? else {
                     return Ok(Found::Busy);
                 };
                 // Asked again with the file locked: nobody can finish the blob behind our back any more.
@@ -211,12 +276,12 @@ impl From<registry::Error> for Stop {
 struct Download<'a> {
     client: &'a Client,
     /// A permit for each part that is asked for.
-    parts: &'a Semaphore,
+    parts: Arc<Parts>,
     access: Access<'a>,
     descriptor: &'a Descriptor,
     gauge: &'a Gauge<'a>,
     /// What the gauge has counted of this blob.
-    counted: AtomicU64,
+    counted: &'a AtomicU64,
     writer: Writer,
 }
 
@@ -297,8 +362,8 @@ impl Download<'_> {
         stream::iter(parts)
             .try_for_each_concurrent(PARTS_AT_ONCE, |(part, answer)| async move {
                 let _permit = match answer {
-                    Some(_) => self.parts.try_acquire().ok(),
-                    None => self.parts.acquire().await.ok(),
+                    Some(_) => self.parts.0.try_acquire().ok(),
+                    None => self.parts.0.acquire().await.ok(),
                 };
                 self.read_part(part, answer).await
             })

@@ -3,15 +3,16 @@
 //! Blocking file I/O throughout: callers use [`blocking`]. No network.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use rustix::fs::Access;
+use rustix::fs::{Access, OFlags};
 use serde_json::{Map, Value, json};
 
+use super::dir::Dir;
 use super::error::{Error, OpenError};
 use super::partial;
 use crate::image::{Digest, Platform};
@@ -32,8 +33,15 @@ const PRIVATE: &str = ".harpoon";
 /// How files begin that are written to be renamed, and after how long one is known to be of a writer that was killed.
 const NEW: &str = "new.";
 const NEW_STALE_AFTER: Duration = Duration::from_secs(3600);
+const PARTIAL: &str = "partial";
+const LOCK: &str = "lock";
+const BLOBS: &str = "blobs";
+const INDEX: &str = "index.json";
+/// The algorithms of digests, each of which has a directory of its blobs.
+const ALGORITHMS: [&str; 2] = ["sha256", "sha512"];
 /// What makes a directory a layout.
 const MARKER: &str = "oci-layout";
+const MARKER_MAX: u64 = 64 << 10;
 const INDEX_MAX: u64 = 64 << 20;
 /// The lock is held for one small write.
 const LOCK_WAIT: Duration = Duration::from_secs(30);
@@ -74,6 +82,8 @@ pub(super) struct Lock {
 #[derive(Debug, Clone)]
 pub(super) struct Layout {
     root: Arc<Path>,
+    /// The same directory for good once it was seen, wherever its path leads later.
+    top: Arc<OnceLock<Dir>>,
 }
 
 impl Layout {
@@ -81,9 +91,15 @@ impl Layout {
     pub(super) fn open(root: PathBuf) -> Result<Self, OpenError> {
         let layout = Self {
             root: Arc::from(root),
+            top: Arc::default(),
         };
-        if !layout.is_known()? {
-            may_be_made(&layout.root)?;
+        match layout.top()? {
+            Some(top) if layout.is_known(top)? => check(top)?,
+            Some(top) => {
+                check(top)?;
+                may_be_made(&layout.root)?;
+            }
+            None => may_be_made(&layout.root)?,
         }
         Ok(layout)
     }
@@ -93,12 +109,14 @@ impl Layout {
     pub(super) async fn make(&self) -> Result<(), Error> {
         let layout = self.clone();
         blocking(move || {
-            layout.is_known()?;
-            for dir in [layout.partials(), layout.root.join("blobs/sha256")] {
-                fs::create_dir_all(&dir).map_err(|e| failed("make", &dir, e))?;
-            }
-            partial::remove_stale(&layout.partials(), "", partial::STALE_AFTER);
-            partial::remove_stale(&layout.root.join(PRIVATE), NEW, NEW_STALE_AFTER);
+            fs::create_dir_all(&layout.root).map_err(|e| failed("make", &layout.root, e))?;
+            let top = layout.made_top()?;
+            layout.is_known(top)?;
+            let private = top.made(PRIVATE)?;
+            let partials = private.made(PARTIAL)?;
+            top.made(BLOBS)?.made("sha256")?;
+            partial::remove_stale(&partials, "", partial::STALE_AFTER);
+            partial::remove_stale(&private, NEW, NEW_STALE_AFTER);
             Ok::<_, Error>(())
         })
         .await?;
@@ -106,15 +124,14 @@ impl Layout {
         let _lock = self.lock().await?;
         let layout = self.clone();
         blocking(move || {
+            let top = layout.made_top()?;
             let marker = json!({ "imageLayoutVersion": VERSION }).to_string();
-            for (path, content) in [
-                (layout.index_path(), pretty(&empty_index())),
-                (layout.root.join(MARKER), marker.into_bytes()),
+            for (name, content) in [
+                (INDEX, pretty(&empty_index())),
+                (MARKER, marker.into_bytes()),
             ] {
-                if !path.try_exists().map_err(|e| failed("read", &path, e))? {
-                    layout
-                        .replace(&path, &content)
-                        .map_err(|e| failed("write", &path, e))?;
+                if top.stat(name)?.is_none() {
+                    layout.replace(top, name, &content)?;
                 }
             }
             Ok(())
@@ -123,64 +140,93 @@ impl Layout {
     }
 
     /// Whether it is a layout already; an error where it can become none.
-    fn is_known(&self) -> Result<bool, OpenError> {
-        let marker = self.root.join(MARKER);
-        let none = |doing, path: &Path, source| OpenError::Io {
-            doing,
-            path: path.to_owned(),
-            source,
-        };
-        match fs::read(&marker) {
-            Ok(text) if is_version_1(&text) => return Ok(true),
-            Ok(_) => {
-                return Err(OpenError::Version {
-                    path: self.root.to_path_buf(),
-                });
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
-                return Err(none("open", &self.root, error));
-            }
-            Err(error) => return Err(none("read", &marker, error)),
-        }
-        match may_be_ours(&self.root) {
-            Ok(true) => Ok(false),
-            Ok(false) => Err(OpenError::NotALayout {
-                path: self.root.to_path_buf(),
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(none("read", &self.root, error)),
+    fn is_known(&self, top: &Dir) -> Result<bool, OpenError> {
+        let path = self.root.to_path_buf();
+        match read_bounded(top, MARKER, MARKER_MAX)? {
+            Some(Some(text)) if is_version_1(&text) => Ok(true),
+            Some(_) => Err(OpenError::Version { path }),
+            None if may_be_ours(top)? => Ok(false),
+            None => Err(OpenError::NotALayout { path }),
         }
     }
 
-    /// Where blobs are kept, a directory for each algorithm.
-    pub(super) fn blobs(&self) -> PathBuf {
-        self.root.join("blobs")
+    /// The layout's directory; `None` where there is none yet.
+    fn top(&self) -> Result<Option<&Dir>, OpenError> {
+        if self.top.get().is_none() {
+            let Some(top) = Dir::top(&self.root)? else {
+                return Ok(None);
+            };
+            return Ok(Some(self.top.get_or_init(|| top)));
+        }
+        Ok(self.top.get())
     }
 
-    /// Where downloads are kept until they are whole.
-    pub(super) fn partials(&self) -> PathBuf {
-        self.root.join(PRIVATE).join("partial")
+    fn made_top(&self) -> Result<&Dir, OpenError> {
+        self.top()?.ok_or_else(|| OpenError::Io {
+            doing: "open",
+            path: self.root.to_path_buf(),
+            source: io::ErrorKind::NotFound.into(),
+        })
     }
 
-    /// A blob's path. A digest is an algorithm's name and hexadecimal digits, so no path leads out of the directory.
-    pub(super) fn blob_path(&self, digest: &Digest) -> PathBuf {
-        self.blobs().join(digest.algorithm()).join(digest.hex())
+    /// Where blobs are kept, a directory for each algorithm; `None` where there is none.
+    pub(super) fn blobs(&self) -> Result<Option<Dir>, OpenError> {
+        match self.top()? {
+            Some(top) => top.sub(BLOBS),
+            None => Ok(None),
+        }
     }
 
-    /// Whether the blob is here, whole. Blobs are verified before they get their name.
+    /// Where the blobs of an algorithm are kept.
+    pub(super) fn made_blobs(&self, algorithm: &str) -> Result<Dir, OpenError> {
+        self.made_top()?.made(BLOBS)?.made(algorithm)
+    }
+
+    fn private(&self) -> Result<Dir, OpenError> {
+        self.made_top()?.made(PRIVATE)
+    }
+
+    /// Where downloads are kept until they are whole; `None` where there is none.
+    pub(super) fn partials(&self) -> Result<Option<Dir>, OpenError> {
+        match self.top()?.map(|top| top.sub(PRIVATE)).transpose()? {
+            Some(Some(private)) => private.sub(PARTIAL),
+            _ => Ok(None),
+        }
+    }
+
+    pub(super) fn made_partials(&self) -> Result<Dir, OpenError> {
+        self.private()?.made(PARTIAL)
+    }
+
+    /// Whether the blob is here, whole. Blobs are verified before they get their name. A link is none, nor is another user's.
     pub(super) fn has_blob(&self, digest: &Digest, size: u64) -> Result<bool, Error> {
-        let path = self.blob_path(digest);
-        match fs::metadata(&path) {
-            Ok(metadata) => Ok(metadata.is_file() && metadata.len() == size),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(failed("read", &path, error)),
+        let Some(dir) = self.blobs_like(digest)? else {
+            return Ok(false);
+        };
+        // A digest is an algorithm's name and hexadecimal digits, so no name leads out of the directory.
+        let stat = dir.stat(digest.hex())?;
+        Ok(stat.is_some_and(|stat| {
+            dir.is_sound(digest.hex(), &stat) && u64::try_from(stat.st_size) == Ok(size)
+        }))
+    }
+
+    fn blobs_like(&self, digest: &Digest) -> Result<Option<Dir>, OpenError> {
+        match self.blobs()? {
+            Some(blobs) => blobs.sub(digest.algorithm()),
+            None => Ok(None),
         }
     }
 
     /// The blob's content, if it is here and has not more than `limit` bytes.
     pub(super) fn read_blob(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>, Error> {
-        read_bounded(&self.blob_path(digest), limit)
+        let Some(dir) = self.blobs_like(digest)? else {
+            return Ok(None);
+        };
+        match read_bounded(&dir, digest.hex(), limit) {
+            Ok(text) => Ok(text.flatten()),
+            Err(OpenError::Kind { .. } | OpenError::Owner { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Writes a small blob, which must have this digest.
@@ -188,9 +234,8 @@ impl Layout {
         if self.has_blob(digest, content.len() as u64)? {
             return Ok(());
         }
-        let path = self.blob_path(digest);
-        self.replace(&path, content)
-            .map_err(|e| failed("write", &path, e))
+        let dir = self.made_blobs(digest.algorithm())?;
+        self.replace(&dir, digest.hex(), content)
     }
 
     /// The entry of each name, if there is one that is whole and of an image manifest.
@@ -228,24 +273,23 @@ impl Layout {
 
     /// Takes the lock on `index.json`, waiting for other pulls and other processes. Polls, so that dropping it cancels the wait.
     pub(super) async fn lock(&self) -> Result<Lock, Error> {
-        let path = self.root.join(PRIVATE).join("lock");
         let deadline = tokio::time::Instant::now() + LOCK_WAIT;
+        let path = self.root.join(PRIVATE).join(LOCK);
         loop {
-            let file = path.clone();
+            let layout = self.clone();
             let attempt = blocking(move || {
-                let file = OpenOptions::new()
-                    .create(true)
-                    .truncate(false)
-                    .write(true)
-                    .open(file)?;
+                let file = layout.private()?.made_file(LOCK)?;
                 match file.try_lock() {
                     Ok(()) => Ok(Some(Lock { _file: file })),
                     Err(TryLockError::WouldBlock) => Ok(None),
-                    Err(TryLockError::Error(error)) => Err(error),
+                    Err(TryLockError::Error(error)) => {
+                        let path = layout.root.join(PRIVATE).join(LOCK);
+                        Err(failed("lock", &path, error))
+                    }
                 }
             })
             .await;
-            if let Some(lock) = attempt.map_err(|e| failed("lock", &path, e))? {
+            if let Some(lock) = attempt? {
                 return Ok(lock);
             }
             if tokio::time::Instant::now() >= deadline {
@@ -259,13 +303,11 @@ impl Layout {
     /// Enters the image into `index.json`, in place of an entry of the same name. What other tools wrote stays as it is.
     pub(super) fn record(&self, entry: &Entry, _lock: &Lock) -> Result<(), Error> {
         // The names of all blobs must be on disk before the entry that needs them.
-        for algorithm in ["sha256", "sha512"] {
-            let dir = self.root.join("blobs").join(algorithm);
-            match sync_dir(&dir) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(failed("sync", &dir, error));
-                }
-                _ => {}
+        let blobs = self.made_top()?.made(BLOBS)?;
+        for algorithm in ALGORITHMS {
+            if let Some(dir) = blobs.sub(algorithm)? {
+                let path = blobs.path(algorithm);
+                dir.sync().map_err(|e| failed("sync", &path, e))?;
             }
         }
         let mut index = self.read_index()?;
@@ -274,16 +316,17 @@ impl Layout {
             Ok(false) => return Ok(()),
             Err(reason) => return Err(self.bad_index(reason)),
         }
-        let path = self.index_path();
-        self.replace(&path, &pretty(&Value::Object(index)))
-            .map_err(|e| failed("write", &path, e))
+        let text = pretty(&Value::Object(index));
+        self.replace(self.made_top()?, INDEX, &text)
     }
 
     fn read_index(&self) -> Result<Map<String, Value>, Error> {
-        let path = self.index_path();
-        let text = match read_bounded(&path, INDEX_MAX)? {
-            Some(text) => text,
-            None if path.exists() => {
+        let Some(top) = self.top()? else {
+            return Ok(Map::new());
+        };
+        let text = match read_bounded(top, INDEX, INDEX_MAX)? {
+            Some(Some(text)) => text,
+            Some(None) => {
                 return Err(self.bad_index(&format!("it has more than {INDEX_MAX} bytes")));
             }
             None => return Ok(Map::new()),
@@ -293,33 +336,49 @@ impl Layout {
 
     fn bad_index(&self, reason: &str) -> Error {
         Error::Index {
-            path: self.index_path(),
+            path: self.root.join(INDEX),
             reason: reason.to_owned(),
         }
     }
 
-    fn index_path(&self) -> PathBuf {
-        self.root.join("index.json")
-    }
-
-    /// Puts `content` at `path` at one stroke, on disk when this returns.
-    fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
-        let name = format!("{NEW}{}.{:016x}", std::process::id(), fastrand::u64(..));
-        let fresh = self.root.join(PRIVATE).join(name);
-        let dir = path.parent().unwrap_or(&self.root);
-        fs::create_dir_all(dir)?;
-        let written = File::create_new(&fresh)
-            .and_then(|mut file| {
-                file.write_all(content)?;
-                file.sync_all()
-            })
-            .and_then(|()| fs::rename(&fresh, path));
+    /// Puts a file of this content into a directory at one stroke, on disk when this returns. A link of its name is replaced, not followed.
+    fn replace(&self, dir: &Dir, name: &str, content: &[u8]) -> Result<(), Error> {
+        let private = self.private()?;
+        let fresh = format!("{NEW}{}.{:016x}", std::process::id(), fastrand::u64(..));
+        let path = dir.path(name);
+        let written = private
+            .file(&fresh, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)
+            .map_err(Error::from)
+            .and_then(|file| {
+                let mut file =
+                    file.ok_or_else(|| failed("write", &path, io::ErrorKind::NotFound.into()))?;
+                file.write_all(content)
+                    .and_then(|()| file.sync_all())
+                    .and_then(|()| private.rename(&fresh, dir, name))
+                    .map_err(|e| failed("write", &path, e))
+            });
         if written.is_err() {
-            let _ = fs::remove_file(&fresh);
+            let _ = private.remove(&fresh);
         }
         written?;
-        sync_dir(dir)
+        dir.sync().map_err(|e| failed("sync", &path, e))
     }
+}
+
+/// Refuses a layout that has links or another user's files where ours belong.
+fn check(top: &Dir) -> Result<(), OpenError> {
+    top.check(&[PRIVATE, BLOBS], &[INDEX, MARKER])?;
+    let below: [(&str, &[&str], &[&str]); 2] =
+        [(PRIVATE, &[PARTIAL], &[LOCK]), (BLOBS, &ALGORITHMS, &[])];
+    for (name, directories, files) in below {
+        match top.sub(name) {
+            Ok(Some(dir)) => dir.check(directories, files)?,
+            // Another user's private directory need not be readable for a plan.
+            Ok(None) | Err(OpenError::Io { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// The entries of an `index.json` that are whole and of an image manifest, the first of each name.
@@ -478,30 +537,26 @@ fn may_be_made(root: &Path) -> Result<(), OpenError> {
 }
 
 /// Whether a directory without `oci-layout` is empty, or was being made by us. A new filesystem is not quite empty.
-fn may_be_ours(root: &Path) -> io::Result<bool> {
-    let mut empty = true;
-    for entry in fs::read_dir(root)? {
-        let name = entry?.file_name();
-        if name == PRIVATE {
-            return Ok(true);
-        }
-        empty &= name == "lost+found";
-    }
-    Ok(empty)
+fn may_be_ours(top: &Dir) -> Result<bool, OpenError> {
+    let names = top.names()?;
+    let is_begun = names.iter().any(|name| name == PRIVATE);
+    Ok(is_begun || names.iter().all(|name| name == "lost+found"))
 }
 
-fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Error> {
+/// A file's content: `None` where there is no file, `Some(None)` where it has more than `limit` bytes.
+fn read_bounded(dir: &Dir, name: &str, limit: u64) -> Result<Option<Option<Vec<u8>>>, OpenError> {
+    let Some(file) = dir.file(name, OFlags::RDONLY)? else {
+        return Ok(None);
+    };
     let mut text = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut text));
-    match read {
-        Ok(_) => Ok((text.len() as u64 <= limit).then_some(text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(failed("read", path, error)),
+    match file.take(limit + 1).read_to_end(&mut text) {
+        Ok(_) => Ok(Some((text.len() as u64 <= limit).then_some(text))),
+        Err(source) => Err(OpenError::Io {
+            doing: "read",
+            path: dir.path(name),
+            source,
+        }),
     }
-}
-
-fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
 }
 
 pub(super) fn failed(doing: &'static str, path: &Path, source: io::Error) -> Error {

@@ -16,8 +16,10 @@
 //!
 //! The directory is a valid layout at every moment, whatever is killed: a blob appears under its name by a rename, when it is
 //! whole, verified and synced; `index.json` is replaced likewise, after all blobs of its new entry. Opening it makes nothing, the
-//! first image does. Several pulls, in one process or in several, may share the directory.
+//! first image does. Several pulls, in one process or in several, may share the directory. Nothing in it is reached through a symbolic
+//! link, and a layout that another user made is refused (`dir.rs`).
 
+mod dir;
 mod error;
 mod fetch;
 mod layout;
@@ -28,10 +30,9 @@ mod usage;
 pub(crate) use layout::fuzz_index;
 
 use std::path::Path;
-use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::OnceCell;
 
 use crate::disk::{Keeps, Usage};
 use crate::image::{Digest, Platform, Reference};
@@ -44,7 +45,7 @@ use crate::runtime::{
 
 use error::Error;
 pub use error::OpenError;
-use fetch::{Gauge, Locks, PARTS_AT_ONCE};
+use fetch::{Downloads, Gauge};
 use layout::{Entry, Layout, blocking};
 
 /// Layers of one image that are fetched at once, as skopeo does it.
@@ -57,8 +58,7 @@ pub struct OciLayout {
     client: Client,
     layout: Layout,
     made: OnceCell<()>,
-    locks: Locks,
-    parts: Arc<Semaphore>,
+    downloads: Downloads,
 }
 
 /// Opens the layout directory `dir`. Where it is missing or empty, the first pull makes it. Images are pulled for `platform`.
@@ -92,8 +92,7 @@ impl OciLayout {
             client,
             layout,
             made: OnceCell::new(),
-            locks: Locks::default(),
-            parts: Arc::new(Semaphore::new(PARTS_AT_ONCE)),
+            downloads: Downloads::default(),
         })
     }
 
@@ -169,7 +168,7 @@ impl OciLayout {
         let made_for = config_platform(&text.unwrap_or_default())?;
         // Images made from scratch need not say what they are made for.
         let made_for = made_for.unwrap_or_else(|| self.platform.clone());
-        if select::rank(&made_for, &self.platform).is_some() {
+        if select::runs(&made_for, &self.platform) {
             return Ok(made_for);
         }
         Err(registry::Error::Platform {
@@ -256,7 +255,7 @@ impl ImageService for OciLayout {
 /// What the layout has under this entry, if it is for this platform and all of it is here.
 fn whole(layout: &Layout, entry: &Entry, wanted: &Platform) -> Result<Option<StoredImage>, Error> {
     let platform = entry.platform.as_ref();
-    if platform.is_some_and(|p| select::rank(p, wanted).is_none()) {
+    if platform.is_some_and(|p| !select::runs(p, wanted)) {
         return Ok(None);
     }
     let stored = layout.complete(entry)?.map(|bytes| StoredImage {

@@ -1,6 +1,7 @@
-//! A blob that is being downloaded: a file of its digest's name beside the blobs, renamed among them when it is whole.
+//! A blob that is being downloaded from a registry: a file named for both beside the blobs, renamed among them when it is whole.
 //!
-//! The file is kept when a download breaks off, whether by an error, a signal or a loss of power, and the next one goes on from
+//! Each registry has a file of its own, so that one that trickles holds up no other; whichever is whole first is the blob, and
+//! the same content may come to take its place. The file is kept when a download breaks off, whether by an error, a signal or a loss of power, and the next one goes on from
 //! there. A lock on it keeps other processes, and other tasks that have not noticed each other, from writing the same file.
 //!
 //! Bytes may come in any order. Those that follow the beginning without a gap are hashed as they come; those behind a gap are
@@ -8,16 +9,20 @@
 //! the first of them. Where a filesystem tells no holes, the digest tells in the end.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use rustix::fs::OFlags;
+
+use super::dir::Dir;
 use super::error::{Error, is_full};
 use super::layout::{Layout, failed};
+use crate::image::Digest;
 use crate::registry;
-use crate::registry::digest::Hasher;
+use crate::registry::digest::{Hasher, sha256};
 use crate::registry::manifest::Descriptor;
 
 /// A download that nobody took up for so long is not wanted any more.
@@ -29,8 +34,10 @@ const BLOCK_MOST: u64 = 64 << 10;
 /// The file, locked.
 pub(super) struct Partial {
     file: File,
-    path: PathBuf,
-    blob: PathBuf,
+    /// Where the file is, and its name there.
+    dir: Dir,
+    name: String,
+    layout: Layout,
     descriptor: Descriptor,
     hasher: Hasher,
     /// How much is there without a gap; so much is hashed.
@@ -40,24 +47,26 @@ pub(super) struct Partial {
 }
 
 impl Partial {
-    /// Opens and locks the partial download; `None` where another holds it.
-    pub(super) fn open(layout: &Layout, descriptor: &Descriptor) -> Result<Option<Self>, Error> {
+    /// Opens and locks the partial download of a blob from a registry; `None` where another holds it.
+    pub(super) fn open(
+        layout: &Layout,
+        registry: &str,
+        descriptor: &Descriptor,
+    ) -> Result<Option<Self>, Error> {
         let digest = &descriptor.digest;
         let hasher = Hasher::like(digest)?;
-        let name = format!("{}-{}", digest.algorithm(), digest.hex());
-        let path = layout.partials().join(name);
-        match lock(&path).map_err(|e| failed("open", &path, e))? {
-            Some(file) => Ok(Some(Self {
-                file,
-                path,
-                blob: layout.blob_path(digest),
-                descriptor: descriptor.clone(),
-                hasher,
-                length: 0,
-                ahead: BTreeMap::new(),
-            })),
-            None => Ok(None),
-        }
+        let name = file_name(registry, digest);
+        let dir = layout.made_partials()?;
+        Ok(lock(&dir, &name, true)?.map(|file| Self {
+            file,
+            dir,
+            name,
+            layout: layout.clone(),
+            descriptor: descriptor.clone(),
+            hasher,
+            length: 0,
+            ahead: BTreeMap::new(),
+        }))
     }
 
     /// Takes in what an earlier download left, and returns how much that is. Stops when `cancelled` says so.
@@ -97,7 +106,7 @@ impl Partial {
     pub(super) fn put(&mut self, at: u64, bytes: &[u8]) -> Result<(), Error> {
         if let Err(error) = self.file.write_all_at(bytes, at) {
             if is_full(&error) {
-                let _ = fs::remove_file(&self.path);
+                let _ = self.dir.remove(&self.name);
             }
             return Err(self.failed("write", error));
         }
@@ -140,27 +149,28 @@ impl Partial {
         let asked = &self.descriptor.digest;
         let actual = self.hasher.clone().finish();
         if actual != *asked || self.length != self.descriptor.size {
-            let _ = fs::remove_file(&self.path);
+            let _ = self.dir.remove(&self.name);
             return Err(Error::Registry(registry::Error::Content {
                 expected: asked.to_string(),
                 actual: actual.to_string(),
             }));
         }
-        let dir = self.blob.parent().unwrap_or(&self.blob);
-        fs::create_dir_all(dir)
-            .and_then(|()| self.file.sync_all())
-            .and_then(|()| fs::rename(&self.path, &self.blob))
+        let blobs = self.layout.made_blobs(asked.algorithm())?;
+        self.file
+            .sync_all()
+            .and_then(|()| self.dir.rename(&self.name, &blobs, asked.hex()))
             .map_err(|e| {
                 if is_full(&e) {
-                    let _ = fs::remove_file(&self.path);
+                    let _ = self.dir.remove(&self.name);
                 }
-                failed("write", &self.blob, e)
+                failed("write", &blobs.path(asked.hex()), e)
             })
     }
 
-    /// Leaves what has come to the next attempt.
+    /// Leaves what has come to the next attempt, if the blob has not come from elsewhere.
     pub(super) fn leave(mut self) {
-        if self.length == 0 {
+        let Descriptor { digest, size, .. } = &self.descriptor;
+        if self.length == 0 || self.layout.has_blob(digest, *size).unwrap_or(false) {
             self.discard();
         } else if !self.ahead.is_empty() {
             // If not, the holes tell.
@@ -170,60 +180,65 @@ impl Partial {
 
     /// Removes it.
     pub(super) fn discard(self) {
-        let _ = fs::remove_file(&self.path);
+        let _ = self.dir.remove(&self.name);
     }
 
     fn failed(&self, doing: &'static str, source: io::Error) -> Error {
-        failed(doing, &self.path, source)
+        failed(doing, &self.dir.path(&self.name), source)
     }
+}
+
+/// A registry's name is not fit to be a file's.
+pub(super) fn file_name(registry: &str, digest: &Digest) -> String {
+    let registry = sha256(registry.as_bytes());
+    let (registry, _) = registry.hex().split_at(16);
+    format!("{}-{}-{registry}", digest.algorithm(), digest.hex())
 }
 
 /// Opens the file and locks it; `None` where another has it. The one that had it may have renamed or removed the
 /// file between our opening and our locking it: then what we hold is not what is there.
-fn lock(path: &Path) -> io::Result<Option<File>> {
+fn lock(dir: &Dir, name: impl AsRef<OsStr>, make: bool) -> Result<Option<File>, Error> {
+    let name = name.as_ref();
+    let io = |e| failed("open", &dir.path(name), e);
     loop {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)?;
+        let file = match make {
+            true => dir.made_file(name)?,
+            false => match dir.file(name, OFlags::RDWR)? {
+                Some(file) => file,
+                None => return Ok(None),
+            },
+        };
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::Error(error)) => return Err(io(error)),
         }
-        let held = file.metadata()?;
-        match fs::metadata(path) {
-            Ok(there) if (there.dev(), there.ino()) == (held.dev(), held.ino()) => {
+        let held = file.metadata().map_err(io)?;
+        let there = dir.stat(name)?;
+        if there.is_some_and(|there| (there.st_dev, there.st_ino) == (held.dev(), held.ino())) {
+            // What has a second name is somebody's copy of the layout: it is not ours to be written to.
+            if held.nlink() == 1 {
                 return Ok(Some(file));
             }
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+            dir.remove(name).map_err(io)?;
         }
     }
 }
 
 /// Removes files of this prefix that have not been written to for so long, unless somebody holds them. A failure to do so
 /// harms nothing, and neither does a clock that is wrong: what is missed then is fetched again.
-pub(super) fn remove_stale(dir: &Path, prefix: &str, after: Duration) {
-    let Ok(entries) = fs::read_dir(dir) else {
-        return;
-    };
+pub(super) fn remove_stale(dir: &Dir, prefix: &str, after: Duration) {
     let now = SystemTime::now();
-    let named = |entry: &fs::DirEntry| {
-        entry
-            .file_name()
-            .as_encoded_bytes()
-            .starts_with(prefix.as_bytes())
-    };
-    for entry in entries.flatten().filter(named) {
-        let modified = entry.metadata().and_then(|m| m.modified());
+    let names = dir.names().unwrap_or_default();
+    let named = |name: &&OsString| name.as_encoded_bytes().starts_with(prefix.as_bytes());
+    for name in names.iter().filter(named) {
+        let opened = dir.file(name, OFlags::RDONLY);
+        let modified = opened.ok().flatten().map(|file| file.metadata());
+        let modified = modified.and_then(|metadata| metadata.ok()?.modified().ok());
         let age = modified.map(|m| now.duration_since(m).unwrap_or_default());
-        let is_stale = age.is_ok_and(|age| age > after);
-        if is_stale && let Ok(Some(_held)) = lock(&entry.path()) {
-            let _ = fs::remove_file(entry.path());
+        let is_stale = age.is_some_and(|age| age > after);
+        if is_stale && let Ok(Some(_held)) = lock(dir, name, false) {
+            let _ = dir.remove(name);
         }
     }
 }

@@ -287,7 +287,6 @@ async fn what_an_earlier_run_left_is_believed_only_if_it_is_right() {
     let mut shelf = Shelf::default();
     let content = layer(1, 10_000);
     put(&mut shelf, "1", "amd64", std::slice::from_ref(&content));
-    let name = digest::sha256(&content).as_str().replace(':', "-");
     for (left, asked) in [
         (&content[..4000], 1),
         (&content[..], 0),
@@ -296,6 +295,7 @@ async fn what_an_earlier_run_left_is_believed_only_if_it_is_right() {
         (&[0_u8; 20_000][..], 1),
     ] {
         let bed = Bed::of(shelf.clone()).await;
+        let name = partial::file_name(&bed.server.host, &digest::sha256(&content));
         fs::write(bed.dir.path().join(".harpoon/partial").join(&name), left).unwrap();
         bed.pull("1").await.unwrap();
         assert_eq!(bed.blobs().len(), 3);
@@ -309,7 +309,7 @@ async fn what_an_earlier_run_left_is_believed_only_if_it_is_right() {
 fn begin(dir: &std::path::Path, content: &[u8]) -> partial::Partial {
     let layout = Layout::open(dir.to_owned()).unwrap();
     let descriptor = descriptor(content);
-    let mut partial = partial::Partial::open(&layout, &descriptor).unwrap();
+    let mut partial = partial::Partial::open(&layout, "r", &descriptor).unwrap();
     let mut partial = partial.take().unwrap();
     partial.take_in(|| false).unwrap();
     partial
@@ -643,7 +643,9 @@ fn variants_are_chosen_as_machines_run_them() {
             &["linux/amd64", "linux/amd64/v2", "linux/amd64/v4"],
             Some(1),
         ),
-        ("linux/amd64", &["windows/amd64", "linux/386"], None),
+        // As containerd.
+        ("linux/amd64", &["windows/amd64", "linux/386"], Some(1)),
+        ("linux/amd64", &["windows/amd64", "linux/arm64"], None),
     ] {
         let ranked = made_for.iter().enumerate();
         let ranked =

@@ -1,11 +1,10 @@
 //! What a layout directory takes on disk.
 
-use std::fs;
-use std::io;
-use std::path::Path;
+use rustix::fs::FileType;
 
+use super::dir::{Dir, kind};
 use super::error::Error;
-use super::layout::{Layout, failed};
+use super::layout::Layout;
 use crate::disk::Usage;
 use crate::image::Digest;
 
@@ -13,47 +12,45 @@ impl Layout {
     /// The blobs, and downloads that are under way or were cut off.
     pub(super) fn usage(&self) -> Result<Usage, Error> {
         let mut usage = Usage::default();
-        let blobs = self.blobs();
-        for (algorithm, _) in entries(&blobs)? {
-            for (name, bytes) in entries(&blobs.join(&algorithm))? {
-                usage.bytes = usage.bytes.saturating_add(bytes);
-                usage
-                    .blobs
-                    .extend(Digest::parse(&format!("{algorithm}:{name}")));
+        if let Some(blobs) = self.blobs()? {
+            for algorithm in blobs.names()? {
+                let algorithm = algorithm.to_string_lossy();
+                let Some(dir) = directory(&blobs, &algorithm)? else {
+                    continue;
+                };
+                for (name, bytes) in files(&dir)? {
+                    usage.bytes = usage.bytes.saturating_add(bytes);
+                    usage
+                        .blobs
+                        .extend(Digest::parse(&format!("{algorithm}:{name}")));
+                }
             }
         }
-        for (_, bytes) in entries(&self.partials())? {
-            usage.bytes = usage.bytes.saturating_add(bytes);
+        if let Some(partials) = self.partials()? {
+            for (_, bytes) in files(&partials)? {
+                usage.bytes = usage.bytes.saturating_add(bytes);
+            }
         }
         Ok(usage)
     }
 }
 
-/// The names in a directory with their sizes; nothing where there is none. Files may come and go meanwhile.
-fn entries(directory: &Path) -> Result<Vec<(String, u64)>, Error> {
-    let listed = match fs::read_dir(directory) {
-        Ok(listed) => listed,
-        Err(error) if is_none(&error) => return Ok(Vec::new()),
-        Err(error) => return Err(failed("read", directory, error)),
-    };
-    let mut entries = Vec::new();
-    for entry in listed {
-        let entry = entry.map_err(|e| failed("read", directory, e))?;
-        match entry.metadata() {
-            Ok(metadata) => {
-                let name = entry.file_name().to_string_lossy().into_owned();
-                entries.push((name, metadata.len()));
-            }
-            Err(error) if is_none(&error) => {}
-            Err(error) => return Err(failed("read", &entry.path(), error)),
-        }
+/// A directory of blobs; `None` where the name is of something else.
+fn directory(blobs: &Dir, name: &str) -> Result<Option<Dir>, Error> {
+    match blobs.stat(name)? {
+        Some(stat) if kind(&stat) == FileType::Directory => Ok(blobs.sub(name)?),
+        _ => Ok(None),
     }
-    Ok(entries)
 }
 
-fn is_none(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-    )
+/// The files of a directory with their sizes. They may come and go meanwhile.
+fn files(dir: &Dir) -> Result<Vec<(String, u64)>, Error> {
+    let mut files = Vec::new();
+    for name in dir.names()? {
+        if let Some(stat) = dir.stat(&name)? {
+            let bytes = u64::try_from(stat.st_size).unwrap_or(0);
+            files.push((name.to_string_lossy().into_owned(), bytes));
+        }
+    }
+    Ok(files)
 }

@@ -210,7 +210,7 @@ fn push_large(layer_size: u64) -> String {
     registry().reference(&format!("{name}:1"))
 }
 
-fn upload(name: &str, file: &Path, digest: &str) {
+pub(super) fn upload(name: &str, file: &Path, digest: &str) {
     let url = format!("{}/v2/{name}/blobs/uploads/", registry().url());
     let started = bed::run(Command::new("curl").args(["-sSfi", "-X", "POST", &url]));
     let location = started
