@@ -28,6 +28,11 @@ e2e: ## only the tests on a whole cluster, and what harpoon gains a pod there
 	testbed/install
 	testbed/run $(CARGO) test --locked --test it e2e -- --nocapture
 
+crio: ## the tests of runtimes on the CRI-O that is on the PATH; it is not in Debian
+	@command -v crio >/dev/null && command -v conmon >/dev/null || { echo "make crio: crio or conmon is missing: install CRI-O from https://cri-o.io" >&2; exit 1; }
+	testbed/install
+	testbed/run $(CARGO) test --locked --test it on_crio:: -- --ignored
+
 lint: ## formatting, clippy, documentation, shell scripts, licences and duplicates
 	testbed/install lint
 	$(CARGO) fmt --check
@@ -60,4 +65,4 @@ demo: ## a tour on a private containerd, registry and API server
 clean: ## what cargo built
 	$(CARGO) clean
 
-.PHONY: help build image release-check test e2e lint generate bench soak fuzz demo clean
+.PHONY: help build image release-check test e2e crio lint generate bench soak fuzz demo clean

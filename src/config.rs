@@ -328,6 +328,7 @@ pub fn policy(raw: &Raw<'_>) -> Result<Policy, ConfigError> {
         limit: raw.parse(&settings::LIMIT, accepted, |text| {
             whole(text, usize::MAX as u64).map(|n| n as usize)
         })?,
+        ..Policy::default()
     })
 }
 

@@ -25,8 +25,10 @@ pub enum ReferenceError {
     /// An upper-case letter in the repository.
     #[error("the repository name must be lower case")]
     UpperCase,
-    /// 64 hexadecimal digits are an image ID.
-    #[error("64 hexadecimal digits are an image ID, not a repository name")]
+    /// 64 hexadecimal digits are an image ID, with or without `sha256:`.
+    #[error(
+        "an image ID is not a reference: expected REPOSITORY, REPOSITORY:TAG or REPOSITORY@sha256:DIGEST"
+    )]
     ImageId,
     /// The registry host.
     #[error("the registry host is malformed, expected HOST or HOST:PORT")]
@@ -146,10 +148,18 @@ impl Reference {
         &self.name[..self.registry.into()]
     }
 
+    /// The reference as the user wrote it, with `:latest` where neither a tag nor a digest was written.
+    pub fn tagged(&self) -> Cow<'_, str> {
+        let written = self.as_written();
+        match self.tag() {
+            Some("latest") if !written.ends_with(":latest") => format!("{written}:latest").into(),
+            _ => written.into(),
+        }
+    }
+
     /// Whether the user wrote the registry's host, rather than a name that is Docker Hub's by custom.
     pub fn names_registry(&self) -> bool {
-        let rest = self.as_written().strip_prefix(self.registry());
-        rest.is_some_and(|rest| rest.starts_with('/'))
+        split_at(self.as_written(), b'/').is_some_and(|(first, _)| looks_like_host(first))
     }
 
     /// The repository within the registry, such as `library/nginx`.
@@ -295,6 +305,7 @@ fn split_at(text: &str, mark: u8) -> Option<(&str, &str)> {
 }
 
 fn is_image_id(text: &str) -> bool {
+    let text = text.strip_prefix("sha256:").unwrap_or(text);
     text.len() == 64 && text.bytes().all(is_lower_hex)
 }
 

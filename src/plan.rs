@@ -3,6 +3,7 @@
 //! Pure: no I/O, no clock, no async, no network, no Kubernetes. The same candidates and facts give the same plan on every
 //! node, in whatever order they came.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fmt;
@@ -15,7 +16,7 @@ use crate::failure::FailureKind;
 use crate::image::{Prefix, Reference, StoredImage};
 use crate::printable::size;
 
-/// What the user wants pulled of all the candidates.
+/// What is wanted pulled of all the candidates.
 #[derive(Debug, Clone, Default)]
 pub struct Policy {
     /// Where this is not empty, images outside of these prefixes are skipped.
@@ -24,6 +25,8 @@ pub struct Policy {
     pub ignore: Vec<Prefix>,
     /// At most so many images, those that the runtime has already included.
     pub limit: Option<usize>,
+    /// Whether a name without a registry is an image of its own, since the runtime decides which registry it is for.
+    pub short_names_apart: bool,
 }
 
 /// What is to be done with an image.
@@ -194,10 +197,10 @@ pub struct Downloads {
     pub unknown: usize,
 }
 
-/// What a runtime has of a selection, by normalised reference.
+/// What a runtime has of a selection, by [`Selection::key`].
 pub type Presence = HashMap<String, StoredImage>;
 
-/// What is known of a selection's images, each map by normalised reference.
+/// What is known of a selection's images: of the runtime by [`Selection::key`], of registries by normalised reference.
 #[derive(Debug, Clone, Default)]
 pub struct Facts {
     /// What the runtime has; empty where no runtime is at hand.
@@ -252,6 +255,7 @@ impl Unknown {
 #[derive(Debug, Clone)]
 pub struct Selection {
     images: Vec<Selected>,
+    short_names_apart: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -280,7 +284,8 @@ impl Selected {
 /// can run on this node, and then only those that can are counted and named.
 pub fn select(candidates: Vec<Candidate>, policy: &Policy) -> Selection {
     // They come in the order of their names, and the sort keeps it among equals.
-    let mut images = merge(candidates);
+    let short_names_apart = policy.short_names_apart;
+    let mut images = merge(candidates, short_names_apart);
     images.sort_by_cached_key(|Selected { planned, .. }| {
         Reverse((planned.pods.unwrap_or(0), planned.workloads.len()))
     });
@@ -293,10 +298,18 @@ pub fn select(candidates: Vec<Candidate>, policy: &Policy) -> Selection {
             image.planned.step = Step::Skip(reason, message);
         }
     }
-    Selection { images }
+    Selection {
+        images,
+        short_names_apart,
+    }
 }
 
 impl Selection {
+    /// What is equal for one image of the selection in all its spellings, and for no other.
+    pub fn key<'a>(&self, image: &'a Reference) -> Cow<'a, str> {
+        key(image, self.short_names_apart)
+    }
+
     /// The images that a runtime has to be asked for.
     pub fn wanted(&self) -> impl Iterator<Item = &Reference> {
         self.images.iter().filter_map(Selected::wanted)
@@ -310,7 +323,7 @@ impl Selection {
     ) -> impl Iterator<Item = (&'a Reference, &'a StoredImage)> {
         self.images.iter().filter_map(|image| {
             let reference = image.wanted()?;
-            let stored = presence.get(reference.normalized())?;
+            let stored = presence.get(&*self.key(reference))?;
             let tag = reference.tag()?;
             (tag == "latest" || image.always).then_some((reference, stored))
         })
@@ -323,7 +336,10 @@ impl Selection {
     /// question can be answered: then it is pulled if it fits when its size has been asked for again.
     pub fn against(self, facts: Facts) -> Plan {
         let room = facts.room.clone();
-        let mut planner = Planner { facts };
+        let mut planner = Planner {
+            facts,
+            short_names_apart: self.short_names_apart,
+        };
         let images = self.images.into_iter().enumerate();
         let images = images.map(|(place, selected)| planner.image(place, selected));
         Plan {
@@ -336,6 +352,7 @@ impl Selection {
 /// The facts, with what the images so far have used of them.
 struct Planner {
     facts: Facts,
+    short_names_apart: bool,
 }
 
 impl Planner {
@@ -351,8 +368,9 @@ impl Planner {
 
     fn step(&mut self, place: usize, reference: Reference, image: &mut PlannedImage) -> Step {
         let name = reference.normalized();
-        if let Some(stored) = take(&mut self.facts.presence, name) {
-            match take(&mut self.facts.moved, name) {
+        let apart = self.short_names_apart;
+        if let Some(stored) = take(&mut self.facts.presence, &key(&reference, apart), false) {
+            match take(&mut self.facts.moved, name, apart) {
                 Some(Moved::Yes(message)) => image.note = Some(message),
                 Some(Moved::Unknown(unknown)) => {
                     image.note = Some(format!(
@@ -364,7 +382,7 @@ impl Planner {
                 Some(Moved::No) | None => return Step::Present(Box::new(stored)),
             }
         }
-        let size = match take(&mut self.facts.sizes, name) {
+        let size = match take(&mut self.facts.sizes, name, apart) {
             None => None,
             Some(Ok(size)) => Some(size),
             Some(Err(unknown)) if unknown.kind == FailureKind::PlatformMismatch => {
@@ -397,11 +415,13 @@ impl Planner {
     }
 }
 
-/// What is known of an image, which is asked once. Mostly nothing is, of no image: then its name need not be hashed.
-fn take<T>(known: &mut HashMap<String, T>, name: &str) -> Option<T> {
-    match known.is_empty() {
-        true => None,
-        false => known.remove(name),
+/// What is known of an image, which is asked once unless several have the name. Mostly nothing is, of no image: then its
+/// name need not be hashed.
+fn take<T: Clone>(known: &mut HashMap<String, T>, name: &str, several: bool) -> Option<T> {
+    match (known.is_empty(), several) {
+        (true, _) => None,
+        (false, true) => known.get(name).cloned(),
+        (false, false) => known.remove(name),
     }
 }
 
@@ -434,11 +454,12 @@ pub fn too_large(short: Short, budget: u64) -> String {
 }
 
 /// The images in the order of their names.
-fn merge(mut candidates: Vec<Candidate>) -> Vec<Selected> {
+fn merge(mut candidates: Vec<Candidate>, short_names_apart: bool) -> Vec<Selected> {
     // What is parsed here is not kept, and parsed again for those that stay: this takes less memory than anything that holds it,
     // and a large cluster has many. Of equals the first comes first.
     let names = candidates.iter().enumerate();
-    let mut names: Vec<(Arc<str>, usize)> = names.map(|(place, c)| (name(c), place)).collect();
+    let names = names.map(|(place, c)| (name(c, short_names_apart), place));
+    let mut names: Vec<(Arc<str>, usize)> = names.collect();
     names.sort_unstable();
     let images = names.chunk_by(|a, b| a.0 == b.0);
     let mut merged = Vec::with_capacity(images.clone().count());
@@ -451,9 +472,19 @@ fn merge(mut candidates: Vec<Candidate>) -> Vec<Selected> {
     merged
 }
 
-/// What is equal for equal images: the normalised reference, or the text where it is malformed.
-fn name(candidate: &Candidate) -> Arc<str> {
+/// What is equal for equal images: the normalised reference, and as it is written where the runtime decides which registry it
+/// is for. No normalised reference is like that: it begins with a registry.
+fn key(image: &Reference, short_names_apart: bool) -> Cow<'_, str> {
+    match short_names_apart && !image.names_registry() {
+        true => image.tagged(),
+        false => image.normalized().into(),
+    }
+}
+
+/// The key of a candidate, or its text where that is malformed.
+fn name(candidate: &Candidate, short_names_apart: bool) -> Arc<str> {
     match Reference::of(&candidate.image) {
+        Ok(reference) if short_names_apart => key(&reference, true).into(),
         Ok(reference) => reference.into_normalized(),
         Err(_) => Arc::clone(&candidate.image),
     }

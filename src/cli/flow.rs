@@ -18,7 +18,7 @@ use crate::config::{
 };
 use crate::disk::{Keeps, Room, Size, Tally, Usage};
 use crate::failure::FailureKind;
-use crate::image::Platform;
+use crate::image::{Platform, Reference};
 use crate::inquiry::Inquiry;
 use crate::plan::{self, Action, Facts, Moved, Plan, Policy, Presence, Selection};
 use crate::printable::printable;
@@ -76,7 +76,7 @@ pub(super) async fn presence(runtime: &Runtime, selection: &Selection) -> Presen
         .into_iter()
         .zip(statuses)
         .filter_map(|(image, status)| match status {
-            Ok(stored) => stored.map(|stored| (image.normalized().to_owned(), stored)),
+            Ok(stored) => stored.map(|stored| (selection.key(image).into_owned(), stored)),
             Err(error) => {
                 warn!(
                     image = image.as_written(),
@@ -218,12 +218,15 @@ pub(super) async fn plan(
         facts.tally = Tally::new(usage.blobs.clone());
         let budget = questions.store.disk_budget;
         facts.room = budget.map(|budget| Room::new(budget, keeps, usage));
+        let present = |image: &Reference| facts.presence.contains_key(&*selection.key(image));
         // What others tell of a tag that has moved may be of what it stood for before.
-        sizes.retain(|name, _| !facts.presence.contains_key(name));
+        for image in selection.wanted().filter(|image| present(image)) {
+            sizes.remove(image.normalized());
+        }
         let coming = selection.wanted().filter(|image| {
             let name = image.normalized();
             let moved = matches!(facts.moved.get(name), Some(Moved::Yes(_)));
-            !sizes.contains_key(name) && (moved || !facts.presence.contains_key(name))
+            !sizes.contains_key(name) && (moved || !present(image))
         });
         let Some(asked) = end.before(inquiry.sizes(coming)).await else {
             facts.room = None;
@@ -237,10 +240,18 @@ pub(super) async fn plan(
     Ok(against(selection, facts))
 }
 
-/// [`plan::select`], and in the debug log how long it took.
-pub(super) fn select(candidates: Vec<Candidate>, policy: &Policy) -> Selection {
+/// [`plan::select`] for this runtime, and in the debug log how long it took.
+pub(super) fn select(
+    candidates: Vec<Candidate>,
+    policy: &Policy,
+    runtime: Option<&Runtime>,
+) -> Selection {
     let (count, began) = (candidates.len(), Instant::now());
-    let selection = plan::select(candidates, policy);
+    let policy = Policy {
+        short_names_apart: runtime.is_some_and(|runtime| runtime.info().searches_registries()),
+        ..policy.clone()
+    };
+    let selection = plan::select(candidates, &policy);
     debug!(
         "selected from {count} candidates in {} µs",
         began.elapsed().as_micros()
@@ -357,7 +368,7 @@ impl Run {
             store: self.store,
             sizes: false,
         };
-        let selection = select(found.candidates, policy);
+        let selection = select(found.candidates, policy, Some(&runtime));
         let end = End {
             deadline: self.deadline(),
             stop: Some(signals.stop()),

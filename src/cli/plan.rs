@@ -55,7 +55,7 @@ pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
             let found = source.find().await.context(flow::NO_CANDIDATES)?;
             credentials::add_pull_secrets(&mut keyring, found.pull_secrets);
             let inquiry = Inquiry::new(&keyring, platform, QUESTIONS);
-            let selection = flow::select(found.candidates, &policy);
+            let selection = flow::select(found.candidates, &policy, runtime.as_ref());
             let plan = flow::plan(
                 selection,
                 runtime.as_ref(),

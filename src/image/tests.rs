@@ -72,6 +72,7 @@ fn malformed_references_are_refused_with_the_part_that_is_wrong() {
         (&format!("nginx@md5:{HEX}"), E::Digest),
         (&format!("nginx@sha256:{}", HEX.to_uppercase()), E::Digest),
         (HEX, E::ImageId),
+        (&format!("sha256:{HEX}"), E::ImageId),
         (&long, E::TooLong),
     ] {
         assert_eq!(Reference::parse(text), Err(expected), "{text:?}");
@@ -167,5 +168,21 @@ fn prefix_hosts_ignore_case() {
         let reference = Reference::parse(image).expect(image);
         let prefix = Prefix::parse(prefix).expect(prefix);
         assert_eq!(prefix.matches(&reference), expected, "{prefix} {image}");
+    }
+}
+
+#[test]
+fn registry_is_named_by_hosts_alone() {
+    for (text, expected) in [
+        ("nginx", false),
+        ("team/nginx:1", false),
+        ("docker.io/nginx", true),
+        ("index.docker.io/library/nginx", true),
+        ("localhost/a", true),
+        ("quay.io/a/b:1", true),
+        ("localhost:5000", false),
+    ] {
+        let reference = Reference::parse(text).expect(text);
+        assert_eq!(reference.names_registry(), expected, "{text}");
     }
 }

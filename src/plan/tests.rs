@@ -101,6 +101,7 @@ fn the_policy_skips_with_a_reason_and_the_limit_counts_what_is_left() {
         only: prefixes(&["quay.io", "nginx"]),
         ignore: prefixes(&["quay.io/bad"]),
         limit: Some(2),
+        ..Policy::default()
     };
     let candidates = vec![
         used("quay.io/bad/a", &[("a", 9)]),
@@ -168,12 +169,75 @@ fn an_image_that_no_workload_can_use_here_is_skipped_with_the_first_workloads_ru
     assert_eq!(*plan.images()[2].workloads, [Arc::new(workload("small"))]);
 }
 
+/// Where the runtime searches registries for short names.
+#[test]
+fn short_names_apart_merge_with_none() {
+    let policy = Policy {
+        short_names_apart: true,
+        ..Policy::default()
+    };
+    let candidates = [
+        "nginx:1.27",
+        "docker.io/library/nginx:1.27",
+        "index.docker.io/nginx:1.27",
+        "library/nginx:1.27",
+        "app",
+        "app:latest",
+        "quay.io/app",
+        "nginx:1.27",
+    ];
+    let candidates = candidates.map(Candidate::listed).to_vec();
+    let mut plan = check(
+        candidates.clone(),
+        &policy,
+        &["docker.io/library/nginx:1.27"],
+    );
+    plan.sort();
+    assert_eq!(
+        plan,
+        [
+            "app pull - ?",
+            "docker.io/library/nginx:1.27 present - ?",
+            "library/nginx:1.27 pull - ?",
+            "nginx:1.27 pull - ?",
+            "quay.io/app pull - ?",
+        ]
+    );
+    let selection = select(candidates, &policy);
+    let wanted: Vec<_> = selection
+        .wanted()
+        .map(|i| selection.key(i).into_owned())
+        .collect();
+    let mut once = wanted.clone();
+    once.sort();
+    once.dedup();
+    assert_eq!(once.len(), wanted.len(), "{wanted:?}");
+}
+
+#[test]
+fn short_names_apart_each_get_sizes() {
+    let policy = Policy {
+        short_names_apart: true,
+        ..Policy::default()
+    };
+    let candidates = ["nginx", "docker.io/library/nginx"].map(Candidate::listed);
+    let size = Ok(Size::Packed(1));
+    let sizes = [("docker.io/library/nginx:latest".to_owned(), size)];
+    let plan = select(candidates.to_vec(), &policy).against(Facts {
+        sizes: sizes.into(),
+        room: Some(Room::new(100, Keeps::Packed, Usage::default())),
+        ..Facts::default()
+    });
+    assert_eq!(plan.count(Action::Pull), 2);
+}
+
 #[test]
 fn the_node_comes_after_the_users_prefixes_and_before_the_limit() {
     let policy = Policy {
         only: prefixes(&["quay.io"]),
         ignore: prefixes(&["quay.io/bad"]),
         limit: Some(1),
+        ..Policy::default()
     };
     let no = |image: &str, pods| misfit(image, &[("w", pods, "why")]);
     let candidates = vec![
@@ -398,7 +462,7 @@ proptest! {
         keeps in prop::sample::select(vec![Keeps::Packed, Keeps::Unpacked, Keeps::Both]),
         seed in any::<u64>(),
     ) {
-        let policy = Policy { only: vec![], ignore: prefixes(&["quay.io/a"]), limit };
+        let policy = Policy { only: vec![], ignore: prefixes(&["quay.io/a"]), limit, ..Policy::default() };
         let name = |image: &str| Reference::parse(image).expect("valid").normalized().to_owned();
         let candidates: Vec<_> = images.iter().map(|(image, (pods, ..))| used(image, &[("w", *pods)])).collect();
         let mut shuffled = candidates.clone();
@@ -450,7 +514,7 @@ proptest! {
         limit in prop::option::of(1usize..6),
         seed in any::<u64>(),
     ) {
-        let policy = Policy { only: vec![], ignore: prefixes(&["quay.io/a"]), limit };
+        let policy = Policy { only: vec![], ignore: prefixes(&["quay.io/a"]), limit, ..Policy::default() };
         let candidates: Vec<_> = images.iter().map(|(image, pods, name)| used(image, &[(name, *pods)])).collect();
         let mut shuffled = candidates.clone();
         fastrand::Rng::with_seed(seed).shuffle(&mut shuffled);

@@ -4,6 +4,7 @@
 //! Only images are asked for and pulled; no container and no sandbox is ever made. The channel connects again by itself
 //! when the daemon was restarted; while it is gone, calls fail as `unavailable`. No proxy setting applies to a socket.
 
+use std::borrow::Cow;
 use std::error::Error as _;
 use std::path::Path;
 use std::time::Duration;
@@ -28,6 +29,7 @@ use crate::registry::credential::{Credential, Login};
 
 mod connect;
 mod content;
+mod crio;
 mod progress;
 
 pub use connect::ConnectError;
@@ -68,13 +70,21 @@ impl Cri {
 
     async fn image_status(&self, image: &Reference) -> Result<Option<Image>, RuntimeError> {
         let request = ImageStatusRequest {
-            image: Some(image_spec(image)),
+            image: Some(image_spec(&asked_name(image))),
             verbose: false,
         };
         let mut images = self.images.clone();
         let asked = images.image_status(request);
         let answer = self.answer(asked, "whether it has the image", |s| failure(s, image));
         Ok(answer.await?.into_inner().image)
+    }
+
+    /// All images that it has.
+    async fn images(&self) -> Result<Vec<Image>, RuntimeError> {
+        let mut images = self.images.clone();
+        let asked = images.list_images(ListImagesRequest::default());
+        let answer = self.answer(asked, "which images it has", unexplained);
+        Ok(answer.await?.into_inner().images)
     }
 
     /// What the runtime answers in time; where it does not, `what` it did not say.
@@ -103,7 +113,7 @@ impl Cri {
         credential: Option<&Credential>,
     ) -> Result<String, RuntimeError> {
         let request = PullImageRequest {
-            image: Some(image_spec(image)),
+            image: Some(image_spec(image.as_written())),
             auth: credential.map(|c| auth_config(c, image)),
             sandbox_config: Some(sandbox_config()),
         };
@@ -181,8 +191,9 @@ impl ImageService for Cri {
         let used = filesystems.filter_map(|fs| Some(fs.used_bytes.as_ref()?.value));
         let bytes = used.fold(0, u64::saturating_add);
         let Some(downloads) = &self.downloads else {
+            let listed = crio::listed_bytes(&self.images().await?);
             return Ok(Usage {
-                bytes,
+                bytes: bytes.max(listed),
                 ..Usage::default()
             });
         };
@@ -202,21 +213,18 @@ impl Lists for Cri {
     type Item = Image;
 
     async fn list(&self) -> Option<Vec<Image>> {
-        let mut images = self.images.clone();
-        let asked = images.list_images(ListImagesRequest::default());
-        let answer = self.answer(asked, "which images it has", unexplained).await;
-        let answer =
-            answer.inspect_err(|error| tracing::debug!("failed to list the images: {error}"));
-        Some(answer.ok()?.into_inner().images)
+        let images = self.images().await;
+        let images =
+            images.inspect_err(|error| tracing::debug!("failed to list the images: {error}"));
+        images.ok()
     }
 
     fn names(image: &Image) -> Vec<String> {
         [&*image.repo_tags, &*image.repo_digests].concat()
     }
 
-    /// containerd reads a name without a registry as Docker Hub's; what others make of it is theirs to say.
     fn is_told(&self, image: &Reference) -> bool {
-        self.info.name == "containerd" || image.names_registry()
+        !self.info.searches_registries() || image.names_registry()
     }
 
     fn stored(image: &Reference, stored: &Image) -> StoredImage {
@@ -224,10 +232,19 @@ impl Lists for Cri {
     }
 }
 
-fn image_spec(image: &Reference) -> ImageSpec {
+fn image_spec(image: &str) -> ImageSpec {
     ImageSpec {
-        image: image.as_written().to_owned(),
+        image: image.to_owned(),
         ..ImageSpec::default()
+    }
+}
+
+/// The name that a runtime cannot take for an image ID or the beginning of one, such as `4bc` or `sha256:4bc`. The kubelet
+/// adds the tag too.
+fn asked_name(image: &Reference) -> Cow<'_, str> {
+    match image.as_written().starts_with("sha256:") {
+        true => image.normalized().into(),
+        false => image.tagged(),
     }
 }
 
@@ -389,7 +406,7 @@ fn words(status: &Status) -> String {
         }
         cause = error.source();
     }
-    classify::tidy(&text)
+    crio::first_failure(&classify::tidy(&text)).into_owned()
 }
 
 #[cfg(test)]

@@ -42,6 +42,14 @@ pub struct RuntimeInfo {
     pub endpoint: String,
 }
 
+impl RuntimeInfo {
+    /// Whether it searches registries of its own configuration for a name without one, as CRI-O does. containerd, Docker and
+    /// image layouts take it for Docker Hub's.
+    pub fn searches_registries(&self) -> bool {
+        !matches!(self.name.as_str(), "containerd" | "docker" | "oci")
+    }
+}
+
 /// How far a pull has come. Written by a runtime, read by whoever shows it; all zero where the runtime does not tell.
 #[derive(Debug, Default)]
 pub struct Progress {

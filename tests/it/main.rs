@@ -12,6 +12,7 @@ mod bed;
 mod commands;
 mod credentials;
 mod cri;
+mod crio;
 mod deploy;
 mod docker;
 mod documents;

@@ -23,6 +23,15 @@ macro_rules! with_both {
     };
 }
 
+/// Makes a test of each case for CRI-O, which `make crio` runs: it is not in Debian.
+macro_rules! with_crio {
+    ($($case:ident),+ $(,)?) => {
+        mod on_crio {
+            $(#[test] #[ignore = "needs CRI-O: make crio"] fn $case() { super::$case::<crate::bed::Crio>(); })+
+        }
+    };
+}
+
 mod disk;
 mod faults;
 mod progress;
@@ -124,6 +133,17 @@ fn check_entry(image: &Value) {
 
 with_both! {
     several_spellings_of_an_image_are_one,
+    of_five_images_the_good_ones_arrive,
+    malformed_references_are_reported_and_nothing_else,
+    a_second_run_pulls_nothing,
+    sigterm_ends_a_run_at_once_and_cleanly,
+    sigint_ends_a_run_at_once_and_cleanly,
+    one_image_at_a_time,
+    three_images_at_a_time,
+    a_deadline_cuts_off_what_is_not_done,
+}
+
+with_crio! {
     of_five_images_the_good_ones_arrive,
     malformed_references_are_reported_and_nothing_else,
     a_second_run_pulls_nothing,

@@ -129,6 +129,15 @@ const DIFFERENT: &[(&str, &str)] = &[
         "skopeo",
         "a:1@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
     ),
+    // A tag of a repository `sha256`, by the grammar. Asked whether it is there, runtimes take it for an image ID.
+    (
+        "skopeo",
+        "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+    ),
+    (
+        "containerd",
+        "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+    ),
 ];
 
 /// Whether skopeo takes it for a reference. The source that it is to be copied from is not there, so no registry is asked.

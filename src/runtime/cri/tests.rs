@@ -13,6 +13,7 @@ use super::*;
 use crate::registry::capture::Capture;
 use crate::registry::credential::Secret;
 
+mod crio;
 mod stand_in;
 
 const SOON: Duration = Duration::from_millis(500);
@@ -181,8 +182,8 @@ async fn status_tells_digest_and_size() {
         STATUS => {
             let request = ImageStatusRequest::decode(request).unwrap();
             match request.image.unwrap().image.as_str() {
-                "app" => stored(&[format!("docker.io/library/app@{}", sha256('a'))], 0),
-                "big" => stored(
+                "app:latest" => stored(&[format!("docker.io/library/app@{}", sha256('a'))], 0),
+                "big:latest" => stored(
                     &vec![format!("docker.io/library/big@{}", sha256('b')); 60_000],
                     7,
                 ),

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Runtime as Tokio;
 
 mod cluster;
+mod crio;
 mod daemons;
 pub mod faulty;
 pub mod large;
@@ -29,6 +30,7 @@ mod selftest;
 pub mod token;
 
 pub use cluster::Kubernetes;
+pub use crio::{Crio, CrioStandIn};
 pub use daemons::{Containerd, Docker, Image, Pushed, Registry, Runtime};
 pub use node::{Cluster, Process, text, uptime};
 pub use program::{Harpoon, Output, Running, Terminal, program};

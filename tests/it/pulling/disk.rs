@@ -16,6 +16,12 @@ with_both! {
     an_image_for_other_platforms_is_planned_as_such,
 }
 
+with_crio! {
+    a_budget_is_kept_and_smaller_images_still_fit,
+    what_others_pulled_counts,
+    an_image_for_other_platforms_is_planned_as_such,
+}
+
 const MB: u64 = 1_000_000;
 
 fn push(prefix: &str, bytes: u64) -> String {

@@ -15,6 +15,15 @@ with_both! {
     an_image_of_another_platform_is_named_as_such,
 }
 
+with_crio! {
+    a_registry_that_stays_bad_has_its_reason,
+    what_mends_itself_is_tried_again,
+    a_body_that_is_cut_off_is_fetched_again,
+    a_runtime_that_dies_in_mid_pull_may_come_back,
+    a_full_store_ends_the_run,
+    an_image_of_another_platform_is_named_as_such,
+}
+
 /// An image behind a proxy whose manifests are at fault for as long as the switch is on.
 struct Faulty {
     _proxy: Proxy,

@@ -9,6 +9,12 @@ with_both! {
     a_registry_that_is_away_leaves_what_is_here,
 }
 
+with_crio! {
+    a_tag_that_moves_is_pulled_again_and_one_that_stays_costs_a_request,
+    only_what_may_move_is_asked_for,
+    a_registry_that_is_away_leaves_what_is_here,
+}
+
 /// A repository whose tag moves, behind a proxy that counts.
 struct Moving {
     name: String,
