@@ -62,6 +62,11 @@ pub fn docker() -> &'static Docker {
     SHARED.get_or_init(Docker::start)
 }
 
+/// Whether the Docker Engine keeps its images in containerd's store: that of [`docker()`] and all others of this run.
+pub fn docker_has_containerds_store() -> bool {
+    std::env::var("HARPOON_RUNTIMES").is_ok_and(|runtimes| runtimes == "modern-store")
+}
+
 /// The shared API server.
 pub fn kubernetes() -> &'static Kubernetes {
     static SHARED: OnceLock<Kubernetes> = OnceLock::new();
