@@ -21,7 +21,8 @@ bin_dir = "/usr/lib/cni"
 config_path = "$dir/certs.d"
 CONFIG
   else
-    # NRI's socket has one place on a machine, and nobody here uses it.
+    # NRI's socket has one place on a machine, and nobody here uses it. Of three downloads at once for all pulls together, which is the
+    # default from containerd 2.1 on, one test's stalled ones would hold up all others.
     cat <<CONFIG
 version = 3
 temp = "$dir/tmp"
@@ -29,6 +30,8 @@ temp = "$dir/tmp"
 path = "$dir/opt"
 [plugins."io.containerd.nri.v1.nri"]
 disable = true
+[plugins."io.containerd.transfer.v1.local"]
+max_concurrent_downloads = 100
 [plugins."io.containerd.cri.v1.images"]
 snapshotter = "$snapshotter"
 [plugins."io.containerd.cri.v1.images".pinned_images]
