@@ -23,6 +23,7 @@ release-check: image ## whether that could be released: limits, checksums, versi
 test: ## all tests, on real daemons that are started for them
 	testbed/install
 	testbed/run $(CARGO) test --locked
+	testbed/generations $(CARGO) test --locked --test it
 
 e2e: ## only the tests on a whole cluster, and what harpoon gains a pod there
 	testbed/install

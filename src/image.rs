@@ -7,6 +7,10 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
+/// Bytes of a repository without its registry (`distribution/reference`: RepositoryNameTotalLengthMax). containerd 1.6 and Docker 20.10 count
+/// the registry too, and refuse for themselves what is longer.
+const REPOSITORY_MAX: usize = 255;
+
 const DOCKER_HUB: &str = "docker.io";
 const TAG_MAX: usize = 128;
 
@@ -60,8 +64,8 @@ pub struct Reference {
     name: Arc<str>,
     /// Where the registry ends in it.
     registry: u8,
-    /// Where the repository ends in it: behind 255 bytes at most (`distribution/reference`: NameTotalLengthMax).
-    repository: u8,
+    /// Where the repository ends in it.
+    repository: u16,
     digest: Option<Box<Digest>>,
 }
 
@@ -116,8 +120,12 @@ impl Reference {
             true => "library/",
             false => "",
         };
-        let repository = registry.len() + 1 + library.len() + path.len();
-        let repository = u8::try_from(repository).map_err(|_| ReferenceError::TooLong)?;
+        let repository = library.len() + path.len();
+        if repository > REPOSITORY_MAX {
+            return Err(ReferenceError::TooLong);
+        }
+        let repository = registry.len() + 1 + repository;
+        let repository = u16::try_from(repository).map_err(|_| ReferenceError::TooLong)?;
         let (mark, version) = match &digest {
             Some(digest) => ("@", digest.as_str()),
             None => (":", tag),

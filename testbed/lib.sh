@@ -5,12 +5,35 @@ umask 022
 bed=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/harpoon-testbed
 
+# The runtimes that ../start starts: the machine's own (debian), those of the newer suite (modern), or these with the Docker Engine's images
+# in containerd's store (modern-store).
+runtimes=${HARPOON_RUNTIMES:-debian}
+
 die() { echo "${0##*/}: $*" >&2; exit 1; }
+
+# The mirror that the machine's own packages come from.
+debian_mirror() {
+  local mirror
+  mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.sources /etc/apt/sources.list.d/*.list 2>/dev/null |
+    sed -n 's/^URIs: *\([^ ]*\).*/\1/p; s/^deb  *\(\[[^]]*\] *\)\?\([^ ]*\).*/\2/p' | sed -n 1p || true)
+  [ -n "$mirror" ] || die "found no Debian mirror in /etc/apt"
+  echo "$mirror"
+}
 
 # Prints the usage line at the top of the script and exits 2.
 usage() { sed -n 's/^# \(usage: \)/\1/p' "$0" >&2; exit 2; }
 
 as_root() { [ "$(id -u)" = 0 ] || die "must run as root: $1"; }
+
+# Puts the chosen runtimes' programs first in PATH.
+choose_runtimes() {
+  case $runtimes in
+    debian) return ;;
+    modern | modern-store) [ -f "$cache/modern/.programs" ] || die "the programs of '$runtimes' are missing: run testbed/install modern" ;;
+    *) die "HARPOON_RUNTIMES is debian, modern or modern-store, not '$runtimes'" ;;
+  esac
+  PATH=$cache/modern/bin:$PATH
+}
 
 # Does process PID run, and for DIR: does its command line mention it? While the kernel loads a program, for a second where the
 # disk is slow, the process has no command line yet; unlike one that is dead or a zombie it has an executable.

@@ -7,6 +7,34 @@
 use crate::failure::FailureKind;
 use crate::image::Reference;
 
+/// The system's errors for a store that is full, as Go prints them at the end of a chain: `write PATH: no space left on device`.
+const FULL: [&str; 2] = [": no space left on device", ": disk quota exceeded"];
+
+/// Phrases behind which a registry may have written the text itself: the status line and the body of its answers, the message behind an error
+/// code of the distribution specification, and what CRI-O's image library reads from a registry.
+const REGISTRY_PROSE: &[&str] = &[
+    "server message:",
+    "unexpected status",
+    "status code",
+    "http status",
+    "error parsing http",
+    "error from registry:",
+    "access denied",
+    "access to the resource is denied",
+    "authentication required",
+    "unauthorized:",
+    "denied:",
+    "toomanyrequests:",
+    "unsupported:",
+    "unavailable:",
+    "unverified:",
+    "invalid:",
+    "unknown: ",
+    "reading manifest",
+    "fetching blob",
+    "requesting bearer token",
+];
+
 /// Which kind a text stands for: the first row with a phrase that the lower-case text has. The order matters, because
 /// texts are chains (`failed to …: unexpected status …: 503 Service Unavailable`) and the more telling link is to win.
 ///
@@ -15,14 +43,6 @@ use crate::image::Reference;
 /// A certificate that is not trusted is `unavailable`: no registry was reached that could be believed.
 /// A pull that the runtime itself cancelled (containerd's `image_pull_progress_timeout`) is a `timeout`.
 const RULES: &[(FailureKind, &[&str])] = &[
-    (
-        FailureKind::NoSpace,
-        &[
-            "no space left on device",
-            "disk quota exceeded",
-            "not enough space",
-        ],
-    ),
     (
         FailureKind::SignatureRejected,
         &[
@@ -182,12 +202,40 @@ const RULES: &[(FailureKind, &[&str])] = &[
     ),
 ];
 
+/// What the runtime itself says in a text, which must be in lower case: all that stands before the words of a registry.
+pub(crate) fn own_words(text: &str) -> &str {
+    let ends = REGISTRY_PROSE.iter().filter_map(|phrase| text.find(phrase));
+    &text[..ends.min().unwrap_or(text.len())]
+}
+
+/// Whether a text in lower case says that the node's store is full. That ends a run, so neither a registry's words nor the name of a file in
+/// a layer are enough: the error of the system has to end what the runtime itself says.
+pub(crate) fn is_full(text: &str) -> bool {
+    let end = text.strip_suffix(": unknown").unwrap_or(text);
+    own_words(text) == text && FULL.iter().any(|error| end.ends_with(error))
+}
+
+/// Kinds that come about on the node: no registry can know of them.
+fn is_local(kind: FailureKind) -> bool {
+    matches!(
+        kind,
+        FailureKind::SignatureRejected
+            | FailureKind::PlatformMismatch
+            | FailureKind::InvalidReference
+    )
+}
+
 /// The kind of failure that a text stands for. The text must be without the image's name, as [`without_image`] makes it.
 pub(crate) fn kind_of(message: &str) -> FailureKind {
-    let text = message.to_ascii_lowercase();
+    let text = message.trim().to_ascii_lowercase();
+    if is_full(&text) {
+        return FailureKind::NoSpace;
+    }
+    let own = own_words(&text);
+    let says = |kind, phrase: &str| if is_local(kind) { own } else { &text }.contains(phrase);
     RULES
         .iter()
-        .find(|(_, phrases)| phrases.iter().any(|phrase| text.contains(phrase)))
+        .find(|(kind, phrases)| phrases.iter().any(|phrase| says(*kind, phrase)))
         .map(|(kind, _)| *kind)
         .or_else(|| unresolved(&text).then_some(FailureKind::NotFound))
         .unwrap_or(FailureKind::Other)

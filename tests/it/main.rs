@@ -18,6 +18,7 @@ mod docker;
 mod documents;
 mod e2e;
 mod find;
+mod generations;
 mod image;
 mod images_file;
 mod kubernetes;

@@ -181,6 +181,206 @@ fn containerd_elsewhere() {
     );
 }
 
+/// containerd 2.1.9, whose CRI server pulls by its transfer service. Provoked as those of 1.6 were.
+#[test]
+fn containerd_2_1() {
+    check(
+        "127.0.0.1:5000/team/app:1",
+        &[
+            (
+                NotFound,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to resolve image: 127.0.0.1:5000/team/app:1: not found"#,
+            ),
+            (
+                NotFound,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app@sha256:0000000000000000000000000000000000000000000000000000000000000000": failed to resolve image: 127.0.0.1:5000/team/app@sha256:0000000000000000000000000000000000000000000000000000000000000000: not found"#,
+            ),
+            (
+                PlatformMismatch,
+                r#"get image config descriptor: no match for platform in manifest sha256:ed4ae5cc33ec795f0b387e3cccd18f20cbf8120015c3eb4f17bd93b9430a6cab: not found"#,
+            ),
+            (
+                Unavailable,
+                r#"failed to pull and unpack image "tls.example/team/app:1": failed to resolve image: failed to do request: Head "https://127.0.0.1:5000/v2/team/app/manifests/1?ns=%5BREDACTED%5D": tls: failed to verify certificate: x509: certificate signed by unknown authority"#,
+            ),
+            (
+                Unauthorized,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to resolve image: pull access denied, repository does not exist or may require authorization: authorization failed: no basic auth credentials"#,
+            ),
+            (
+                Unavailable,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to resolve image: failed to do request: Head "https://127.0.0.1:5000/v2/team/app/manifests/1": dial tcp 127.0.0.1:5000: connect: connection refused"#,
+            ),
+            (
+                Unavailable,
+                r#"failed to pull and unpack image "registry.invalid/team/app:1": failed to resolve image: failed to do request: Head "https://registry.invalid/v2/team/app/manifests/1": dial tcp: lookup registry.invalid on 10.0.0.53:53: no such host"#,
+            ),
+            (
+                Unauthorized,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to resolve image: unexpected status from HEAD request to http://127.0.0.1:5000/v2/team/app/manifests/1: 401 Unauthorized"#,
+            ),
+            (
+                Unauthorized,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to resolve image: unexpected status from HEAD request to http://127.0.0.1:5000/v2/team/app/manifests/1: 403 Forbidden"#,
+            ),
+            (
+                RateLimited,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to resolve image: unexpected status from HEAD request to http://127.0.0.1:5000/v2/team/app/manifests/1: 429 Too Many Requests"#,
+            ),
+            (
+                Unavailable,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to resolve image: unexpected status from HEAD request to http://127.0.0.1:5000/v2/team/app/manifests/1: 500 Internal Server Error"#,
+            ),
+            (
+                Unavailable,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to resolve image: unexpected status from HEAD request to http://127.0.0.1:5000/v2/team/app/manifests/1: 503 Service Unavailable"#,
+            ),
+            (
+                Unauthorized,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to copy: httpReadSeeker: failed open: unexpected status from GET request to http://127.0.0.1:5000/v2/team/app/blobs/sha256:41e7e8a92d9bc7f8085caa053b3009d383df118c7a68a9f2a044c0cb529760e1: 401 Unauthorized unauthorized: registry prose"#,
+            ),
+            (
+                Unauthorized,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to copy: httpReadSeeker: failed open: unexpected status from GET request to http://127.0.0.1:5000/v2/team/app/blobs/sha256:41e7e8a92d9bc7f8085caa053b3009d383df118c7a68a9f2a044c0cb529760e1: 403 Forbidden denied: registry prose"#,
+            ),
+            (
+                NotFound,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to copy: httpReadSeeker: failed open: could not fetch content descriptor sha256:41e7e8a92d9bc7f8085caa053b3009d383df118c7a68a9f2a044c0cb529760e1 (application/vnd.oci.image.config.v1+json) from remote: not found"#,
+            ),
+            (
+                RateLimited,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to copy: httpReadSeeker: failed open: unexpected status from GET request to http://127.0.0.1:5000/v2/team/app/blobs/sha256:41e7e8a92d9bc7f8085caa053b3009d383df118c7a68a9f2a044c0cb529760e1: 429 Too Many Requests toomanyrequests: registry prose"#,
+            ),
+            (
+                Unavailable,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to copy: httpReadSeeker: failed open: unexpected status from GET request to http://127.0.0.1:5000/v2/team/app/blobs/sha256:41e7e8a92d9bc7f8085caa053b3009d383df118c7a68a9f2a044c0cb529760e1: 500 Internal Server Error unknown: registry prose"#,
+            ),
+            (
+                Unavailable,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to copy: httpReadSeeker: failed open: unexpected status from GET request to http://127.0.0.1:5000/v2/team/app/blobs/sha256:41e7e8a92d9bc7f8085caa053b3009d383df118c7a68a9f2a044c0cb529760e1: 503 Service Unavailable unknown: registry prose"#,
+            ),
+            (
+                Unavailable,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to copy: httpReadSeeker: failed open: unexpected status from GET request to http://127.0.0.1:5000/v2/team/app/blobs/sha256:41e7e8a92d9bc7f8085caa053b3009d383df118c7a68a9f2a044c0cb529760e1: 500 Internal Server Error"#,
+            ),
+            (
+                Unauthorized,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to copy: httpReadSeeker: failed open: unexpected status from GET request to http://127.0.0.1:5000/v2/team/app/blobs/sha256:41e7e8a92d9bc7f8085caa053b3009d383df118c7a68a9f2a044c0cb529760e1: 403 Forbidden"#,
+            ),
+            (
+                RateLimited,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to copy: httpReadSeeker: failed open: unexpected status from GET request to http://127.0.0.1:5000/v2/team/app/blobs/sha256:41e7e8a92d9bc7f8085caa053b3009d383df118c7a68a9f2a044c0cb529760e1: 429 Too Many Requests"#,
+            ),
+            (
+                Unauthorized,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to resolve image: failed to authorize: failed to fetch anonymous token: unexpected status from GET request to http://127.0.0.1:5000/token403?scope=repository%3Ateam%2Fapp%3Apull&service=s: 403 Forbidden"#,
+            ),
+            (
+                Unavailable,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to resolve image: failed to do request: Head "https://127.0.0.1:5000/v2/team/app/manifests/1": EOF"#,
+            ),
+            (
+                Unavailable,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to copy: httpReadSeeker: failed open: failed to do request: Get "https://127.0.0.1:5000/v2/team/app/blobs/sha256:41e7e8a92d9bc7f8085caa053b3009d383df118c7a68a9f2a044c0cb529760e1": EOF"#,
+            ),
+            (
+                NotFound,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to copy: httpReadSeeker: failed open: could not fetch content descriptor sha256:7e537e903df5bfa9c9de2dc590d2646f8b4aa71dd14877bd3e2eceda829a4618 (text/html) from remote: not found"#,
+            ),
+            (
+                Other,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed commit on ref "config-sha256:41e7e8a92d9bc7f8085caa053b3009d383df118c7a68a9f2a044c0cb529760e1": unexpected commit digest sha256:e7cfd4d425aea97b121ab5e8ff33dff0a7eababce5135e551fb246b1473d9b5d, expected sha256:41e7e8a92d9bc7f8085caa053b3009d383df118c7a68a9f2a044c0cb529760e1: failed precondition"#,
+            ),
+            (
+                Unavailable,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": short read: expected 191 bytes but got 95: unexpected EOF"#,
+            ),
+            (
+                Unavailable,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": short read: expected 96 bytes but got 0: unexpected EOF"#,
+            ),
+            (
+                Other,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to copy: httpReadSeeker: failed open: unable to discard to offset"#,
+            ),
+            // A full disk: while downloading, before a download begins, while unpacking.
+            (
+                NoSpace,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to copy: write /var/lib/containerd/io.containerd.content.v1.content/ingest/6fcddba370836391818a19b852a160f6beb8d6a54fc03d9b1c74dcecc4f3172b/data: no space left on device"#,
+            ),
+            (
+                NoSpace,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": write /var/lib/containerd/io.containerd.content.v1.content/ingest/c3a34a6a306088f7791506ca0827365ba68b04e25cb31a2b4ee19700c58f7cbc/ref: no space left on device"#,
+            ),
+            (
+                NoSpace,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to extract layer (application/vnd.oci.image.layer.v1.tar+gzip sha256:76ca2d7512d8a772173e37eb461671983a8f2a7d7dd8ac789a149932999cd342) to overlayfs as "extract-228850803-SXeK sha256:2af5642e22635c6b916e7ec4ff36a094910c12f1af196eda102196c276355233": mount callback failed on /var/lib/containerd/tmpmounts/containerd-mount514169941: write /var/lib/containerd/tmpmounts/containerd-mount514169941/zeros: no space left on device"#,
+            ),
+            // Layers that are no gzip, or whose content is not what the configuration says.
+            (
+                Other,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to extract layer (application/vnd.oci.image.layer.v1.tar+gzip sha256:90b58d4f5a5bc44608c41072ad6ad962ef373ad23189f529c56d4d3c44e1f24c) to overlayfs as "extract-198314161-jz-- sha256:2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881": mount callback failed on /var/lib/containerd/tmpmounts/containerd-mount296254568: archive/tar: invalid tar header"#,
+            ),
+            (
+                Other,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": wrong diff id calculated on extraction "sha256:2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881""#,
+            ),
+        ],
+    );
+    check(
+        "registry.invalid/team/app:1",
+        &[(
+            InvalidReference,
+            r#"failed to parse image reference "registry.invalid/team/app:1": invalid reference format"#,
+        )],
+    );
+}
+
+/// What a registry writes into its answers never stands for something that only the node can know. The first rows were provoked.
+#[test]
+fn registry_prose_is_not_local() {
+    check(
+        "127.0.0.1:5000/team/app:1",
+        &[
+            (
+                Unavailable,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to copy: httpReadSeeker: failed open: unexpected status code http://127.0.0.1:5000/v2/team/app/blobs/sha256:e647: 500 Internal Server Error - Server message: denied: open /data/upload: disk quota exceeded"#,
+            ),
+            (
+                Unauthorized,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to copy: httpReadSeeker: failed open: unexpected status code http://127.0.0.1:5000/v2/team/app/blobs/sha256:e647: 403 Forbidden - Server message: unknown: no space left on device"#,
+            ),
+            (
+                Unauthorized,
+                r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to copy: httpReadSeeker: failed open: unexpected status from GET request to http://127.0.0.1:5000/v2/team/app/blobs/sha256:e647: 403 Forbidden denied: write /x: no space left on device"#,
+            ),
+            (
+                Unauthorized,
+                "Error response from daemon: pull access denied for 127.0.0.1:5000/team/app, repository does not exist or may require 'docker login': denied: write /x: no space left on device",
+            ),
+            // Go prints the reason phrase of a status line.
+            (
+                Other,
+                r#"failed to resolve reference "127.0.0.1:5000/team/app:1": pulling from host 127.0.0.1:5000 failed with status code [manifests 1]: 500 write /x: no space left on device"#,
+            ),
+            (
+                Other,
+                "initializing source docker://127.0.0.1:5000/team/app:1: reading manifest 1 in 127.0.0.1:5000/team/app: unknown: write /x: no space left on device",
+            ),
+            (
+                Unauthorized,
+                "reading manifest 1 in 127.0.0.1:5000/team/app: denied: Source image rejected: no match for platform: invalid reference format",
+            ),
+            // The name of a file in a layer.
+            (
+                Other,
+                "failed to extract layer sha256:2d71: mount callback failed on /tmp/m: write /tmp/m/a: no space left on device: input/output error: unknown",
+            ),
+            (Other, "no space left on device"),
+        ],
+    );
+}
+
 /// CRI-O. Texts of its image library were provoked with skopeo 1.9, which has the same; the rest is from issues (cri-o
 /// 2331, 3626, 5282, 7007 and 8760, FusionAuth/charts 118, minikube 19395, containers/image 1953).
 #[test]

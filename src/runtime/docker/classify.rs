@@ -8,6 +8,7 @@
 
 use crate::failure::FailureKind::{self, *};
 use crate::image::Reference;
+use crate::runtime::classify::{is_full, own_words};
 
 /// Error codes of the distribution specification as the Engine prints them, at the beginning of a registry's answer.
 const CODES: &[(&str, FailureKind)] = &[
@@ -26,18 +27,25 @@ const CODES: &[(&str, FailureKind)] = &[
     ("unknown", Other),
 ];
 
-/// Words of the Engine, of containerd inside newer ones, and of Go's network library.
-const WORDS: &[(&str, FailureKind)] = &[
-    ("no basic auth credentials", Unauthorized),
-    ("pull access denied", Unauthorized),
-    ("authentication required", Unauthorized),
-    ("authorization failed", Unauthorized),
+/// Words of the Engine, and of containerd inside newer ones, for what no registry decides.
+const OWN_WORDS: &[(&str, FailureKind)] = &[
     ("no matching manifest for ", PlatformMismatch),
     ("no match for platform", PlatformMismatch),
     ("cannot be used on this platform", PlatformMismatch),
     ("does not match the specified platform", PlatformMismatch),
     ("invalid reference format", InvalidReference),
     ("invalid tag format", InvalidReference),
+];
+
+/// Words of the Engine, of containerd inside newer ones, and of Go's network library.
+const WORDS: &[(&str, FailureKind)] = &[
+    ("no basic auth credentials", Unauthorized),
+    ("pull access denied", Unauthorized),
+    ("authentication required", Unauthorized),
+    ("authorization failed", Unauthorized),
+    ("access to the resource is denied", Unauthorized),
+    ("pull rate limit", RateLimited),
+    ("too many requests", RateLimited),
     ("client.timeout exceeded", Timeout),
     ("context deadline exceeded", Timeout),
     ("i/o timeout", Timeout),
@@ -125,9 +133,10 @@ fn from_registry_status(text: &str) -> Option<FailureKind> {
         .strip_prefix("received unexpected http status: ")
         .or_else(|| text.strip_prefix("error parsing http "))
         .or_else(|| {
-            // Newer Engines: `unexpected status from HEAD request to URL: 503 Service Unavailable`.
-            let at = text.find("unexpected status from ")?;
-            text[at..].split_once(": ").map(|(_, rest)| rest)
+            // containerd's store: `unexpected status from HEAD request to URL: 503 Service Unavailable`. The URL may be gone already.
+            let (_, rest) = text.split_once("unexpected status from ")?;
+            let (_, rest) = rest.split_once(" request to ")?;
+            rest.split_whitespace().find(|word| !word.contains("://"))
         })?;
     match digits.get(..3)?.parse().ok()? {
         // A registry that is broken is as good as one that is away; the Engine itself says 500 to everything.
@@ -144,16 +153,18 @@ fn from_code(text: &str) -> Option<FailureKind> {
 }
 
 fn from_words(text: &str) -> Option<FailureKind> {
-    // Go puts the system's word last, behind the path of a file that the image may have named.
-    let end = text.strip_suffix(": unknown").unwrap_or(text);
-    if end.ends_with(": no space left on device") || end.ends_with(": disk quota exceeded") {
+    if is_full(text) {
         return Some(NoSpace);
     }
+    let end = text.strip_suffix(": unknown").unwrap_or(text);
     if end == "eof" || end.ends_with(": eof") {
         return Some(Unavailable);
     }
-    let word = WORDS.iter().find(|(word, _)| text.contains(word));
-    word.map(|(_, kind)| *kind)
+    let own = own_words(text);
+    let words = OWN_WORDS.iter().find(|(word, _)| own.contains(word));
+    words
+        .or_else(|| WORDS.iter().find(|(word, _)| text.contains(word)))
+        .map(|(_, kind)| *kind)
         .or_else(|| end.ends_with(": not found").then_some(NotFound))
         .or_else(|| (text.contains("x509: ") || text.contains("tls: ")).then_some(Unavailable))
 }

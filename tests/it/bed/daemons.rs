@@ -251,7 +251,7 @@ impl Containerd {
     /// Runs containerd's own client in CRI's namespace.
     #[track_caller]
     pub fn ctr(&self, arguments: &[&str]) -> String {
-        run(Command::new("ctr")
+        run(Command::new(self.0.value("CTR"))
             .arg("--address")
             .arg(self.socket())
             .args(["--namespace", "k8s.io"])

@@ -64,6 +64,16 @@ pub fn docker() -> &'static Docker {
     SHARED.get_or_init(Docker::start)
 }
 
+/// Whether containerd and Docker are those of the newer suite in this run.
+pub fn has_newer_runtimes() -> bool {
+    std::env::var("HARPOON_RUNTIMES").is_ok_and(|runtimes| runtimes.starts_with("modern"))
+}
+
+/// Whether the Docker Engine keeps its images in containerd's store in this run.
+pub fn docker_has_containerds_store() -> bool {
+    std::env::var("HARPOON_RUNTIMES").is_ok_and(|runtimes| runtimes == "modern-store")
+}
+
 /// The shared API server.
 pub fn kubernetes() -> &'static Kubernetes {
     static SHARED: OnceLock<Kubernetes> = OnceLock::new();

@@ -25,6 +25,8 @@ pub struct Cluster {
     /// The node's first process.
     node: String,
     registry: String,
+    /// containerd's own client.
+    ctr: String,
 }
 
 /// A process of a container, as the kernel sees it.
@@ -36,6 +38,7 @@ impl Cluster {
         let daemon = Daemon::start::<&str>("cluster", &[]);
         let node = daemon.value("NODE").to_owned();
         let registry = daemon.value("REGISTRY").to_owned();
+        let ctr = daemon.value("CTR").to_owned();
         let network = File::open(format!("/proc/{node}/ns/net")).unwrap();
         let inside = runtime(move || {
             let kind = LinkNameSpaceType::Network;
@@ -46,6 +49,7 @@ impl Cluster {
             api,
             node,
             registry,
+            ctr,
         }
     }
 
@@ -94,7 +98,7 @@ impl Cluster {
     /// Runs containerd's own client in CRI's namespace.
     #[track_caller]
     pub fn ctr(&self, arguments: &[&str]) -> String {
-        let mut command = self.inside("ctr");
+        let mut command = self.inside(&self.ctr);
         run(command.args(["--namespace", "k8s.io"]).args(arguments))
     }
 

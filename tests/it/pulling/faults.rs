@@ -11,6 +11,7 @@ with_both! {
     a_runtime_that_dies_in_mid_pull_may_come_back,
     planning_outlasts_restart_of_runtime,
     a_full_store_ends_the_run,
+    registry_prose_ends_no_run,
     a_read_only_store_fails_what_is_missing_alone,
     an_image_of_another_platform_is_named_as_such,
 }
@@ -68,8 +69,8 @@ fn denied() -> Fault {
 fn a_registry_that_stays_bad_has_its_reason<R: Runtime>() {
     // A registry that says 429 by the status alone: the Engine passes on its words, and not the status.
     let without_words = match R::NAME {
-        "containerd" => "failed rate_limited 1",
-        _ => "failed other 1",
+        "docker" if !bed::docker_has_containerds_store() => "failed other 1",
+        _ => "failed rate_limited 1",
     };
     let cases = [
         (Fault::status(503), "0", "failed unavailable 1", "503"),
@@ -281,6 +282,91 @@ fn a_full_store_ends_the_run<R: Runtime>() {
     );
 }
 
+/// A registry writes what it likes into its error bodies, where a runtime's own words for a full disk may stand too.
+fn registry_prose_ends_no_run<R: Runtime>() {
+    const PROSE: [&str; 3] = [
+        "no space left on device",
+        "write /var/lib/registry/blob: no space left on device",
+        "open /data/upload: disk quota exceeded",
+    ];
+    let at_fault = |status, body: String, of_blobs: bool| {
+        let name = format!("{}:1", unique("prose"));
+        registry().push(&name);
+        let media_type = if body.starts_with('{') {
+            "application/json"
+        } else {
+            "text/plain"
+        };
+        let fault = Fault::Answer {
+            status,
+            headers: vec![("content-type", media_type.into())],
+            body,
+        };
+        let proxy = Proxy::start(registry().url(), move |seen| {
+            if of_blobs && seen.is_blob() || !of_blobs && seen.is_manifest() {
+                fault.clone()
+            } else {
+                Fault::Pass
+            }
+        });
+        (proxy.reference(&name), status, proxy)
+    };
+    let mut bad = Vec::new();
+    for (status, of_blobs) in [(500, false), (500, true), (403, false), (403, true)] {
+        for (code, prose) in ["UNKNOWN", "DENIED", "FAULT"].into_iter().zip(PROSE) {
+            let body = json!({"errors": [{"code": code, "message": prose, "detail": prose}]});
+            bad.push(at_fault(status, body.to_string(), of_blobs));
+        }
+        bad.push(at_fault(status, PROSE[1].to_owned(), of_blobs));
+    }
+    // Another registry, whose images are under way until all of those have failed.
+    let gate = Gate::new();
+    let held = gate.clone();
+    let proxy = Proxy::start(registry().url(), move |seen| {
+        if seen.is_blob() {
+            Fault::Hold(held.clone())
+        } else {
+            Fault::Pass
+        }
+    });
+    let good = [(); 6].map(|()| {
+        let name = format!("{}:1", unique("good"));
+        registry().push(&name);
+        proxy.reference(&name)
+    });
+    let images: Vec<&str> = bad.iter().map(|(image, ..)| image.as_str()).collect();
+    let images = [&good.each_ref().map(String::as_str)[..], &images].concat();
+    let running = pull(R::shared(), &images)
+        .env("CONCURRENCY", images.len().to_string())
+        .env("RETRIES", "0")
+        .start();
+    eventually("the bad images have failed", PATIENCE, || {
+        let stderr = running.stderr();
+        stderr.matches("failed to pull: ").count() >= bad.len() || stderr.contains("no_space")
+    });
+    gate.open();
+    let output = running.wait();
+    let report = output.json();
+    let told = |image: &str| {
+        let entry = entry(&report, image);
+        let reason = entry["reason"].as_str().unwrap_or("-");
+        format!("{} {reason}", entry["outcome"].as_str().unwrap())
+    };
+    for image in &good {
+        assert_eq!(told(image), "pulled -", "{output}");
+    }
+    for (image, status, _) in &bad {
+        // Docker passes on the words of a body, and not its status.
+        let kinds = match (R::NAME, status) {
+            ("containerd", 500) => &["failed unavailable"][..],
+            ("containerd", _) => &["failed unauthorized"],
+            _ => &["failed unavailable", "failed unauthorized", "failed other"],
+        };
+        let message = &entry(&report, image)["message"];
+        assert!(kinds.contains(&&*told(image)), "{}: {message}", told(image));
+    }
+}
+
 /// A disk that the kernel has made read-only after an error: here, a mount above where downloads go.
 fn a_read_only_store_fails_what_is_missing_alone<R: Runtime>() {
     let runtime = R::start();
@@ -291,6 +377,9 @@ fn a_read_only_store_fails_what_is_missing_alone<R: Runtime>() {
         "containerd" => runtime
             .store()
             .join("io.containerd.content.v1.content/ingest"),
+        _ if bed::docker_has_containerds_store() => runtime
+            .store()
+            .join("containerd/daemon/io.containerd.content.v1.content/ingest"),
         _ => runtime.store().join("tmp"),
     };
     let mount = |words: &[&str]| {

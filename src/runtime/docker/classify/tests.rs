@@ -6,7 +6,6 @@ fn image(text: &str) -> Reference {
 
 #[test]
 fn what_dockerd_20_10_says() {
-    use FailureKind::*;
     // Provoked on dockerd 20.10.24 with a registry and a server that misbehaves on demand, word for word.
     let table = [
         (
@@ -184,8 +183,323 @@ fn what_dockerd_20_10_says() {
 }
 
 #[test]
+fn what_dockerd_28_says() {
+    // Provoked on dockerd 28.5.2, as above.
+    check_28(&[
+        (
+            None,
+            r#"manifest for 127.0.0.1:5000/team/app:1 not found: manifest unknown: manifest unknown"#,
+            NotFound,
+        ),
+        (
+            None,
+            r#"manifest for 127.0.0.1:5000/team/app@sha256:0000000000000000000000000000000000000000000000000000000000000000 not found: manifest unknown: manifest unknown"#,
+            NotFound,
+        ),
+        (
+            None,
+            r#"no matching manifest for linux/amd64 in the manifest list entries"#,
+            PlatformMismatch,
+        ),
+        (
+            None,
+            r#"Get "https://tls.example/v2/": dial tcp: lookup tls.example on 10.255.255.53:53: no such host"#,
+            Unavailable,
+        ),
+        (
+            None,
+            r#"Head "http://127.0.0.1:5000/v2/team/app/manifests/1": no basic auth credentials"#,
+            Unauthorized,
+        ),
+        (
+            None,
+            r#"Get "http://127.0.0.1:5000/v2/": dial tcp 127.0.0.1:5000: connect: connection refused"#,
+            Unavailable,
+        ),
+        (
+            None,
+            r#"Get "https://registry.invalid/v2/": dial tcp: lookup registry.invalid on 10.0.0.53:53: no such host"#,
+            Unavailable,
+        ),
+        (None, r#"unauthorized: registry prose"#, Unauthorized),
+        (
+            None,
+            r#"pull access denied for 127.0.0.1:5000/team/app, repository does not exist or may require 'docker login': denied: registry prose"#,
+            Unauthorized,
+        ),
+        (None, r#"blob unknown: registry prose"#, NotFound),
+        (None, r#"toomanyrequests: registry prose"#, RateLimited),
+        (
+            None,
+            r#"received unexpected HTTP status: 500 Internal Server Error"#,
+            Unavailable,
+        ),
+        (
+            None,
+            r#"received unexpected HTTP status: 503 Service Unavailable"#,
+            Unavailable,
+        ),
+        (
+            None,
+            r#"pull access denied for 127.0.0.1:5000/team/app, repository does not exist or may require 'docker login': denied: write /x: no space left on device"#,
+            Unauthorized,
+        ),
+        (
+            None,
+            r#"error pulling image configuration: download failed after attempts=1: unauthorized: registry prose"#,
+            Unauthorized,
+        ),
+        (
+            None,
+            r#"error pulling image configuration: download failed after attempts=1: denied: registry prose"#,
+            Unauthorized,
+        ),
+        (
+            None,
+            r#"error pulling image configuration: download failed after attempts=1: unknown blob"#,
+            NotFound,
+        ),
+        (
+            None,
+            r#"error pulling image configuration: download failed after attempts=1: toomanyrequests: registry prose"#,
+            RateLimited,
+        ),
+        (
+            None,
+            r#"error pulling image configuration: download failed after attempts=6: received unexpected HTTP status: 500 Internal Server Error"#,
+            Unavailable,
+        ),
+        (
+            None,
+            r#"error pulling image configuration: download failed after attempts=6: received unexpected HTTP status: 503 Service Unavailable"#,
+            Unavailable,
+        ),
+        (
+            None,
+            r#"error pulling image configuration: download failed after attempts=1: denied: write /x: no space left on device"#,
+            Unauthorized,
+        ),
+        (
+            None,
+            r#"error pulling image configuration: download failed after attempts=1: toomanyrequests: write /x: no space left on device"#,
+            RateLimited,
+        ),
+        (None, r#"unauthorized: x"#, Unauthorized),
+        (
+            None,
+            r#"Head "http://127.0.0.1:5000/v2/team/app/manifests/1": EOF"#,
+            Unavailable,
+        ),
+        (
+            None,
+            r#"error pulling image configuration: download failed after attempts=6: EOF"#,
+            Unavailable,
+        ),
+        (
+            None,
+            r#"error unmarshalling content: invalid character '<' looking for beginning of value"#,
+            Other,
+        ),
+        (
+            None,
+            r#"error pulling image configuration: image config verification failed for digest sha256:41e7e8a92d9bc7f8085caa053b3009d383df118c7a68a9f2a044c0cb529760e1"#,
+            Other,
+        ),
+        (
+            None,
+            r#"error pulling image configuration: download failed after attempts=6: unexpected EOF"#,
+            Unavailable,
+        ),
+        (
+            None,
+            "write /var/lib/docker/tmp/GetImageBlob351879714: no space left on device",
+            NoSpace,
+        ),
+        (
+            None,
+            "failed to register layer: write /zeros: no space left on device",
+            NoSpace,
+        ),
+        (
+            None,
+            "failed to register layer: archive/tar: invalid tar header",
+            Other,
+        ),
+        (
+            None,
+            "layers from manifest don't match image configuration",
+            Other,
+        ),
+    ]);
+}
+
+#[test]
+fn what_dockerd_28_says_with_containerds_store() {
+    check_28(&[
+        (
+            None,
+            r#"failed to resolve reference "127.0.0.1:5000/team/app:1": 127.0.0.1:5000/team/app:1: not found"#,
+            NotFound,
+        ),
+        (
+            None,
+            r#"failed to resolve reference "127.0.0.1:5000/team/app@sha256:0000000000000000000000000000000000000000000000000000000000000000": 127.0.0.1:5000/team/app@sha256:0000000000000000000000000000000000000000000000000000000000000000: not found"#,
+            NotFound,
+        ),
+        (
+            None,
+            r#"no matching manifest for linux/amd64 in the manifest list entries: no match for platform in manifest: not found"#,
+            PlatformMismatch,
+        ),
+        (
+            None,
+            r#"failed to resolve reference "tls.example/team/app:1": failed to do request: Head "https://tls.example/v2/team/app/manifests/1": dial tcp: lookup tls.example on 10.255.255.53:53: no such host"#,
+            Unavailable,
+        ),
+        (
+            None,
+            r#"failed to resolve reference "127.0.0.1:5000/team/app:1": pull access denied, repository does not exist or may require authorization: authorization failed: no basic auth credentials"#,
+            Unauthorized,
+        ),
+        (
+            None,
+            r#"failed to resolve reference "127.0.0.1:5000/team/app:1": failed to do request: Head "https://127.0.0.1:5000/v2/team/app/manifests/1": dial tcp 127.0.0.1:5000: connect: connection refused"#,
+            Unavailable,
+        ),
+        (
+            None,
+            r#"failed to resolve reference "registry.invalid/team/app:1": failed to do request: Head "https://registry.invalid/v2/team/app/manifests/1": dial tcp: lookup registry.invalid on 10.0.0.53:53: no such host"#,
+            Unavailable,
+        ),
+        (
+            None,
+            r#"unknown: failed to resolve reference "127.0.0.1:5000/team/app:1": unexpected status from HEAD request to http://127.0.0.1:5000/v2/team/app/manifests/1: 401 Unauthorized"#,
+            Unauthorized,
+        ),
+        (
+            None,
+            r#"unknown: failed to resolve reference "127.0.0.1:5000/team/app:1": unexpected status from HEAD request to http://127.0.0.1:5000/v2/team/app/manifests/1: 403 Forbidden"#,
+            Unauthorized,
+        ),
+        (
+            None,
+            r#"unknown: failed to resolve reference "127.0.0.1:5000/team/app:1": unexpected status from HEAD request to http://127.0.0.1:5000/v2/team/app/manifests/1: 429 Too Many Requests"#,
+            RateLimited,
+        ),
+        (
+            None,
+            r#"unknown: failed to resolve reference "127.0.0.1:5000/team/app:1": unexpected status from HEAD request to http://127.0.0.1:5000/v2/team/app/manifests/1: 500 Internal Server Error"#,
+            Unavailable,
+        ),
+        (
+            None,
+            r#"unknown: failed to resolve reference "127.0.0.1:5000/team/app:1": unexpected status from HEAD request to http://127.0.0.1:5000/v2/team/app/manifests/1: 503 Service Unavailable"#,
+            Unavailable,
+        ),
+        (None, r#"error from registry: registry prose"#, Other),
+        (
+            None,
+            r#"failed to copy: httpReadSeeker: failed open: could not fetch content descriptor sha256:41e7e8a92d9bc7f8085caa053b3009d383df118c7a68a9f2a044c0cb529760e1 (application/vnd.oci.image.config.v1+json) from remote: not found"#,
+            NotFound,
+        ),
+        (
+            None,
+            r#"unknown: failed to copy: httpReadSeeker: failed open: unexpected status from GET request to http://127.0.0.1:5000/v2/team/app/blobs/sha256:41e7e8a92d9bc7f8085caa053b3009d383df118c7a68a9f2a044c0cb529760e1: 500 Internal Server Error"#,
+            Unavailable,
+        ),
+        (
+            None,
+            r#"unknown: failed to copy: httpReadSeeker: failed open: unexpected status from GET request to http://127.0.0.1:5000/v2/team/app/blobs/sha256:41e7e8a92d9bc7f8085caa053b3009d383df118c7a68a9f2a044c0cb529760e1: 403 Forbidden"#,
+            Unauthorized,
+        ),
+        (
+            None,
+            r#"unknown: failed to copy: httpReadSeeker: failed open: unexpected status from GET request to http://127.0.0.1:5000/v2/team/app/blobs/sha256:41e7e8a92d9bc7f8085caa053b3009d383df118c7a68a9f2a044c0cb529760e1: 429 Too Many Requests"#,
+            RateLimited,
+        ),
+        (
+            None,
+            r#"requested access to the resource is denied - no way: no space left on device"#,
+            Unauthorized,
+        ),
+        (
+            None,
+            r#"failed to resolve reference "127.0.0.1:5000/team/app:1": failed to do request: Head "https://127.0.0.1:5000/v2/team/app/manifests/1": EOF"#,
+            Unavailable,
+        ),
+        (
+            None,
+            r#"failed to copy: httpReadSeeker: failed open: failed to do request: Get "https://127.0.0.1:5000/v2/team/app/blobs/sha256:41e7e8a92d9bc7f8085caa053b3009d383df118c7a68a9f2a044c0cb529760e1": EOF"#,
+            Unavailable,
+        ),
+        (
+            None,
+            r#"failed to copy: httpReadSeeker: failed open: could not fetch content descriptor sha256:7e537e903df5bfa9c9de2dc590d2646f8b4aa71dd14877bd3e2eceda829a4618 (text/html) from remote: not found"#,
+            NotFound,
+        ),
+        (
+            None,
+            r#"failed commit on ref "config-sha256:41e7e8a92d9bc7f8085caa053b3009d383df118c7a68a9f2a044c0cb529760e1": commit failed: unexpected commit digest sha256:e7cfd4d425aea97b121ab5e8ff33dff0a7eababce5135e551fb246b1473d9b5d, expected sha256:41e7e8a92d9bc7f8085caa053b3009d383df118c7a68a9f2a044c0cb529760e1: failed precondition"#,
+            Other,
+        ),
+        (
+            None,
+            r#"short read: expected 191 bytes but got 95: unexpected EOF"#,
+            Unavailable,
+        ),
+        (
+            None,
+            r#"failed to copy: httpReadSeeker: failed open: unable to discard to offset"#,
+            Other,
+        ),
+        (
+            None,
+            "error from registry: You have reached your pull rate limit.",
+            RateLimited,
+        ),
+        (
+            None,
+            "error from registry: requested access to the resource is denied",
+            Unauthorized,
+        ),
+        (
+            None,
+            "error from registry: no match for platform in manifest",
+            Other,
+        ),
+        (
+            None,
+            "error from registry: write /x: no space left on device",
+            Other,
+        ),
+        (
+            None,
+            "failed to copy: failed to send write: write /var/lib/docker/containerd/daemon/io.containerd.content.v1.content/ingest/b6fa80ac9471a0e33fce6c9ea7aa334be7f803a2a243c7e7a955f6d025aa135f/data: no space left on device",
+            NoSpace,
+        ),
+        (
+            None,
+            r#"failed to extract layer (application/vnd.oci.image.layer.v1.tar+gzip sha256:76ca2d7512d8a772173e37eb461671983a8f2a7d7dd8ac789a149932999cd342) to overlayfs as "extract-449233934-lbPu sha256:2af5642e22635c6b916e7ec4ff36a094910c12f1af196eda102196c276355233": mount callback failed on /var/lib/docker/containerd/daemon/tmpmounts/containerd-mount590376964: write /var/lib/docker/containerd/daemon/tmpmounts/containerd-mount590376964/zeros: no space left on device"#,
+            NoSpace,
+        ),
+        (
+            None,
+            r#"wrong diff id calculated on extraction "sha256:2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881""#,
+            Other,
+        ),
+    ]);
+}
+
+#[track_caller]
+fn check_28(table: &[(Option<u16>, &str, FailureKind)]) {
+    for (status, text, kind) in table {
+        let told = without_reference(text, &image("127.0.0.1:5000/team/app:1"));
+        assert_eq!(kind_of(*status, &told), *kind, "{text}");
+    }
+}
+
+#[test]
 fn names_and_registries_do_not_choose_the_kind() {
-    use FailureKind::*;
     let table = [
         (
             "127.0.0.1:25731/example/429-toomanyrequests:no-space-left",
@@ -244,6 +558,18 @@ fn names_and_registries_do_not_choose_the_kind() {
         (
             "r.example/a",
             Some(500),
+            "pull access denied for r.example/a, repository does not exist or may require 'docker login': denied: write /x: no space left on device",
+            Unauthorized,
+        ),
+        (
+            "r.example/a",
+            Some(500),
+            "digest invalid: write /x: no space left on device",
+            Other,
+        ),
+        (
+            "r.example/a",
+            Some(500),
             "error parsing HTTP 404 response body: invalid character '<' looking for beginning of value: \"<p>/x: no space left on device",
             NotFound,
         ),
@@ -256,7 +582,6 @@ fn names_and_registries_do_not_choose_the_kind() {
 
 #[test]
 fn the_status_decides_where_the_words_do_not() {
-    use FailureKind::*;
     let table = [
         (404, NotFound),
         (403, Unauthorized),
