@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio_util::sync::CancellationToken;
@@ -450,13 +450,7 @@ async fn stagger(start: &StartSettings, node: Option<&NodeFacts>) -> Duration {
     let (false, Some(name)) = (start.stagger.is_zero(), &start.node) else {
         return Duration::ZERO;
     };
-    let created = node.and_then(|node| node.created);
-    // A node from the future is a new one on a machine whose clock is late.
-    let age = created.map(|created| {
-        SystemTime::now()
-            .duration_since(created)
-            .unwrap_or_default()
-    });
+    let age = node.and_then(NodeFacts::age);
     let delay = stagger::delay(name, start.stagger, age, start.min_age);
     let shown = text::seconds(delay);
     match age {

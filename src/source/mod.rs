@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tracing::{info, warn};
 
@@ -56,6 +56,14 @@ pub struct NodeFacts {
     pub created: Option<SystemTime>,
     /// What images have to be made for to run on it.
     pub platform: Option<Platform>,
+}
+
+impl NodeFacts {
+    /// The time since it joined the cluster. A node from the future is a new one on a machine whose clock is late.
+    pub fn age(&self) -> Option<Duration> {
+        let age = SystemTime::now().duration_since(self.created?);
+        Some(age.unwrap_or_default())
+    }
 }
 
 /// Where candidates come from. It is opened first and read later, since a node may have to wait for its turn in between.

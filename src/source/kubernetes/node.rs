@@ -6,7 +6,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use serde::de::DeserializeOwned;
 
@@ -77,11 +76,7 @@ impl Here {
                 let known = object.and_then(|node| {
                     let facts = node.facts();
                     let mut node = node.named(name).ok_or(NodeError::Garbage)?;
-                    // A node from the future is a new one on a machine whose clock is late.
-                    let age = |created| SystemTime::now().duration_since(created);
-                    node.age = facts
-                        .created
-                        .map(|created| age(created).unwrap_or_default());
+                    node.age = facts.age();
                     node.startup_taints = startup_taints.to_vec();
                     Ok(Self::new(node, facts))
                 });
