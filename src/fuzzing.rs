@@ -5,10 +5,11 @@
 
 use std::path::Path;
 
-use crate::image::{Digest, Platform, Prefix, Reference};
-use crate::registry::docker_config::DockerConfig;
-use crate::registry::keyring::pattern::Pattern;
-use crate::{printable, registry, runtime, source};
+use crate::credentials::docker_config::DockerConfig;
+use crate::credentials::keyring::pattern::Pattern;
+use crate::model::reference::{Digest, Platform, Prefix, Reference};
+use crate::model::text;
+use crate::{discovery, registry, runtime};
 
 /// A parser under fire: its name, which is that of its corpus, and the function that is given the text.
 pub type Target = (&'static str, fn(&[u8]));
@@ -19,7 +20,7 @@ pub const TARGETS: &[Target] = &[
     ("images_file", images_file),
     ("docker_config", docker_config),
     ("provider_answer", registry::provider::fuzz_answer),
-    ("list_page", source::kubernetes::fuzz_page),
+    ("list_page", discovery::kubernetes::fuzz_page),
     ("manifest", registry::manifest::fuzz),
     ("layout_index", runtime::oci::fuzz_index),
 ];
@@ -35,9 +36,9 @@ pub fn reference(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
     };
-    let shown = printable::printable(text);
-    assert!(!shown.chars().any(printable::is_unprintable), "{shown:?}");
-    assert_eq!(printable::printable(&shown), shown);
+    let shown = text::printable(text);
+    assert!(!shown.chars().any(text::is_unprintable), "{shown:?}");
+    assert_eq!(text::printable(&shown), shown);
     let _ = Platform::parse(text);
     if let Ok(digest) = Digest::parse(text) {
         // It becomes a path.
@@ -64,7 +65,7 @@ pub fn reference(data: &[u8]) {
 
 /// An images file.
 pub fn images_file(data: &[u8]) {
-    let Ok(found) = source::list::parse(data, Path::new("list")) else {
+    let Ok(found) = discovery::list::parse(data, Path::new("list")) else {
         return;
     };
     let lines = data.split(|b| *b == b'\n').count();

@@ -7,13 +7,13 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt;
 use tracing_subscriber::prelude::*;
 
-use crate::config::LogSettings;
+use crate::app::config::LogSettings;
 use crate::report::progress::Screen;
 
 /// Sets up the logs of the whole process and returns the screen that they share.
 ///
 /// Only harpoon's own lines are shown: those of the HTTP and gRPC crates would show headers at `trace`.
-pub(super) fn init(settings: LogSettings) -> Screen {
+pub(crate) fn init(settings: LogSettings) -> Screen {
     let terminal = io::stderr().is_terminal();
     let dumb = std::env::var_os("TERM").is_none_or(|t| t.is_empty() || t == "dumb");
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
@@ -37,6 +37,6 @@ pub(super) fn init(settings: LogSettings) -> Screen {
 }
 
 /// Writes a line to standard error; a closed one is no reason to panic.
-pub(super) fn write_error(line: &str) {
+pub(crate) fn write_error(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }

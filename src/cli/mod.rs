@@ -6,24 +6,21 @@ use std::time::Instant;
 use anyhow::Error;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
-use crate::config::ConfigError;
-use crate::printable::printable;
+use crate::app::config::ConfigError;
+use crate::model::text::printable;
 use crate::report::termination;
-use crate::runtime::find::FindError;
+use crate::runtime::detect::FindError;
 
 pub mod args;
 mod completions;
-mod credentials;
-mod flow;
 mod logs;
 mod manifests;
 mod pause;
 mod plan;
 mod pull;
 mod run;
-mod signals;
 
-use signals::{Interrupt, Interrupted};
+use crate::app::shutdown::{Interrupt, Interrupted};
 
 /// How the program ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

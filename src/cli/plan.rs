@@ -5,11 +5,13 @@ use clap::ArgMatches;
 use tracing::warn;
 
 use super::run::open;
-use super::signals::Signals;
-use super::{Exit, args, credentials, flow, logs};
-use crate::config::{self, Output};
-use crate::inquiry::Inquiry;
-use crate::registry::keyring::Keyring;
+use super::{Exit, args, logs};
+use crate::app::config;
+use crate::app::config::Output;
+use crate::app::shutdown::Signals;
+use crate::app::{keyring, node_run};
+use crate::credentials::keyring::Keyring;
+use crate::planning::registry_probe::Inquiry;
 use crate::report::{Outline, json, text};
 use crate::runtime::ImageService;
 
@@ -21,7 +23,7 @@ pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
     let raw = args::raw(matches);
     let mut sources = config::sources(&raw)?;
     let policy = config::policy(&raw)?;
-    let questions = flow::Questions {
+    let questions = node_run::Questions {
         store: config::store(&raw)?,
         sizes: config::sizes(&raw)?,
     };
@@ -34,14 +36,14 @@ pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
     // A plan that asks no registry reads no secret.
     let mut keyring = Keyring::default();
     if questions.need_registries() {
-        keyring = credentials::keyring(&credentials)?;
+        keyring = keyring::keyring(&credentials)?;
     } else {
         sources.cluster.pull_secrets = false;
     }
-    flow::block_on(async {
+    node_run::block_on(async {
         let signals = Signals::listen().context("failed to listen for signals")?;
         let prepare = async {
-            let runtime = match flow::find_runtime(&settings).await {
+            let runtime = match node_run::find_runtime(&settings).await {
                 Ok(runtime) => Some(runtime),
                 Err(error) if settings.endpoint.is_some() => return Err(error.into()),
                 Err(error) => {
@@ -50,19 +52,19 @@ pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
                 }
             };
             let source = open(&sources).await?;
-            let platform = flow::platform(&settings, source.node());
+            let platform = node_run::platform(&settings, source.node());
             let runtime = runtime.map(|runtime| runtime.for_platform(&platform));
-            let found = source.find().await.context(flow::NO_CANDIDATES)?;
-            credentials::add_pull_secrets(&mut keyring, found.pull_secrets);
+            let found = source.find().await.context(node_run::NO_CANDIDATES)?;
+            keyring::add_pull_secrets(&mut keyring, found.pull_secrets);
             let inquiry = Inquiry::new(&keyring, platform, QUESTIONS);
-            let selection = flow::select(found.candidates, &policy, runtime.as_ref());
-            let plan = flow::plan(
+            let selection = node_run::select(found.candidates, &policy, runtime.as_ref());
+            let plan = node_run::plan(
                 selection,
                 runtime.as_ref(),
                 questions,
                 &inquiry,
                 found.sizes,
-                flow::End {
+                node_run::End {
                     deadline: None,
                     stop: None,
                 },
@@ -77,7 +79,7 @@ pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
             node: node.as_deref(),
             requests: questions.sizes.then_some(requests),
         };
-        flow::print(|out| match output {
+        node_run::print(|out| match output {
             Output::Text => text::write_plan(out, &outline),
             Output::Json => json::write_plan(out, &outline),
         })?;

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer, de};
 
 use super::Error;
-use crate::image::{Digest, Platform};
-use crate::printable::excerpt;
+use crate::model::reference::{Digest, Platform};
+use crate::model::text::excerpt;
 
 /// An OCI image index.
 pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -193,7 +193,7 @@ pub(crate) fn fuzz(data: &[u8]) {
         Err(error) => {
             let text = error.to_string();
             assert!(
-                !text.chars().any(crate::printable::is_unprintable),
+                !text.chars().any(crate::model::text::is_unprintable),
                 "{text:?}"
             );
         }

@@ -14,8 +14,8 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::Url;
 
-use super::credential::{Login, Secret};
 use super::{ClientError, Error, Options};
+use crate::credentials::secret::{Login, Secret};
 
 const REDIRECTS_MAX: usize = 5;
 /// Enough for any error that a person reads.

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 
 use super::{Outline, Report};
-use crate::candidate::Workload;
-use crate::disk::Size;
-use crate::plan::{Action, Step};
+use crate::model::candidate::Workload;
+use crate::planning::disk_budget::Size;
+use crate::planning::plan::{Action, Step};
 use crate::runtime::RuntimeInfo;
 
 #[derive(Serialize)]

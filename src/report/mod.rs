@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::candidate::Workload;
-use crate::image::StoredImage;
-use crate::plan::{Plan, PlannedImage, Reason};
+use crate::model::candidate::Workload;
+use crate::model::reference::StoredImage;
+use crate::planning::plan::{Plan, PlannedImage, Reason};
 use crate::runtime::RuntimeInfo;
 
 pub mod json;

@@ -12,8 +12,8 @@ use tracing::{info, warn};
 
 use super::text::seconds;
 use super::{ImageReport, Outcome};
-use crate::printable::{printable, size};
-use crate::pull::Event;
+use crate::model::text::{printable, size};
+use crate::pulling::executor::Event;
 use crate::runtime::Progress;
 
 /// How often a pull that goes on is logged.

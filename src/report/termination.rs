@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::text::closing;
 use super::{Outcome, Report};
-use crate::printable::printable;
+use crate::model::text::printable;
 
 /// Where the kubelet mounts the file, unless the pod says otherwise (`terminationMessagePath`).
 pub const PATH: &str = "/dev/termination-log";
@@ -71,8 +71,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::failure::FailureKind;
-    use crate::plan::Reason;
+    use crate::model::failure::FailureKind;
+    use crate::planning::plan::Reason;
     use crate::report::ImageReport;
     use crate::runtime::RuntimeInfo;
 

@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use super::{ImageReport, Outcome, Outline, Report};
-use crate::plan::{Action, PlannedImage, Step};
-use crate::printable::{printable, size};
+use crate::model::text::{printable, size};
+use crate::planning::plan::{Action, PlannedImage, Step};
 use crate::runtime::RuntimeInfo;
 
 /// Seconds and minutes as people read them: `0.4s`, `12.3s`, `4m07s`.

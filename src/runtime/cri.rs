@@ -19,13 +19,14 @@ use k8s_cri::v1::{
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use super::classify;
 use super::listed::{self, Lists, known};
-use super::{ImageService, Progress, RuntimeError, RuntimeInfo, Status as Presence, StoredImage};
-use crate::disk::{Keeps, Usage};
-use crate::failure::FailureKind;
-use crate::image::Reference;
-use crate::registry::credential::{Credential, Login};
+use super::{ImageService, Progress, RuntimeError, RuntimeInfo, Status as Presence};
+use crate::credentials::secret::{Credential, Login};
+use crate::model::failure::FailureKind;
+use crate::model::reference::Reference;
+use crate::model::reference::StoredImage;
+use crate::planning::disk_budget::{Keeps, Usage};
+use crate::runtime::error_kind;
 
 mod connect;
 mod content;
@@ -352,7 +353,7 @@ fn came(message: &str) -> bool {
 /// What a failed call means for an image.
 fn failure(status: &Status, image: &Reference) -> RuntimeError {
     let message = message(status);
-    let kind = match classify::kind_for(&message, image) {
+    let kind = match error_kind::kind_for(&message, image) {
         _ if status.source().is_some() => FailureKind::Unavailable,
         FailureKind::Other => kind_of_code(status.code()),
         kind => kind,
@@ -406,7 +407,7 @@ fn words(status: &Status) -> String {
         }
         cause = error.source();
     }
-    crio::first_failure(&classify::tidy(&text)).into_owned()
+    crio::first_failure(&error_kind::tidy(&text)).into_owned()
 }
 
 #[cfg(test)]

@@ -21,11 +21,12 @@ use http::{HeaderValue, Uri};
 
 use super::listed::{self, Lists, known};
 use super::socket::{self, SocketError};
-use super::{ImageService, Progress, RuntimeError, RuntimeInfo, Status, StoredImage};
-use crate::disk::{Keeps, Usage};
-use crate::failure::FailureKind;
-use crate::image::{Digest, Reference};
-use crate::registry::credential::{Credential, Login};
+use super::{ImageService, Progress, RuntimeError, RuntimeInfo, Status};
+use crate::credentials::secret::{Credential, Login};
+use crate::model::failure::FailureKind;
+use crate::model::reference::StoredImage;
+use crate::model::reference::{Digest, Reference};
+use crate::planning::disk_budget::{Keeps, Usage};
 use classify::{kind_of, without_reference};
 use progress::Layers;
 

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use super::{ImageService, Status, ask_each};
-use crate::image::{Digest, Reference, StoredImage};
+use crate::model::reference::{Digest, Reference, StoredImage};
 
 /// For no more references than this a question each is cheaper than the list of a node that has many images.
 const FEW: usize = 4;

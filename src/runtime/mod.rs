@@ -3,10 +3,10 @@
 //! To add a runtime: implement [`ImageService`] in a file of its own, add a variant to [`Runtime`] and, if it has a
 //! well-known socket, a row to the table in `find.rs`. This module knows neither Kubernetes nor the command line.
 
-pub(crate) mod classify;
 pub mod cri;
+pub mod detect;
 pub mod docker;
-pub mod find;
+pub(crate) mod error_kind;
 mod listed;
 pub mod oci;
 pub mod socket;
@@ -18,12 +18,12 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use serde::Serialize;
 
-use crate::disk::{Keeps, Usage};
-use crate::failure::FailureKind;
-use crate::image::Reference;
-pub use crate::image::StoredImage;
-use crate::registry::credential::Credential;
-pub use find::Runtime;
+use crate::credentials::secret::Credential;
+use crate::model::failure::FailureKind;
+use crate::model::reference::Reference;
+pub use crate::model::reference::StoredImage;
+use crate::planning::disk_budget::{Keeps, Usage};
+pub use crate::runtime::detect::Runtime;
 
 /// Questions to a runtime that are under way at once.
 const QUESTIONS: usize = 8;

@@ -6,8 +6,8 @@ use containerd_client::services::v1::{ListContentRequest, ListStatusesRequest};
 use tonic::Status;
 
 use super::progress::{Downloads, in_namespace};
-use crate::disk::{Usage, unpacked};
-use crate::image::Digest;
+use crate::model::reference::Digest;
+use crate::planning::disk_budget::{Usage, unpacked};
 
 /// What the first count of snapshots may be late by: containerd counts every ten seconds.
 const COUNT_LATE: Duration = Duration::from_secs(15);

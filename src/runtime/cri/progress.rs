@@ -19,7 +19,7 @@ use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
-use crate::image::Reference;
+use crate::model::reference::Reference;
 use crate::runtime::Progress;
 
 /// The CRI plugin keeps everything in this namespace of containerd.

@@ -10,8 +10,8 @@ use tokio::net::UnixListener;
 
 use self::stand_in::{Answer, StandIn, serve};
 use super::*;
+use crate::credentials::secret::Secret;
 use crate::registry::capture::Capture;
-use crate::registry::credential::Secret;
 
 mod crio;
 mod stand_in;

@@ -20,8 +20,8 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::tidy;
-use crate::failure::FailureKind;
-use crate::printable::chain;
+use crate::model::failure::FailureKind;
+use crate::model::text::chain;
 use crate::runtime::RuntimeError;
 
 /// The Engine adds up every image; before API 1.42 every volume too, whatever is asked.

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::failure::FailureKind;
+use crate::model::failure::FailureKind;
 use crate::registry;
 use crate::runtime::RuntimeError;
 

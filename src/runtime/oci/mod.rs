@@ -34,14 +34,13 @@ use std::path::Path;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::OnceCell;
 
-use crate::disk::{Keeps, Usage};
-use crate::image::{Digest, Platform, Reference};
-use crate::registry::credential::Credential;
+use crate::credentials::secret::Credential;
+use crate::model::reference::StoredImage;
+use crate::model::reference::{Digest, Platform, Reference};
+use crate::planning::disk_budget::{Keeps, Usage};
 use crate::registry::manifest::{Descriptor, Manifest, OCI_MANIFEST, config_platform};
 use crate::registry::{self, Access, Chosen, Client, MANIFEST_MAX, digest, select};
-use crate::runtime::{
-    ImageService, Progress, RuntimeError, RuntimeInfo, Status, StoredImage, ask_each,
-};
+use crate::runtime::{ImageService, Progress, RuntimeError, RuntimeInfo, Status, ask_each};
 
 use error::Error;
 pub use error::OpenError;
