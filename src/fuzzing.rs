@@ -7,9 +7,11 @@ use std::path::Path;
 
 use crate::credentials::docker_config::DockerConfig;
 use crate::credentials::keyring::pattern::Pattern;
-use crate::model::reference::{Digest, Platform, Prefix, Reference};
+use crate::model::digest::Digest;
+use crate::model::platform::Platform;
+use crate::model::reference::{Prefix, Reference};
 use crate::model::text;
-use crate::{discovery, registry, runtime};
+use crate::{credentials, discovery, registry, runtime};
 
 /// A parser under fire: its name, which is that of its corpus, and the function that is given the text.
 pub type Target = (&'static str, fn(&[u8]));
@@ -19,8 +21,8 @@ pub const TARGETS: &[Target] = &[
     ("reference", reference),
     ("images_file", images_file),
     ("docker_config", docker_config),
-    ("provider_answer", registry::provider::fuzz_answer),
-    ("list_page", discovery::kubernetes::fuzz_page),
+    ("provider_answer", credentials::provider::fuzz_answer),
+    ("list_page", discovery::workloads::fuzz_page),
     ("manifest", registry::manifest::fuzz),
     ("layout_index", runtime::oci::fuzz_index),
 ];
@@ -65,7 +67,7 @@ pub fn reference(data: &[u8]) {
 
 /// An images file.
 pub fn images_file(data: &[u8]) {
-    let Ok(found) = discovery::list::parse(data, Path::new("list")) else {
+    let Ok(found) = discovery::images_file::parse(data, Path::new("list")) else {
         return;
     };
     let lines = data.split(|b| *b == b'\n').count();

@@ -18,10 +18,13 @@ use crate::app::shutdown::{Interrupted, Signals};
 use crate::app::start_delay;
 use crate::cli::{Exit, logs};
 use crate::credentials::keyring::Keyring;
-use crate::discovery::{NodeFacts, Source};
+use crate::discovery::Source;
 use crate::model::candidate::Candidate;
 use crate::model::failure::FailureKind;
-use crate::model::reference::{Platform, Reference};
+use crate::model::node_facts::NodeFacts;
+use crate::model::outcome::ImageReport;
+use crate::model::platform::Platform;
+use crate::model::reference::Reference;
 use crate::model::text::printable;
 use crate::planning::disk_budget::{Keeps, Room, Size, Tally, Usage};
 use crate::planning::plan;
@@ -29,9 +32,9 @@ use crate::planning::plan::{Action, Facts, Moved, Plan, Policy, Presence, Select
 use crate::planning::registry_probe::Inquiry;
 use crate::pulling::executor;
 use crate::report::progress::{Screen, Watch};
-use crate::report::{ImageReport, Report, json, termination, text};
+use crate::report::{Report, json, termination, text};
 use crate::runtime::detect::{FindError, Runtime, find};
-use crate::runtime::{ImageService, RuntimeError, RuntimeInfo};
+use crate::runtime::image_service::{ImageService, RuntimeError, RuntimeInfo};
 
 /// What an error of a source begins with.
 pub(crate) const NO_CANDIDATES: &str = "failed to find out which images to pull";

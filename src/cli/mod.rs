@@ -13,7 +13,7 @@ use crate::runtime::detect::FindError;
 
 pub mod args;
 mod completions;
-mod logs;
+pub(crate) mod logs;
 mod manifests;
 mod pause;
 mod plan;

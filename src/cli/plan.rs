@@ -13,7 +13,7 @@ use crate::app::{keyring, node_run};
 use crate::credentials::keyring::Keyring;
 use crate::planning::registry_probe::Inquiry;
 use crate::report::{Outline, json, text};
-use crate::runtime::ImageService;
+use crate::runtime::image_service::ImageService;
 
 /// Questions to one registry that are under way at once.
 const QUESTIONS: usize = 4;

@@ -2,14 +2,13 @@
 //!
 //! A source reads and maps. It never decides what is pulled: merging, filtering and ordering are the plan's work.
 
+use crate::model::node_facts::NodeFacts;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use tracing::{info, warn};
 
 use crate::model::candidate::Candidate;
-use crate::model::reference::Platform;
 use crate::model::text::{chain, printable};
 use crate::planning::disk_budget::Size;
 
@@ -47,23 +46,6 @@ pub struct Found {
     pub pull_secrets: Vec<workloads::ImageSecret>,
     /// What images weigh, by normalised reference, where that was asked for and is known.
     pub sizes: HashMap<String, Size>,
-}
-
-/// What is known of this node besides what keeps workloads off it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NodeFacts {
-    /// When it joined the cluster.
-    pub created: Option<SystemTime>,
-    /// What images have to be made for to run on it.
-    pub platform: Option<Platform>,
-}
-
-impl NodeFacts {
-    /// The time since it joined the cluster. A node from the future is a new one on a machine whose clock is late.
-    pub fn age(&self) -> Option<Duration> {
-        let age = SystemTime::now().duration_since(self.created?);
-        Some(age.unwrap_or_default())
-    }
 }
 
 /// Where candidates come from. It is opened first and read later, since a node may have to wait for its turn in between.

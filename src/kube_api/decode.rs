@@ -13,11 +13,8 @@ use serde::Deserialize;
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use tokio::sync::mpsc;
 
-use crate::discovery::workloads::object::Facts;
-use crate::model::workload_kind::WorkloadKind;
-
 /// The most bytes that one object may take. etcd's own limit is 1.5 MiB, in a denser encoding.
-const MAX_OBJECT_BYTES: u64 = 8 << 20;
+pub(crate) const MAX_OBJECT_BYTES: u64 = 8 << 20;
 /// The most objects in one answer. The watch cache gives all that there are in one; nobody has more than this.
 const MAX_OBJECTS: usize = 1_000_000;
 /// API servers' continue tokens take some hundred bytes.
@@ -61,14 +58,6 @@ pub(crate) trait Element: Sized + Send + 'static {
     fn decode<'de, D: Deserializer<'de>>(kind: Self::Kind, from: D) -> Result<Self, D::Error>;
 }
 
-impl Element for Facts {
-    type Kind = WorkloadKind;
-
-    fn decode<'de, D: Deserializer<'de>>(kind: WorkloadKind, from: D) -> Result<Self, D::Error> {
-        Self::decode(kind, from)
-    }
-}
-
 /// Takes an object; false when no more of them are wanted.
 pub(crate) type Sink<'a, E> = &'a mut dyn FnMut(E) -> bool;
 
@@ -92,7 +81,7 @@ pub(crate) fn page<E: Element>(
     )
 }
 
-fn from_reader<E: Element>(
+pub(crate) fn from_reader<E: Element>(
     kind: E::Kind,
     reader: impl Read,
     budget: Budget,
@@ -107,7 +96,7 @@ fn from_reader<E: Element>(
 
 /// How many more bytes may be read before the object at hand has to end.
 #[derive(Debug, Clone)]
-struct Budget(Rc<Cell<u64>>);
+pub(crate) struct Budget(Rc<Cell<u64>>);
 
 impl Default for Budget {
     fn default() -> Self {
@@ -120,7 +109,7 @@ impl Budget {
         self.0.set(MAX_OBJECT_BYTES);
     }
 
-    fn spend(&self, bytes: usize) -> io::Result<()> {
+    pub(crate) fn spend(&self, bytes: usize) -> io::Result<()> {
         let left = self.0.get().checked_sub(bytes as u64);
         self.0.set(left.ok_or_else(|| {
             io::Error::new(io::ErrorKind::InvalidData, "an object is longer than 8 MiB")
@@ -257,37 +246,5 @@ impl<'de, E: Element> DeserializeSeed<'de> for Item<'_, '_, E> {
         } else {
             Err(de::Error::custom("nobody reads the list any more"))
         }
-    }
-}
-
-/// A page of the API server under fire: the first byte chooses the kind.
-#[cfg(any(test, fuzzing))]
-pub(crate) fn fuzz_page(data: &[u8]) {
-    let Some((first, text)) = data.split_first() else {
-        return;
-    };
-    let kind = WorkloadKind::ALL[usize::from(*first) % WorkloadKind::ALL.len()];
-    let mut into = crate::discovery::workloads::accumulate::Accumulator::with_pull_secrets();
-    let mut folded = 0;
-    let mut sink = |facts: Facts| {
-        into.fold(kind, &facts);
-        folded += 1;
-        true
-    };
-    let end = from_reader(kind, text, Budget::default(), &mut sink);
-    if let Ok(end) = &end {
-        assert_eq!(end.objects, folded);
-    }
-    for candidate in into.into_candidates() {
-        assert!(candidate.image.len() <= crate::discovery::workloads::object::MAX_IMAGE);
-    }
-    if let Err(error) = end {
-        assert!(
-            !error
-                .to_string()
-                .chars()
-                .any(crate::model::text::is_unprintable),
-            "{error}"
-        );
     }
 }

@@ -7,9 +7,9 @@ use kube::client::Body;
 use tokio::time::timeout;
 
 use super::error::{ListError, TransportError};
-use crate::discovery::workloads::lists;
-use crate::discovery::workloads::lists::{ListFault, MAX_TRIES, PageFault};
 use crate::kube_api::connect::Cluster;
+use crate::kube_api::request;
+use crate::kube_api::request::{ListFault, MAX_TRIES, PageFault};
 
 /// The most bytes that an object may take; etcd's own limit.
 const MAX_OBJECT_BYTES: usize = 3 << 19;
@@ -27,7 +27,7 @@ pub(crate) enum GetFault {
 pub(crate) async fn object(cluster: &Cluster, path: &str) -> Result<Vec<u8>, GetFault> {
     let mut tried = 0;
     loop {
-        let fault = match lists::send(cluster, path).await {
+        let fault = match request::send(cluster, path).await {
             Ok(response) => match read(cluster.patience.idle, response.into_body()).await {
                 Ok(Some(bytes)) => return Ok(bytes),
                 Ok(None) => return Err(GetFault::TooLarge),
@@ -39,7 +39,7 @@ pub(crate) async fn object(cluster: &Cluster, path: &str) -> Result<Vec<u8>, Get
         match fault {
             PageFault::Passing(error, after) if tried < MAX_TRIES => {
                 tracing::debug!(path, tried, %error, "trying an object again");
-                lists::pause(&cluster.patience, tried - 1, after).await;
+                request::pause(&cluster.patience, tried - 1, after).await;
             }
             PageFault::Passing(error, _) => return Err(GetFault::Failed(error)),
             // What has gone is no more there than what never was.

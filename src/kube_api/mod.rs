@@ -6,3 +6,4 @@ pub mod connect;
 pub(crate) mod decode;
 pub mod error;
 pub(crate) mod get;
+pub(crate) mod request;

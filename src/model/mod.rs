@@ -3,7 +3,12 @@
 //! It never uses another module of the crate.
 
 pub mod candidate;
+pub mod digest;
 pub mod failure;
+pub mod node_facts;
+pub mod outcome;
+pub mod platform;
 pub mod reference;
+pub mod stored_image;
 pub mod text;
 pub mod workload_kind;

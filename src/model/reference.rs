@@ -3,6 +3,7 @@
 //! The grammar is that of the `distribution/reference` specification, with the Docker familiar-name rules on top, because
 //! that is what containerd's CRI plugin, cri-dockerd, Docker and the kubelet apply. Pure: no I/O, no clock, no async.
 
+use crate::model::digest::Digest;
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
@@ -317,149 +318,8 @@ fn is_image_id(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(is_lower_hex)
 }
 
-fn is_lower_hex(b: u8) -> bool {
+pub(crate) fn is_lower_hex(b: u8) -> bool {
     b.is_ascii_digit() || (b'a'..=b'f').contains(&b)
-}
-
-/// A content digest, `sha256:…` (also sha384 and sha512, as the OCI image specification registers).
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Digest(String);
-
-impl Digest {
-    /// Parses `algorithm:hex`.
-    ///
-    /// # Errors
-    /// [`ReferenceError::Digest`] where the algorithm is unknown or the digits are not its.
-    pub fn parse(text: &str) -> Result<Self, ReferenceError> {
-        let valid = text.split_once(':').is_some_and(|(algorithm, hex)| {
-            let digits = match algorithm {
-                "sha256" => 64,
-                "sha384" => 96,
-                "sha512" => 128,
-                _ => return false,
-            };
-            hex.len() == digits && hex.bytes().all(is_lower_hex)
-        });
-        if valid {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(ReferenceError::Digest)
-        }
-    }
-
-    /// The whole digest, `sha256:…`.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// The algorithm's name, such as `sha256`.
-    pub fn algorithm(&self) -> &str {
-        self.0.split_once(':').map_or("", |(a, _)| a)
-    }
-
-    /// The hexadecimal digits.
-    pub fn hex(&self) -> &str {
-        self.0.split_once(':').map_or("", |(_, h)| h)
-    }
-}
-
-impl fmt::Display for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// An operating system and processor that an image is made for, `linux/arm64/v8`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Platform {
-    /// Go's name of the operating system, such as `linux`.
-    pub os: String,
-    /// Go's name of the architecture, such as `amd64`.
-    pub architecture: String,
-    /// The variant of the architecture, such as `v7`.
-    pub variant: Option<String>,
-}
-
-impl Platform {
-    /// Parses `os/architecture` or `os/architecture/variant`; `None` where it is neither.
-    pub fn parse(text: &str) -> Option<Self> {
-        let word = |s: &str| {
-            !s.is_empty()
-                && s.bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b".-_".contains(&b))
-        };
-        let parts: Vec<&str> = text.split('/').collect();
-        if !parts.iter().all(|p| word(p)) {
-            return None;
-        }
-        let (os, architecture, variant) = match parts[..] {
-            [os, architecture] => (os, architecture, None),
-            [os, architecture, variant] => (os, architecture, Some(variant.to_owned())),
-            _ => return None,
-        };
-        Some(Self {
-            os: os.to_owned(),
-            architecture: go_architecture(architecture).to_owned(),
-            variant,
-        })
-    }
-
-    /// The platform that this program was built for.
-    pub fn current() -> Self {
-        Self {
-            os: "linux".to_owned(),
-            architecture: go_architecture(std::env::consts::ARCH).to_owned(),
-            variant: None,
-        }
-    }
-
-    /// Whether an image made for `self` is what a machine of platform `wanted` runs. A variant counts where both
-    /// name one; `arm64` and `arm64/v8` are the same.
-    pub fn suits(&self, wanted: &Self) -> bool {
-        let variant = |p: &Self| match (p.architecture.as_str(), p.variant.as_deref()) {
-            ("arm64", Some("v8")) => None,
-            (_, v) => v.map(str::to_owned),
-        };
-        self.os == wanted.os
-            && go_architecture(&self.architecture) == wanted.architecture
-            && match (variant(self), variant(wanted)) {
-                (Some(a), Some(b)) => a == b,
-                _ => true,
-            }
-    }
-}
-
-impl fmt::Display for Platform {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)?;
-        match &self.variant {
-            Some(variant) => write!(f, "/{variant}"),
-            None => Ok(()),
-        }
-    }
-}
-
-fn go_architecture(name: &str) -> &str {
-    match name {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        "x86" | "i686" => "386",
-        "powerpc64" | "powerpc64le" => "ppc64le",
-        "loongarch64" => "loong64",
-        other => other,
-    }
-}
-
-/// What a store says of an image that it has.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct StoredImage {
-    /// The digest of the manifest or index that the reference stands for, `sha256:…`.
-    pub digest: Option<String>,
-    /// Every digest by which the store knows the image in the reference's repository: one of them is what its tag stood
-    /// for when it was pulled, even where the store cannot tell which.
-    pub known: Vec<String>,
-    /// Its size in bytes as the store counts it (containerd: compressed layers; Docker: unpacked).
-    pub bytes: Option<u64>,
 }
 
 /// A prefix of image references, for `--only` and `--ignore`.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use crate::model::reference::Digest;
+use crate::model::digest::Digest;
 
 /// Bytes on disk for each byte of a compressed layer, once it is unpacked. Measured: `docs/disk.md`.
 pub const UNPACKED_FACTOR: f64 = 3.5;

@@ -3,6 +3,7 @@
 //! Pure: no I/O, no clock, no async, no network, no Kubernetes. The same candidates and facts give the same plan on every
 //! node, in whatever order they came.
 
+use crate::model::outcome::{ImageReport, Outcome, Reason};
 use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -12,7 +13,8 @@ use std::time::Duration;
 
 use crate::model::candidate::{Candidate, Use, Workload};
 use crate::model::failure::FailureKind;
-use crate::model::reference::{Prefix, Reference, StoredImage};
+use crate::model::reference::{Prefix, Reference};
+use crate::model::stored_image::StoredImage;
 use crate::model::text::size;
 use crate::planning::disk_budget::{Download, Room, Short, Size, Tally};
 
@@ -51,37 +53,6 @@ impl Action {
     }
 }
 
-/// Why an image is not pulled, or why its pull failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reason {
-    /// It cannot be pulled, or its pull failed.
-    Failure(FailureKind),
-    /// `--ignore` names it.
-    Ignored,
-    /// `--only` does not name it.
-    NotOnly,
-    /// None of the workloads that use it can run on this node.
-    NodeMismatch,
-    /// `--limit` images come before it.
-    Limit,
-    /// It does not fit into what `--disk-budget` leaves.
-    DiskBudget,
-}
-
-impl Reason {
-    /// The name used in JSON.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Failure(kind) => kind.as_str(),
-            Self::Ignored => "ignored",
-            Self::NotOnly => "not_only",
-            Self::NodeMismatch => "node_mismatch",
-            Self::Limit => "limit",
-            Self::DiskBudget => "disk_budget",
-        }
-    }
-}
-
 /// One image of a plan.
 #[derive(Debug, Clone)]
 pub struct PlannedImage {
@@ -100,6 +71,23 @@ pub struct PlannedImage {
 }
 
 impl PlannedImage {
+    /// A report of the image of which no attempt was made.
+    pub fn report(&self, outcome: Outcome) -> ImageReport {
+        ImageReport {
+            image: Arc::clone(&self.image),
+            outcome,
+            reason: None,
+            message: self.note.clone(),
+            pods: self.pods,
+            workloads: Arc::clone(&self.workloads),
+            attempts: 0,
+            seconds: None,
+            bytes: None,
+            digest: None,
+            credential: None,
+        }
+    }
+
     /// What it weighs, where that was asked for and found out.
     pub fn size(&self) -> Option<&Size> {
         Some(&self.weight.as_ref()?.size)

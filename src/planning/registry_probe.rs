@@ -1,7 +1,7 @@
 //! What planning asks of registries: what images weigh, and whether a tag still stands for what is here.
 //!
 //! Only manifests are read. Each question is asked with the credentials that the pull would be made with, and once more where
-//! that can help. A registry that wants to be left alone, or is not there, is asked nothing for a while ([`left_alone`]). Knows
+//! that can help. A registry that wants to be left alone, or is not there, is asked nothing for a while (`left_alone`). Knows
 //! no runtime and no Kubernetes.
 
 use std::collections::HashMap;
@@ -14,7 +14,9 @@ use tokio::time::Instant;
 use crate::credentials::keyring::{Keyring, Refused, SOURCE_PAUSE};
 use crate::credentials::secret::Credential;
 use crate::model::failure::FailureKind;
-use crate::model::reference::{Platform, Reference, StoredImage};
+use crate::model::platform::Platform;
+use crate::model::reference::Reference;
+use crate::model::stored_image::StoredImage;
 use crate::model::text::chain;
 use crate::planning::disk_budget::{Blob, Size};
 use crate::planning::plan::{Moved, Unknown};

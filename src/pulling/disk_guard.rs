@@ -14,7 +14,7 @@ use crate::model::text::printable;
 use crate::planning::disk_budget::{Room, Size};
 use crate::planning::plan::{size_unknown, too_large};
 use crate::planning::registry_probe::Inquiry;
-use crate::runtime::{ImageService, RuntimeError};
+use crate::runtime::image_service::{ImageService, RuntimeError};
 
 /// The room that is left for the pulls of one run.
 pub(crate) struct Store<'a> {

@@ -18,13 +18,15 @@ use tokio_util::sync::CancellationToken;
 use crate::credentials::keyring::{Keyring, SOURCE_PAUSE};
 use crate::credentials::secret::Credential;
 use crate::model::failure::FailureKind;
-use crate::model::reference::{Reference, StoredImage};
+use crate::model::outcome::Reason;
+use crate::model::outcome::{ImageReport, Outcome};
+use crate::model::reference::Reference;
+use crate::model::stored_image::StoredImage;
 use crate::model::text::size;
 use crate::planning::disk_budget::on_disk;
-use crate::planning::plan::{Plan, PlannedImage, Reason, Step};
+use crate::planning::plan::{Plan, PlannedImage, Step};
 use crate::planning::registry_probe::Inquiry;
-use crate::report::{ImageReport, Outcome};
-use crate::runtime::{ImageService, Progress, RuntimeError};
+use crate::runtime::image_service::{ImageService, Progress, RuntimeError};
 
 use crate::pulling::disk_guard::{Denied, Store};
 use crate::pulling::outage::Outage;
@@ -216,20 +218,18 @@ pub async fn execute<S: ImageService>(
 fn without_pull(image: &PlannedImage) -> Option<ImageReport> {
     match &image.step {
         Step::Pull(_) => None,
-        Step::Present(stored) => {
-            Some(ImageReport::new(image, Outcome::Present).stored((**stored).clone()))
-        }
+        Step::Present(stored) => Some(image.report(Outcome::Present).stored((**stored).clone())),
         Step::Skip(reason, message) => {
             let outcome = match reason {
                 Reason::Failure(_) => Outcome::Failed,
                 _ => Outcome::Skipped,
             };
-            Some(ImageReport::new(image, outcome).because(*reason, message.clone()))
+            Some(image.report(outcome).because(*reason, message.clone()))
         }
     }
 }
 
-async fn until(deadline: Option<Instant>) {
+pub(crate) async fn until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
@@ -251,7 +251,7 @@ impl State {
     }
 
     fn report(&self, image: &PlannedImage, outcome: Outcome) -> ImageReport {
-        let mut report = ImageReport::new(image, outcome);
+        let mut report = image.report(outcome);
         report.attempts = self.attempts.load(Ordering::Relaxed);
         report.seconds = self.started.get().map(|s| s.elapsed().as_secs_f64());
         report
@@ -319,7 +319,8 @@ impl<S: ImageService, O: Fn(Event<'_>) + Sync> Run<'_, S, O> {
             let (attempt, result) = match self.attempt(index, image, reference, state).await {
                 Attempt::Ended(attempt, result) => (attempt, result),
                 Attempt::Skipped(message) => {
-                    return ImageReport::new(image, Outcome::Skipped)
+                    return image
+                        .report(Outcome::Skipped)
                         .because(Reason::DiskBudget, message);
                 }
             };

@@ -9,7 +9,7 @@ use tracing::warn;
 use crate::model::failure::FailureKind;
 use crate::model::reference::Reference;
 use crate::model::text::printable;
-use crate::runtime::ImageService;
+use crate::runtime::image_service::ImageService;
 
 /// How long one outage is waited out in all; then attempts are made all the same, and say what is wrong.
 const LONGEST: Duration = Duration::from_secs(45);

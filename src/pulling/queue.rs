@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use crate::runtime::Progress;
+use crate::runtime::image_service::Progress;
 
 /// How often it is looked at how far pulls have come, while others wait.
 const TICK: Duration = Duration::from_secs(1);

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer, de};
 
 use super::Error;
-use crate::model::reference::{Digest, Platform};
+use crate::model::digest::Digest;
+use crate::model::platform::Platform;
 use crate::model::text::excerpt;
 
 /// An OCI image index.

@@ -23,7 +23,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Method, StatusCode, header};
 
-use crate::model::reference::{Digest, Reference};
+use crate::model::digest::Digest;
+use crate::model::reference::Reference;
 
 use crate::credentials::secret::{Credential, Login};
 use auth::Tokens;

@@ -4,7 +4,8 @@ use std::collections::HashSet;
 
 use super::manifest::{Content, Descriptor, ImageManifest, Index, Manifest};
 use super::{Access, Client, Error};
-use crate::model::reference::{Digest, Platform};
+use crate::model::digest::Digest;
+use crate::model::platform::Platform;
 use crate::model::text::excerpt;
 
 const SHOWN_MAX: usize = 20;

@@ -9,7 +9,7 @@ use super::{Outline, Report};
 use crate::model::candidate::Workload;
 use crate::planning::disk_budget::Size;
 use crate::planning::plan::{Action, Step};
-use crate::runtime::RuntimeInfo;
+use crate::runtime::image_service::RuntimeInfo;
 
 #[derive(Serialize)]
 struct RunJson<'a, I> {

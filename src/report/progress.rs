@@ -14,7 +14,7 @@ use super::text::seconds;
 use super::{ImageReport, Outcome};
 use crate::model::text::{printable, size};
 use crate::pulling::executor::Event;
-use crate::runtime::Progress;
+use crate::runtime::image_service::Progress;
 
 /// How often a pull that goes on is logged.
 const LOG_EVERY: Duration = Duration::from_secs(15);

@@ -72,9 +72,9 @@ mod tests {
 
     use super::*;
     use crate::model::failure::FailureKind;
-    use crate::planning::plan::Reason;
-    use crate::report::ImageReport;
-    use crate::runtime::RuntimeInfo;
+    use crate::model::outcome::ImageReport;
+    use crate::model::outcome::Reason;
+    use crate::runtime::image_service::RuntimeInfo;
 
     fn failed(image: String) -> ImageReport {
         ImageReport {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{ImageReport, Outcome, Outline, Report};
 use crate::model::text::{printable, size};
 use crate::planning::plan::{Action, PlannedImage, Step};
-use crate::runtime::RuntimeInfo;
+use crate::runtime::image_service::RuntimeInfo;
 
 /// Seconds and minutes as people read them: `0.4s`, `12.3s`, `4m07s`.
 pub fn seconds(duration: Duration) -> String {

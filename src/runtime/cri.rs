@@ -20,13 +20,14 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::listed::{self, Lists, known};
-use super::{ImageService, Progress, RuntimeError, RuntimeInfo, Status as Presence};
 use crate::credentials::secret::{Credential, Login};
 use crate::model::failure::FailureKind;
 use crate::model::reference::Reference;
-use crate::model::reference::StoredImage;
+use crate::model::stored_image::StoredImage;
 use crate::planning::disk_budget::{Keeps, Usage};
 use crate::runtime::error_kind;
+use crate::runtime::image_service::Status as Presence;
+use crate::runtime::image_service::{ImageService, Progress, RuntimeError, RuntimeInfo};
 
 mod connect;
 mod content;

@@ -11,12 +11,14 @@ use std::time::Duration;
 use super::cri::Cri;
 use super::docker::Docker;
 use super::oci::{self, OciLayout};
-use super::{ImageService, Progress, RuntimeError, RuntimeInfo, Status, socket};
+use super::socket;
 use crate::credentials::secret::{Credential, redact};
-use crate::model::reference::StoredImage;
-use crate::model::reference::{Platform, Reference};
+use crate::model::platform::Platform;
+use crate::model::reference::Reference;
+use crate::model::stored_image::StoredImage;
 use crate::model::text::chain;
 use crate::planning::disk_budget::{Keeps, Usage};
+use crate::runtime::image_service::{ImageService, Progress, RuntimeError, RuntimeInfo, Status};
 pub use endpoint::{Endpoint, EndpointError};
 
 mod endpoint;

@@ -21,12 +21,13 @@ use http::{HeaderValue, Uri};
 
 use super::listed::{self, Lists, known};
 use super::socket::{self, SocketError};
-use super::{ImageService, Progress, RuntimeError, RuntimeInfo, Status};
 use crate::credentials::secret::{Credential, Login};
+use crate::model::digest::Digest;
 use crate::model::failure::FailureKind;
-use crate::model::reference::StoredImage;
-use crate::model::reference::{Digest, Reference};
+use crate::model::reference::Reference;
+use crate::model::stored_image::StoredImage;
 use crate::planning::disk_budget::{Keeps, Usage};
+use crate::runtime::image_service::{ImageService, Progress, RuntimeError, RuntimeInfo, Status};
 use classify::{kind_of, without_reference};
 use progress::Layers;
 

@@ -4,8 +4,9 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::join_all;
-use harpoon::model::reference::Platform;
-use harpoon::runtime::{ImageService, detect};
+use harpoon::model::platform::Platform;
+use harpoon::runtime::detect;
+use harpoon::runtime::image_service::ImageService;
 use serde_json::{Value, json};
 
 use crate::bed::faulty::{Fault, Proxy};

@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use harpoon::credentials::secret::{Credential, Login, Secret};
 use harpoon::model::failure::FailureKind;
-use harpoon::model::reference::StoredImage;
-use harpoon::model::reference::{Platform, Reference};
+use harpoon::model::platform::Platform;
+use harpoon::model::reference::Reference;
+use harpoon::model::stored_image::StoredImage;
 use harpoon::runtime::cri::Cri;
 use harpoon::runtime::detect::Runtime;
 use harpoon::runtime::docker::Docker;
-use harpoon::runtime::{ImageService, Progress, RuntimeError, oci};
+use harpoon::runtime::image_service::{ImageService, Progress, RuntimeError};
+use harpoon::runtime::oci;
 
 use crate::bed::{self, PASSWORD, USER, block_on, token};
 

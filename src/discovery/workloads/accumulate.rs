@@ -6,10 +6,11 @@
 //! What a known workload owns is attributed to that workload: its live pods count where they have an image that the
 //! workload's template lacks, such as a sidecar that was injected or the version before a rollout.
 
+use super::strings::{Strings, index, intern};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-use indexmap::{IndexMap, IndexSet};
+use indexmap::IndexMap;
 
 use super::object::{Facts, Image, Metadata, OwnerReference};
 use super::pulls::{Pulls, PullsMark};
@@ -396,19 +397,6 @@ fn deployment_of<'a>(
     let name = owner.name.as_str().strip_suffix(hash)?;
     name.strip_suffix('-')
         .filter(|_| kind == WorkloadKind::ReplicaSets)
-}
-
-/// Strings, each kept once, in the order of first appearance.
-pub(super) type Strings = IndexSet<Arc<str>>;
-
-/// The place of a text, which is added where it is new.
-pub(super) fn intern(strings: &mut Strings, text: &str) -> u32 {
-    let known = strings.get_index_of(text);
-    index(known.unwrap_or_else(|| strings.insert_full(text.into()).0))
-}
-
-pub(super) fn index(len: usize) -> u32 {
-    u32::try_from(len).expect("the lists are bounded far below four thousand million objects")
 }
 
 #[cfg(test)]

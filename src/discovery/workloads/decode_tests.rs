@@ -1,5 +1,14 @@
-use crate::discovery::workloads::accumulate::Accumulator;
+//! The page decoder, on pages of workloads.
+
+use std::io::{self, Read};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::accumulate::Accumulator;
+use super::object::Facts;
 use crate::kube_api::decode::*;
+use crate::model::workload_kind::WorkloadKind;
 
 const CONTAINER: &str = r#"{"spec":{"containers":[{"name":"c","image":"nginx"}]}}"#;
 

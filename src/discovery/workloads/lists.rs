@@ -3,35 +3,27 @@
 //! Pages are read as the Kubernetes API concepts tell ("Retrieving large results sets in chunks"), an expired continue
 //! token included. A page that fails is tried again and never counted twice.
 
+use crate::kube_api::request::{ListFault, MAX_TRIES, PageFault, decode_each, pause, send};
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
-use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Request, Response, StatusCode, header};
-use http_body_util::BodyExt;
+use http::Response;
 use kube::client::Body;
-use serde::Deserialize;
-use tokio::sync::mpsc;
-use tokio::time::timeout;
 
 use super::accumulate::Accumulator;
 use super::node::Here;
 use super::object::Facts;
-use crate::kube_api::connect::{Cluster, Patience};
-use crate::kube_api::decode;
-use crate::kube_api::decode::{Element, PageEnd};
-use crate::kube_api::error::{ListError, Scope, TransportError, Undecodable, clip};
+use crate::discovery::workloads::error::Scope;
+use crate::kube_api::connect::Cluster;
+use crate::kube_api::decode::PageEnd;
+use crate::kube_api::error::ListError;
 use crate::model::workload_kind::{WorkloadKind, percent_encode};
 
 /// Objects a page, as kubectl asks for.
 const LIMIT: usize = 500;
 /// Ten million objects; a list beyond that is one that does not end.
 const MAX_PAGES: usize = 20_000;
-pub(super) const MAX_TRIES: u32 = 4;
 const MAX_RESTARTS: u32 = 3;
-/// Of an error's body, only so much is read.
-const MAX_STATUS_BYTES: usize = 64 << 10;
 
 /// What to list.
 #[derive(Debug, Clone, Copy)]
@@ -42,30 +34,6 @@ pub(super) struct Query<'a> {
     pub(super) selector: Option<&'a str>,
     /// From the API server's watch cache, in one answer.
     pub(super) cached: bool,
-}
-
-/// Why a list has not been read, or not to its end.
-#[derive(Debug)]
-pub(super) enum ListFault {
-    Unauthorized(String),
-    Forbidden,
-    NotFound,
-    Failed(ListError),
-}
-
-/// Why a page has not been read.
-pub(super) enum PageFault {
-    /// The continue token expired; a new one may continue, at the price of consistency.
-    Gone(Option<String>),
-    /// Another try may fare better, after the pause that the API server asks for.
-    Passing(ListError, Option<Duration>),
-    Final(ListFault),
-}
-
-impl From<ListError> for PageFault {
-    fn from(error: ListError) -> Self {
-        Self::Final(ListFault::Failed(error))
-    }
 }
 
 /// Reads the list into the accumulator, each workload judged by the node where there is one, and says how many objects
@@ -147,13 +115,6 @@ async fn read_page(
     }
 }
 
-/// Sleeps for a random part of a time that doubles with each try, after what the API server asked for.
-pub(super) async fn pause(patience: &Patience, tried: u32, asked: Option<Duration>) {
-    let most = patience.backoff * 2_u32.saturating_pow(tried);
-    let asked = asked.unwrap_or_default().min(patience.longest_pause);
-    tokio::time::sleep(asked + most.mul_f64(fastrand::f64())).await;
-}
-
 async fn try_page(
     cluster: &Cluster,
     query: Query<'_>,
@@ -163,27 +124,6 @@ async fn try_page(
 ) -> Result<PageEnd, PageFault> {
     let response = send(cluster, &target(query, token)).await?;
     decode_page(cluster, query.kind, response, here, into).await
-}
-
-/// Asks for `path` and gives back the answer if it is a good one.
-pub(super) async fn send(cluster: &Cluster, path: &str) -> Result<Response<Body>, PageFault> {
-    let idle = cluster.patience.idle;
-    let request = Request::get(path)
-        .header(header::ACCEPT, "application/json")
-        .body(Body::empty())
-        .map_err(|error| ListError::Transport(TransportError(kube::Error::HttpError(error))))?;
-    let response = match timeout(idle, cluster.client.send(request)).await {
-        Ok(Ok(response)) => response,
-        Ok(Err(error)) => {
-            let error = ListError::Transport(TransportError(error));
-            return Err(PageFault::Passing(error, None));
-        }
-        Err(_) => return Err(PageFault::Passing(ListError::Silent(idle), None)),
-    };
-    if response.status().is_success() {
-        return Ok(response);
-    }
-    Err(refusal(idle, response).await)
 }
 
 fn target(query: Query<'_>, token: Option<&str>) -> String {
@@ -200,62 +140,6 @@ fn target(query: Query<'_>, token: Option<&str>) -> String {
         }
     }
     path
-}
-
-/// The part of a `metav1.Status` that is read.
-#[derive(Debug, Default, Deserialize)]
-struct Status {
-    #[serde(default)]
-    message: Option<String>,
-    #[serde(default)]
-    metadata: Option<StatusMeta>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct StatusMeta {
-    #[serde(default, rename = "continue")]
-    next: Option<String>,
-}
-
-async fn refusal(idle: Duration, response: Response<Body>) -> PageFault {
-    let code = response.status();
-    let after = response.headers().get(header::RETRY_AFTER);
-    let after = after.and_then(|value| value.to_str().ok()?.trim().parse().ok());
-    let after = after.map(Duration::from_secs);
-    let status = read_status(idle, response.into_body()).await;
-    let message = clip(&status.message.unwrap_or_default());
-    match code {
-        StatusCode::GONE => {
-            let next = status.metadata.and_then(|meta| meta.next);
-            PageFault::Gone(next.filter(|token| !token.is_empty()))
-        }
-        StatusCode::UNAUTHORIZED => PageFault::Final(ListFault::Unauthorized(message)),
-        StatusCode::FORBIDDEN => PageFault::Final(ListFault::Forbidden),
-        StatusCode::NOT_FOUND => PageFault::Final(ListFault::NotFound),
-        code => {
-            let error = ListError::Answer {
-                code: code.as_u16(),
-                message,
-            };
-            if code == StatusCode::TOO_MANY_REQUESTS || code.is_server_error() {
-                PageFault::Passing(error, after)
-            } else {
-                error.into()
-            }
-        }
-    }
-}
-
-async fn read_status(idle: Duration, mut body: Body) -> Status {
-    let mut text = Vec::new();
-    while let Ok(Some(Ok(frame))) = timeout(idle, body.frame()).await {
-        text.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
-        if text.len() > MAX_STATUS_BYTES {
-            break;
-        }
-    }
-    // A proxy answers with a page of its own; then the code has to do.
-    serde_json::from_slice(&text).unwrap_or_default()
 }
 
 /// Decodes a page of workloads.
@@ -276,70 +160,6 @@ async fn decode_page(
         into.fold(kind, &facts);
     })
     .await
-}
-
-/// Has the answer decoded on a thread of its own while it arrives here, and hands on each object that it has.
-pub(super) async fn decode_each<E: Element>(
-    cluster: &Cluster,
-    kind: E::Kind,
-    response: Response<Body>,
-    mut each: impl AsyncFnMut(E),
-) -> Result<PageEnd, PageFault> {
-    // A chunk may be hundreds of kilobytes.
-    let (sender, chunks) = mpsc::channel(1);
-    let (found, mut objects) = mpsc::channel(16);
-    let decoder = tokio::task::spawn_blocking(move || {
-        decode::page(kind, chunks, &mut |element| {
-            found.blocking_send(element).is_ok()
-        })
-    });
-    let fold = async {
-        while let Some(element) = objects.recv().await {
-            each(element).await;
-        }
-    };
-    let (fed, ()) = tokio::join!(
-        feed(cluster.patience.idle, response.into_body(), sender),
-        fold
-    );
-    let page = match decoder.await {
-        Ok(page) => page,
-        Err(ended) => match ended.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // Only a runtime that is shutting down cancels a blocking task, and then nobody reads this.
-            Err(_) => return Err(ListError::Cut(None).into()),
-        },
-    };
-    match (page, fed) {
-        (Ok(end), _) => Ok(end),
-        (Err(error), Err(cut)) if error.is_cut() => Err(PageFault::Passing(cut, None)),
-        (Err(error), Ok(())) if error.is_cut() => {
-            Err(PageFault::Passing(ListError::Cut(None), None))
-        }
-        (Err(error), _) => Err(ListError::Garbage(Undecodable(error)).into()),
-    }
-}
-
-/// Passes the body on, chunk by chunk, until it ends, breaks off, or nobody wants more of it.
-async fn feed(
-    idle: Duration,
-    mut body: Body,
-    sender: mpsc::Sender<Bytes>,
-) -> Result<(), ListError> {
-    loop {
-        match timeout(idle, body.frame()).await {
-            Ok(Some(Ok(frame))) => {
-                if let Ok(data) = frame.into_data()
-                    && sender.send(data).await.is_err()
-                {
-                    return Ok(());
-                }
-            }
-            Ok(Some(Err(error))) => return Err(ListError::Cut(Some(TransportError(error)))),
-            Ok(None) => return Ok(()),
-            Err(_) => return Err(ListError::Stalled(idle)),
-        }
-    }
 }
 
 /// Whether a namespace exists; `None` when the API server does not tell.

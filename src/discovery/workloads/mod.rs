@@ -29,26 +29,30 @@ mod pulls;
 mod scheduling;
 mod sightings;
 
+pub use crate::discovery::workloads::error::{DiscoverError, Scope, Warning};
 pub use crate::kube_api::connect::{Cluster, connect};
 pub use crate::kube_api::error::{
-    ConnectError, DiscoverError, KubeconfigProblem, ListError, Scope, TransportError, Undecodable,
-    Warning,
+    ConnectError, KubeconfigProblem, ListError, TransportError, Undecodable,
 };
 pub use crate::model::workload_kind::WorkloadKind;
 pub use node::NodeError;
 pub use pull_secrets::{ImageSecret, SecretConfig, SecretError};
 
 #[cfg(any(test, fuzzing))]
-pub(crate) use crate::kube_api::decode::fuzz_page;
+mod fuzz;
+#[cfg(any(test, fuzzing))]
+pub(crate) use fuzz::fuzz_page;
 
 use std::collections::HashMap;
 
-use crate::discovery::NodeFacts;
+use crate::kube_api::request::ListFault;
 use crate::model::candidate::Candidate;
-use crate::model::reference::{Platform, Reference};
+use crate::model::node_facts::NodeFacts;
+use crate::model::platform::Platform;
+use crate::model::reference::Reference;
 use crate::planning::disk_budget::Size;
 use accumulate::Accumulator;
-use lists::{ListFault, Query};
+use lists::Query;
 use node::Here;
 
 /// Which namespaces to scan.
@@ -394,5 +398,9 @@ async fn read_and_discover(
     discover(cluster, settings, node).await
 }
 
+#[cfg(test)]
+mod decode_tests;
+mod error;
+mod strings;
 #[cfg(test)]
 mod wire_tests;

@@ -11,11 +11,12 @@ use serde::de::DeserializeOwned;
 
 use super::object::{Facts, is_subdomain};
 use super::scheduling::{NodeObject, RuntimeClass, Scheduling, requirements};
-use crate::discovery::NodeFacts;
+use crate::discovery::workloads::error::{DiscoverError, Warning};
 use crate::kube_api::connect::Cluster;
-use crate::kube_api::error::{DiscoverError, ListError, Warning};
+use crate::kube_api::error::ListError;
 use crate::kube_api::get;
 use crate::kube_api::get::GetFault;
+use crate::model::node_facts::NodeFacts;
 use crate::model::workload_kind::WorkloadKind;
 use crate::planning::node_match;
 

@@ -4,12 +4,13 @@ use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Deserializer};
 
-use super::lists::{self, ListFault, MAX_TRIES, PageFault};
 use super::object::{Image, or_default};
 use super::scheduling::NodeInfo;
 use crate::kube_api::connect::Cluster;
 use crate::kube_api::decode::Element;
-use crate::model::reference::{Platform, Reference};
+use crate::kube_api::request::{self, ListFault, MAX_TRIES, PageFault};
+use crate::model::platform::Platform;
+use crate::model::reference::Reference;
 use crate::planning::disk_budget::Size;
 
 /// Nodes that are read. All of a cluster of 5,000 would be over 100 MB, for each of them; a hundred have what is used, and
@@ -68,7 +69,7 @@ pub(super) async fn sizes(
             Ok(()) => return sizes,
             Err(PageFault::Passing(error, after)) if tried < MAX_TRIES => {
                 tracing::debug!(tried, %error, "trying the Nodes again");
-                lists::pause(&cluster.patience, tried - 1, after).await;
+                request::pause(&cluster.patience, tried - 1, after).await;
             }
             Err(fault) => break fault,
         }
@@ -94,9 +95,9 @@ async fn read(
     wanted: &HashSet<String>,
     into: &mut HashMap<String, Size>,
 ) -> Result<(), PageFault> {
-    let response = lists::send(cluster, PATH).await?;
+    let response = request::send(cluster, PATH).await?;
     let fold = async |node: Node| fold(&node, platform, wanted, into);
-    lists::decode_each(cluster, (), response, fold).await?;
+    request::decode_each(cluster, (), response, fold).await?;
     Ok(())
 }
 

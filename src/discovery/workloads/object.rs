@@ -2,6 +2,7 @@
 //!
 //! To read one more field of a pod template, add it to [`PodSpec`] or [`Container`]. Pure: JSON in, facts out.
 
+use crate::kube_api::decode::Element;
 use serde::de::{self, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
@@ -36,6 +37,14 @@ pub(super) struct Facts {
     pub(super) template: PodSpec,
     /// Why its pods cannot run on this node. The object itself does not tell: it is judged when it has arrived.
     pub(super) mismatch: Option<Arc<str>>,
+}
+
+impl Element for Facts {
+    type Kind = WorkloadKind;
+
+    fn decode<'de, D: Deserializer<'de>>(kind: WorkloadKind, from: D) -> Result<Self, D::Error> {
+        Self::decode(kind, from)
+    }
 }
 
 impl Facts {

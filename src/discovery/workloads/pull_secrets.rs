@@ -13,12 +13,13 @@ use futures_util::StreamExt;
 use serde::Deserialize;
 
 use super::Discovery;
-use super::accumulate::Strings;
 use super::object::{Name, SecretNames, or_default};
 use super::pulls::{MAX_NAMED, Means, Pulls};
+use super::strings::Strings;
 use crate::credentials::secret::Secret;
+use crate::discovery::workloads::error::Warning;
 use crate::kube_api::connect::Cluster;
-use crate::kube_api::error::{ListError, Warning};
+use crate::kube_api::error::ListError;
 use crate::kube_api::get;
 use crate::kube_api::get::GetFault;
 

@@ -6,8 +6,8 @@
 
 use indexmap::IndexSet;
 
-use super::accumulate::{Strings, index, intern};
 use super::object::{PodSpec, is_subdomain};
+use super::strings::{Strings, index, intern};
 use crate::model::workload_kind::WorkloadKind;
 
 /// The most different Secrets and ServiceAccounts that are read. A cluster with more namespaces than that is unknown;

@@ -7,8 +7,8 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::object::{Name, PodSpec, or_default};
-use crate::discovery::NodeFacts;
-use crate::model::reference::Platform;
+use crate::model::node_facts::NodeFacts;
+use crate::model::platform::Platform;
 use crate::planning::node_match;
 use crate::planning::node_match::Requirements;
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::platform::Platform;
 
 const HEX: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 

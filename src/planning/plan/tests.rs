@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::reference::Digest;
+use crate::model::digest::Digest;
 use crate::planning::disk_budget::{Blob, Keeps, Usage};
 
 fn workload(name: &str) -> Workload {

@@ -8,7 +8,7 @@ use super::*;
 use crate::model::candidate::Candidate;
 use crate::planning::disk_budget::{Keeps, Room, Size, Usage};
 use crate::planning::plan::{Facts, Policy, select};
-use crate::runtime::RuntimeInfo;
+use crate::runtime::image_service::RuntimeInfo;
 
 mod schedule;
 

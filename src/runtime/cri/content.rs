@@ -6,7 +6,7 @@ use containerd_client::services::v1::{ListContentRequest, ListStatusesRequest};
 use tonic::Status;
 
 use super::progress::{Downloads, in_namespace};
-use crate::model::reference::Digest;
+use crate::model::digest::Digest;
 use crate::planning::disk_budget::{Usage, unpacked};
 
 /// What the first count of snapshots may be late by: containerd counts every ten seconds.

@@ -20,7 +20,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 use crate::model::reference::Reference;
-use crate::runtime::Progress;
+use crate::runtime::image_service::Progress;
 
 /// The CRI plugin keeps everything in this namespace of containerd.
 const NAMESPACE: &str = "k8s.io";

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::model::failure::FailureKind;
 use crate::registry;
-use crate::runtime::RuntimeError;
+use crate::runtime::image_service::RuntimeError;
 
 /// Why a directory is not opened as an image layout.
 #[derive(Debug, thiserror::Error)]

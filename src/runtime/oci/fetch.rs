@@ -20,11 +20,11 @@ use super::OciLayout;
 use super::error::Error;
 use super::layout::blocking;
 use super::partial::Partial;
+use crate::model::digest::Digest;
 use crate::model::failure::FailureKind;
-use crate::model::reference::Digest;
 use crate::registry::manifest::Descriptor;
 use crate::registry::{self, Access, Blob, Client};
-use crate::runtime::Progress;
+use crate::runtime::image_service::Progress;
 
 /// Bytes handed to the writing thread at once. TLS records are 16 KiB; waking a thread for each would cost more than the write.
 const BATCH: u64 = 128 << 10;

@@ -35,12 +35,16 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::OnceCell;
 
 use crate::credentials::secret::Credential;
-use crate::model::reference::StoredImage;
-use crate::model::reference::{Digest, Platform, Reference};
+use crate::model::digest::Digest;
+use crate::model::platform::Platform;
+use crate::model::reference::Reference;
+use crate::model::stored_image::StoredImage;
 use crate::planning::disk_budget::{Keeps, Usage};
 use crate::registry::manifest::{Descriptor, Manifest, OCI_MANIFEST, config_platform};
 use crate::registry::{self, Access, Chosen, Client, MANIFEST_MAX, digest, select};
-use crate::runtime::{ImageService, Progress, RuntimeError, RuntimeInfo, Status, ask_each};
+use crate::runtime::image_service::{
+    ImageService, Progress, RuntimeError, RuntimeInfo, Status, ask_each,
+};
 
 use error::Error;
 pub use error::OpenError;

@@ -5,7 +5,7 @@ use rustix::fs::FileType;
 use super::dir::{Dir, kind};
 use super::error::Error;
 use super::layout::Layout;
-use crate::model::reference::Digest;
+use crate::model::digest::Digest;
 use crate::planning::disk_budget::Usage;
 
 impl Layout {

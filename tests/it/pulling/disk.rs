@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::process::Command;
 
-use harpoon::model::reference::Platform;
-use harpoon::runtime::{ImageService, detect};
+use harpoon::model::platform::Platform;
+use harpoon::runtime::detect;
+use harpoon::runtime::image_service::ImageService;
 
 use super::*;
 use crate::bed::{self, kubernetes};
