@@ -14,7 +14,7 @@ use crate::credentials::keyring::{Keyring, Private, PrivateError};
 use crate::credentials::provider::{Providers, TOKENS};
 use crate::discovery::workloads::ImageSecret;
 use crate::model::reference::Reference;
-use crate::model::text::{chain, printable};
+use crate::model::text::{chain, sanitize};
 
 /// Reads what the settings name.
 ///
@@ -39,14 +39,14 @@ pub(crate) fn keyring(settings: &CredentialSettings) -> Result<Keyring, ConfigEr
         ),
     };
     for provider in providers.iter().flat_map(Providers::dropped) {
-        warn!("credential provider ignored: {}", printable(provider));
+        warn!("credential provider ignored: {}", sanitize(provider));
     }
     let docker_configs = match &settings.docker_configs {
         Some(files) => named(files)?,
         None => usual(&settings.usual_docker_configs).into_iter().collect(),
     };
     for problem in docker_configs.iter().flat_map(DockerConfig::problems) {
-        warn!("{}", printable(problem));
+        warn!("{}", sanitize(problem));
     }
     Ok(Keyring::new(keyring::Settings {
         private,
@@ -81,7 +81,7 @@ fn usual(files: &[PathBuf]) -> Option<DockerConfig> {
         .find_map(|file| match DockerConfig::read(file) {
             Ok(config) => config,
             Err(error) => {
-                warn!("{}", printable(&chain(&error)));
+                warn!("{}", sanitize(&chain(&error)));
                 None
             }
         })
@@ -108,12 +108,12 @@ pub(crate) fn add_pull_secrets(keyring: &mut Keyring, secrets: Vec<ImageSecret>)
             match parsed {
                 Ok(config) => {
                     for problem in config.problems() {
-                        warn!("{}", printable(problem));
+                        warn!("{}", sanitize(problem));
                     }
                     Some(Arc::new(config))
                 }
                 Err(error) => {
-                    warn!("{}", printable(&chain(&error)));
+                    warn!("{}", sanitize(&chain(&error)));
                     None
                 }
             }

@@ -21,15 +21,16 @@ use crate::credentials::keyring::Keyring;
 use crate::discovery::Source;
 use crate::model::candidate::Candidate;
 use crate::model::failure::FailureKind;
+use crate::model::image_size::{LayerStorage, Size, Usage};
 use crate::model::node_facts::NodeFacts;
 use crate::model::outcome::ImageReport;
 use crate::model::platform::Platform;
 use crate::model::reference::Reference;
-use crate::model::text::printable;
-use crate::planning::disk_budget::{Keeps, Room, Size, Tally, Usage};
+use crate::model::text::sanitize;
+use crate::planning::disk_budget::{DiskBudget, Tally};
 use crate::planning::plan;
 use crate::planning::plan::{Action, Facts, Moved, Plan, Policy, Presence, Selection};
-use crate::planning::registry_probe::Inquiry;
+use crate::planning::registry_probe::RegistryProbe;
 use crate::pulling::executor;
 use crate::report::progress::{Screen, Watch};
 use crate::report::{Report, json, termination, text};
@@ -67,8 +68,8 @@ pub(crate) async fn find_runtime(settings: &RuntimeSettings) -> Result<Runtime, 
     info!(
         endpoint = about.endpoint,
         "runtime: {} {}",
-        printable(&about.name),
-        printable(&about.version)
+        sanitize(&about.name),
+        sanitize(&about.version)
     );
     Ok(runtime)
 }
@@ -86,7 +87,7 @@ pub(crate) async fn presence(runtime: &Runtime, selection: &Selection) -> Presen
                 warn!(
                     image = image.as_written(),
                     "failed to ask the runtime for the image: {}",
-                    printable(&error.message)
+                    sanitize(&error.message)
                 );
                 None
             }
@@ -110,7 +111,7 @@ async fn usage(runtime: &Runtime) -> Result<Usage, RuntimeError> {
         warn!(
             "failed to ask the runtime what its store holds, asking again in {}: {}",
             text::seconds(jittered),
-            printable(&error.message)
+            sanitize(&error.message)
         );
         tokio::time::sleep(jittered).await;
         wait = (wait * 2).min(RESTART_WAIT_MAX);
@@ -174,7 +175,7 @@ pub(crate) async fn plan(
     selection: Selection,
     runtime: Option<&Runtime>,
     questions: Questions,
-    inquiry: &Inquiry<'_>,
+    probe: &RegistryProbe<'_>,
     mut sizes: HashMap<String, Size>,
     end: End<'_>,
 ) -> Result<Plan> {
@@ -184,14 +185,14 @@ pub(crate) async fn plan(
         facts.presence = presence.unwrap_or_default();
     }
     if questions.store.refresh {
-        let moved = inquiry.moved(selection.movable(&facts.presence));
+        let moved = probe.moved(selection.movable(&facts.presence));
         facts.moved = end.before(moved).await.unwrap_or_default();
         for (name, moved) in &facts.moved {
             if let Moved::Unknown(unknown) = moved {
                 warn!(
                     image = name,
                     "failed to find out whether the tag has moved: {}",
-                    printable(&unknown.message)
+                    sanitize(&unknown.message)
                 );
             }
         }
@@ -204,13 +205,13 @@ pub(crate) async fn plan(
         let Some(usage) = usage else {
             return Ok(against(selection, facts));
         };
-        let keeps = runtime.map_or(Keeps::Both, ImageService::keeps);
+        let keeps = runtime.map_or(LayerStorage::Both, ImageService::layer_storage);
         let usage = match usage {
             Ok(usage) => usage,
             Err(error) if questions.store.disk_budget.is_none() => {
                 warn!(
                     "failed to ask the runtime what its store holds: {}",
-                    printable(&error.message)
+                    sanitize(&error.message)
                 );
                 Usage::default()
             }
@@ -222,7 +223,7 @@ pub(crate) async fn plan(
         };
         facts.tally = Tally::new(usage.blobs.clone());
         let budget = questions.store.disk_budget;
-        facts.room = budget.map(|budget| Room::new(budget, keeps, usage));
+        facts.room = budget.map(|budget| DiskBudget::new(budget, keeps, usage));
         let present = |image: &Reference| facts.presence.contains_key(&*selection.key(image));
         // What others tell of a tag that has moved may be of what it stood for before.
         for image in selection.wanted().filter(|image| present(image)) {
@@ -233,7 +234,7 @@ pub(crate) async fn plan(
             let moved = matches!(facts.moved.get(name), Some(Moved::Yes(_)));
             !sizes.contains_key(name) && (moved || !present(image))
         });
-        let Some(asked) = end.before(inquiry.sizes(coming)).await else {
+        let Some(asked) = end.before(probe.sizes(coming)).await else {
             facts.room = None;
             return Ok(against(selection, facts));
         };
@@ -368,7 +369,7 @@ impl Run {
             .await??
             .context(NO_CANDIDATES)?;
         keyring::add_pull_secrets(&mut keyring, found.pull_secrets);
-        let inquiry = Inquiry::new(&keyring, platform, self.settings.registry_concurrency);
+        let probe = RegistryProbe::new(&keyring, platform, self.settings.registry_concurrency);
         let questions = Questions {
             store: self.store,
             sizes: false,
@@ -382,13 +383,13 @@ impl Run {
             selection,
             Some(&runtime),
             questions,
-            &inquiry,
+            &probe,
             found.sizes,
             end,
         );
         let plan = Box::pin(plan).await?;
         let images = self
-            .execute(&plan, &runtime, &keyring, &inquiry, signals.stop())
+            .execute(&plan, &runtime, &keyring, &probe, signals.stop())
             .await;
         warn_of_credentials(&images);
         let report = Report {
@@ -428,7 +429,7 @@ impl Run {
         plan: &Plan,
         runtime: &Runtime,
         keyring: &Keyring,
-        inquiry: &Inquiry<'_>,
+        probe: &RegistryProbe<'_>,
         stop: &CancellationToken,
     ) -> Vec<ImageReport> {
         let options = executor::Options {
@@ -437,7 +438,7 @@ impl Run {
             pull_timeout: self.settings.pull_timeout,
             deadline: self.deadline(),
             retries: self.settings.retries,
-            inquiry: Some(inquiry),
+            probe: Some(probe),
         };
         let watch = Watch::new(&self.screen, plan.count(Action::Pull));
         let see = |event: executor::Event<'_>| watch.see(event);

@@ -7,7 +7,7 @@ use anyhow::Error;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
 use crate::app::config::ConfigError;
-use crate::model::text::printable;
+use crate::model::text::sanitize;
 use crate::report::termination;
 use crate::runtime::detect::FindError;
 
@@ -108,7 +108,7 @@ fn ended(result: anyhow::Result<Exit>, command: Option<&str>) -> ExitCode {
     match result {
         Ok(exit) => ExitCode::from(exit.code()),
         Err(error) => {
-            let text = format!("error: {}", printable(&format!("{error:#}")));
+            let text = format!("error: {}", sanitize(&format!("{error:#}")));
             logs::write_error(&text);
             // An interrupted run has left its report there.
             let is_told = error.is::<Interrupted>();
@@ -122,7 +122,7 @@ fn ended(result: anyhow::Result<Exit>, command: Option<&str>) -> ExitCode {
 
 /// Leaves an error to the kubelet as the container's termination message. Where that fails, standard error has it all the same.
 fn terminated(error: &str) {
-    let lines: Vec<String> = error.trim_end().lines().map(printable).collect();
+    let lines: Vec<String> = error.trim_end().lines().map(sanitize).collect();
     let message = termination::shortened(&lines.join("\n"), termination::MAX_BYTES);
     let _ = termination::write(termination::PATH.as_ref(), &message);
 }

@@ -11,8 +11,8 @@ use crate::app::config::Output;
 use crate::app::shutdown::Signals;
 use crate::app::{keyring, node_run};
 use crate::credentials::keyring::Keyring;
-use crate::planning::registry_probe::Inquiry;
-use crate::report::{Outline, json, text};
+use crate::planning::registry_probe::RegistryProbe;
+use crate::report::{PlanReport, json, text};
 use crate::runtime::image_service::ImageService;
 
 /// Questions to one registry that are under way at once.
@@ -56,13 +56,13 @@ pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
             let runtime = runtime.map(|runtime| runtime.for_platform(&platform));
             let found = source.find().await.context(node_run::NO_CANDIDATES)?;
             keyring::add_pull_secrets(&mut keyring, found.pull_secrets);
-            let inquiry = Inquiry::new(&keyring, platform, QUESTIONS);
+            let probe = RegistryProbe::new(&keyring, platform, QUESTIONS);
             let selection = node_run::select(found.candidates, &policy, runtime.as_ref());
             let plan = node_run::plan(
                 selection,
                 runtime.as_ref(),
                 questions,
-                &inquiry,
+                &probe,
                 found.sizes,
                 node_run::End {
                     deadline: None,
@@ -70,10 +70,10 @@ pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
                 },
             );
             let plan = plan.await?;
-            anyhow::Ok((runtime, plan, inquiry.requests()))
+            anyhow::Ok((runtime, plan, probe.requests()))
         };
         let (runtime, plan, requests) = signals.or(Box::pin(prepare)).await??;
-        let outline = Outline {
+        let outline = PlanReport {
             plan: &plan,
             runtime: runtime.as_ref().map(ImageService::info),
             node: node.as_deref(),

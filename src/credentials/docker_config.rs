@@ -200,7 +200,7 @@ impl DockerConfig {
         }
         for problem in self.problems() {
             assert!(
-                !problem.chars().any(crate::model::text::is_unprintable),
+                !problem.chars().any(crate::model::text::is_unsafe),
                 "{problem:?}"
             );
         }

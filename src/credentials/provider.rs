@@ -17,7 +17,7 @@ use super::keyring::{Found, matching};
 use super::program::Program;
 use crate::credentials::secret::{Secret, redact};
 use crate::model::reference::Reference;
-use crate::retry::single_flight::Flights;
+use crate::retry::single_flight::SingleFlight;
 
 mod account;
 mod answer;
@@ -70,7 +70,7 @@ struct Provider {
     account: Option<Account>,
     limit: Duration,
     cache: Mutex<Cache>,
-    flights: Flights<Arc<Answer>>,
+    flights: SingleFlight<Arc<Answer>>,
 }
 
 impl fmt::Debug for Provider {

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use tracing::{info, warn};
 
 use crate::model::candidate::Candidate;
-use crate::model::text::{chain, printable};
-use crate::planning::disk_budget::Size;
+use crate::model::image_size::Size;
+use crate::model::text::{chain, sanitize};
 
 pub mod images_file;
 pub mod workloads;
@@ -156,7 +156,7 @@ async fn age(settings: &workloads::Settings) -> Option<NodeFacts> {
         Err(error) => {
             warn!(
                 "failed to find out how old this node is: {}",
-                printable(&error)
+                sanitize(&error)
             );
             None
         }

@@ -5,6 +5,7 @@
 pub mod candidate;
 pub mod digest;
 pub mod failure;
+pub mod image_size;
 pub mod node_facts;
 pub mod outcome;
 pub mod platform;

@@ -9,10 +9,10 @@ const EXCERPT_MAX: usize = 500;
 
 /// The whole text, safe to print on a terminal and in one line: control characters, among them newlines and the escape
 /// that begins terminal commands, and the characters that reorder text are written as escapes.
-pub fn printable(text: &str) -> String {
+pub fn sanitize(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
-        if is_unprintable(c) {
+        if is_unsafe(c) {
             safe.extend(c.escape_default());
         } else {
             safe.push(c);
@@ -23,7 +23,7 @@ pub fn printable(text: &str) -> String {
 
 /// Control characters (C0, C1), line and paragraph separators, what reorders text (Unicode's Bidi_Control), and what is
 /// not seen at all: a name must not look like another one.
-pub(crate) fn is_unprintable(c: char) -> bool {
+pub(crate) fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
         || matches!(c, '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
@@ -32,8 +32,8 @@ pub(crate) fn is_unprintable(c: char) -> bool {
 /// The beginning of a text, printable; for what may be as long as its author likes.
 pub fn excerpt(text: &str) -> String {
     match text.char_indices().nth(EXCERPT_MAX) {
-        Some((end, _)) => format!("{}…", printable(&text[..end])),
-        None => printable(text),
+        Some((end, _)) => format!("{}…", sanitize(&text[..end])),
+        None => sanitize(text),
     }
 }
 
@@ -63,7 +63,7 @@ mod tests {
     #[test]
     fn text_from_outside_cannot_command_a_terminal() {
         assert_eq!(
-            printable("a\u{1b}[31mb\nc\u{202e}d é"),
+            sanitize("a\u{1b}[31mb\nc\u{202e}d é"),
             "a\\u{1b}[31mb\\nc\\u{202e}d é"
         );
     }
@@ -74,10 +74,10 @@ mod tests {
         for c in "\u{1b}\u{7}\u{9b}\u{90}\u{9c}\u{61c}\u{200e}\u{202a}\u{202e}\u{2066}\u{2069}\u{200b}\u{200d}\u{feff}\u{2028}\u{2029}\u{85}\u{e0041}\u{7f}\r"
             .chars()
         {
-            let shown = printable(&format!("a{c}b"));
+            let shown = sanitize(&format!("a{c}b"));
             assert!(shown.is_ascii() && shown.len() > 3, "{shown:?}");
         }
-        assert_eq!(printable("größe 한국 😀"), "größe 한국 😀");
+        assert_eq!(sanitize("größe 한국 😀"), "größe 한국 😀");
     }
 
     #[test]

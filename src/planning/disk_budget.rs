@@ -1,52 +1,9 @@
 //! What images weigh, and what room a store has for them. Pure: no I/O, no clock.
 
+use crate::model::image_size::{Blob, LayerStorage, Size, UNPACKED_FACTOR, Usage, unpacked};
 use std::collections::{BTreeMap, HashSet};
 
 use crate::model::digest::Digest;
-
-/// Bytes on disk for each byte of a compressed layer, once it is unpacked. Measured: `docs/disk.md`.
-pub const UNPACKED_FACTOR: f64 = 3.5;
-
-/// In which form a store keeps layers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Keeps {
-    /// As the registry has them: an image layout.
-    Packed,
-    /// As files alone: CRI-O, Docker.
-    Unpacked,
-    /// Both: containerd, whose content store keeps what its snapshotter has unpacked.
-    Both,
-}
-
-/// What a store holds.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Bytes on disk, in every form in which the store keeps layers.
-    pub bytes: u64,
-    /// The layers and configurations that it is known to have; they need not come again. Empty where the store does not
-    /// tell them by the registry's digests.
-    pub blobs: HashSet<Digest>,
-}
-
-/// One blob of an image, as its registry has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Blob {
-    /// Its digest.
-    pub digest: Digest,
-    /// Its size in bytes, compressed.
-    pub bytes: u64,
-}
-
-/// What an image weighs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Size {
-    /// By its manifest: its layers and its configuration, each once.
-    Blobs(Vec<Blob>),
-    /// As a node's runtime tells it: compressed, in bytes.
-    Packed(u64),
-    /// As a node's runtime tells it: unpacked, in bytes.
-    Unpacked(u64),
-}
 
 impl Size {
     /// The image alone, compressed, in bytes.
@@ -89,11 +46,11 @@ impl Weight {
         }
     }
 
-    fn kept(self, keeps: Keeps) -> u64 {
+    fn kept(self, keeps: LayerStorage) -> u64 {
         match keeps {
-            Keeps::Packed => self.packed,
-            Keeps::Unpacked => self.unpacked,
-            Keeps::Both => self.packed.saturating_add(self.unpacked),
+            LayerStorage::Packed => self.packed,
+            LayerStorage::Unpacked => self.unpacked,
+            LayerStorage::Both => self.packed.saturating_add(self.unpacked),
         }
     }
 }
@@ -134,19 +91,14 @@ impl Tally {
     }
 }
 
-/// What so many compressed bytes of layers take once they are unpacked.
-pub fn unpacked(packed: u64) -> u64 {
-    (packed as f64 * UNPACKED_FACTOR).ceil() as u64
-}
-
 /// What an image would take on disk in a store that has nothing of it yet, in bytes.
-pub fn on_disk(size: &Size, keeps: Keeps) -> u64 {
+pub fn on_disk(size: &Size, keeps: LayerStorage) -> u64 {
     Weight::of(size, &HashSet::new()).kept(keeps)
 }
 
 /// That an image does not fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Short {
+pub struct InsufficientSpace {
     /// What it needs, in bytes.
     pub need: u64,
     /// What is left, in bytes.
@@ -157,21 +109,21 @@ pub struct Short {
 ///
 /// The store's own count is believed where it is higher than ours, and never where it is lower: runtimes count late.
 #[derive(Debug, Clone)]
-pub struct Room {
+pub struct DiskBudget {
     budget: u64,
-    keeps: Keeps,
+    keeps: LayerStorage,
     /// What the store held at first, and what has come since.
     counted: u64,
     /// What the store said last.
     told: u64,
     /// The blobs of the store, and those of images that have come.
     there: HashSet<Digest>,
-    promises: BTreeMap<usize, Promise>,
+    promises: BTreeMap<usize, Reservation>,
 }
 
 /// What an image that is on its way will take.
 #[derive(Debug, Clone)]
-struct Promise {
+struct Reservation {
     bytes: u64,
     /// Those that `bytes` counts.
     own: Vec<Blob>,
@@ -179,8 +131,13 @@ struct Promise {
     shared: Vec<Blob>,
 }
 
-impl Promise {
-    fn new(size: &Size, there: &HashSet<Digest>, coming: &HashSet<Digest>, keeps: Keeps) -> Self {
+impl Reservation {
+    fn new(
+        size: &Size,
+        there: &HashSet<Digest>,
+        coming: &HashSet<Digest>,
+        keeps: LayerStorage,
+    ) -> Self {
         match size {
             Size::Blobs(blobs) => {
                 let missing = blobs.iter().filter(|blob| !there.contains(&blob.digest));
@@ -203,7 +160,7 @@ impl Promise {
     }
 
     /// Counts what no other counts any more.
-    fn take_over(&mut self, orphans: &mut Vec<Blob>, keeps: Keeps) {
+    fn take_over(&mut self, orphans: &mut Vec<Blob>, keeps: LayerStorage) {
         let mine = |blob: &Blob| self.shared.iter().any(|b| b.digest == blob.digest);
         let (taken, left): (Vec<Blob>, Vec<Blob>) = orphans.drain(..).partition(mine);
         *orphans = left;
@@ -215,9 +172,9 @@ impl Promise {
     }
 }
 
-impl Room {
+impl DiskBudget {
     /// The room that `budget` bytes leave in a store that holds `usage`.
-    pub fn new(budget: u64, keeps: Keeps, usage: Usage) -> Self {
+    pub fn new(budget: u64, keeps: LayerStorage, usage: Usage) -> Self {
         Self {
             budget,
             keeps,
@@ -243,16 +200,16 @@ impl Room {
     ///
     /// # Errors
     /// Where it does not fit.
-    pub fn promise(&mut self, number: usize, size: &Size) -> Result<u64, Short> {
+    pub fn promise(&mut self, number: usize, size: &Size) -> Result<u64, InsufficientSpace> {
         let coming = self.promises.values().flat_map(|p| &p.own);
         let coming = coming.map(|blob| blob.digest.clone()).collect();
-        let promise = Promise::new(size, &self.there, &coming, self.keeps);
+        let promise = Reservation::new(size, &self.there, &coming, self.keeps);
         let need = promise.bytes;
         let coming = self.promises.values().map(|p| p.bytes);
         let taken = coming.fold(self.counted.max(self.told), u64::saturating_add);
         let left = self.budget.saturating_sub(taken);
         if need > left {
-            return Err(Short { need, left });
+            return Err(InsufficientSpace { need, left });
         }
         self.promises.insert(number, promise);
         Ok(need)
@@ -303,13 +260,13 @@ mod tests {
 
     #[test]
     fn what_a_broken_promise_would_have_brought_is_counted_for_who_shares_it() {
-        let mut room = Room::new(100, Keeps::Packed, Usage::default());
+        let mut room = DiskBudget::new(100, LayerStorage::Packed, Usage::default());
         let shared = ('a', 80);
         assert_eq!(room.promise(0, &size(&[shared, ('b', 5)])), Ok(85));
         assert_eq!(room.promise(1, &size(&[shared, ('c', 5)])), Ok(5));
         assert_eq!(room.promise(2, &size(&[shared, ('c', 5)])), Ok(0));
         room.broken(0);
-        let short = Short { need: 90, left: 15 };
+        let short = InsufficientSpace { need: 90, left: 15 };
         assert_eq!(room.promise(3, &size(&[('d', 90)])), Err(short));
         // And again, to the last who shares it.
         room.broken(1);
@@ -318,7 +275,7 @@ mod tests {
         assert_eq!(room.promise(4, &size(&[shared, ('e', 15)])), Ok(15));
         room.broken(4);
         assert!(room.is_still());
-        let short = Short { need: 16, left: 15 };
+        let short = InsufficientSpace { need: 16, left: 15 };
         assert_eq!(room.promise(5, &size(&[('e', 16)])), Err(short));
     }
 }

@@ -13,10 +13,11 @@ use std::time::Duration;
 
 use crate::model::candidate::{Candidate, Use, Workload};
 use crate::model::failure::FailureKind;
+use crate::model::image_size::Size;
 use crate::model::reference::{Prefix, Reference};
 use crate::model::stored_image::StoredImage;
 use crate::model::text::size;
-use crate::planning::disk_budget::{Download, Room, Short, Size, Tally};
+use crate::planning::disk_budget::{DiskBudget, Download, InsufficientSpace, Tally};
 
 /// What is wanted pulled of all the candidates.
 #[derive(Debug, Clone, Default)]
@@ -134,7 +135,7 @@ impl Step {
 #[derive(Debug, Clone)]
 pub struct Plan {
     images: Vec<PlannedImage>,
-    room: Option<Room>,
+    room: Option<DiskBudget>,
 }
 
 impl Plan {
@@ -144,7 +145,7 @@ impl Plan {
     }
 
     /// The room that the store had before anything was pulled; `None` without a budget.
-    pub fn room(&self) -> Option<&Room> {
+    pub fn room(&self) -> Option<&DiskBudget> {
         self.room.as_ref()
     }
 
@@ -200,7 +201,7 @@ pub struct Facts {
     /// The blobs of the runtime's images, which do not come again.
     pub tally: Tally,
     /// What the disk budget leaves; `None` without one.
-    pub room: Option<Room>,
+    pub room: Option<DiskBudget>,
 }
 
 /// Whether an image that is here is still what its tag stands for.
@@ -414,7 +415,7 @@ fn take<T: Clone>(known: &mut HashMap<String, T>, name: &str, several: bool) -> 
 }
 
 /// Takes the image's room, or says why not.
-fn fits(room: &mut Room, place: usize, size: Option<&Size>) -> Result<(), String> {
+fn fits(room: &mut DiskBudget, place: usize, size: Option<&Size>) -> Result<(), String> {
     match size {
         Some(size) => match room.promise(place, size) {
             Ok(_) => Ok(()),
@@ -432,7 +433,7 @@ pub fn size_unknown(why: &str) -> String {
 }
 
 /// What is said of an image that does not fit.
-pub fn too_large(short: Short, budget: u64) -> String {
+pub fn too_large(short: InsufficientSpace, budget: u64) -> String {
     format!(
         "needs about {} on disk, and {} are left of {} (--disk-budget)",
         size(short.need),

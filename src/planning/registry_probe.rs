@@ -14,15 +14,15 @@ use tokio::time::Instant;
 use crate::credentials::keyring::{Keyring, Refused, SOURCE_PAUSE};
 use crate::credentials::secret::Credential;
 use crate::model::failure::FailureKind;
+use crate::model::image_size::{Blob, Size};
 use crate::model::platform::Platform;
 use crate::model::reference::Reference;
 use crate::model::stored_image::StoredImage;
 use crate::model::text::chain;
-use crate::planning::disk_budget::{Blob, Size};
 use crate::planning::plan::{Moved, Unknown};
 use crate::registry::{self, Access, Client};
 use crate::retry::backoff;
-use crate::retry::limiter::Turns;
+use crate::retry::limiter::RegistryLimiter;
 
 mod left_alone;
 use left_alone::{LeftAlone, Scope};
@@ -37,24 +37,24 @@ const WAIT_MAX: Duration = Duration::from_secs(10);
 const PAUSE_MIN: Duration = Duration::from_secs(8);
 
 /// Asks registries about images.
-pub struct Inquiry<'a> {
+pub struct RegistryProbe<'a> {
     /// Made when the first question is asked: most runs ask none.
     client: OnceLock<Result<Client, Unknown>>,
     keyring: &'a Keyring,
     platform: Platform,
-    turns: Turns,
+    turns: RegistryLimiter,
     /// What is asked nothing for now.
     left_alone: Mutex<LeftAlone>,
 }
 
-impl<'a> Inquiry<'a> {
+impl<'a> RegistryProbe<'a> {
     /// Asks about images for this platform, with at most so many questions to one registry at once.
     pub fn new(keyring: &'a Keyring, platform: Platform, of_one: usize) -> Self {
         Self {
             client: OnceLock::new(),
             keyring,
             platform,
-            turns: Turns::new(of_one),
+            turns: RegistryLimiter::new(of_one),
             left_alone: Mutex::default(),
         }
     }

@@ -9,17 +9,18 @@ use tokio::sync::futures::Notified;
 use tracing::warn;
 
 use crate::model::failure::FailureKind;
+use crate::model::image_size::Size;
 use crate::model::reference::Reference;
-use crate::model::text::printable;
-use crate::planning::disk_budget::{Room, Size};
+use crate::model::text::sanitize;
+use crate::planning::disk_budget::DiskBudget;
 use crate::planning::plan::{size_unknown, too_large};
-use crate::planning::registry_probe::Inquiry;
+use crate::planning::registry_probe::RegistryProbe;
 use crate::runtime::image_service::{ImageService, RuntimeError};
 
 /// The room that is left for the pulls of one run.
 pub(crate) struct Store<'a> {
-    room: Option<Mutex<Room>>,
-    inquiry: Option<&'a Inquiry<'a>>,
+    room: Option<Mutex<DiskBudget>>,
+    probe: Option<&'a RegistryProbe<'a>>,
     /// Sizes that were asked for, of images that are not done with.
     sizes: Mutex<HashMap<usize, Size>>,
     /// Something has come, or does not come after all.
@@ -36,10 +37,10 @@ pub(crate) enum Denied {
 
 impl<'a> Store<'a> {
     /// With a budget where there is room.
-    pub(crate) fn new(room: Option<Room>, inquiry: Option<&'a Inquiry<'a>>) -> Self {
+    pub(crate) fn new(room: Option<DiskBudget>, probe: Option<&'a RegistryProbe<'a>>) -> Self {
         Self {
             room: room.map(Mutex::new),
-            inquiry,
+            probe,
             sizes: Mutex::default(),
             changed: Notify::new(),
         }
@@ -75,7 +76,7 @@ impl<'a> Store<'a> {
             Ok(usage) => room.observe(usage),
             Err(error) => warn!(
                 "failed to ask the runtime what its store holds, going on by our own count: {}",
-                printable(&error.message)
+                sanitize(&error.message)
             ),
         }
         match room.promise(number, &size) {
@@ -93,11 +94,11 @@ impl<'a> Store<'a> {
         if let Some(size) = known {
             return Ok(size);
         }
-        let Some(inquiry) = self.inquiry else {
+        let Some(probe) = self.probe else {
             let why = size_unknown("nobody was asked");
             return Err(RuntimeError::new(FailureKind::Other, why));
         };
-        let size = inquiry.size(image).await.map_err(|unknown| RuntimeError {
+        let size = probe.size(image).await.map_err(|unknown| RuntimeError {
             message: size_unknown(&unknown.message),
             retry_after: unknown.retry_after,
             source_failed: unknown.is_retryable,

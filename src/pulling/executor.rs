@@ -25,7 +25,7 @@ use crate::model::stored_image::StoredImage;
 use crate::model::text::size;
 use crate::planning::disk_budget::on_disk;
 use crate::planning::plan::{Plan, PlannedImage, Step};
-use crate::planning::registry_probe::Inquiry;
+use crate::planning::registry_probe::RegistryProbe;
 use crate::runtime::image_service::{ImageService, Progress, RuntimeError};
 
 use crate::pulling::disk_guard::{Denied, Store};
@@ -54,7 +54,7 @@ pub struct Options<'a> {
     /// Further attempts after a retryable failure.
     pub retries: u32,
     /// Whom to ask what an image weighs for which there was no space.
-    pub inquiry: Option<&'a Inquiry<'a>>,
+    pub probe: Option<&'a RegistryProbe<'a>>,
 }
 
 /// What happens while a plan is run.
@@ -130,10 +130,10 @@ pub async fn execute<S: ImageService>(
             unpacking: QUIET_UNTOLD,
         }),
         outage: Outage::default(),
-        store: Store::new(plan.room().cloned(), options.inquiry),
+        store: Store::new(plan.room().cloned(), options.probe),
     };
     // A registry that was asked too much before the first pull is one pull's concern as much as the next one's.
-    for registry in options.inquiry.iter().flat_map(|i| i.rate_limited()) {
+    for registry in options.probe.iter().flat_map(|i| i.rate_limited()) {
         let wait = backoff::wait(FailureKind::RateLimited, 1, None);
         run.queue.hold(&registry, wait);
     }
@@ -362,10 +362,10 @@ impl<S: ImageService, O: Fn(Event<'_>) + Sync> Run<'_, S, O> {
 
     /// How much room an image wanted for which there was none, for the end of a message.
     async fn needed(&self, image: &PlannedImage) -> String {
-        let asked = match (image.size(), &image.step, self.options.inquiry) {
+        let asked = match (image.size(), &image.step, self.options.probe) {
             (Some(size), _, _) => Ok(size.clone()),
-            (None, Step::Pull(reference), Some(inquiry)) => {
-                let asked = tokio::time::timeout(NEEDED_LIMIT, inquiry.size(reference)).await;
+            (None, Step::Pull(reference), Some(probe)) => {
+                let asked = tokio::time::timeout(NEEDED_LIMIT, probe.size(reference)).await;
                 asked.map_or_else(
                     |_| {
                         Err(format!(
@@ -381,7 +381,7 @@ impl<S: ImageService, O: Fn(Event<'_>) + Sync> Run<'_, S, O> {
         };
         match asked {
             Ok(known) => {
-                let bytes = on_disk(&known, self.service.keeps());
+                let bytes = on_disk(&known, self.service.layer_storage());
                 format!("; the image needs about {} on disk", size(bytes))
             }
             Err(why) => format!("; how much the image needs is not known: {why}"),

@@ -8,7 +8,7 @@ use tracing::warn;
 
 use crate::model::failure::FailureKind;
 use crate::model::reference::Reference;
-use crate::model::text::printable;
+use crate::model::text::sanitize;
 use crate::runtime::image_service::ImageService;
 
 /// How long one outage is waited out in all; then attempts are made all the same, and say what is wrong.
@@ -52,7 +52,7 @@ impl Outage {
                 warn!(
                     "the container runtime does not answer, waiting for it up to {}: {}",
                     humantime::format_duration(LONGEST),
-                    printable(&error.message)
+                    sanitize(&error.message)
                 );
             }
             tokio::time::sleep(POLL).await;

@@ -46,7 +46,7 @@ impl<'a> Ask<'a> {
         }
     }
 
-    /// Keeps the login out of what is told of the answer.
+    /// LayerStorage the login out of what is told of the answer.
     pub(super) fn concealing(mut self, login: Option<&Login>) -> Self {
         self.secrets
             .extend(login.into_iter().flat_map(Login::secrets));

@@ -27,7 +27,7 @@ pub struct Counts {
 
 /// A plan, and what is printed with it.
 #[derive(Debug, Clone, Copy)]
-pub struct Outline<'a> {
+pub struct PlanReport<'a> {
     /// The plan.
     pub plan: &'a Plan,
     /// Who would be asked to pull; `None` where no runtime is at hand.

@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Semaphore;
 
 /// A semaphore for each registry.
-pub(crate) struct Turns {
+pub(crate) struct RegistryLimiter {
     at_once: usize,
     registries: Mutex<HashMap<String, Arc<Semaphore>>>,
 }
 
-impl Turns {
+impl RegistryLimiter {
     /// At most so many at once at each registry; at least one.
     pub(crate) fn new(at_once: usize) -> Self {
         Self {

@@ -13,7 +13,7 @@ const LANES: usize = 16;
 pub(crate) const FAILURE_KEPT_MAX: Duration = Duration::from_secs(5);
 
 /// What runs share.
-pub(crate) struct Flights<T> {
+pub(crate) struct SingleFlight<T> {
     lanes: [Mutex<Option<Landed<T>>>; LANES],
     hasher: RandomState,
 }
@@ -27,7 +27,7 @@ struct Landed<T> {
     keep: Duration,
 }
 
-impl<T> Default for Flights<T> {
+impl<T> Default for SingleFlight<T> {
     fn default() -> Self {
         Self {
             lanes: std::array::from_fn(|_| Mutex::new(None)),
@@ -36,7 +36,7 @@ impl<T> Default for Flights<T> {
     }
 }
 
-impl<T: Clone> Flights<T> {
+impl<T: Clone> SingleFlight<T> {
     /// What `run` gives for the key, or gave to another lookup that this one waited for, or `cached`.
     ///
     /// Runs for one registry come one after the other, because the first may fill the cache for the rest. What went well is
@@ -98,7 +98,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     async fn ask(
-        flights: &Flights<u32>,
+        flights: &SingleFlight<u32>,
         runs: &AtomicU32,
         key: &str,
         keep: u64,
@@ -119,7 +119,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn lookups_of_one_key_at_once_share_a_run_that_is_not_kept() {
-        let (flights, runs) = (Flights::default(), AtomicU32::new(0));
+        let (flights, runs) = (SingleFlight::default(), AtomicU32::new(0));
         let both = tokio::join!(
             ask(&flights, &runs, "a", 0, false),
             ask(&flights, &runs, "a", 0, false)
@@ -130,7 +130,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn another_key_runs_by_itself_and_a_kept_answer_serves_again() {
-        let (flights, runs) = (Flights::default(), AtomicU32::new(0));
+        let (flights, runs) = (SingleFlight::default(), AtomicU32::new(0));
         let both = tokio::join!(
             ask(&flights, &runs, "a", 0, false),
             ask(&flights, &runs, "b", 30, false)
@@ -143,7 +143,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn failure_serves_registry_for_seconds() {
-        let (flights, runs) = (Flights::default(), AtomicU32::new(0));
+        let (flights, runs) = (SingleFlight::default(), AtomicU32::new(0));
         assert!(ask(&flights, &runs, "a", 0, true).await.is_err());
         assert!(ask(&flights, &runs, "b", 0, true).await.is_err());
         assert_eq!(runs.load(Ordering::Relaxed), 1);
@@ -154,7 +154,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_dropped_run_leaves_the_next_in_line_to_run() {
-        let (flights, runs) = (Flights::default(), AtomicU32::new(0));
+        let (flights, runs) = (SingleFlight::default(), AtomicU32::new(0));
         let brief = Duration::from_secs(1);
         let (dropped, next) = tokio::join!(
             tokio::time::timeout(brief, ask(&flights, &runs, "a", 0, false)),

@@ -22,9 +22,9 @@ use tonic::{Code, Status};
 use super::listed::{self, Lists, known};
 use crate::credentials::secret::{Credential, Login};
 use crate::model::failure::FailureKind;
+use crate::model::image_size::{LayerStorage, Usage};
 use crate::model::reference::Reference;
 use crate::model::stored_image::StoredImage;
-use crate::planning::disk_budget::{Keeps, Usage};
 use crate::runtime::error_kind;
 use crate::runtime::image_service::Status as Presence;
 use crate::runtime::image_service::{ImageService, Progress, RuntimeError, RuntimeInfo};
@@ -177,10 +177,10 @@ impl ImageService for Cri {
         self.downloads.is_some()
     }
 
-    fn keeps(&self) -> Keeps {
+    fn layer_storage(&self) -> LayerStorage {
         match self.downloads {
-            Some(_) => Keeps::Both,
-            None => Keeps::Unpacked,
+            Some(_) => LayerStorage::Both,
+            None => LayerStorage::Unpacked,
         }
     }
 

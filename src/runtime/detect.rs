@@ -13,11 +13,11 @@ use super::docker::Docker;
 use super::oci::{self, OciLayout};
 use super::socket;
 use crate::credentials::secret::{Credential, redact};
+use crate::model::image_size::{LayerStorage, Usage};
 use crate::model::platform::Platform;
 use crate::model::reference::Reference;
 use crate::model::stored_image::StoredImage;
 use crate::model::text::chain;
-use crate::planning::disk_budget::{Keeps, Usage};
 use crate::runtime::image_service::{ImageService, Progress, RuntimeError, RuntimeInfo, Status};
 pub use endpoint::{Endpoint, EndpointError};
 
@@ -149,11 +149,11 @@ impl ImageService for Runtime {
         }
     }
 
-    fn keeps(&self) -> Keeps {
+    fn layer_storage(&self) -> LayerStorage {
         match self {
-            Self::Cri(cri) => cri.keeps(),
-            Self::Docker(docker) => docker.keeps(),
-            Self::Oci(layout) => layout.keeps(),
+            Self::Cri(cri) => cri.layer_storage(),
+            Self::Docker(docker) => docker.layer_storage(),
+            Self::Oci(layout) => layout.layer_storage(),
         }
     }
 

@@ -24,9 +24,9 @@ use super::socket::{self, SocketError};
 use crate::credentials::secret::{Credential, Login};
 use crate::model::digest::Digest;
 use crate::model::failure::FailureKind;
+use crate::model::image_size::{LayerStorage, Usage};
 use crate::model::reference::Reference;
 use crate::model::stored_image::StoredImage;
-use crate::planning::disk_budget::{Keeps, Usage};
 use crate::runtime::image_service::{ImageService, Progress, RuntimeError, RuntimeInfo, Status};
 use classify::{kind_of, without_reference};
 use progress::Layers;
@@ -249,8 +249,8 @@ impl ImageService for Docker {
         true
     }
 
-    fn keeps(&self) -> Keeps {
-        Keeps::Unpacked
+    fn layer_storage(&self) -> LayerStorage {
+        LayerStorage::Unpacked
     }
 
     async fn usage(&self) -> Result<Usage, RuntimeError> {

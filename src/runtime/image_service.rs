@@ -2,9 +2,9 @@
 
 use crate::credentials::secret::Credential;
 use crate::model::failure::FailureKind;
+use crate::model::image_size::{LayerStorage, Usage};
 use crate::model::reference::Reference;
 use crate::model::stored_image::StoredImage;
-use crate::planning::disk_budget::{Keeps, Usage};
 use futures_util::StreamExt;
 use serde::Serialize;
 use std::future::Future;
@@ -129,7 +129,7 @@ pub trait ImageService: Sync {
     fn tells_progress(&self) -> bool;
 
     /// In which form it keeps layers.
-    fn keeps(&self) -> Keeps;
+    fn layer_storage(&self) -> LayerStorage;
 
     /// What the store holds now. A runtime's own count may be some seconds old.
     fn usage(&self) -> impl Future<Output = Result<Usage, RuntimeError>> + Send;

@@ -13,7 +13,7 @@ use super::{shown, texts, user_or_token};
 use crate::credentials::program::{Program, ProgramError};
 use crate::credentials::secret::{Credential, Login};
 use crate::model::text::excerpt;
-use crate::retry::single_flight::Flights;
+use crate::retry::single_flight::SingleFlight;
 
 const LIMIT: Duration = Duration::from_secs(10);
 /// How long an answer is used again: long enough for the pulls of one run that begin together.
@@ -31,7 +31,7 @@ pub(super) struct Helpers {
     by_registry: BTreeMap<String, String>,
     /// For all others.
     store: Option<String>,
-    answers: Flights<Option<Arc<Login>>>,
+    answers: SingleFlight<Option<Arc<Login>>>,
 }
 
 impl fmt::Debug for Helpers {
@@ -89,7 +89,7 @@ impl Helpers {
             file: excerpt(&file.display().to_string()),
             by_registry,
             store,
-            answers: Flights::default(),
+            answers: SingleFlight::default(),
         }
     }
 

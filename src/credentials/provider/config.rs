@@ -16,7 +16,7 @@ use crate::credentials::docker_config::{ConfigFileError, read_bounded};
 use crate::credentials::keyring::pattern::Pattern;
 use crate::credentials::secret::Secret;
 use crate::model::text::excerpt;
-use crate::retry::single_flight::Flights;
+use crate::retry::single_flight::SingleFlight;
 
 const KINDS: &[&str] = &[
     "kubelet.config.k8s.io/v1",
@@ -217,7 +217,7 @@ fn provider(value: &Value, bin_dir: &Path, tokens: &Path) -> Result<Provider, Re
         account,
         limit: LIMIT,
         cache: Mutex::new(Cache::default()),
-        flights: Flights::default(),
+        flights: SingleFlight::default(),
     })
 }
 

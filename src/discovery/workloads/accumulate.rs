@@ -13,7 +13,7 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 
 use super::object::{Facts, Image, Metadata, OwnerReference};
-use super::pulls::{Pulls, PullsMark};
+use super::pulls::{Pulls, PullsCheckpoint};
 use super::sightings::{Key, Sightings};
 use crate::model::candidate::{Candidate, Use, Workload};
 use crate::model::workload_kind::WorkloadKind;
@@ -79,14 +79,14 @@ struct User {
 
 /// A state to which an accumulator can be taken back.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Mark {
+pub(super) struct Checkpoint {
     images: usize,
     workloads: usize,
     uses: usize,
     sightings: usize,
     owners: usize,
     oversized: usize,
-    pulls: PullsMark,
+    pulls: PullsCheckpoint,
 }
 
 impl Accumulator {
@@ -115,28 +115,32 @@ impl Accumulator {
     }
 
     /// The present state.
-    pub(super) fn mark(&mut self) -> Mark {
-        Mark {
+    pub(super) fn checkpoint(&mut self) -> Checkpoint {
+        Checkpoint {
             images: self.images.len(),
             workloads: self.workloads.len(),
             uses: self.uses.len(),
-            sightings: self.sightings.mark(),
+            sightings: self.sightings.checkpoint(),
             owners: self.owners.len(),
             oversized: self.oversized.len(),
-            pulls: self.pulls.as_ref().map(Pulls::mark).unwrap_or_default(),
+            pulls: self
+                .pulls
+                .as_ref()
+                .map(Pulls::checkpoint)
+                .unwrap_or_default(),
         }
     }
 
     /// Forgets everything that was folded in since `mark`.
-    pub(super) fn take_back(&mut self, mark: Mark) {
+    pub(super) fn rollback(&mut self, mark: Checkpoint) {
         self.images.truncate(mark.images);
         self.workloads.truncate(mark.workloads);
         self.uses.truncate(mark.uses);
-        self.sightings.take_back(mark.sightings);
+        self.sightings.rollback(mark.sightings);
         self.owners.truncate(mark.owners);
         self.oversized.truncate(mark.oversized);
         if let Some(pulls) = &mut self.pulls {
-            pulls.take_back(mark.pulls);
+            pulls.rollback(mark.pulls);
         }
     }
 
@@ -330,7 +334,7 @@ impl Accumulator {
     }
 
     /// Workloads with an image too long to keep, since `mark`.
-    pub(super) fn oversized_since(&self, mark: Mark) -> &[Arc<Workload>] {
+    pub(super) fn oversized_since(&self, mark: Checkpoint) -> &[Arc<Workload>] {
         self.oversized.get(mark.oversized..).unwrap_or_default()
     }
 

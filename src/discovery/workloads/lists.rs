@@ -11,7 +11,7 @@ use http::Response;
 use kube::client::Body;
 
 use super::accumulate::Accumulator;
-use super::node::Here;
+use super::node::LocalNode;
 use super::object::Facts;
 use crate::discovery::workloads::error::Scope;
 use crate::kube_api::connect::Cluster;
@@ -42,10 +42,10 @@ pub(super) struct Query<'a> {
 pub(super) async fn read(
     cluster: &Cluster,
     query: Query<'_>,
-    here: &mut Option<Here>,
+    here: &mut Option<LocalNode>,
     into: &mut Accumulator,
 ) -> Result<usize, ListFault> {
-    let start = into.mark();
+    let start = into.checkpoint();
     let mut token: Option<String> = None;
     // Their hashes alone: 20,000 tokens as long as they may be would be 320 MB.
     let (mut tokens, hash) = (HashSet::new(), RandomState::new());
@@ -66,7 +66,7 @@ pub(super) async fn read(
             }
             Err(PageFault::Gone(None)) => {
                 tracing::debug!(?query, "the list expired while it was read: starting again");
-                into.take_back(start);
+                into.rollback(start);
                 pause(&cluster.patience, restarts, None).await;
                 restarts += 1;
                 objects = 0;
@@ -94,15 +94,15 @@ async fn read_page(
     cluster: &Cluster,
     query: Query<'_>,
     token: Option<&str>,
-    here: &mut Option<Here>,
+    here: &mut Option<LocalNode>,
     into: &mut Accumulator,
 ) -> Result<PageEnd, PageFault> {
     let mut tried = 0;
     loop {
-        let start = into.mark();
+        let start = into.checkpoint();
         let page = try_page(cluster, query, token, here, into).await;
         if page.is_err() {
-            into.take_back(start);
+            into.rollback(start);
         }
         tried += 1;
         match page {
@@ -119,7 +119,7 @@ async fn try_page(
     cluster: &Cluster,
     query: Query<'_>,
     token: Option<&str>,
-    here: &mut Option<Here>,
+    here: &mut Option<LocalNode>,
     into: &mut Accumulator,
 ) -> Result<PageEnd, PageFault> {
     let response = send(cluster, &target(query, token)).await?;
@@ -150,7 +150,7 @@ async fn decode_page(
     cluster: &Cluster,
     kind: WorkloadKind,
     response: Response<Body>,
-    here: &mut Option<Here>,
+    here: &mut Option<LocalNode>,
     into: &mut Accumulator,
 ) -> Result<PageEnd, PageFault> {
     decode_each(cluster, kind, response, async |mut facts: Facts| {

@@ -47,13 +47,13 @@ use std::collections::HashMap;
 
 use crate::kube_api::request::ListFault;
 use crate::model::candidate::Candidate;
+use crate::model::image_size::Size;
 use crate::model::node_facts::NodeFacts;
 use crate::model::platform::Platform;
 use crate::model::reference::Reference;
-use crate::planning::disk_budget::Size;
 use accumulate::Accumulator;
 use lists::Query;
-use node::Here;
+use node::LocalNode;
 
 /// Which namespaces to scan.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,7 +111,7 @@ pub struct Discovery {
 /// The node whose images these are to be, as far as it could be read.
 #[derive(Default)]
 pub struct ThisNode {
-    here: Option<Here>,
+    here: Option<LocalNode>,
     unread: Option<Warning>,
 }
 
@@ -125,16 +125,18 @@ impl ThisNode {
             return Ok(Self::default());
         };
         let startup_taints = &settings.startup_taints;
-        Ok(match Here::read(cluster, name, startup_taints).await? {
-            Ok(here) => Self {
-                here: Some(here),
-                unread: None,
+        Ok(
+            match LocalNode::read(cluster, name, startup_taints).await? {
+                Ok(here) => Self {
+                    here: Some(here),
+                    unread: None,
+                },
+                Err(warning) => Self {
+                    here: None,
+                    unread: Some(warning),
+                },
             },
-            Err(warning) => Self {
-                here: None,
-                unread: Some(warning),
-            },
-        })
+        )
     }
 
     /// What is known of it.
@@ -232,7 +234,7 @@ fn scopes(cluster: &Cluster, settings: &Settings) -> Vec<Scope> {
 
 struct Scan<'a> {
     cluster: &'a Cluster,
-    here: Option<Here>,
+    here: Option<LocalNode>,
     selector: Option<&'a str>,
     cached: bool,
     found: Accumulator,
@@ -256,7 +258,7 @@ impl Scan<'_> {
             self.fail(scope, kind, ListError::NotAsked);
             return Ok(None);
         }
-        let start = self.found.mark();
+        let start = self.found.checkpoint();
         let outcome = self.read(scope, kind).await;
         for workload in self.found.oversized_since(start).to_vec() {
             self.warn(Warning::ImageTooLong(workload));

@@ -52,7 +52,7 @@ pub enum NodeError {
 }
 
 /// The node that the workloads are judged by.
-pub(super) struct Here {
+pub(super) struct LocalNode {
     pub(super) facts: NodeFacts,
     node: node_match::Node,
     /// What was read; `None` for what is of no use.
@@ -65,7 +65,7 @@ pub(super) struct Here {
     pub(super) warnings: Vec<Warning>,
 }
 
-impl Here {
+impl LocalNode {
     /// Reads the Node. That it cannot be read is a warning, unless nothing else could be read either.
     pub(super) async fn read(
         cluster: &Cluster,

@@ -9,9 +9,9 @@ use super::scheduling::NodeInfo;
 use crate::kube_api::connect::Cluster;
 use crate::kube_api::decode::Element;
 use crate::kube_api::request::{self, ListFault, MAX_TRIES, PageFault};
+use crate::model::image_size::Size;
 use crate::model::platform::Platform;
 use crate::model::reference::Reference;
-use crate::planning::disk_budget::Size;
 
 /// Nodes that are read. All of a cluster of 5,000 would be over 100 MB, for each of them; a hundred have what is used, and
 /// kubelets tell their 50 largest images each. No `resourceVersion=0` beside it, since API servers then ignore the limit.

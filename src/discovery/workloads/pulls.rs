@@ -39,7 +39,7 @@ pub(super) struct Pulls {
 
 /// A state to which [`Pulls`] can be taken back.
 #[derive(Debug, Default, Clone, Copy)]
-pub(super) struct PullsMark {
+pub(super) struct PullsCheckpoint {
     secrets: usize,
     accounts: usize,
     means: usize,
@@ -48,8 +48,8 @@ pub(super) struct PullsMark {
 
 impl Pulls {
     /// The present state.
-    pub(super) fn mark(&self) -> PullsMark {
-        PullsMark {
+    pub(super) fn checkpoint(&self) -> PullsCheckpoint {
+        PullsCheckpoint {
             secrets: self.secrets.len(),
             accounts: self.accounts.len(),
             means: self.means.len(),
@@ -58,7 +58,7 @@ impl Pulls {
     }
 
     /// Forgets everything that was folded in since `mark`.
-    pub(super) fn take_back(&mut self, mark: PullsMark) {
+    pub(super) fn rollback(&mut self, mark: PullsCheckpoint) {
         self.secrets.truncate(mark.secrets);
         self.accounts.truncate(mark.accounts);
         self.means.truncate(mark.means);

@@ -66,14 +66,14 @@ impl Sighting {
 
 impl Sightings {
     /// The present state, to which everything that follows can be taken back.
-    pub(super) fn mark(&mut self) -> usize {
+    pub(super) fn checkpoint(&mut self) -> usize {
         self.generation = self.generation.wrapping_add(1);
         self.seen.len()
     }
 
     /// Forgets what came since `mark`. Counts of images that were known before are restored as they were at the latest
     /// mark: a list counts in entries of its own, so that only its pages have counts to restore.
-    pub(super) fn take_back(&mut self, mark: usize) {
+    pub(super) fn rollback(&mut self, mark: usize) {
         self.seen.truncate(mark);
         for sighting in self.seen.values_mut() {
             if sighting.changed == self.generation {
@@ -126,7 +126,7 @@ mod tests {
     fn fitting_pods_count_alone() {
         let mut sightings = Sightings::default();
         let reason: Arc<str> = "taint".into();
-        sightings.mark();
+        sightings.checkpoint();
         sightings.add(KEY, 5, false, Some(&reason));
         assert_eq!(shown(&sightings), [(5, Some(reason))]);
         sightings.add(KEY, 2, false, None);
@@ -136,23 +136,23 @@ mod tests {
     #[test]
     fn page_taken_back_restores_counts() {
         let mut sightings = Sightings::default();
-        let list = sightings.mark();
-        sightings.mark();
+        let list = sightings.checkpoint();
+        sightings.checkpoint();
         sightings.add(KEY, 1, false, None);
         sightings.add(KEY, 1, false, None);
-        let page = sightings.mark();
+        let page = sightings.checkpoint();
         sightings.add(KEY, 7, false, None);
         sightings.add(Key { image: 1, ..KEY }, 1, false, None);
         sightings.add(KEY, 7, false, None);
-        sightings.take_back(page);
+        sightings.rollback(page);
         assert_eq!(shown(&sightings), [(2, None)]);
-        let page = sightings.mark();
+        let page = sightings.checkpoint();
         sightings.add(KEY, 1, false, None);
-        sightings.take_back(page);
-        sightings.mark();
+        sightings.rollback(page);
+        sightings.checkpoint();
         sightings.add(KEY, 1, false, None);
         assert_eq!(shown(&sightings), [(3, None)]);
-        sightings.take_back(list);
+        sightings.rollback(list);
         assert_eq!(shown(&sightings), []);
     }
 }

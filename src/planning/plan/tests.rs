@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::digest::Digest;
-use crate::planning::disk_budget::{Blob, Keeps, Usage};
+use crate::model::image_size::{Blob, LayerStorage, Usage};
 
 fn workload(name: &str) -> Workload {
     Workload {
@@ -225,7 +225,7 @@ fn short_names_apart_each_get_sizes() {
     let sizes = [("docker.io/library/nginx:latest".to_owned(), size)];
     let plan = select(candidates.to_vec(), &policy).against(Facts {
         sizes: sizes.into(),
-        room: Some(Room::new(100, Keeps::Packed, Usage::default())),
+        room: Some(DiskBudget::new(100, LayerStorage::Packed, Usage::default())),
         ..Facts::default()
     });
     assert_eq!(plan.count(Action::Pull), 2);
@@ -295,7 +295,7 @@ fn facts(sizes: &[(&str, Result<Size, Unknown>)], budget: Option<u64>) -> Facts 
     };
     Facts {
         sizes: sizes.iter().map(|(i, s)| (name(i), s.clone())).collect(),
-        room: budget.map(|budget| Room::new(budget, Keeps::Packed, Usage::default())),
+        room: budget.map(|budget| DiskBudget::new(budget, LayerStorage::Packed, Usage::default())),
         ..Facts::default()
     }
 }
@@ -459,7 +459,7 @@ proptest! {
         budget in 0u64..60,
         held in 0u64..20,
         limit in prop::option::of(1usize..6),
-        keeps in prop::sample::select(vec![Keeps::Packed, Keeps::Unpacked, Keeps::Both]),
+        keeps in prop::sample::select(vec![LayerStorage::Packed, LayerStorage::Unpacked, LayerStorage::Both]),
         seed in any::<u64>(),
     ) {
         let policy = Policy { only: vec![], ignore: prefixes(&["quay.io/a"]), limit, ..Policy::default() };
@@ -479,7 +479,7 @@ proptest! {
                     (name(image), size)
                 }).collect(),
                 tally: Tally::new(usage().blobs),
-                room: Some(Room::new(budget, keeps, usage())),
+                room: Some(DiskBudget::new(budget, keeps, usage())),
                 ..Facts::default()
             };
             select(candidates, &policy).against(facts)
@@ -492,11 +492,11 @@ proptest! {
         digits.sort_unstable();
         digits.dedup();
         let packed: u64 = digits.iter().map(|c| u64::from(c.to_digit(10).expect("digit"))).sum();
-        let unpacked = (packed as f64 * crate::planning::disk_budget::UNPACKED_FACTOR) as u64;
+        let unpacked = (packed as f64 * crate::model::image_size::UNPACKED_FACTOR) as u64;
         let more = match keeps {
-            Keeps::Packed => packed,
-            Keeps::Unpacked => unpacked,
-            Keeps::Both => packed + unpacked,
+            LayerStorage::Packed => packed,
+            LayerStorage::Unpacked => unpacked,
+            LayerStorage::Both => packed + unpacked,
         };
         prop_assert!(more == 0 || held + more <= budget, "{held} + {more} > {budget}: {:?}", told(&plan));
         prop_assert!(limit.is_none_or(|l| pulls.len() <= l));

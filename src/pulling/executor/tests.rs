@@ -6,7 +6,8 @@ use std::sync::atomic::AtomicUsize;
 
 use super::*;
 use crate::model::candidate::Candidate;
-use crate::planning::disk_budget::{Keeps, Room, Size, Usage};
+use crate::model::image_size::{LayerStorage, Size, Usage};
+use crate::planning::disk_budget::DiskBudget;
 use crate::planning::plan::{Facts, Policy, select};
 use crate::runtime::image_service::RuntimeInfo;
 
@@ -92,8 +93,8 @@ impl ImageService for Scripted {
         true
     }
 
-    fn keeps(&self) -> Keeps {
-        Keeps::Packed
+    fn layer_storage(&self) -> LayerStorage {
+        LayerStorage::Packed
     }
 
     async fn usage(&self) -> Result<Usage, RuntimeError> {
@@ -128,7 +129,7 @@ fn options() -> Options<'static> {
     Options {
         concurrency: 2,
         registry_concurrency: 2,
-        inquiry: None,
+        probe: None,
         pull_timeout: Duration::from_secs(60),
         deadline: None,
         retries: 2,
@@ -202,7 +203,7 @@ async fn with_budget(
             .zip(sizes)
             .map(|(n, s)| (n, Ok(Size::Packed(*s))))
             .collect(),
-        room: Some(Room::new(100, Keeps::Packed, Usage::default())),
+        room: Some(DiskBudget::new(100, LayerStorage::Packed, Usage::default())),
         ..Facts::default()
     };
     let plan = select(candidates, &Policy::default()).against(facts);

@@ -7,7 +7,7 @@ use tonic::Status;
 
 use super::progress::{Downloads, in_namespace};
 use crate::model::digest::Digest;
-use crate::planning::disk_budget::{Usage, unpacked};
+use crate::model::image_size::{Usage, unpacked};
 
 /// What the first count of snapshots may be late by: containerd counts every ten seconds.
 const COUNT_LATE: Duration = Duration::from_secs(15);

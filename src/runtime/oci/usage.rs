@@ -6,7 +6,7 @@ use super::dir::{Dir, kind};
 use super::error::Error;
 use super::layout::Layout;
 use crate::model::digest::Digest;
-use crate::planning::disk_budget::Usage;
+use crate::model::image_size::Usage;
 
 impl Layout {
     /// The blobs, and downloads that are under way or were cut off.

@@ -247,20 +247,20 @@ fn fitting_pods_of_misfit_template_count() {
 fn pods_taken_back_leave_counts() {
     let mut into = Accumulator::default();
     fold(&mut into, ReplicaSets, &object("web-abc", "", TEMPLATE, ""));
-    let list = into.mark();
+    let list = into.checkpoint();
     let pod = pod_of_web(&["mesh"], "", "");
-    into.mark();
+    into.checkpoint();
     fold(&mut into, Pods, &pod);
-    let page = into.mark();
+    let page = into.checkpoint();
     fold(&mut into, Pods, &pod);
     fold(&mut into, Pods, &pod_of_web(&["other"], "", ""));
-    into.take_back(page);
-    into.mark();
+    into.rollback(page);
+    into.checkpoint();
     fold(&mut into, Pods, &pod);
     let expected = ["i: n/ReplicaSet/web-abc=1", "mesh: n/ReplicaSet/web-abc=2"];
     let candidates = into.images.len();
     assert_eq!(candidates, expected.len());
-    into.take_back(list);
+    into.rollback(list);
     fold(&mut into, Pods, &pod);
     let expected = [expected[0], "mesh: n/ReplicaSet/web-abc=1"];
     assert_eq!(shown(into), expected);
@@ -469,7 +469,7 @@ fn hostile_texts_are_left_out_and_named() {
     let longest = "x".repeat(4096);
     let spec = format!(r#""containers":[{{"image":"{longest}"}},{{"image":"{longest}y"}}]"#);
     let mut into = Accumulator::default();
-    let start = into.mark();
+    let start = into.checkpoint();
     fold(&mut into, Pods, &object("p", "", &spec, ""));
     assert_eq!(into.oversized_since(start)[0].to_string(), "n/Pod/p");
     assert_eq!(shown(into), [format!("{longest}: n/Pod/p=1")]);
@@ -483,14 +483,14 @@ fn hostile_texts_are_left_out_and_named() {
 fn what_is_taken_back_leaves_no_trace() {
     let mut into = Accumulator::default();
     fold(&mut into, Deployments, &object("a", "", TEMPLATE, ""));
-    let mark = into.mark();
+    let mark = into.checkpoint();
     fold(
         &mut into,
         Deployments,
         &object("b", "", &TEMPLATE.replace("\"i\"", "\"j\""), ""),
     );
     fold(&mut into, Deployments, &object("c", "", TEMPLATE, ""));
-    into.take_back(mark);
+    into.rollback(mark);
     fold(
         &mut into,
         Deployments,

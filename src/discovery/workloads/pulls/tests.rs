@@ -123,10 +123,10 @@ fn a_page_is_taken_back_with_its_secrets() {
     let second = deployment("a", "v", "y", &secrets(&["t"]));
     let third = deployment("a", "u", "x", &secrets(&["t"]));
     fold(&mut into, Deployments, &first);
-    let mark = into.mark();
+    let mark = into.checkpoint();
     fold(&mut into, Deployments, &second);
     fold(&mut into, Deployments, &third);
-    into.take_back(mark);
+    into.rollback(mark);
     fold(&mut into, Deployments, &third);
     fold(&mut into, Deployments, &second);
     assert_eq!(shown(into), ["x < a/s", "x < a/t", "y < a/t"]);
