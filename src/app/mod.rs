@@ -7,3 +7,4 @@ pub(crate) mod keyring;
 pub(crate) mod node_run;
 pub(crate) mod shutdown;
 pub mod start_delay;
+pub(crate) mod telemetry;

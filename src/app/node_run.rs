@@ -1,8 +1,6 @@
 //! What `run`, `pull` and `plan` share of the flow: asking the runtime, pulling, reporting.
 
 use std::collections::HashMap;
-use std::io::{self, Write};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -11,12 +9,12 @@ use tracing::{debug, info, warn};
 
 use crate::app::config;
 use crate::app::config::{
-    ConfigError, FailOn, Output, PullSettings, Raw, RuntimeSettings, StartSettings, StoreSettings,
+    ConfigError, FailOn, PullSettings, Raw, RuntimeSettings, StartSettings, StoreSettings,
 };
 use crate::app::keyring;
-use crate::app::shutdown::{Interrupted, Signals};
+use crate::app::shutdown::{Interrupt, Interrupted, Signals};
 use crate::app::start_delay;
-use crate::cli::{Exit, logs};
+use crate::app::telemetry;
 use crate::credentials::keyring::Keyring;
 use crate::discovery::Source;
 use crate::model::candidate::Candidate;
@@ -33,7 +31,7 @@ use crate::planning::plan::{Action, Facts, Moved, Plan, Policy, Presence, Select
 use crate::planning::registry_probe::RegistryProbe;
 use crate::pulling::executor;
 use crate::report::progress::{Screen, Watch};
-use crate::report::{Report, json, termination, text};
+use crate::report::{Report, text};
 use crate::runtime::detect::{FindError, Runtime, find};
 use crate::runtime::image_service::{ImageService, RuntimeError, RuntimeInfo};
 
@@ -277,12 +275,19 @@ fn against(selection: Selection, facts: Facts) -> Plan {
     plan
 }
 
+/// A run that is over.
+pub(crate) struct Ended {
+    /// What became of each image.
+    pub(crate) report: Report,
+    /// The signal that ended it, if one did.
+    pub(crate) interrupt: Option<Interrupt>,
+}
+
 /// A command that pulls: all its settings but where the candidates come from.
 pub(crate) struct Run {
     runtime: RuntimeSettings,
     store: StoreSettings,
     settings: PullSettings,
-    output: Output,
     node: Option<String>,
     keyring: Keyring,
     screen: Screen,
@@ -300,19 +305,22 @@ impl Run {
         let store = config::store(raw)?;
         let settings = config::pull(raw, fail_on)?;
         let credentials = config::credentials(raw)?;
-        let output = config::output(raw)?;
         let node = config::node_name(raw)?;
-        let screen = logs::init(config::logs(raw)?);
+        let screen = telemetry::init(config::logs(raw)?);
         Ok(Self {
             runtime,
             store,
             settings,
-            output,
             node,
             keyring: keyring::keyring(&credentials)?,
             screen,
             started,
         })
+    }
+
+    /// Which failures make the command fail.
+    pub(crate) fn fail_on(&self) -> FailOn {
+        self.settings.fail_on
     }
 
     /// The flow from its one end to the other. A signal that comes before there is a plan leaves a report too.
@@ -321,26 +329,31 @@ impl Run {
         source: impl Future<Output = Result<Source>>,
         start: &StartSettings,
         policy: &Policy,
-    ) -> Result<Exit> {
+    ) -> Result<Ended> {
         let signals = Signals::listen().context("failed to listen for signals")?;
         let mut found = None;
-        let result = self
+        let report = match self
             .until_done(source, start, policy, &signals, &mut found)
-            .await;
-        if let Some(Interrupted(signal)) = result.as_ref().err().and_then(|e| e.downcast_ref()) {
-            let why = format!(
-                "{} before it was known which images there are",
-                Interrupted(*signal)
-            );
-            self.tell(&Report {
-                runtime: found,
-                node: self.node.clone(),
-                error: Some(why),
-                images: Vec::new(),
-                elapsed: self.started.elapsed(),
-            });
-        }
-        result
+            .await
+        {
+            Ok(report) => report,
+            Err(error) => match error.downcast_ref() {
+                Some(interrupted @ Interrupted(_)) => Report {
+                    runtime: found,
+                    node: self.node.clone(),
+                    error: Some(format!(
+                        "{interrupted} before it was known which images there are"
+                    )),
+                    images: Vec::new(),
+                    elapsed: self.started.elapsed(),
+                },
+                None => return Err(error),
+            },
+        };
+        Ok(Ended {
+            report,
+            interrupt: signals.which(),
+        })
     }
 
     /// The flow; whose runtime it is goes to `about` as soon as that is known.
@@ -351,7 +364,7 @@ impl Run {
         policy: &Policy,
         signals: &Signals,
         about: &mut Option<RuntimeInfo>,
-    ) -> Result<Exit> {
+    ) -> Result<Report> {
         let open = async {
             let runtime = find_runtime(&self.runtime).await?;
             *about = Some(runtime.info().clone());
@@ -392,30 +405,13 @@ impl Run {
             .execute(&plan, &runtime, &keyring, &probe, signals.stop())
             .await;
         warn_of_credentials(&images);
-        let report = Report {
+        Ok(Report {
             runtime: Some(runtime.info().clone()),
             node: self.node.clone(),
             error: None,
             images,
             elapsed: self.started.elapsed(),
-        };
-        self.tell(&report);
-        Ok(exit(&report, self.settings.fail_on, signals))
-    }
-
-    /// Prints a report, and leaves it to the kubelet. That it cannot be written makes no image fail.
-    fn tell(&self, report: &Report) {
-        let printed = print(|out| match self.output {
-            Output::Text => text::write_report(out, report),
-            Output::Json => json::write_report(out, report),
-        });
-        if let Err(error) = printed {
-            warn!("the report is lost: {error:#}");
-        }
-        let message = termination::message(report);
-        if let Err(error) = termination::write(Path::new(termination::PATH), &message) {
-            warn!("failed to write {}: {error}", termination::PATH);
-        }
+        })
     }
 
     fn deadline(&self) -> Option<tokio::time::Instant> {
@@ -507,31 +503,5 @@ async fn by<T>(
             .await
             .map_err(|_| DeadlinePassed),
         None => Ok(work.await),
-    }
-}
-
-fn exit(report: &Report, fail_on: FailOn, signals: &Signals) -> Exit {
-    if let Some(signal) = signals.which() {
-        return Exit::Interrupted(signal);
-    }
-    let counts = report.counts();
-    let failed = match fail_on {
-        FailOn::Any => counts.failed > 0,
-        FailOn::All => counts.failed > 0 && counts.pulled + counts.present == 0,
-        FailOn::Never => false,
-    };
-    if failed { Exit::Failed } else { Exit::Done }
-}
-
-/// Writes to standard output. That nobody reads it any more is no failure of the run.
-pub(crate) fn print(
-    write: impl FnOnce(&mut io::BufWriter<io::StdoutLock<'_>>) -> io::Result<()>,
-) -> Result<()> {
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    match write(&mut out).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(error).context("failed to write to standard output")
-        }
-        _ => Ok(()),
     }
 }

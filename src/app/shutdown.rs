@@ -6,8 +6,6 @@ use std::time::Duration;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::Exit;
-
 /// How long a run that was told to stop may take to say what became of it.
 const GRACE: Duration = Duration::from_millis(1500);
 
@@ -18,6 +16,16 @@ pub enum Interrupt {
     Int,
     /// SIGTERM.
     Term,
+}
+
+impl Interrupt {
+    /// The exit code of a program that this signal ended, as shells give it: 128 and the signal's number.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Int => 130,
+            Self::Term => 143,
+        }
+    }
 }
 
 /// The error of what was cut off by a signal.
@@ -86,5 +94,5 @@ impl Signals {
     reason = "the main thread is stuck in a write, so it cannot return"
 )]
 fn abandon(which: Interrupt) -> ! {
-    std::process::exit(Exit::Interrupted(which).code().into())
+    std::process::exit(which.exit_code().into())
 }

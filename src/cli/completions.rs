@@ -6,15 +6,15 @@ use anyhow::Result;
 use clap::ArgMatches;
 use clap_complete::{Shell, generate};
 
+use super::outcome;
 use super::{Exit, args};
-use crate::app::node_run;
 
 /// Runs the command.
 pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
     if let Some(shell) = matches.get_one::<Shell>("shell") {
         let mut script = Vec::new();
         generate(*shell, &mut args::command(), "harpoon", &mut script);
-        node_run::print(|out| out.write_all(&script))?;
+        outcome::print(|out| out.write_all(&script))?;
     }
     Ok(Exit::Done)
 }

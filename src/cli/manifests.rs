@@ -6,8 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use clap::ArgMatches;
 
+use super::outcome;
 use super::{Exit, args};
-use crate::app::node_run;
 use crate::discovery::images_file;
 use crate::manifests::{self, Typed};
 
@@ -35,6 +35,6 @@ pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
     }
     let objects = manifests::objects(&typed.options()?);
     let text = manifests::print(&objects).context("failed to write the objects as YAML")?;
-    node_run::print(|out| out.write_all(text.as_bytes()))?;
+    outcome::print(|out| out.write_all(text.as_bytes()))?;
     Ok(Exit::Done)
 }

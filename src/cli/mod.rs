@@ -7,14 +7,15 @@ use anyhow::Error;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
 use crate::app::config::ConfigError;
+use crate::app::telemetry;
 use crate::model::text::sanitize;
 use crate::report::termination;
 use crate::runtime::detect::FindError;
 
 pub mod args;
 mod completions;
-pub(crate) mod logs;
 mod manifests;
+mod outcome;
 mod pause;
 mod plan;
 mod pull;
@@ -39,8 +40,7 @@ impl Exit {
         match self {
             Self::Done => 0,
             Self::Failed => 1,
-            Self::Interrupted(Interrupt::Int) => 130,
-            Self::Interrupted(Interrupt::Term) => 143,
+            Self::Interrupted(interrupt) => interrupt.exit_code(),
         }
     }
 }
@@ -109,7 +109,7 @@ fn ended(result: anyhow::Result<Exit>, command: Option<&str>) -> ExitCode {
         Ok(exit) => ExitCode::from(exit.code()),
         Err(error) => {
             let text = format!("error: {}", sanitize(&format!("{error:#}")));
-            logs::write_error(&text);
+            telemetry::write_error(&text);
             // An interrupted run has left its report there.
             let is_told = error.is::<Interrupted>();
             if matches!(command, None | Some("run" | "pull")) && !is_told {

@@ -5,11 +5,11 @@ use clap::ArgMatches;
 use tracing::warn;
 
 use super::run::open;
-use super::{Exit, args, logs};
+use super::{Exit, args, outcome};
 use crate::app::config;
 use crate::app::config::Output;
 use crate::app::shutdown::Signals;
-use crate::app::{keyring, node_run};
+use crate::app::{keyring, node_run, telemetry};
 use crate::credentials::keyring::Keyring;
 use crate::planning::registry_probe::RegistryProbe;
 use crate::report::{PlanReport, json, text};
@@ -31,7 +31,7 @@ pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
     let credentials = config::credentials(&raw)?;
     let node = config::node_name(&raw)?;
     let output = config::output(&raw)?;
-    logs::init(config::logs(&raw)?);
+    telemetry::init(config::logs(&raw)?);
     sources.cluster.sizes = questions.need_sizes();
     // A plan that asks no registry reads no secret.
     let mut keyring = Keyring::default();
@@ -79,7 +79,7 @@ pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
             node: node.as_deref(),
             requests: questions.sizes.then_some(requests),
         };
-        node_run::print(|out| match output {
+        outcome::print(|out| match output {
             Output::Text => text::write_plan(out, &outline),
             Output::Json => json::write_plan(out, &outline),
         })?;

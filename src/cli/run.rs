@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::ArgMatches;
 
-use super::{Exit, args};
+use super::{Exit, args, outcome};
 use crate::app::config;
 use crate::app::config::{FailOn, Sources, settings};
 use crate::app::node_run;
@@ -20,7 +20,9 @@ pub(super) fn main(matches: &ArgMatches, started: Instant) -> Result<Exit> {
     sources.cluster.node_age = !start.stagger.is_zero();
     let policy = config::policy(&raw)?;
     let run = node_run::Run::new(&raw, FailOn::All, started)?;
-    node_run::block_on(run.main(open(&sources), &start, &policy))
+    let (output, fail_on) = (config::output(&raw)?, run.fail_on());
+    let ended = node_run::block_on(run.main(open(&sources), &start, &policy))?;
+    outcome::tell(&ended, output, fail_on)
 }
 
 /// The images file where it exists, else the cluster.
