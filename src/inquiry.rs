@@ -1,7 +1,7 @@
 //! What planning asks of registries: what images weigh, and whether a tag still stands for what is here.
 //!
 //! Only manifests are read. Each question is asked with the credentials that the pull would be made with, and once more where
-//! that can help. A registry that wants to be left alone, or is not there, is asked nothing for a while ([`left_alone`]). Knows
+//! that can help. A registry that wants to be left alone, or is not there, is asked nothing for a while (`left_alone`). Knows
 //! no runtime and no Kubernetes.
 
 use std::collections::HashMap;
