@@ -8,7 +8,7 @@ use crate::failure::FailureKind;
 use crate::image::Reference;
 
 /// The system's errors for a store that is full, as Go prints them at the end of a chain: `write PATH: no space left on device`.
-const FULL: [&str; 2] = [": no space left on device", ": disk quota exceeded"];
+const FULL: [&str; 2] = ["no space left on device", "disk quota exceeded"];
 
 /// Phrases behind which a registry may have written the text itself: the status line and the body of its answers, the message behind an error
 /// code of the distribution specification, and what CRI-O's image library reads from a registry.
@@ -212,7 +212,8 @@ pub(crate) fn own_words(text: &str) -> &str {
 /// a layer are enough: the error of the system has to end what the runtime itself says.
 pub(crate) fn is_full(text: &str) -> bool {
     let end = text.strip_suffix(": unknown").unwrap_or(text);
-    own_words(text) == text && FULL.iter().any(|error| end.ends_with(error))
+    let mut before = FULL.iter().filter_map(|error| end.strip_suffix(error));
+    own_words(text) == text && before.any(|text| text.is_empty() || text.ends_with(": "))
 }
 
 /// Kinds that come about on the node: no registry can know of them.

@@ -376,7 +376,7 @@ fn registry_prose_is_not_local() {
                 Other,
                 "failed to extract layer sha256:2d71: mount callback failed on /tmp/m: write /tmp/m/a: no space left on device: input/output error: unknown",
             ),
-            (Other, "no space left on device"),
+            (Other, "there is no space left on device"),
         ],
     );
 }
