@@ -212,11 +212,8 @@ pub(crate) fn own_words(text: &str) -> &str {
 /// a layer are enough: the error of the system has to end what the runtime itself says.
 pub(crate) fn is_full(text: &str) -> bool {
     let end = text.strip_suffix(": unknown").unwrap_or(text);
-    let is_last = |error: &str| {
-        let before = end.strip_suffix(error);
-        before.is_some_and(|before| before.is_empty() || before.ends_with(": "))
-    };
-    own_words(text) == text && FULL.iter().any(|error| is_last(error))
+    let mut before = FULL.iter().filter_map(|error| end.strip_suffix(error));
+    own_words(text) == text && before.any(|text| text.is_empty() || text.ends_with(": "))
 }
 
 /// Kinds that come about on the node: no registry can know of them.
