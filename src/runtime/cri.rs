@@ -156,7 +156,7 @@ impl ImageService for Cri {
             },
         }
         .inspect_err(|error| {
-            if came(&error.message) {
+            if classify::came(&error.message) {
                 progress.set_came();
             }
         })?;
@@ -333,22 +333,6 @@ fn digest(image: &Reference, repo_digests: &[String]) -> Option<String> {
 /// which is a digest too, but the configuration's.
 fn digest_of(image_ref: &str, image: &Reference) -> Option<String> {
     digest(image, &[image_ref.to_owned()]).or_else(|| image.digest().map(ToString::to_string))
-}
-
-/// Whether a pull failed over bytes that had come, by the server's words: the content API is asked too seldom to tell.
-fn came(message: &str) -> bool {
-    // containerd's, then those of CRI-O's image library.
-    const WORDS: [&str; 8] = [
-        "failed to extract layer",
-        "failed to unpack",
-        "failed commit on ref",
-        "unexpected commit digest",
-        "writing blob",
-        "storing blob",
-        "committing the finished image",
-        "adding layer with blob",
-    ];
-    WORDS.iter().any(|words| message.contains(words))
 }
 
 /// What a failed call means for an image.

@@ -221,7 +221,12 @@ impl ImageService for Docker {
         let mut layers = Layers::default();
         let mut digest = None;
         while let Some(event) = events.next().await {
-            let event = event.map_err(|e| self.failure(image, e))?;
+            let event = event.map_err(|e| self.failure(image, e));
+            let event = event.inspect_err(|error| {
+                if super::classify::came(&error.message) {
+                    progress.set_came();
+                }
+            })?;
             if event.error_detail.is_some() {
                 return Err(failure(image, None, ""));
             }

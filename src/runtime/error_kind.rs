@@ -216,6 +216,23 @@ pub(crate) fn is_full(text: &str) -> bool {
     own_words(text) == text && before.any(|text| text.is_empty() || text.ends_with(": "))
 }
 
+/// Whether a pull failed over bytes that had come, by the runtime's words. containerd's content API is asked
+/// too seldom to tell, and Docker with containerd's image store shows no progress of a small layer.
+pub(crate) fn came(message: &str) -> bool {
+    // containerd's, then those of CRI-O's image library.
+    const WORDS: [&str; 8] = [
+        "failed to extract layer",
+        "failed to unpack",
+        "failed commit on ref",
+        "unexpected commit digest",
+        "writing blob",
+        "storing blob",
+        "committing the finished image",
+        "adding layer with blob",
+    ];
+    WORDS.iter().any(|words| message.contains(words))
+}
+
 /// Kinds that come about on the node: no registry can know of them.
 fn is_local(kind: FailureKind) -> bool {
     matches!(
