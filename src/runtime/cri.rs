@@ -156,7 +156,7 @@ impl ImageService for Cri {
             },
         }
         .inspect_err(|error| {
-            if classify::came(&error.message) {
+            if error_kind::came(&error.message) {
                 progress.set_came();
             }
         })?;

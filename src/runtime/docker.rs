@@ -223,7 +223,7 @@ impl ImageService for Docker {
         while let Some(event) = events.next().await {
             let event = event.map_err(|e| self.failure(image, e));
             let event = event.inspect_err(|error| {
-                if super::classify::came(&error.message) {
+                if crate::runtime::error_kind::came(&error.message) {
                     progress.set_came();
                 }
             })?;

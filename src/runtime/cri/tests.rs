@@ -631,6 +631,10 @@ fn only_local_failures_say_bytes_came() {
             false,
         ),
     ] {
-        assert_eq!(classify::came(&format!("{pull}{text}")), expected, "{text}");
+        assert_eq!(
+            error_kind::came(&format!("{pull}{text}")),
+            expected,
+            "{text}"
+        );
     }
 }
