@@ -1,6 +1,6 @@
 //! harpoon puts the container images that a cluster's workloads use onto a node before a pod needs them.
 //!
-//! The flow has one direction: [`source`] finds candidates, [`plan`] orders and filters them, [`pull`] has a
+//! The flow has one direction: [`discovery`] finds candidates, [`planning`] orders and filters them, [`pulling`] has a
 //! [`runtime`] pull them, [`report`] says what became of each. `ARCHITECTURE.md` is the map.
 
 pub mod app;
