@@ -5,10 +5,13 @@
 
 use std::path::Path;
 
-use crate::image::{Digest, Platform, Prefix, Reference};
-use crate::registry::docker_config::DockerConfig;
-use crate::registry::keyring::pattern::Pattern;
-use crate::{printable, registry, runtime, source};
+use crate::credentials::docker_config::DockerConfig;
+use crate::credentials::keyring::pattern::Pattern;
+use crate::model::digest::Digest;
+use crate::model::platform::Platform;
+use crate::model::reference::{Prefix, Reference};
+use crate::model::text;
+use crate::{credentials, discovery, registry, runtime};
 
 /// A parser under fire: its name, which is that of its corpus, and the function that is given the text.
 pub type Target = (&'static str, fn(&[u8]));
@@ -18,8 +21,8 @@ pub const TARGETS: &[Target] = &[
     ("reference", reference),
     ("images_file", images_file),
     ("docker_config", docker_config),
-    ("provider_answer", registry::provider::fuzz_answer),
-    ("list_page", source::kubernetes::fuzz_page),
+    ("provider_answer", credentials::provider::fuzz_answer),
+    ("list_page", discovery::workloads::fuzz_page),
     ("manifest", registry::manifest::fuzz),
     ("layout_index", runtime::oci::fuzz_index),
 ];
@@ -35,9 +38,9 @@ pub fn reference(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
     };
-    let shown = printable::printable(text);
-    assert!(!shown.chars().any(printable::is_unprintable), "{shown:?}");
-    assert_eq!(printable::printable(&shown), shown);
+    let shown = text::sanitize(text);
+    assert!(!shown.chars().any(text::is_unsafe), "{shown:?}");
+    assert_eq!(text::sanitize(&shown), shown);
     let _ = Platform::parse(text);
     if let Ok(digest) = Digest::parse(text) {
         // It becomes a path.
@@ -64,7 +67,7 @@ pub fn reference(data: &[u8]) {
 
 /// An images file.
 pub fn images_file(data: &[u8]) {
-    let Ok(found) = source::list::parse(data, Path::new("list")) else {
+    let Ok(found) = discovery::images_file::parse(data, Path::new("list")) else {
         return;
     };
     let lines = data.split(|b| *b == b'\n').count();

@@ -1,24 +1,20 @@
 //! harpoon puts the container images that a cluster's workloads use onto a node before a pod needs them.
 //!
-//! The flow has one direction: [`source`] finds candidates, [`plan`] orders and filters them, [`pull`] has a
+//! The flow has one direction: [`discovery`] finds candidates, [`planning`] orders and filters them, [`pulling`] has a
 //! [`runtime`] pull them, [`report`] says what became of each. `ARCHITECTURE.md` is the map.
 
-pub mod candidate;
+pub mod app;
 pub mod cli;
-pub mod config;
-pub mod disk;
-pub mod failure;
+pub mod credentials;
+pub mod discovery;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
-pub mod image;
-pub mod inquiry;
+pub mod kube_api;
 pub mod manifests;
-pub mod plan;
-pub mod printable;
-pub mod pull;
+pub mod model;
+pub mod planning;
+pub mod pulling;
 pub mod registry;
-pub mod relevance;
 pub mod report;
+pub mod retry;
 pub mod runtime;
-pub mod source;
-pub mod stagger;

@@ -7,8 +7,9 @@ use std::fmt::Write as _;
 use clap::{Arg, ArgMatches, Command, value_parser};
 use clap_complete::Shell;
 
-use crate::config::settings::{self, Group};
-use crate::config::{Raw, Setting};
+use crate::app::config::settings;
+use crate::app::config::settings::Group;
+use crate::app::config::{Raw, Setting};
 use crate::manifests::options::FLAGS;
 
 const ABOUT: &str = "Puts container images onto this node before a pod needs them";

@@ -6,14 +6,15 @@ use anyhow::Result;
 use clap::ArgMatches;
 use clap_complete::{Shell, generate};
 
-use super::{Exit, args, flow};
+use super::outcome;
+use super::{Exit, args};
 
 /// Runs the command.
 pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
     if let Some(shell) = matches.get_one::<Shell>("shell") {
         let mut script = Vec::new();
         generate(*shell, &mut args::command(), "harpoon", &mut script);
-        flow::print(|out| out.write_all(&script))?;
+        outcome::print(|out| out.write_all(&script))?;
     }
     Ok(Exit::Done)
 }

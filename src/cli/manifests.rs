@@ -6,9 +6,10 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use clap::ArgMatches;
 
-use super::{Exit, args, flow};
+use super::outcome;
+use super::{Exit, args};
+use crate::discovery::images_file;
 use crate::manifests::{self, Typed};
-use crate::source::list;
 
 /// Runs the command.
 pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
@@ -22,7 +23,7 @@ pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
         }
     }
     if let Some(file) = typed.flags.get("images-from") {
-        let Some(listed) = list::read_images_file(Path::new(file))? else {
+        let Some(listed) = images_file::read_images_file(Path::new(file))? else {
             bail!("there is no images file at {file}");
         };
         typed.listed = Some(
@@ -34,6 +35,6 @@ pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
     }
     let objects = manifests::objects(&typed.options()?);
     let text = manifests::print(&objects).context("failed to write the objects as YAML")?;
-    flow::print(|out| out.write_all(text.as_bytes()))?;
+    outcome::print(|out| out.write_all(text.as_bytes()))?;
     Ok(Exit::Done)
 }

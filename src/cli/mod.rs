@@ -6,24 +6,22 @@ use std::time::Instant;
 use anyhow::Error;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
-use crate::config::ConfigError;
-use crate::printable::printable;
+use crate::app::config::ConfigError;
+use crate::app::telemetry;
+use crate::model::text::sanitize;
 use crate::report::termination;
-use crate::runtime::find::FindError;
+use crate::runtime::detect::FindError;
 
 pub mod args;
 mod completions;
-mod credentials;
-mod flow;
-mod logs;
 mod manifests;
+mod outcome;
 mod pause;
 mod plan;
 mod pull;
 mod run;
-mod signals;
 
-use signals::{Interrupt, Interrupted};
+use crate::app::shutdown::{Interrupt, Interrupted};
 
 /// How the program ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,8 +40,7 @@ impl Exit {
         match self {
             Self::Done => 0,
             Self::Failed => 1,
-            Self::Interrupted(Interrupt::Int) => 130,
-            Self::Interrupted(Interrupt::Term) => 143,
+            Self::Interrupted(interrupt) => interrupt.exit_code(),
         }
     }
 }
@@ -111,8 +108,8 @@ fn ended(result: anyhow::Result<Exit>, command: Option<&str>) -> ExitCode {
     match result {
         Ok(exit) => ExitCode::from(exit.code()),
         Err(error) => {
-            let text = format!("error: {}", printable(&format!("{error:#}")));
-            logs::write_error(&text);
+            let text = format!("error: {}", sanitize(&format!("{error:#}")));
+            telemetry::write_error(&text);
             // An interrupted run has left its report there.
             let is_told = error.is::<Interrupted>();
             if matches!(command, None | Some("run" | "pull")) && !is_told {
@@ -125,7 +122,7 @@ fn ended(result: anyhow::Result<Exit>, command: Option<&str>) -> ExitCode {
 
 /// Leaves an error to the kubelet as the container's termination message. Where that fails, standard error has it all the same.
 fn terminated(error: &str) {
-    let lines: Vec<String> = error.trim_end().lines().map(printable).collect();
+    let lines: Vec<String> = error.trim_end().lines().map(sanitize).collect();
     let message = termination::shortened(&lines.join("\n"), termination::MAX_BYTES);
     let _ = termination::write(termination::PATH.as_ref(), &message);
 }

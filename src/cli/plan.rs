@@ -5,13 +5,15 @@ use clap::ArgMatches;
 use tracing::warn;
 
 use super::run::open;
-use super::signals::Signals;
-use super::{Exit, args, credentials, flow, logs};
-use crate::config::{self, Output};
-use crate::inquiry::Inquiry;
-use crate::registry::keyring::Keyring;
-use crate::report::{Outline, json, text};
-use crate::runtime::ImageService;
+use super::{Exit, args, outcome};
+use crate::app::config;
+use crate::app::config::Output;
+use crate::app::shutdown::Signals;
+use crate::app::{keyring, node_run, telemetry};
+use crate::credentials::keyring::Keyring;
+use crate::planning::registry_probe::RegistryProbe;
+use crate::report::{PlanReport, json, text};
+use crate::runtime::image_service::ImageService;
 
 /// Questions to one registry that are under way at once.
 const QUESTIONS: usize = 4;
@@ -21,7 +23,7 @@ pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
     let raw = args::raw(matches);
     let mut sources = config::sources(&raw)?;
     let policy = config::policy(&raw)?;
-    let questions = flow::Questions {
+    let questions = node_run::Questions {
         store: config::store(&raw)?,
         sizes: config::sizes(&raw)?,
     };
@@ -29,19 +31,19 @@ pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
     let credentials = config::credentials(&raw)?;
     let node = config::node_name(&raw)?;
     let output = config::output(&raw)?;
-    logs::init(config::logs(&raw)?);
+    telemetry::init(config::logs(&raw)?);
     sources.cluster.sizes = questions.need_sizes();
     // A plan that asks no registry reads no secret.
     let mut keyring = Keyring::default();
     if questions.need_registries() {
-        keyring = credentials::keyring(&credentials)?;
+        keyring = keyring::keyring(&credentials)?;
     } else {
         sources.cluster.pull_secrets = false;
     }
-    flow::block_on(async {
+    node_run::block_on(async {
         let signals = Signals::listen().context("failed to listen for signals")?;
         let prepare = async {
-            let runtime = match flow::find_runtime(&settings).await {
+            let runtime = match node_run::find_runtime(&settings).await {
                 Ok(runtime) => Some(runtime),
                 Err(error) if settings.endpoint.is_some() => return Err(error.into()),
                 Err(error) => {
@@ -50,34 +52,34 @@ pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
                 }
             };
             let source = open(&sources).await?;
-            let platform = flow::platform(&settings, source.node());
+            let platform = node_run::platform(&settings, source.node());
             let runtime = runtime.map(|runtime| runtime.for_platform(&platform));
-            let found = source.find().await.context(flow::NO_CANDIDATES)?;
-            credentials::add_pull_secrets(&mut keyring, found.pull_secrets);
-            let inquiry = Inquiry::new(&keyring, platform, QUESTIONS);
-            let selection = flow::select(found.candidates, &policy, runtime.as_ref());
-            let plan = flow::plan(
+            let found = source.find().await.context(node_run::NO_CANDIDATES)?;
+            keyring::add_pull_secrets(&mut keyring, found.pull_secrets);
+            let probe = RegistryProbe::new(&keyring, platform, QUESTIONS);
+            let selection = node_run::select(found.candidates, &policy, runtime.as_ref());
+            let plan = node_run::plan(
                 selection,
                 runtime.as_ref(),
                 questions,
-                &inquiry,
+                &probe,
                 found.sizes,
-                flow::End {
+                node_run::End {
                     deadline: None,
                     stop: None,
                 },
             );
             let plan = plan.await?;
-            anyhow::Ok((runtime, plan, inquiry.requests()))
+            anyhow::Ok((runtime, plan, probe.requests()))
         };
         let (runtime, plan, requests) = signals.or(Box::pin(prepare)).await??;
-        let outline = Outline {
+        let outline = PlanReport {
             plan: &plan,
             runtime: runtime.as_ref().map(ImageService::info),
             node: node.as_deref(),
             requests: questions.sizes.then_some(requests),
         };
-        flow::print(|out| match output {
+        outcome::print(|out| match output {
             Output::Text => text::write_plan(out, &outline),
             Output::Json => json::write_plan(out, &outline),
         })?;

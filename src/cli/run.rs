@@ -5,9 +5,11 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::ArgMatches;
 
-use super::{Exit, args, flow};
-use crate::config::{self, FailOn, Sources, settings};
-use crate::source::{Source, SourceError};
+use super::{Exit, args, outcome};
+use crate::app::config;
+use crate::app::config::{FailOn, Sources, settings};
+use crate::app::node_run;
+use crate::discovery::{Source, SourceError};
 
 /// Runs the command.
 pub(super) fn main(matches: &ArgMatches, started: Instant) -> Result<Exit> {
@@ -17,8 +19,10 @@ pub(super) fn main(matches: &ArgMatches, started: Instant) -> Result<Exit> {
     sources.cluster.sizes = config::store(&raw)?.disk_budget.is_some();
     sources.cluster.node_age = !start.stagger.is_zero();
     let policy = config::policy(&raw)?;
-    let run = flow::Run::new(&raw, FailOn::All, started)?;
-    flow::block_on(run.main(open(&sources), &start, &policy))
+    let run = node_run::Run::new(&raw, FailOn::All, started)?;
+    let (output, fail_on) = (config::output(&raw)?, run.fail_on());
+    let ended = node_run::block_on(run.main(open(&sources), &start, &policy))?;
+    outcome::tell(&ended, output, fail_on)
 }
 
 /// The images file where it exists, else the cluster.
@@ -34,6 +38,6 @@ pub(super) async fn open(sources: &Sources) -> Result<Source> {
                 .refuse(&path.to_string_lossy(), accepted)
                 .into())
         }
-        opened => opened.context(flow::NO_CANDIDATES),
+        opened => opened.context(node_run::NO_CANDIDATES),
     }
 }

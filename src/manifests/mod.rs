@@ -5,7 +5,8 @@
 
 use serde_json::{Value, json};
 
-use crate::source::kubernetes::{Namespaces, WorkloadKind};
+use crate::discovery::workloads::Namespaces;
+use crate::model::workload_kind::WorkloadKind;
 
 pub mod options;
 mod pod;

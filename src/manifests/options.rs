@@ -5,12 +5,15 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 
 use super::{Access, Cloud, Images, Options, Priority, Socket};
-use crate::config::settings::{self, Setting};
-use crate::config::{self, ConfigError, FailOn, Raw};
-use crate::image::Reference;
-use crate::registry::keyring::Private;
-use crate::runtime::find::{self, Endpoint};
-use crate::source::kubernetes::Namespaces;
+use crate::app::config;
+use crate::app::config::settings;
+use crate::app::config::settings::Setting;
+use crate::app::config::{ConfigError, FailOn, Raw};
+use crate::credentials::keyring::Private;
+use crate::discovery::workloads::Namespaces;
+use crate::model::reference::Reference;
+use crate::runtime::detect;
+use crate::runtime::detect::Endpoint;
 
 /// A flag that is not a setting of `harpoon run`.
 #[derive(Debug)]
@@ -262,7 +265,7 @@ impl Typed {
         let name = self.text(&RUNTIME).unwrap_or_default();
         // RKE2 has k3s' containerd where k3s has it.
         let known_as = if name == "rke2" { "k3s" } else { &name };
-        let known = find::well_known().find(|(known, _)| *known == known_as);
+        let known = detect::well_known().find(|(known, _)| *known == known_as);
         let Some((_, path)) = known else {
             let accepted = "expected containerd, crio, k3s, rke2, microk8s, k0s, dockershim, cri-dockerd or docker";
             return Err(RUNTIME.refuse(&name, accepted));

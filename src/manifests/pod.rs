@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Access, Cloud, Images, Options, Priority};
-use crate::config::settings;
+use crate::app::config::settings;
 
 /// Nobody on any distribution: the number that distroless images use.
 const NOBODY: u32 = 65532;

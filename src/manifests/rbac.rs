@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use super::{Images, Options};
-use crate::source::kubernetes::{Namespaces, WorkloadKind};
+use crate::discovery::workloads::Namespaces;
+use crate::model::workload_kind::WorkloadKind;
 
 const API: &str = "rbac.authorization.k8s.io";
 

@@ -13,9 +13,9 @@ use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
 use tokio::time::Instant;
 
-use super::credential::Login;
 use super::transport::{Answer, Transport};
 use super::{Access, Error};
+use crate::credentials::secret::Login;
 
 mod challenge;
 mod service;

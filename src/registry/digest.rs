@@ -3,7 +3,7 @@
 use sha2::{Digest as _, Sha256, Sha512};
 
 use super::Error;
-use crate::image::Digest;
+use crate::model::digest::Digest;
 
 /// A digest being computed.
 #[derive(Clone)]

@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime};
 use http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
 
-use super::credential::{Secret, redact};
-use crate::failure::FailureKind;
-use crate::printable::excerpt;
+use crate::credentials::secret::{Secret, redact};
+use crate::model::failure::FailureKind;
+use crate::model::text::excerpt;
 
 /// Longest text of a registry's own that a message repeats, in characters.
 /// A registry may ask for an hour; nobody sits in an init container that long.

@@ -7,8 +7,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer, de};
 
 use super::Error;
-use crate::image::{Digest, Platform};
-use crate::printable::excerpt;
+use crate::model::digest::Digest;
+use crate::model::platform::Platform;
+use crate::model::text::excerpt;
 
 /// An OCI image index.
 pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -192,10 +193,7 @@ pub(crate) fn fuzz(data: &[u8]) {
         }
         Err(error) => {
             let text = error.to_string();
-            assert!(
-                !text.chars().any(crate::printable::is_unprintable),
-                "{text:?}"
-            );
+            assert!(!text.chars().any(crate::model::text::is_unsafe), "{text:?}");
         }
     }
 }

@@ -8,15 +8,9 @@
 mod auth;
 #[cfg(test)]
 pub(crate) mod capture;
-pub mod credential;
 pub mod digest;
-pub mod docker_config;
 mod error;
-mod flight;
-pub mod keyring;
 pub mod manifest;
-mod program;
-pub mod provider;
 pub(crate) mod select;
 #[cfg(test)]
 pub(crate) mod standin;
@@ -29,10 +23,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Method, StatusCode, header};
 
-use crate::image::{Digest, Reference};
+use crate::model::digest::Digest;
+use crate::model::reference::Reference;
 
+use crate::credentials::secret::{Credential, Login};
 use auth::Tokens;
-use credential::{Credential, Login};
 pub use error::{ClientError, Error};
 use manifest::{DOCKER_LIST, DOCKER_MANIFEST, Descriptor, Manifest, OCI_INDEX, OCI_MANIFEST};
 pub use select::Chosen;

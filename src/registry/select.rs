@@ -4,8 +4,9 @@ use std::collections::HashSet;
 
 use super::manifest::{Content, Descriptor, ImageManifest, Index, Manifest};
 use super::{Access, Client, Error};
-use crate::image::{Digest, Platform};
-use crate::printable::excerpt;
+use crate::model::digest::Digest;
+use crate::model::platform::Platform;
+use crate::model::text::excerpt;
 
 const SHOWN_MAX: usize = 20;
 /// Behind every platform that is named and suits.

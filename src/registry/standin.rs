@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::image::Digest;
+use crate::model::digest::Digest;
 use crate::registry::digest::sha256;
 use crate::registry::manifest::OCI_INDEX;
 

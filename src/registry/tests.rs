@@ -5,7 +5,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::standin::{Asked, Reply, Shelf, StandIn};
 use super::*;
-use crate::failure::FailureKind;
+use crate::model::failure::FailureKind;
 
 mod credentials;
 

@@ -14,8 +14,8 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::Url;
 
-use super::credential::{Login, Secret};
 use super::{ClientError, Error, Options};
+use crate::credentials::secret::{Login, Secret};
 
 const REDIRECTS_MAX: usize = 5;
 /// Enough for any error that a person reads.
@@ -46,7 +46,7 @@ impl<'a> Ask<'a> {
         }
     }
 
-    /// Keeps the login out of what is told of the answer.
+    /// LayerStorage the login out of what is told of the answer.
     pub(super) fn concealing(mut self, login: Option<&Login>) -> Self {
         self.secrets
             .extend(login.into_iter().flat_map(Login::secrets));

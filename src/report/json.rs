@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
-use super::{Outline, Report};
-use crate::candidate::Workload;
-use crate::disk::Size;
-use crate::plan::{Action, Step};
-use crate::runtime::RuntimeInfo;
+use super::{PlanReport, Report};
+use crate::model::candidate::Workload;
+use crate::model::image_size::Size;
+use crate::planning::plan::{Action, Step};
+use crate::runtime::image_service::RuntimeInfo;
 
 #[derive(Serialize)]
 struct RunJson<'a, I> {
@@ -152,7 +152,7 @@ pub fn write_report(out: &mut impl Write, report: &Report) -> io::Result<()> {
 ///
 /// # Errors
 /// Those of the writer.
-pub fn write_plan(out: &mut impl Write, outline: &Outline<'_>) -> io::Result<()> {
+pub fn write_plan(out: &mut impl Write, outline: &PlanReport<'_>) -> io::Result<()> {
     let plan = outline.plan;
     let images = plan.images().iter().map(|i| {
         let (reason, message) = match &i.step {

@@ -1,105 +1,16 @@
 //! What became of each image, and how that is shown: bars or logs while it goes on, then text, JSON and the
 //! termination message. Only prints; decides nothing.
 
-use std::sync::Arc;
+use crate::model::outcome::{ImageReport, Outcome};
 use std::time::Duration;
 
-use crate::candidate::Workload;
-use crate::image::StoredImage;
-use crate::plan::{Plan, PlannedImage, Reason};
-use crate::runtime::RuntimeInfo;
+use crate::planning::plan::Plan;
+use crate::runtime::image_service::RuntimeInfo;
 
 pub mod json;
 pub mod progress;
 pub mod termination;
 pub mod text;
-
-/// What became of an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// The runtime pulled it in this run.
-    Pulled,
-    /// The runtime had it before.
-    Present,
-    /// It is not there; the reason is a failure kind.
-    Failed,
-    /// It was not to be pulled; the reason says why.
-    Skipped,
-}
-
-impl Outcome {
-    /// The name used in JSON and in the table.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Pulled => "pulled",
-            Self::Present => "present",
-            Self::Failed => "failed",
-            Self::Skipped => "skipped",
-        }
-    }
-}
-
-/// What became of one image.
-#[derive(Debug, Clone)]
-pub struct ImageReport {
-    /// The image as it was first spelt.
-    pub image: Arc<str>,
-    /// What became of it.
-    pub outcome: Outcome,
-    /// Why, for what failed or was skipped.
-    pub reason: Option<Reason>,
-    /// The same for a person, with the runtime's own words.
-    pub message: Option<String>,
-    /// The pods that are meant to use it.
-    pub pods: Option<u64>,
-    /// The workloads that use it.
-    pub workloads: Arc<[Arc<Workload>]>,
-    /// Attempts that were begun.
-    pub attempts: u32,
-    /// From the first attempt's begin to the end, in seconds; `None` where there was no attempt.
-    pub seconds: Option<f64>,
-    /// The image's size in bytes as the runtime counts it.
-    pub bytes: Option<u64>,
-    /// The digest that the reference stands for on this node.
-    pub digest: Option<String>,
-    /// Where the credential that it was pulled with was found; `None` where it took none.
-    pub credential: Option<String>,
-}
-
-impl ImageReport {
-    /// A report of an image of which no attempt was made.
-    pub fn new(image: &PlannedImage, outcome: Outcome) -> Self {
-        Self {
-            image: Arc::clone(&image.image),
-            outcome,
-            reason: None,
-            message: image.note.clone(),
-            pods: image.pods,
-            workloads: Arc::clone(&image.workloads),
-            attempts: 0,
-            seconds: None,
-            bytes: None,
-            digest: None,
-            credential: None,
-        }
-    }
-
-    /// Adds what the runtime has of the image.
-    #[must_use]
-    pub fn stored(mut self, stored: StoredImage) -> Self {
-        self.bytes = stored.bytes;
-        self.digest = stored.digest;
-        self
-    }
-
-    /// Adds why it is not there.
-    #[must_use]
-    pub fn because(mut self, reason: Reason, message: String) -> Self {
-        self.reason = Some(reason);
-        self.message = Some(message);
-        self
-    }
-}
 
 /// How many images had which outcome.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -116,7 +27,7 @@ pub struct Counts {
 
 /// A plan, and what is printed with it.
 #[derive(Debug, Clone, Copy)]
-pub struct Outline<'a> {
+pub struct PlanReport<'a> {
     /// The plan.
     pub plan: &'a Plan,
     /// Who would be asked to pull; `None` where no runtime is at hand.

@@ -12,9 +12,9 @@ use tracing::{info, warn};
 
 use super::text::seconds;
 use super::{ImageReport, Outcome};
-use crate::printable::{printable, size};
-use crate::pull::Event;
-use crate::runtime::Progress;
+use crate::model::text::{sanitize, size};
+use crate::pulling::executor::Event;
+use crate::runtime::image_service::Progress;
 
 /// How often a pull that goes on is logged.
 const LOG_EVERY: Duration = Duration::from_secs(15);
@@ -98,7 +98,7 @@ impl Watch {
                 image,
                 attempt,
                 progress,
-            } => self.started(index, printable(image), attempt, progress),
+            } => self.started(index, sanitize(image), attempt, progress),
             Event::Retrying {
                 index,
                 image,
@@ -108,12 +108,12 @@ impl Watch {
             } => {
                 self.end(index);
                 warn!(
-                    image = printable(image),
+                    image = sanitize(image),
                     attempt,
                     reason = error.kind.as_str(),
                     "failed to pull, next attempt in {}: {}",
                     seconds(wait),
-                    printable(&error.message)
+                    sanitize(&error.message)
                 );
             }
             Event::Finished { index, report } => {
@@ -190,7 +190,7 @@ impl Watch {
     }
 
     fn finished(&self, report: &ImageReport) {
-        let image = printable(&report.image);
+        let image = sanitize(&report.image);
         let took = seconds(Duration::from_secs_f64(report.seconds.unwrap_or_default()));
         let log = matches!(self.view, View::Log);
         match report.outcome {
@@ -203,7 +203,7 @@ impl Watch {
                 reason = report.reason.map_or("other", |r| r.as_str()),
                 attempts = report.attempts,
                 "failed to pull: {}",
-                printable(report.message.as_deref().unwrap_or_default())
+                sanitize(report.message.as_deref().unwrap_or_default())
             ),
             _ => {}
         }

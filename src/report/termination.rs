@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::text::closing;
 use super::{Outcome, Report};
-use crate::printable::printable;
+use crate::model::text::sanitize;
 
 /// Where the kubelet mounts the file, unless the pod says otherwise (`terminationMessagePath`).
 pub const PATH: &str = "/dev/termination-log";
@@ -36,12 +36,12 @@ pub fn message(report: &Report) -> String {
         .filter(|i| i.outcome == Outcome::Failed)
         .collect();
     for (told, image) in failed.iter().enumerate() {
-        let mut line = format!("\n{}", printable(&image.image));
+        let mut line = format!("\n{}", sanitize(&image.image));
         if let Some(reason) = image.reason {
             let _ = write!(line, ": {}", reason.as_str());
         }
         if let Some(text) = &image.message {
-            let _ = write!(line, ": {}", printable(text));
+            let _ = write!(line, ": {}", sanitize(text));
         }
         let line = shortened(&line, 400);
         let more = format!("\nand {} more failed", failed.len() - told);
@@ -71,10 +71,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::failure::FailureKind;
-    use crate::plan::Reason;
-    use crate::report::ImageReport;
-    use crate::runtime::RuntimeInfo;
+    use crate::model::failure::FailureKind;
+    use crate::model::outcome::ImageReport;
+    use crate::model::outcome::Reason;
+    use crate::runtime::image_service::RuntimeInfo;
 
     fn failed(image: String) -> ImageReport {
         ImageReport {

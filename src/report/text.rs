@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use super::{ImageReport, Outcome, Outline, Report};
-use crate::plan::{Action, PlannedImage, Step};
-use crate::printable::{printable, size};
-use crate::runtime::RuntimeInfo;
+use super::{ImageReport, Outcome, PlanReport, Report};
+use crate::model::text::{sanitize, size};
+use crate::planning::plan::{Action, PlannedImage, Step};
+use crate::runtime::image_service::RuntimeInfo;
 
 /// Seconds and minutes as people read them: `0.4s`, `12.3s`, `4m07s`.
 pub fn seconds(duration: Duration) -> String {
@@ -29,7 +29,7 @@ pub fn write_report(out: &mut impl Write, report: &Report) -> io::Result<()> {
     for image in &report.images {
         let time = image.seconds.map(Duration::from_secs_f64);
         table.row([
-            printable(&image.image),
+            sanitize(&image.image),
             image.outcome.as_str().to_owned(),
             or_dash(image.pods),
             or_dash(time.map(seconds)),
@@ -54,7 +54,7 @@ pub fn closing(report: &Report) -> String {
     } else {
         String::new()
     };
-    let node = report.node.as_deref().map(printable);
+    let node = report.node.as_deref().map(sanitize);
     format!(
         "harpoon: pulled {}{bytes}, present {}, failed {}, skipped {} in {}{}{}{}",
         counts.pulled,
@@ -70,7 +70,7 @@ pub fn closing(report: &Report) -> String {
         report
             .error
             .as_deref()
-            .map_or(String::new(), |e| format!(": {}", printable(e))),
+            .map_or(String::new(), |e| format!(": {}", sanitize(e))),
     )
 }
 
@@ -78,7 +78,7 @@ pub fn closing(report: &Report) -> String {
 ///
 /// # Errors
 /// Those of the writer.
-pub fn write_plan(out: &mut impl Write, outline: &Outline<'_>) -> io::Result<()> {
+pub fn write_plan(out: &mut impl Write, outline: &PlanReport<'_>) -> io::Result<()> {
     let plan = outline.plan;
     match outline.requests {
         None => {
@@ -112,7 +112,7 @@ pub fn write_plan(out: &mut impl Write, outline: &Outline<'_>) -> io::Result<()>
         plan.count(Action::Skip),
         outline
             .node
-            .map_or(String::new(), |n| format!(" on {}", printable(n))),
+            .map_or(String::new(), |n| format!(" on {}", sanitize(n))),
     )?;
     if let Some(requests) = outline.requests {
         let sum = plan.downloads();
@@ -133,25 +133,25 @@ pub fn write_plan(out: &mut impl Write, outline: &Outline<'_>) -> io::Result<()>
 
 fn planned(image: &PlannedImage) -> [String; 3] {
     [
-        printable(&image.image),
+        sanitize(&image.image),
         image.step.action().as_str().to_owned(),
         or_dash(image.pods),
     ]
 }
 
 fn runtime_name(runtime: &RuntimeInfo) -> String {
-    printable(&format!("{} {}", runtime.name, runtime.version))
+    sanitize(&format!("{} {}", runtime.name, runtime.version))
 }
 
 fn why(image: &ImageReport) -> String {
-    let message = image.message.as_deref().map(printable);
+    let message = image.message.as_deref().map(sanitize);
     let mut parts: Vec<String> = match (image.reason, message) {
         (Some(reason), Some(message)) => vec![format!("{}: {message}", reason.as_str())],
         (Some(reason), None) => vec![reason.as_str().to_owned()],
         (None, message) => message.into_iter().collect(),
     };
     if let Some(source) = &image.credential {
-        parts.push(format!("with the credential of {}", printable(source)));
+        parts.push(format!("with the credential of {}", sanitize(source)));
     }
     let mut why = parts.join("; ");
     if image.attempts > 1 {
@@ -162,20 +162,20 @@ fn why(image: &ImageReport) -> String {
 
 fn plan_why(image: &PlannedImage) -> String {
     let why = match &image.step {
-        Step::Skip(reason, message) => format!("{}: {}", reason.as_str(), printable(message)),
+        Step::Skip(reason, message) => format!("{}: {}", reason.as_str(), sanitize(message)),
         Step::Present(_) => "the runtime has it".to_owned(),
         Step::Pull(_) => match &image.workloads[..] {
             [] => "listed".to_owned(),
-            [one] => format!("used by {}", printable(&one.to_string())),
+            [one] => format!("used by {}", sanitize(&one.to_string())),
             [first, more @ ..] => format!(
                 "used by {} and {} more",
-                printable(&first.to_string()),
+                sanitize(&first.to_string()),
                 more.len()
             ),
         },
     };
     match (&image.step, &image.note) {
-        (Step::Pull(_) | Step::Present(_), Some(note)) => format!("{why}; {}", printable(note)),
+        (Step::Pull(_) | Step::Present(_), Some(note)) => format!("{why}; {}", sanitize(note)),
         _ => why,
     }
 }

@@ -19,13 +19,15 @@ use k8s_cri::v1::{
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use super::classify;
 use super::listed::{self, Lists, known};
-use super::{ImageService, Progress, RuntimeError, RuntimeInfo, Status as Presence, StoredImage};
-use crate::disk::{Keeps, Usage};
-use crate::failure::FailureKind;
-use crate::image::Reference;
-use crate::registry::credential::{Credential, Login};
+use crate::credentials::secret::{Credential, Login};
+use crate::model::failure::FailureKind;
+use crate::model::image_size::{LayerStorage, Usage};
+use crate::model::reference::Reference;
+use crate::model::stored_image::StoredImage;
+use crate::runtime::error_kind;
+use crate::runtime::image_service::Status as Presence;
+use crate::runtime::image_service::{ImageService, Progress, RuntimeError, RuntimeInfo};
 
 mod connect;
 mod content;
@@ -154,7 +156,7 @@ impl ImageService for Cri {
             },
         }
         .inspect_err(|error| {
-            if classify::came(&error.message) {
+            if error_kind::came(&error.message) {
                 progress.set_came();
             }
         })?;
@@ -175,10 +177,10 @@ impl ImageService for Cri {
         self.downloads.is_some()
     }
 
-    fn keeps(&self) -> Keeps {
+    fn layer_storage(&self) -> LayerStorage {
         match self.downloads {
-            Some(_) => Keeps::Both,
-            None => Keeps::Unpacked,
+            Some(_) => LayerStorage::Both,
+            None => LayerStorage::Unpacked,
         }
     }
 
@@ -336,7 +338,7 @@ fn digest_of(image_ref: &str, image: &Reference) -> Option<String> {
 /// What a failed call means for an image.
 fn failure(status: &Status, image: &Reference) -> RuntimeError {
     let message = message(status);
-    let kind = match classify::kind_for(&message, image) {
+    let kind = match error_kind::kind_for(&message, image) {
         _ if status.source().is_some() => FailureKind::Unavailable,
         FailureKind::Other => kind_of_code(status.code()),
         kind => kind,
@@ -390,7 +392,7 @@ fn words(status: &Status) -> String {
         }
         cause = error.source();
     }
-    crio::first_failure(&classify::tidy(&text)).into_owned()
+    crio::first_failure(&error_kind::tidy(&text)).into_owned()
 }
 
 #[cfg(test)]

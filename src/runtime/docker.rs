@@ -21,11 +21,13 @@ use http::{HeaderValue, Uri};
 
 use super::listed::{self, Lists, known};
 use super::socket::{self, SocketError};
-use super::{ImageService, Progress, RuntimeError, RuntimeInfo, Status, StoredImage};
-use crate::disk::{Keeps, Usage};
-use crate::failure::FailureKind;
-use crate::image::{Digest, Reference};
-use crate::registry::credential::{Credential, Login};
+use crate::credentials::secret::{Credential, Login};
+use crate::model::digest::Digest;
+use crate::model::failure::FailureKind;
+use crate::model::image_size::{LayerStorage, Usage};
+use crate::model::reference::Reference;
+use crate::model::stored_image::StoredImage;
+use crate::runtime::image_service::{ImageService, Progress, RuntimeError, RuntimeInfo, Status};
 use classify::{kind_of, without_reference};
 use progress::Layers;
 
@@ -221,7 +223,7 @@ impl ImageService for Docker {
         while let Some(event) = events.next().await {
             let event = event.map_err(|e| self.failure(image, e));
             let event = event.inspect_err(|error| {
-                if super::classify::came(&error.message) {
+                if crate::runtime::error_kind::came(&error.message) {
                     progress.set_came();
                 }
             })?;
@@ -252,8 +254,8 @@ impl ImageService for Docker {
         true
     }
 
-    fn keeps(&self) -> Keeps {
-        Keeps::Unpacked
+    fn layer_storage(&self) -> LayerStorage {
+        LayerStorage::Unpacked
     }
 
     async fn usage(&self) -> Result<Usage, RuntimeError> {

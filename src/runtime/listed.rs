@@ -5,8 +5,10 @@
 
 use std::collections::HashMap;
 
-use super::{ImageService, Status, ask_each};
-use crate::image::{Digest, Reference, StoredImage};
+use crate::model::digest::Digest;
+use crate::model::reference::Reference;
+use crate::model::stored_image::StoredImage;
+use crate::runtime::image_service::{ImageService, Status, ask_each};
 
 /// For no more references than this a question each is cheaper than the list of a node that has many images.
 const FEW: usize = 4;

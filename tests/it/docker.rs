@@ -4,8 +4,9 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::join_all;
-use harpoon::image::Platform;
-use harpoon::runtime::{ImageService, find};
+use harpoon::model::platform::Platform;
+use harpoon::runtime::detect;
+use harpoon::runtime::image_service::ImageService;
 use serde_json::{Value, json};
 
 use crate::bed::faulty::{Fault, Proxy};
@@ -116,7 +117,7 @@ fn layers_that_images_share_come_once() {
 /// The Engine refuses a second question for its disk usage while it answers one.
 #[test]
 fn disk_usage_survives_questions_at_once() {
-    let endpoint = find::Endpoint::parse(docker().endpoint()).unwrap();
+    let endpoint = detect::Endpoint::parse(docker().endpoint()).unwrap();
     let done = AtomicBool::new(false);
     let answers = std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -128,7 +129,7 @@ fn disk_usage_survives_questions_at_once() {
             }
         });
         let answers = bed::block_on(async move {
-            let runtime = find::find(Some(&endpoint), &Platform::current(), PATIENCE).await;
+            let runtime = detect::find(Some(&endpoint), &Platform::current(), PATIENCE).await;
             let runtime = runtime.unwrap();
             let mut answers = Vec::new();
             for _ in 0..20 {

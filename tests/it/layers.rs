@@ -1,28 +1,44 @@
-//! What must never be: the dependency rules of ARCHITECTURE.md, read off the sources.
+//! What must never be: the dependency rules of ARCHITECTURE.md, read off all production lines of the sources.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+
+/// The floors, from the ground up: a module uses only those below it.
+const FLOORS: &[&str] = &[
+    "model",
+    "retry",
+    "credentials",
+    "registry",
+    "kube_api",
+    "runtime",
+    "planning",
+    "discovery",
+    "pulling",
+    "report",
+    "app",
+    "manifests",
+    "cli",
+];
 
 /// Where a rule holds, what it forbids, and where it does not hold all the same.
 struct Rule {
     within: &'static [&'static str],
     except: &'static [&'static str],
     forbids: &'static [&'static str],
-    /// What is allowed although it begins like something forbidden.
-    allows: &'static [&'static str],
 }
 
+/// Words that some modules must do without.
 const RULES: &[Rule] = &[
     Rule {
         within: &[
-            "image",
-            "plan",
-            "relevance",
-            "candidate",
-            "failure",
-            "printable",
+            "model",
+            "planning/plan",
+            "planning/node_match",
+            "planning/disk_budget",
         ],
-        except: &[],
+        // A node's age is read off the clock where the node is known.
+        except: &["model/node_facts"],
         forbids: &[
             "async ",
             ".await",
@@ -40,105 +56,47 @@ const RULES: &[Rule] = &[
             "SystemTime",
             "TcpStream",
             "UnixStream",
-            "crate::runtime",
-            "crate::registry",
-            "crate::source",
-            "crate::pull",
-            "crate::report",
-            "crate::cli",
-            "crate::config",
         ],
-        allows: &[],
     },
     Rule {
-        within: &["manifests"],
-        except: &[],
-        forbids: &[
-            "async ",
-            ".await",
-            "tokio",
-            "std::fs",
-            "std::io",
-            "env::var",
-            "Instant",
-            "SystemTime",
-            "crate::plan",
-            "crate::pull",
-            "crate::report",
-            "crate::cli",
-        ],
-        allows: &[],
-    },
-    Rule {
-        within: &["pull"],
+        within: &["pulling"],
         except: &[],
         forbids: &[
             "kube",
             "k8s_",
-            "crate::source",
-            "crate::cli",
-            "crate::config",
             "runtime::cri",
             "runtime::docker",
             "runtime::oci",
-            "runtime::find",
+            "runtime::detect",
             "bollard",
             "tonic",
             "reqwest",
         ],
-        allows: &[],
-    },
-    Rule {
-        within: &["runtime", "registry"],
-        except: &[],
-        forbids: &[
-            "kube::",
-            "k8s_openapi",
-            "crate::source",
-            "crate::cli",
-            "crate::config",
-            "crate::plan",
-            "crate::pull",
-            "crate::report",
-        ],
-        allows: &[],
-    },
-    Rule {
-        within: &["source"],
-        except: &[],
-        forbids: &[
-            "crate::runtime",
-            "crate::registry",
-            "crate::cli",
-            "crate::pull",
-            "crate::report",
-        ],
-        // A Secret of the cluster is handed on in the type that cannot print it.
-        allows: &["crate::registry::credential::Secret"],
     },
     Rule {
         within: &[""],
-        except: &["source/kubernetes"],
-        forbids: &["kube::", "kube_", "k8s_openapi"],
-        allows: &[],
+        except: &["kube_api", "discovery/workloads"],
+        forbids: &["kube::", "k8s_openapi"],
     },
     Rule {
         within: &[""],
         except: &["cli"],
-        forbids: &["clap", "process::exit", "anyhow"],
-        allows: &[],
+        forbids: &["clap"],
+    },
+    Rule {
+        within: &[""],
+        except: &["cli", "app"],
+        forbids: &["anyhow", "process::exit"],
     },
     Rule {
         within: &[""],
         except: &["runtime/docker"],
         forbids: &["bollard"],
-        allows: &[],
     },
     Rule {
         within: &[""],
         except: &["runtime/cri"],
         forbids: &["k8s_cri", "containerd_client"],
-        allows: &[],
     },
     // Time limits are kept by the monotonic clock: one that is set, forwards or back, ends nothing and prolongs nothing. The
     // exceptions: the date in a Retry-After, which is bounded; a node's age; a leftover's age; a blob's age; what a bar shows.
@@ -146,14 +104,13 @@ const RULES: &[Rule] = &[
         within: &[""],
         except: &[
             "registry/error",
-            "source/mod",
-            "cli/flow",
+            "model/node_facts",
+            "app/node_run",
             "runtime/oci/partial",
             "runtime/cri/progress",
             "runtime/cri/content",
         ],
         forbids: &["SystemTime", "UNIX_EPOCH", "chrono::", "jiff::"],
-        allows: &[],
     },
     Rule {
         within: &[""],
@@ -167,7 +124,6 @@ const RULES: &[Rule] = &[
             "mod utils",
             "mod helpers",
         ],
-        allows: &[],
     },
 ];
 
@@ -176,62 +132,192 @@ fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
         let path = entry.expect("entry").path();
         if path.is_dir() {
             sources(&path, found);
-        } else if path.extension().is_some_and(|e| e == "rs") && !is_test(&path) {
+        } else if path.extension().is_some_and(|e| e == "rs") {
             found.push(path);
         }
     }
 }
 
-fn is_test(path: &Path) -> bool {
-    path.file_stem().is_some_and(|s| s == "tests")
-        || path.components().any(|c| c.as_os_str() == "tests")
-}
-
-/// Whether the file is the module itself or below it: `plan` holds for `plan.rs` and `plan/`.
+/// Whether the file is the module itself or below it: `plan` holds for `plan.rs`, `plan/mod.rs` and all of `plan/`.
 fn is_in(file: &str, module: &str) -> bool {
     module.is_empty() || file == format!("{module}.rs") || file.starts_with(&format!("{module}/"))
 }
 
-/// The code without comments and without the tests at its end.
-fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    text.lines()
-        .enumerate()
-        .take_while(|(_, line)| !line.starts_with("#[cfg(test)]"))
-        .filter(|(_, line)| !line.trim_start().starts_with("//"))
+/// Whether an attribute leaves out of the program what follows it.
+fn is_for_tests(line: &str) -> bool {
+    line.trim_start().starts_with("#[cfg(test)]")
+        || line.trim_start().starts_with("#[cfg(any(test, fuzzing))]")
 }
 
-#[test]
-fn modules_use_only_what_they_may() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = Vec::new();
-    sources(&root, &mut files);
-    assert!(files.len() > 20, "the sources were not found: {files:?}");
-    let mut broken = Vec::new();
-    for path in files {
-        let file = path
-            .strip_prefix(&root)
-            .expect("below src")
-            .to_string_lossy()
-            .into_owned();
-        let text = fs::read_to_string(&path).expect("read source");
-        for rule in RULES {
-            if !rule.within.iter().any(|m| is_in(&file, m))
-                || rule.except.iter().any(|m| is_in(&file, m))
+/// The production lines of a file by number, without comments; and the modules that it declares for tests alone.
+fn production(text: &str) -> (Vec<(usize, &str)>, Vec<String>) {
+    let (mut code, mut test_modules) = (Vec::new(), Vec::new());
+    let mut lines = text.lines().enumerate();
+    while let Some((number, line)) = lines.next() {
+        if line.trim_start().starts_with("//") {
+            continue;
+        }
+        if !is_for_tests(line) {
+            code.push((number + 1, line));
+            continue;
+        }
+        // The item that follows: to the end of its line, or of its braces.
+        let indent = line.len() - line.trim_start().len();
+        let closes = format!("{}}}", " ".repeat(indent));
+        for (_, item) in lines.by_ref() {
+            let trimmed = item.trim_start();
+            if let Some((_, name)) = trimmed.split_once("mod ")
+                && let Some(name) = name.strip_suffix(';')
             {
-                continue;
+                test_modules.push(name.to_owned());
             }
-            for (line, code) in code(&text) {
-                let code = rule
-                    .allows
-                    .iter()
-                    .fold(code.to_owned(), |code, allowed| code.replace(allowed, ""));
-                for word in rule.forbids.iter().filter(|w| code.contains(**w)) {
-                    broken.push(format!("src/{file}:{}: {word:?} in {code}", line + 1));
+            let is_own = item.len() - trimmed.len() == indent;
+            if is_own && (item.starts_with(&closes) || trimmed.ends_with(';')) {
+                break;
+            }
+        }
+    }
+    (code, test_modules)
+}
+
+/// Every production line of `src/`, by file.
+fn tree() -> BTreeMap<String, Vec<(usize, String)>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut paths = Vec::new();
+    sources(&root, &mut paths);
+    let (mut tree, mut of_tests) = (BTreeMap::new(), BTreeSet::new());
+    for path in paths {
+        let file = path.strip_prefix(&root).expect("below src");
+        let file = file.to_string_lossy().into_owned();
+        let text = fs::read_to_string(&path).expect("read source");
+        let (code, test_modules) = production(&text);
+        let module = file.trim_end_matches(".rs").trim_end_matches("/mod");
+        let below = if module == "lib" { "" } else { module };
+        for name in test_modules {
+            of_tests.insert(format!("{below}/{name}").trim_start_matches('/').to_owned());
+        }
+        let code = code.into_iter().map(|(n, line)| (n, line.to_owned()));
+        tree.insert(file, code.collect());
+    }
+    tree.retain(|file, _| !of_tests.iter().any(|module| is_in(file, module)));
+    tree
+}
+
+/// The top-level modules that each one uses, and where.
+fn uses(tree: &BTreeMap<String, Vec<(usize, String)>>) -> BTreeMap<(String, String), String> {
+    let mut uses = BTreeMap::new();
+    for (file, code) in tree {
+        let module = file.split(['/', '.']).next().unwrap_or_default();
+        for (number, line) in code {
+            for used in line.split("crate::").skip(1) {
+                let end = used.find(|c: char| c != '_' && !c.is_alphanumeric());
+                let used = &used[..end.unwrap_or(used.len())];
+                if used != module && used.starts_with(char::is_lowercase) {
+                    let edge = (module.to_owned(), used.to_owned());
+                    uses.entry(edge)
+                        .or_insert_with(|| format!("src/{file}:{number}"));
                 }
             }
         }
     }
+    uses
+}
+
+/// The modules that reach themselves.
+fn circles<'a>(edges: &[&'a (String, String)]) -> BTreeSet<&'a str> {
+    let edges: Vec<(&str, &str)> = edges.iter().map(|(a, b)| (&**a, &**b)).collect();
+    let mut reached: BTreeSet<_> = edges.iter().copied().collect();
+    loop {
+        let further: Vec<_> = reached
+            .iter()
+            .flat_map(|(a, b)| {
+                let next = edges.iter().filter(move |(c, _)| c == b);
+                next.map(move |(_, d)| (*a, *d))
+            })
+            .filter(|edge| !reached.contains(edge))
+            .collect();
+        if further.is_empty() {
+            break;
+        }
+        reached.extend(further);
+    }
+    let circular = reached.into_iter().filter(|(a, b)| a == b);
+    circular.map(|(a, _)| a).collect()
+}
+
+/// What breaks the rules of words in one file.
+fn broken(file: &str, code: &[(usize, String)]) -> Vec<String> {
+    let mut broken = Vec::new();
+    for rule in RULES {
+        let holds = rule.within.iter().any(|m| is_in(file, m));
+        if !holds || rule.except.iter().any(|m| is_in(file, m)) {
+            continue;
+        }
+        for (number, line) in code {
+            for word in rule.forbids.iter().filter(|word| line.contains(**word)) {
+                broken.push(format!("src/{file}:{number}: {word:?} in {line}"));
+            }
+        }
+    }
+    broken
+}
+
+#[test]
+fn modules_use_only_floors_below() {
+    let tree = tree();
+    assert!(tree.len() > 60, "the sources were not found: {tree:?}");
+    let floor = |module: &str| FLOORS.iter().position(|floor| *floor == module);
+    let uses = uses(&tree);
+    let mut upwards = Vec::new();
+    for ((module, used), place) in &uses {
+        // The root and the library's page of modules are above all floors.
+        let Some(own) = floor(module) else {
+            assert!(
+                ["lib", "main"].contains(&module.as_str()),
+                "{module} has no floor"
+            );
+            continue;
+        };
+        if floor(used).is_none_or(|used| used >= own) {
+            upwards.push(format!("{place}: {module} uses {used}"));
+        }
+    }
+    assert!(upwards.is_empty(), "{}", upwards.join("\n"));
+    assert_eq!(circles(&uses.keys().collect::<Vec<_>>()), BTreeSet::new());
+}
+
+#[test]
+fn modules_use_only_allowed_words() {
+    let tree = tree();
+    let broken: Vec<_> = tree
+        .iter()
+        .flat_map(|(file, code)| broken(file, code))
+        .collect();
     assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+#[test]
+fn rules_can_fail() {
+    // Lines behind the tests of a file count, and those of the tests do not.
+    let text = "use a;\n#[cfg(test)]\nmod standin;\n#[cfg(test)]\nmod tests {\n    use tokio;\n}\nuse tokio::time;\n";
+    let (code, test_modules) = production(text);
+    assert_eq!(code, [(1, "use a;"), (8, "use tokio::time;")]);
+    assert_eq!(test_modules, ["standin"]);
+    let code: Vec<_> = code.into_iter().map(|(n, l)| (n, l.to_owned())).collect();
+    assert_eq!(broken("model/reference.rs", &code).len(), 1);
+    assert_eq!(broken("pulling/executor.rs", &code).len(), 0);
+    let edge = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+    let edges = [
+        edge("a", "b"),
+        edge("b", "c"),
+        edge("c", "a"),
+        edge("c", "d"),
+    ];
+    assert_eq!(
+        circles(&edges.iter().collect::<Vec<_>>()),
+        BTreeSet::from(["a", "b", "c"])
+    );
+    assert!(circles(&edges[..2].iter().collect::<Vec<_>>()).is_empty());
 }
 
 #[test]

@@ -216,7 +216,7 @@ fn digest_of(reference: &str) -> String {
 }
 
 fn this_machine() -> String {
-    harpoon::image::Platform::current().to_string()
+    harpoon::model::platform::Platform::current().to_string()
 }
 
 #[test]

@@ -5,12 +5,16 @@
 use std::path::Path;
 use std::time::Duration;
 
-use harpoon::failure::FailureKind;
-use harpoon::image::{Platform, Reference};
-use harpoon::registry::credential::{Credential, Login, Secret};
+use harpoon::credentials::secret::{Credential, Login, Secret};
+use harpoon::model::failure::FailureKind;
+use harpoon::model::platform::Platform;
+use harpoon::model::reference::Reference;
+use harpoon::model::stored_image::StoredImage;
 use harpoon::runtime::cri::Cri;
+use harpoon::runtime::detect::Runtime;
 use harpoon::runtime::docker::Docker;
-use harpoon::runtime::{ImageService, Progress, Runtime, RuntimeError, StoredImage, oci};
+use harpoon::runtime::image_service::{ImageService, Progress, RuntimeError};
+use harpoon::runtime::oci;
 
 use crate::bed::{self, PASSWORD, USER, block_on, token};
 

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use harpoon::image::Reference;
+use harpoon::model::reference::Reference;
 use hyper_util::rt::TokioIo;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::{ImageSpec, PullImageRequest};

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use harpoon::config::settings;
+use harpoon::app::config::settings;
 use serde_json::Value;
 
 use crate::bed::{self, Harpoon, Output};

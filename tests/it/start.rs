@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use harpoon::stagger;
+use harpoon::app::start_delay;
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -37,7 +37,7 @@ fn a_new_node_starts_at_once_and_an_old_one_waits_for_its_turn() {
 
     // No node is younger than nothing. It has asked for its Node by then, and for nothing else.
     let longest = Duration::from_secs(3_600_000);
-    let delay = stagger::delay(&node, longest, None, Duration::ZERO);
+    let delay = start_delay::delay(&node, longest, None, Duration::ZERO);
     assert!(
         delay > Duration::from_secs(600),
         "try another name: {delay:?}"
@@ -54,7 +54,7 @@ fn a_new_node_starts_at_once_and_an_old_one_waits_for_its_turn() {
 
     // Its turn comes, and the deadline and the time that is told begin with it.
     let short = Duration::from_secs(3);
-    let delay = stagger::delay(&node, short, None, Duration::ZERO);
+    let delay = start_delay::delay(&node, short, None, Duration::ZERO);
     let harpoon = harpoon.env("STAGGER", "3s").env("STAGGER_MIN_AGE", "0s");
     let began = std::time::Instant::now();
     let output = harpoon.run().expect(0);

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::challenge::Challenge;
 use super::{Access, Error, basic, basic_of};
-use crate::registry::credential::Login;
+use crate::credentials::secret::Login;
 use crate::registry::transport::{Answer, Ask, Transport, host_of, is_loopback};
 
 const TOKEN_BODY_MAX: u64 = 1 << 20;

@@ -1,7 +1,7 @@
 use super::challenge::{Challenge, parse_challenges};
 use super::*;
-use crate::image::Reference;
-use crate::registry::credential::{Credential, Secret};
+use crate::credentials::secret::{Credential, Secret};
+use crate::model::reference::Reference;
 
 fn challenge(header: &str) -> Vec<(String, Vec<(String, String)>)> {
     parse_challenges(header)

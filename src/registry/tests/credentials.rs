@@ -1,7 +1,7 @@
 //! Who is shown which credential, and who is not.
 
-use super::super::credential::Secret;
 use super::*;
+use crate::credentials::secret::Secret;
 
 const PASSWORD: &str = "open sesame";
 /// Base64 of `Aladdin:open sesame`.

@@ -16,7 +16,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Status};
 
 use super::{message, words};
-use crate::runtime::RuntimeInfo;
+use crate::runtime::image_service::RuntimeInfo;
 
 /// Error texts travel in HTTP/2 trailers, and a text that names each of many mirrors is long.
 const HEADERS_MAX: u32 = 256 << 10;

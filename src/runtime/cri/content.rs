@@ -6,8 +6,8 @@ use containerd_client::services::v1::{ListContentRequest, ListStatusesRequest};
 use tonic::Status;
 
 use super::progress::{Downloads, in_namespace};
-use crate::disk::{Usage, unpacked};
-use crate::image::Digest;
+use crate::model::digest::Digest;
+use crate::model::image_size::{Usage, unpacked};
 
 /// What the first count of snapshots may be late by: containerd counts every ten seconds.
 const COUNT_LATE: Duration = Duration::from_secs(15);

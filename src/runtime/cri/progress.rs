@@ -19,8 +19,8 @@ use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
-use crate::image::Reference;
-use crate::runtime::Progress;
+use crate::model::reference::Reference;
+use crate::runtime::image_service::Progress;
 
 /// The CRI plugin keeps everything in this namespace of containerd.
 const NAMESPACE: &str = "k8s.io";

@@ -10,8 +10,8 @@ use tokio::net::UnixListener;
 
 use self::stand_in::{Answer, StandIn, serve};
 use super::*;
+use crate::credentials::secret::Secret;
 use crate::registry::capture::Capture;
-use crate::registry::credential::Secret;
 
 mod crio;
 mod stand_in;
@@ -631,6 +631,10 @@ fn only_local_failures_say_bytes_came() {
             false,
         ),
     ] {
-        assert_eq!(classify::came(&format!("{pull}{text}")), expected, "{text}");
+        assert_eq!(
+            error_kind::came(&format!("{pull}{text}")),
+            expected,
+            "{text}"
+        );
     }
 }

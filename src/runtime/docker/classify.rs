@@ -6,9 +6,10 @@
 //! the Engine puts around a registry's answer, then look at the code that a registry's answer begins with, and only
 //! then for the words of the Engine and of Go's network library.
 
-use crate::failure::FailureKind::{self, *};
-use crate::image::Reference;
-use crate::runtime::classify::{is_full, own_words};
+use crate::model::failure::FailureKind;
+use crate::model::failure::FailureKind::*;
+use crate::model::reference::Reference;
+use crate::runtime::error_kind::{is_full, own_words};
 
 /// Error codes of the distribution specification as the Engine prints them, at the beginning of a registry's answer.
 const CODES: &[(&str, FailureKind)] = &[

@@ -8,8 +8,8 @@ use tokio::net::UnixListener;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
+use crate::credentials::secret::Secret;
 use crate::registry::capture::Capture;
-use crate::registry::credential::Secret;
 
 const DIGEST: &str = "sha256:922ce9b11fafc8144f591a6ffa5a842eca0189094a19a5c1489296bb2fe96a85";
 const OTHER_DIGEST: &str =

@@ -20,9 +20,9 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::tidy;
-use crate::failure::FailureKind;
-use crate::printable::chain;
-use crate::runtime::RuntimeError;
+use crate::model::failure::FailureKind;
+use crate::model::text::chain;
+use crate::runtime::image_service::RuntimeError;
 
 /// The Engine adds up every image; before API 1.42 every volume too, whatever is asked.
 const TIME_LIMIT: Duration = Duration::from_secs(120);

@@ -3,9 +3,9 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::failure::FailureKind;
+use crate::model::failure::FailureKind;
 use crate::registry;
-use crate::runtime::RuntimeError;
+use crate::runtime::image_service::RuntimeError;
 
 /// Why a directory is not opened as an image layout.
 #[derive(Debug, thiserror::Error)]

@@ -20,11 +20,11 @@ use super::OciLayout;
 use super::error::Error;
 use super::layout::blocking;
 use super::partial::Partial;
-use crate::failure::FailureKind;
-use crate::image::Digest;
+use crate::model::digest::Digest;
+use crate::model::failure::FailureKind;
 use crate::registry::manifest::Descriptor;
 use crate::registry::{self, Access, Blob, Client};
-use crate::runtime::Progress;
+use crate::runtime::image_service::Progress;
 
 /// Bytes handed to the writing thread at once. TLS records are 16 KiB; waking a thread for each would cost more than the write.
 const BATCH: u64 = 128 << 10;
@@ -70,7 +70,7 @@ impl<'a> Gauge<'a> {
         self.progress.set_came();
     }
 
-    fn take_back(&self, bytes: u64) {
+    fn rollback(&self, bytes: u64) {
         let done = self.done.fetch_sub(bytes, Ordering::Relaxed) - bytes;
         self.progress.set(done, self.total);
     }
@@ -167,14 +167,14 @@ impl OciLayout {
                 fetched = download.run(there) => fetched,
                 // From another registry, or by another process: the turn after this one finds it.
                 () = self.appears(descriptor) => {
-                    gauge.take_back(counted.into_inner());
+                    gauge.rollback(counted.into_inner());
                     continue;
                 }
             };
             match fetched {
                 // What an earlier run left may have suffered with the machine: once more from the beginning.
                 Err(Error::Registry(registry::Error::Content { .. })) if there > 0 => {
-                    gauge.take_back(descriptor.size);
+                    gauge.rollback(descriptor.size);
                 }
                 fetched => return fetched.map_err(|error| explain(descriptor, error)),
             }
@@ -440,7 +440,7 @@ impl Download<'_> {
 
     fn recount(&self, got: u64) {
         let counted = self.counted.swap(got, Ordering::Relaxed);
-        self.gauge.take_back(counted.saturating_sub(got));
+        self.gauge.rollback(counted.saturating_sub(got));
     }
 }
 

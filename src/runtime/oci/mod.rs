@@ -34,13 +34,16 @@ use std::path::Path;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::OnceCell;
 
-use crate::disk::{Keeps, Usage};
-use crate::image::{Digest, Platform, Reference};
-use crate::registry::credential::Credential;
+use crate::credentials::secret::Credential;
+use crate::model::digest::Digest;
+use crate::model::image_size::{LayerStorage, Usage};
+use crate::model::platform::Platform;
+use crate::model::reference::Reference;
+use crate::model::stored_image::StoredImage;
 use crate::registry::manifest::{Descriptor, Manifest, OCI_MANIFEST, config_platform};
 use crate::registry::{self, Access, Chosen, Client, MANIFEST_MAX, digest, select};
-use crate::runtime::{
-    ImageService, Progress, RuntimeError, RuntimeInfo, Status, StoredImage, ask_each,
+use crate::runtime::image_service::{
+    ImageService, Progress, RuntimeError, RuntimeInfo, Status, ask_each,
 };
 
 use error::Error;
@@ -179,7 +182,7 @@ impl OciLayout {
         .into())
     }
 
-    /// Keeps the manifest, then enters the image into `index.json`: from then on it is there.
+    /// LayerStorage the manifest, then enters the image into `index.json`: from then on it is there.
     async fn record(
         &self,
         image: &Reference,
@@ -242,8 +245,8 @@ impl ImageService for OciLayout {
         true
     }
 
-    fn keeps(&self) -> Keeps {
-        Keeps::Packed
+    fn layer_storage(&self) -> LayerStorage {
+        LayerStorage::Packed
     }
 
     async fn usage(&self) -> Result<Usage, RuntimeError> {

@@ -20,7 +20,7 @@ use rustix::fs::OFlags;
 use super::dir::Dir;
 use super::error::{Error, is_full};
 use super::layout::{Layout, failed};
-use crate::image::Digest;
+use crate::model::digest::Digest;
 use crate::registry;
 use crate::registry::digest::{Hasher, sha256};
 use crate::registry::manifest::Descriptor;

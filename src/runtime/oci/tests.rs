@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::failure::FailureKind;
+use crate::model::failure::FailureKind;
 use crate::registry::Options;
 use crate::registry::manifest::{DOCKER_CONFIG, DOCKER_MANIFEST, OCI_CONFIG};
 use crate::registry::standin::{Asked, Reply, Shelf, StandIn};

@@ -5,8 +5,8 @@ use rustix::fs::FileType;
 use super::dir::{Dir, kind};
 use super::error::Error;
 use super::layout::Layout;
-use crate::disk::Usage;
-use crate::image::Digest;
+use crate::model::digest::Digest;
+use crate::model::image_size::Usage;
 
 impl Layout {
     /// The blobs, and downloads that are under way or were cut off.

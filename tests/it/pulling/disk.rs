@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::process::Command;
 
-use harpoon::image::Platform;
-use harpoon::runtime::{ImageService, find};
+use harpoon::model::platform::Platform;
+use harpoon::runtime::detect;
+use harpoon::runtime::image_service::ImageService;
 
 use super::*;
 use crate::bed::{self, kubernetes};
@@ -41,9 +42,9 @@ fn on_disk(directory: &Path) -> u64 {
 
 /// What the runtime says that its store holds.
 fn usage<R: Runtime>(runtime: &R) -> u64 {
-    let endpoint = find::Endpoint::parse(runtime.endpoint()).unwrap();
+    let endpoint = detect::Endpoint::parse(runtime.endpoint()).unwrap();
     bed::block_on(async move {
-        let runtime = find::find(Some(&endpoint), &Platform::current(), PATIENCE).await;
+        let runtime = detect::find(Some(&endpoint), &Platform::current(), PATIENCE).await;
         runtime.unwrap().usage().await.unwrap().bytes
     })
 }

@@ -4,8 +4,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::*;
+use crate::credentials::secret::{Login, Secret};
 use crate::registry::capture::Capture;
-use crate::registry::credential::{Login, Secret};
 
 const USER: &str = "oci-user";
 const PASSWORD: &str = "oci-password";

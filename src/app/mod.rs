@@ -1,0 +1,10 @@
+//! What the commands do, from discovery to the report.
+//!
+//! It never parses arguments, prints, or picks an exit code.
+
+pub mod config;
+pub(crate) mod keyring;
+pub(crate) mod node_run;
+pub(crate) mod shutdown;
+pub mod start_delay;
+pub(crate) mod telemetry;

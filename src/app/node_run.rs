@@ -1,0 +1,507 @@
+//! What `run`, `pull` and `plan` share of the flow: asking the runtime, pulling, reporting.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::app::config;
+use crate::app::config::{
+    ConfigError, FailOn, PullSettings, Raw, RuntimeSettings, StartSettings, StoreSettings,
+};
+use crate::app::keyring;
+use crate::app::shutdown::{Interrupt, Interrupted, Signals};
+use crate::app::start_delay;
+use crate::app::telemetry;
+use crate::credentials::keyring::Keyring;
+use crate::discovery::Source;
+use crate::model::candidate::Candidate;
+use crate::model::failure::FailureKind;
+use crate::model::image_size::{LayerStorage, Size, Usage};
+use crate::model::node_facts::NodeFacts;
+use crate::model::outcome::ImageReport;
+use crate::model::platform::Platform;
+use crate::model::reference::Reference;
+use crate::model::text::sanitize;
+use crate::planning::disk_budget::{DiskBudget, Tally};
+use crate::planning::plan;
+use crate::planning::plan::{Action, Facts, Moved, Plan, Policy, Presence, Selection};
+use crate::planning::registry_probe::RegistryProbe;
+use crate::pulling::executor;
+use crate::report::progress::{Screen, Watch};
+use crate::report::{Report, text};
+use crate::runtime::detect::{FindError, Runtime, find};
+use crate::runtime::image_service::{ImageService, RuntimeError, RuntimeInfo};
+
+/// What an error of a source begins with.
+pub(crate) const NO_CANDIDATES: &str = "failed to find out which images to pull";
+/// How long a runtime may take to say that it is there.
+const FIND_LIMIT: Duration = Duration::from_secs(5);
+/// How long a runtime may be away while planning asks what its store holds.
+const RESTART_LIMIT: Duration = Duration::from_secs(60);
+/// The first wait before it is asked again, and the longest, each with up to half of it as jitter.
+const RESTART_WAIT: Duration = Duration::from_millis(500);
+const RESTART_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// Runs a command's future to its end on a tokio runtime of its own.
+pub(crate) fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("failed to start the async runtime")?;
+    let result = runtime.block_on(work);
+    // What still blocks, such as the read of a page that was cut off, must not hold up the exit.
+    runtime.shutdown_background();
+    result
+}
+
+/// Finds the runtime that the settings name, or the first that answers.
+pub(crate) async fn find_runtime(settings: &RuntimeSettings) -> Result<Runtime, FindError> {
+    let platform = settings.platform.clone().unwrap_or_else(Platform::current);
+    let runtime = find(settings.endpoint.as_ref(), &platform, FIND_LIMIT).await?;
+    let about = runtime.info();
+    info!(
+        endpoint = about.endpoint,
+        "runtime: {} {}",
+        sanitize(&about.name),
+        sanitize(&about.version)
+    );
+    Ok(runtime)
+}
+
+/// Asks the runtime what it has of a selection. What it cannot tell counts as not there: the pull will show.
+pub(crate) async fn presence(runtime: &Runtime, selection: &Selection) -> Presence {
+    let wanted: Vec<_> = selection.wanted().collect();
+    let statuses = runtime.statuses(&wanted).await;
+    let present = wanted
+        .into_iter()
+        .zip(statuses)
+        .filter_map(|(image, status)| match status {
+            Ok(stored) => stored.map(|stored| (selection.key(image).into_owned(), stored)),
+            Err(error) => {
+                warn!(
+                    image = image.as_written(),
+                    "failed to ask the runtime for the image: {}",
+                    sanitize(&error.message)
+                );
+                None
+            }
+        });
+    present.collect()
+}
+
+/// What the runtime's store holds. A runtime that cannot be reached is asked again, since it may only be restarting.
+async fn usage(runtime: &Runtime) -> Result<Usage, RuntimeError> {
+    let began = tokio::time::Instant::now();
+    let mut wait = RESTART_WAIT;
+    loop {
+        let error = match runtime.usage().await {
+            Err(error) if error.kind == FailureKind::Unavailable => error,
+            answer => return answer,
+        };
+        if began.elapsed() >= RESTART_LIMIT {
+            return Err(error);
+        }
+        let jittered = wait.mul_f64(0.5 + fastrand::f64() / 2.0);
+        warn!(
+            "failed to ask the runtime what its store holds, asking again in {}: {}",
+            text::seconds(jittered),
+            sanitize(&error.message)
+        );
+        tokio::time::sleep(jittered).await;
+        wait = (wait * 2).min(RESTART_WAIT_MAX);
+    }
+}
+
+/// What is asked of the store and of registries before a plan is made.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Questions {
+    pub(crate) store: StoreSettings,
+    /// Whether what images weigh is asked even where no budget needs it.
+    pub(crate) sizes: bool,
+}
+
+impl Questions {
+    /// Whether sizes are asked for.
+    pub(crate) fn need_sizes(self) -> bool {
+        self.sizes || self.store.disk_budget.is_some()
+    }
+
+    /// Whether registries are asked for anything.
+    pub(crate) fn need_registries(self) -> bool {
+        self.need_sizes() || self.store.refresh
+    }
+}
+
+/// What ends a run before it is done.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct End<'a> {
+    pub(crate) deadline: Option<tokio::time::Instant>,
+    /// Cancelled when the run is told to stop.
+    pub(crate) stop: Option<&'a CancellationToken>,
+}
+
+impl End<'_> {
+    /// Waits for work; none where the end came first.
+    async fn before<T>(self, work: impl Future<Output = T>) -> Option<T> {
+        let stopped = async {
+            match self.stop {
+                Some(stop) => stop.cancelled().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = stopped => None,
+            done = by(self.deadline, work) => done.ok(),
+        }
+    }
+}
+
+/// Finds out about the selection what the questions are, first of the runtime, then of registries, and makes the plan.
+/// `sizes` are those that are known already.
+///
+/// Nothing is asked after the run's end: then the plan is made of what is known by then, since nothing of it is pulled any more, and
+/// the report has to name all of it.
+///
+/// # Errors
+/// When there is a budget, and the runtime does not say what its store holds.
+pub(crate) async fn plan(
+    selection: Selection,
+    runtime: Option<&Runtime>,
+    questions: Questions,
+    probe: &RegistryProbe<'_>,
+    mut sizes: HashMap<String, Size>,
+    end: End<'_>,
+) -> Result<Plan> {
+    let mut facts = Facts::default();
+    if let Some(runtime) = runtime {
+        let presence = end.before(presence(runtime, &selection)).await;
+        facts.presence = presence.unwrap_or_default();
+    }
+    if questions.store.refresh {
+        let moved = probe.moved(selection.movable(&facts.presence));
+        facts.moved = end.before(moved).await.unwrap_or_default();
+        for (name, moved) in &facts.moved {
+            if let Moved::Unknown(unknown) = moved {
+                warn!(
+                    image = name,
+                    "failed to find out whether the tag has moved: {}",
+                    sanitize(&unknown.message)
+                );
+            }
+        }
+    }
+    if questions.need_sizes() {
+        let usage = match runtime {
+            Some(runtime) => end.before(usage(runtime)).await,
+            None => Some(Ok(Usage::default())),
+        };
+        let Some(usage) = usage else {
+            return Ok(against(selection, facts));
+        };
+        let keeps = runtime.map_or(LayerStorage::Both, ImageService::layer_storage);
+        let usage = match usage {
+            Ok(usage) => usage,
+            Err(error) if questions.store.disk_budget.is_none() => {
+                warn!(
+                    "failed to ask the runtime what its store holds: {}",
+                    sanitize(&error.message)
+                );
+                Usage::default()
+            }
+            Err(error) => {
+                return Err(error).context(
+                    "failed to ask the runtime what its store holds, so --disk-budget cannot be kept",
+                );
+            }
+        };
+        facts.tally = Tally::new(usage.blobs.clone());
+        let budget = questions.store.disk_budget;
+        facts.room = budget.map(|budget| DiskBudget::new(budget, keeps, usage));
+        let present = |image: &Reference| facts.presence.contains_key(&*selection.key(image));
+        // What others tell of a tag that has moved may be of what it stood for before.
+        for image in selection.wanted().filter(|image| present(image)) {
+            sizes.remove(image.normalized());
+        }
+        let coming = selection.wanted().filter(|image| {
+            let name = image.normalized();
+            let moved = matches!(facts.moved.get(name), Some(Moved::Yes(_)));
+            !sizes.contains_key(name) && (moved || !present(image))
+        });
+        let Some(asked) = end.before(probe.sizes(coming)).await else {
+            facts.room = None;
+            return Ok(against(selection, facts));
+        };
+        facts.sizes = asked;
+        facts
+            .sizes
+            .extend(sizes.into_iter().map(|(name, size)| (name, Ok(size))));
+    }
+    Ok(against(selection, facts))
+}
+
+/// [`plan::select`] for this runtime, and in the debug log how long it took.
+pub(crate) fn select(
+    candidates: Vec<Candidate>,
+    policy: &Policy,
+    runtime: Option<&Runtime>,
+) -> Selection {
+    let (count, began) = (candidates.len(), Instant::now());
+    let policy = Policy {
+        short_names_apart: runtime.is_some_and(|runtime| runtime.info().searches_registries()),
+        ..policy.clone()
+    };
+    let selection = plan::select(candidates, &policy);
+    debug!(
+        "selected from {count} candidates in {} µs",
+        began.elapsed().as_micros()
+    );
+    selection
+}
+
+/// [`Selection::against`], and in the debug log how long it took.
+fn against(selection: Selection, facts: Facts) -> Plan {
+    let began = Instant::now();
+    let plan = selection.against(facts);
+    debug!(
+        "planned {} images in {} µs",
+        plan.images().len(),
+        began.elapsed().as_micros()
+    );
+    plan
+}
+
+/// A run that is over.
+pub(crate) struct Ended {
+    /// What became of each image.
+    pub(crate) report: Report,
+    /// The signal that ended it, if one did.
+    pub(crate) interrupt: Option<Interrupt>,
+}
+
+/// A command that pulls: all its settings but where the candidates come from.
+pub(crate) struct Run {
+    runtime: RuntimeSettings,
+    store: StoreSettings,
+    settings: PullSettings,
+    node: Option<String>,
+    keyring: Keyring,
+    screen: Screen,
+    started: Instant,
+}
+
+impl Run {
+    /// Reads the settings, with the command's own default for `--fail-on`, and sets up the logs.
+    pub(crate) fn new(
+        raw: &Raw<'_>,
+        fail_on: FailOn,
+        started: Instant,
+    ) -> Result<Self, ConfigError> {
+        let runtime = config::runtime(raw)?;
+        let store = config::store(raw)?;
+        let settings = config::pull(raw, fail_on)?;
+        let credentials = config::credentials(raw)?;
+        let node = config::node_name(raw)?;
+        let screen = telemetry::init(config::logs(raw)?);
+        Ok(Self {
+            runtime,
+            store,
+            settings,
+            node,
+            keyring: keyring::keyring(&credentials)?,
+            screen,
+            started,
+        })
+    }
+
+    /// Which failures make the command fail.
+    pub(crate) fn fail_on(&self) -> FailOn {
+        self.settings.fail_on
+    }
+
+    /// The flow from its one end to the other. A signal that comes before there is a plan leaves a report too.
+    pub(crate) async fn main(
+        mut self,
+        source: impl Future<Output = Result<Source>>,
+        start: &StartSettings,
+        policy: &Policy,
+    ) -> Result<Ended> {
+        let signals = Signals::listen().context("failed to listen for signals")?;
+        let mut found = None;
+        let report = match self
+            .until_done(source, start, policy, &signals, &mut found)
+            .await
+        {
+            Ok(report) => report,
+            Err(error) => match error.downcast_ref() {
+                Some(interrupted @ Interrupted(_)) => Report {
+                    runtime: found,
+                    node: self.node.clone(),
+                    error: Some(format!(
+                        "{interrupted} before it was known which images there are"
+                    )),
+                    images: Vec::new(),
+                    elapsed: self.started.elapsed(),
+                },
+                None => return Err(error),
+            },
+        };
+        Ok(Ended {
+            report,
+            interrupt: signals.which(),
+        })
+    }
+
+    /// The flow; whose runtime it is goes to `about` as soon as that is known.
+    async fn until_done(
+        &mut self,
+        source: impl Future<Output = Result<Source>>,
+        start: &StartSettings,
+        policy: &Policy,
+        signals: &Signals,
+        about: &mut Option<RuntimeInfo>,
+    ) -> Result<Report> {
+        let open = async {
+            let runtime = find_runtime(&self.runtime).await?;
+            *about = Some(runtime.info().clone());
+            anyhow::Ok((runtime, source.await?))
+        };
+        let (runtime, source) = signals.or(by(self.deadline(), open)).await???;
+        // Who waits for its turn has not begun: neither the deadline nor the time that is reported counts it.
+        self.started += signals.or(stagger(start, source.node())).await?;
+
+        let mut keyring = std::mem::take(&mut self.keyring);
+        let platform = platform(&self.runtime, source.node());
+        let runtime = runtime.for_platform(&platform);
+        let found = signals
+            .or(by(self.deadline(), Box::pin(source.find())))
+            .await??
+            .context(NO_CANDIDATES)?;
+        keyring::add_pull_secrets(&mut keyring, found.pull_secrets);
+        let probe = RegistryProbe::new(&keyring, platform, self.settings.registry_concurrency);
+        let questions = Questions {
+            store: self.store,
+            sizes: false,
+        };
+        let selection = select(found.candidates, policy, Some(&runtime));
+        let end = End {
+            deadline: self.deadline(),
+            stop: Some(signals.stop()),
+        };
+        let plan = plan(
+            selection,
+            Some(&runtime),
+            questions,
+            &probe,
+            found.sizes,
+            end,
+        );
+        let plan = Box::pin(plan).await?;
+        let images = self
+            .execute(&plan, &runtime, &keyring, &probe, signals.stop())
+            .await;
+        warn_of_credentials(&images);
+        Ok(Report {
+            runtime: Some(runtime.info().clone()),
+            node: self.node.clone(),
+            error: None,
+            images,
+            elapsed: self.started.elapsed(),
+        })
+    }
+
+    fn deadline(&self) -> Option<tokio::time::Instant> {
+        let end = self.started.checked_add(self.settings.deadline?)?;
+        Some(tokio::time::Instant::from_std(end))
+    }
+
+    /// Pulls what the plan says, in view of whoever watches.
+    async fn execute(
+        &self,
+        plan: &Plan,
+        runtime: &Runtime,
+        keyring: &Keyring,
+        probe: &RegistryProbe<'_>,
+        stop: &CancellationToken,
+    ) -> Vec<ImageReport> {
+        let options = executor::Options {
+            concurrency: self.settings.concurrency,
+            registry_concurrency: self.settings.registry_concurrency,
+            pull_timeout: self.settings.pull_timeout,
+            deadline: self.deadline(),
+            retries: self.settings.retries,
+            probe: Some(probe),
+        };
+        let watch = Watch::new(&self.screen, plan.count(Action::Pull));
+        let see = |event: executor::Event<'_>| watch.see(event);
+        let images = tokio::select! {
+            images = executor::execute(plan, runtime, keyring, &options, stop, &see) => images,
+            () = watch.run() => unreachable!("a watch never ends"),
+        };
+        watch.close();
+        images
+    }
+}
+
+/// Waits for the node's turn; returns how long that was.
+async fn stagger(start: &StartSettings, node: Option<&NodeFacts>) -> Duration {
+    let (false, Some(name)) = (start.stagger.is_zero(), &start.node) else {
+        return Duration::ZERO;
+    };
+    let age = node.and_then(NodeFacts::age);
+    let delay = start_delay::delay(name, start.stagger, age, start.min_age);
+    let shown = text::seconds(delay);
+    match age {
+        Some(age) if delay.is_zero() => info!(
+            "starting at once: this node is {} old, less than --stagger-min-age",
+            text::seconds(age)
+        ),
+        Some(_) => info!("waiting {shown} for this node's turn (--stagger)"),
+        None => info!("waiting {shown} for this node's turn (--stagger); its age is not known"),
+    }
+    tokio::time::sleep(delay).await;
+    delay
+}
+
+/// What is planned for: what the user says, else what the Node says, else this machine.
+pub(crate) fn platform(settings: &RuntimeSettings, node: Option<&NodeFacts>) -> Platform {
+    let node = node.and_then(|node| node.platform.clone());
+    settings
+        .platform
+        .clone()
+        .or(node)
+        .unwrap_or_else(Platform::current)
+}
+
+/// Says once what a pull with a credential means for the other users of the node.
+fn warn_of_credentials(images: &[ImageReport]) {
+    let with = images.iter().filter(|i| i.credential.is_some()).count();
+    if with > 0 {
+        warn!(
+            "{with} images were pulled with a credential: on this node every namespace can use them now, unless the kubelet \
+             verifies pulls (imagePullCredentialsVerificationPolicy, KEP-2535)"
+        );
+    }
+}
+
+/// The run's deadline passed before it was known which images there are.
+#[derive(Debug, thiserror::Error)]
+#[error("the deadline of the run (--deadline) passed before it was known which images there are")]
+struct DeadlinePassed;
+
+/// Waits for work until the deadline.
+async fn by<T>(
+    deadline: Option<tokio::time::Instant>,
+    work: impl Future<Output = T>,
+) -> Result<T, DeadlinePassed> {
+    match deadline {
+        Some(end) => tokio::time::timeout_at(end, work)
+            .await
+            .map_err(|_| DeadlinePassed),
+        None => Ok(work.await),
+    }
+}

@@ -1,0 +1,300 @@
+//! The service account whose token a plugin exchanges for a credential (`tokenAttributes`, KEP-4412).
+//!
+//! The kubelet has a token made for each pod. harpoon has its own pod's: a projected volume at [`DIRECTORY`] holds a token for the
+//! plugin's audience, in a file of any name, and the pod's annotations stand for those of the service account in the file
+//! `annotations`. What is in a token is read to find its audience, and judged by nobody but the registry.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::{Map, Value};
+
+use super::config::{text, texts};
+use crate::credentials::docker_config::read_bounded;
+use crate::credentials::secret::Secret;
+use crate::model::text::excerpt;
+
+/// Where the volume is mounted.
+pub const DIRECTORY: &str = "/var/run/secrets/harpoon.dev/tokens";
+/// The file of the downward API with the pod's annotations.
+const ANNOTATIONS: &str = "annotations";
+/// Files of the directory that are looked at, far more than a volume projects.
+const FILES_MAX: usize = 64;
+
+/// What a plugin wants to be told of the service account.
+#[derive(Debug)]
+pub(super) struct Account {
+    directory: PathBuf,
+    audience: String,
+    is_required: bool,
+    /// Whether what one token got may be used after the token is gone.
+    outlives_token: bool,
+    annotations: BTreeMap<String, String>,
+}
+
+impl Account {
+    /// Reads a provider's `tokenAttributes`.
+    ///
+    /// # Errors
+    /// Why the plugin cannot be asked from this pod.
+    pub(super) fn parse(attributes: &Value, directory: &Path) -> Result<Self, String> {
+        let fields = attributes
+            .as_object()
+            .ok_or("tokenAttributes must be an object")?;
+        known(fields)?;
+        let audience = text(fields, "serviceAccountTokenAudience")?.unwrap_or_default();
+        if audience.is_empty() {
+            return Err("tokenAttributes has no serviceAccountTokenAudience".to_owned());
+        }
+        let outlives_token = match text(fields, "cacheType")? {
+            Some("ServiceAccount") => true,
+            // Kubernetes 1.33 had no such field.
+            Some("Token") | None => false,
+            Some(_) => {
+                return Err(
+                    "the cacheType of tokenAttributes is not known to this version of harpoon"
+                        .to_owned(),
+                );
+            }
+        };
+        let is_required = match fields.get("requireServiceAccount") {
+            Some(Value::Bool(required)) => *required,
+            _ => {
+                return Err(
+                    "requireServiceAccount of tokenAttributes must be true or false".to_owned(),
+                );
+            }
+        };
+        let mut account = Self {
+            directory: directory.to_owned(),
+            audience: audience.to_owned(),
+            is_required,
+            outlives_token,
+            annotations: BTreeMap::new(),
+        };
+        if account.token().is_none() {
+            return match is_required {
+                true => Err(format!(
+                    "its plugin needs a service account token for the audience {}, and {} holds none",
+                    excerpt(audience),
+                    directory.display()
+                )),
+                false => Ok(account),
+            };
+        }
+        let mut has = account.read_annotations();
+        for key in texts(fields, "requiredServiceAccountAnnotationKeys")? {
+            let Some(value) = has.remove(&key) else {
+                return Err(format!(
+                    "its plugin needs the annotation {}, and {} has none",
+                    excerpt(&key),
+                    directory.join(ANNOTATIONS).display()
+                ));
+            };
+            account.annotations.insert(key, value);
+        }
+        for key in texts(fields, "optionalServiceAccountAnnotationKeys")? {
+            if let Some(value) = has.remove(&key) {
+                account.annotations.insert(key, value);
+            }
+        }
+        Ok(account)
+    }
+
+    /// The token of now, since the kubelet renews it; none where there is none for the audience.
+    pub(super) fn token(&self) -> Option<Secret> {
+        let files = fs::read_dir(&self.directory).ok()?;
+        let mut paths: Vec<PathBuf> = files.flatten().map(|f| f.path()).take(FILES_MAX).collect();
+        paths.sort();
+        paths.iter().filter(|path| path.is_file()).find_map(|path| {
+            let token = String::from_utf8(read_bounded(path).ok()??).ok()?;
+            let token = token.trim();
+            is_for(token, &self.audience).then(|| Secret::new(token))
+        })
+    }
+
+    /// Whether the plugin is not to be asked without a token.
+    pub(super) fn is_required(&self) -> bool {
+        self.is_required
+    }
+
+    /// Whether what one token got may be used after the token is gone.
+    pub(super) fn outlives_token(&self) -> bool {
+        self.outlives_token
+    }
+
+    /// The annotations that the plugin asks for.
+    pub(super) fn annotations(&self) -> &BTreeMap<String, String> {
+        &self.annotations
+    }
+
+    fn read_annotations(&self) -> BTreeMap<String, String> {
+        let bytes = read_bounded(&self.directory.join(ANNOTATIONS));
+        let text = bytes.ok().flatten().map(String::from_utf8);
+        let text = text.and_then(Result::ok).unwrap_or_default();
+        let line = |line: &str| {
+            let (key, value) = line.split_once('=')?;
+            Some((key.to_owned(), unquoted(value)?))
+        };
+        text.lines().filter_map(line).collect()
+    }
+}
+
+fn known(fields: &Map<String, Value>) -> Result<(), String> {
+    const KNOWN: &[&str] = &[
+        "serviceAccountTokenAudience",
+        "cacheType",
+        "requireServiceAccount",
+        "requiredServiceAccountAnnotationKeys",
+        "optionalServiceAccountAnnotationKeys",
+    ];
+    match fields.keys().find(|key| !KNOWN.contains(&key.as_str())) {
+        Some(key) => Err(format!(
+            "the field {} of tokenAttributes is not known to this version of harpoon",
+            excerpt(key)
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Whether a JSON Web Token says that it is for this audience.
+fn is_for(token: &str, audience: &str) -> bool {
+    let payload = token.split('.').nth(1).unwrap_or_default();
+    let payload = URL_SAFE_NO_PAD.decode(payload).unwrap_or_default();
+    let claims: Value = serde_json::from_slice(&payload).unwrap_or_default();
+    match claims.get("aud") {
+        Some(Value::String(one)) => one == audience,
+        Some(Value::Array(all)) => all.iter().any(|one| one == audience),
+        _ => false,
+    }
+}
+
+/// A text as the downward API quotes it: Go's `%q`.
+fn unquoted(text: &str) -> Option<String> {
+    let mut rest = text.strip_prefix('"')?.strip_suffix('"')?.chars();
+    let mut plain = String::new();
+    while let Some(c) = rest.next() {
+        if c != '\\' {
+            plain.push(c);
+            continue;
+        }
+        let digits = match rest.next()? {
+            'n' => {
+                plain.push('\n');
+                continue;
+            }
+            'r' => {
+                plain.push('\r');
+                continue;
+            }
+            't' => {
+                plain.push('\t');
+                continue;
+            }
+            'x' => 2,
+            'u' => 4,
+            'U' => 8,
+            c @ ('\\' | '"') => {
+                plain.push(c);
+                continue;
+            }
+            _ => return None,
+        };
+        let code: String = rest.by_ref().take(digits).collect();
+        let code = u32::from_str_radix(&code, 16).ok()?;
+        plain.push(char::from_u32(code)?);
+    }
+    Some(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn token(aud: &Value) -> String {
+        let payload = URL_SAFE_NO_PAD.encode(json!({ "aud": aud }).to_string());
+        format!("e30.{payload}.c2ln")
+    }
+
+    fn volume(tokens: &[Value], annotations: &str) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (place, aud) in tokens.iter().enumerate() {
+            fs::write(dir.path().join(format!("t{place}")), token(aud)).unwrap();
+        }
+        fs::write(dir.path().join(ANNOTATIONS), annotations).unwrap();
+        dir
+    }
+
+    #[test]
+    fn token_is_found_by_audience() {
+        let dir = volume(&[json!("a"), json!(["b", "https://quay.example"])], "");
+        for (audience, found) in [("a", true), ("https://quay.example", true), ("c", false)] {
+            let attributes = json!({"serviceAccountTokenAudience": audience, "cacheType": "Token",
+                "requireServiceAccount": false});
+            let account = Account::parse(&attributes, dir.path()).unwrap();
+            assert_eq!(account.token().is_some(), found, "{audience}");
+            let required = json!({"serviceAccountTokenAudience": audience, "cacheType": "Token",
+                "requireServiceAccount": true});
+            assert_eq!(Account::parse(&required, dir.path()).is_ok(), found);
+        }
+    }
+
+    #[test]
+    fn annotations_come_from_the_pod() {
+        let dir = volume(
+            &[json!("a")],
+            "example.com/role=\"arn:\\\"x\\\"\\n\u{e9}\"\nother=\"y\"\nbroken\n",
+        );
+        let attributes = json!({"serviceAccountTokenAudience": "a", "cacheType": "ServiceAccount",
+            "requireServiceAccount": true, "requiredServiceAccountAnnotationKeys": ["example.com/role"],
+            "optionalServiceAccountAnnotationKeys": ["example.com/none"]});
+        let account = Account::parse(&attributes, dir.path()).unwrap();
+        assert_eq!(account.annotations().len(), 1);
+        assert_eq!(
+            account.annotations()["example.com/role"],
+            "arn:\"x\"\n\u{e9}"
+        );
+        assert!(account.outlives_token());
+    }
+
+    #[test]
+    fn unusable_attributes_say_why() {
+        let dir = volume(&[json!("a")], "");
+        for (attributes, wanted) in [
+            (json!("x"), "must be an object"),
+            (
+                json!({"requireServiceAccount": true}),
+                "no serviceAccountTokenAudience",
+            ),
+            (
+                json!({"serviceAccountTokenAudience": "a"}),
+                "requireServiceAccount",
+            ),
+            (
+                json!({"serviceAccountTokenAudience": "a", "requireServiceAccount": true, "cacheType": "Pod"}),
+                "cacheType",
+            ),
+            (
+                json!({"serviceAccountTokenAudience": "a", "requireServiceAccount": true, "new": 1}),
+                "the field new",
+            ),
+            (
+                json!({"serviceAccountTokenAudience": "a", "requireServiceAccount": true,
+                "requiredServiceAccountAnnotationKeys": ["k"]}),
+                "needs the annotation k",
+            ),
+            (
+                json!({"serviceAccountTokenAudience": "b", "requireServiceAccount": true}),
+                "for the audience b",
+            ),
+        ] {
+            let error = Account::parse(&attributes, dir.path()).unwrap_err();
+            assert!(error.contains(wanted), "{wanted}: {error}");
+        }
+    }
+}

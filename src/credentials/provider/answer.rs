@@ -1,0 +1,113 @@
+//! What a plugin answers: a `CredentialProviderResponse`. Pure; what is wrong with one is said without quoting it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::go_duration;
+use crate::credentials::docker_config::Entry;
+use crate::credentials::keyring::pattern::Pattern;
+use crate::credentials::secret::{Credential, Login, Secret};
+
+/// What the answer holds for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum KeyType {
+    Image,
+    Registry,
+    Global,
+}
+
+/// A plugin's credentials.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) entries: Vec<Entry>,
+    /// What of it cannot be used.
+    pub(super) problems: Vec<String>,
+    pub(super) key_type: KeyType,
+    /// How long it may be used again, where it says so.
+    pub(super) keep: Option<Duration>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Kind {
+    #[serde(default)]
+    kind: String,
+    #[serde(default)]
+    api_version: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Response {
+    #[serde(default)]
+    cache_key_type: Option<String>,
+    #[serde(default)]
+    cache_duration: Option<String>,
+    #[serde(default)]
+    auth: Option<BTreeMap<String, Auth>>,
+}
+
+#[derive(Deserialize)]
+struct Auth {
+    #[serde(default)]
+    username: String,
+    #[serde(default)]
+    password: String,
+}
+
+impl Answer {
+    /// Reads what the plugin `name` wrote, which was asked in `api_version` and has to answer in it.
+    pub(super) fn parse(name: &str, api_version: &str, json: &[u8]) -> Result<Self, &'static str> {
+        let kind: Kind = serde_json::from_slice(json).map_err(|_| "its answer is not JSON")?;
+        if kind.kind != "CredentialProviderResponse" {
+            return Err("its answer is no CredentialProviderResponse");
+        }
+        if kind.api_version != api_version {
+            return Err("its answer has another apiVersion than it was asked in");
+        }
+        let response: Response = serde_json::from_slice(json).map_err(
+            |_| "its answer has a field that is not of the CredentialProviderResponse's form",
+        )?;
+        let key_type = match response.cache_key_type.as_deref() {
+            Some("Image") => KeyType::Image,
+            Some("Registry") => KeyType::Registry,
+            Some("Global") => KeyType::Global,
+            _ => return Err("its answer's cacheKeyType is none of Image, Registry and Global"),
+        };
+        let keep = match response.cache_duration.as_deref().map(go_duration::parse) {
+            None => None,
+            // To the kubelet, what is kept until a time that is past is not kept.
+            Some(Some(keep)) => Some(keep.unwrap_or(Duration::ZERO)),
+            Some(None) => return Err("its answer's cacheDuration is no duration such as 12h"),
+        };
+        let source: Arc<str> = Arc::from(format!("credential provider {name}"));
+        let (mut entries, mut problems) = (Vec::new(), Vec::new());
+        for (key, auth) in response.auth.unwrap_or_default() {
+            if auth.username.is_empty() && auth.password.is_empty() {
+                continue;
+            }
+            match Pattern::key(&key) {
+                Ok(pattern) => entries.push(Entry {
+                    pattern,
+                    credential: Credential {
+                        login: Arc::new(Login::Password {
+                            user: Secret::new(auth.username),
+                            password: Secret::new(auth.password),
+                        }),
+                        source: Arc::clone(&source),
+                    },
+                }),
+                Err(error) => problems.push(format!("{source}, in its answer: {error}")),
+            }
+        }
+        Ok(Self {
+            entries,
+            problems,
+            key_type,
+            keep,
+        })
+    }
+}

@@ -1,0 +1,216 @@
+//! Plugins that are shell scripts, run as the real ones are.
+
+use std::fs;
+use std::path::Path;
+
+use super::*;
+use crate::credentials::program::tests::script;
+use crate::credentials::secret::Login;
+
+fn image(text: &str) -> Reference {
+    Reference::parse(text).unwrap()
+}
+
+/// Plugins by name and body; each is for all images of `r.example` and `s.example`.
+fn providers(dir: &Path, plugins: &[(&str, &str)]) -> Providers {
+    let mut yaml =
+        "apiVersion: kubelet.config.k8s.io/v1\nkind: CredentialProviderConfig\nproviders:\n"
+            .to_owned();
+    for (name, body) in plugins {
+        script(dir, name, body);
+        yaml += &format!(
+            "- name: {name}\n  matchImages: [r.example, s.example]\n  defaultCacheDuration: 1h\n  apiVersion: credentialprovider.kubelet.k8s.io/v1\n  args: [one, two]\n  env: [{{name: DIR, value: {}}}]\n",
+            dir.display()
+        );
+    }
+    let config = dir.join("config.yaml");
+    fs::write(&config, yaml).unwrap();
+    Providers::read(&config, dir, Path::new("/nonexistent")).unwrap()
+}
+
+/// A plugin's answer in JSON, for a shell's single quotes.
+fn answer(rest: &str) -> String {
+    format!(
+        r#"{{"kind":"CredentialProviderResponse","apiVersion":"credentialprovider.kubelet.k8s.io/v1",{rest}}}"#
+    )
+}
+
+/// A script that notes each run, and answers.
+fn noting(rest: &str) -> String {
+    format!(
+        "echo run >> $DIR/log; cat > $DIR/request; echo '{}'",
+        answer(rest)
+    )
+}
+
+fn runs(dir: &Path) -> usize {
+    fs::read_to_string(dir.join("log")).map_or(0, |log| log.lines().count())
+}
+
+fn passwords(found: &Found) -> Vec<&str> {
+    found
+        .credentials
+        .iter()
+        .map(|c| match &*c.login {
+            Login::Password { password, .. } => password.expose(),
+            Login::IdentityToken(_) => "token",
+            Login::Bytes(_) => "bytes",
+        })
+        .collect()
+}
+
+const TWO: &str = r#""cacheKeyType":"Image","cacheDuration":"1h","auth":{"r.example":{"username":"u","password":"host"},"r.example/team":{"username":"u","password":"team"},"other.example":{"username":"u","password":"no"},"*.example":{"username":"","password":""}}"#;
+
+#[tokio::test]
+async fn is_asked_as_the_kubelet_asks_and_matched_by_its_rules() {
+    let dir = tempfile::tempdir().unwrap();
+    let body = format!("echo \"$@\" > $DIR/args; {}", noting(TWO));
+    let providers = providers(dir.path(), &[("ecr", &body)]);
+    let found = providers.lookup(&image("r.example/team/x:1.2")).await;
+    assert_eq!(passwords(&found), ["team", "host"]);
+    assert_eq!(&*found.credentials[0].source, "credential provider ecr");
+    assert!(found.problems.is_empty());
+    assert_eq!(
+        fs::read_to_string(dir.path().join("request")).unwrap(),
+        "{\"apiVersion\":\"credentialprovider.kubelet.k8s.io/v1\",\"image\":\"r.example/team/x\",\"kind\":\"CredentialProviderRequest\"}\n"
+    );
+    assert_eq!(
+        fs::read_to_string(dir.path().join("args")).unwrap(),
+        "one two\n"
+    );
+    let found = providers.lookup(&image("evil.example/r.example/x")).await;
+    assert!(found.credentials.is_empty() && found.problems.is_empty());
+    assert_eq!(runs(dir.path()), 1);
+    let shown = format!("{providers:?}{found:?}");
+    assert!(
+        !shown.contains("team") && !shown.contains("\"host\""),
+        "{shown}"
+    );
+}
+
+#[tokio::test]
+async fn answers_are_kept_for_what_they_say() {
+    // What is looked up in turn, and how many runs that takes.
+    let lookups = [
+        "r.example/a:1",
+        "r.example/a:2",
+        "r.example/b",
+        "s.example/a",
+    ];
+    let cases = [
+        (r#""cacheKeyType":"Image","cacheDuration":"1h""#, 3),
+        (r#""cacheKeyType":"Registry","cacheDuration":"1h""#, 2),
+        (r#""cacheKeyType":"Global","cacheDuration":"1h""#, 1),
+        (r#""cacheKeyType":"Global""#, 1),
+        (r#""cacheKeyType":"Global","cacheDuration":null"#, 1),
+        (r#""cacheKeyType":"Global","cacheDuration":"0s""#, 4),
+        (r#""cacheKeyType":"Global","cacheDuration":"-1h""#, 4),
+    ];
+    for (rest, wanted) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let providers = providers(dir.path(), &[("p", &noting(rest))]);
+        for name in lookups {
+            let found = providers.lookup(&image(name)).await;
+            assert!(found.problems.is_empty(), "{:?}", found.problems);
+        }
+        assert_eq!(runs(dir.path()), wanted, "{rest}");
+    }
+}
+
+#[tokio::test]
+async fn lookups_at_once_run_the_plugin_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let body = format!(
+        "sleep 0.2; {}",
+        noting(r#""cacheKeyType":"Registry","auth":{"r.example":{"username":"u","password":"p"}}"#)
+    );
+    let providers = providers(dir.path(), &[("p", &body)]);
+    let images: Vec<Reference> = (0..20).map(|i| image(&format!("r.example/x{i}"))).collect();
+    let found = join_all(images.iter().map(|i| providers.lookup(i))).await;
+    assert!(found.iter().all(|f| passwords(f) == ["p"]));
+    assert_eq!(runs(dir.path()), 1);
+}
+
+#[tokio::test]
+async fn one_that_fails_hangs_or_answers_garbage_leaves_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let good =
+        noting(r#""cacheKeyType":"Image","auth":{"r.example":{"username":"u","password":"p"}}"#);
+    let other_version = answer(r#""cacheKeyType":"Image""#).replace("k8s.io/v1", "k8s.io/v1beta1");
+    let scripts = [
+        (
+            "fails",
+            "echo hunter2; echo no role >&2; exit 7".to_owned(),
+            "it ended with exit status: 7, saying: no role",
+        ),
+        (
+            "hangs",
+            "sleep 1000".to_owned(),
+            "it did not answer within 300ms",
+        ),
+        (
+            "garbage",
+            "echo hunter2; echo odd >&2".to_owned(),
+            "its answer is not JSON, saying: odd",
+        ),
+        ("nothing", "exit 0".to_owned(), "its answer is not JSON"),
+        (
+            "other",
+            format!("echo '{other_version}'"),
+            "its answer has another apiVersion than it was asked in",
+        ),
+        (
+            "kind",
+            r#"echo '{"kind":"Pod"}'"#.to_owned(),
+            "its answer is no CredentialProviderResponse",
+        ),
+        (
+            "key",
+            format!("echo '{}'", answer(r#""cacheKeyType":"hunter2""#)),
+            "its answer's cacheKeyType is none of Image, Registry and Global",
+        ),
+        (
+            "duration",
+            format!(
+                "echo '{}'",
+                answer(r#""cacheKeyType":"Image","cacheDuration":"hunter2""#)
+            ),
+            "its answer's cacheDuration is no duration such as 12h",
+        ),
+        (
+            "auth",
+            format!(
+                "echo '{}'",
+                answer(r#""cacheKeyType":"Image","auth":"hunter2""#)
+            ),
+            "its answer has a field that is not of the CredentialProviderResponse's form",
+        ),
+        ("good", good, ""),
+    ];
+    let plugins: Vec<(&str, &str)> = scripts.iter().map(|(n, b, _)| (*n, b.as_str())).collect();
+    let mut providers = providers(dir.path(), &plugins);
+    providers.providers[1].limit = Duration::from_millis(300);
+    let found = providers.lookup(&image("r.example/x")).await;
+    assert_eq!(passwords(&found), ["p"]);
+    let wanted: Vec<String> = scripts[..9]
+        .iter()
+        .map(|(name, _, problem)| format!("credential provider {name} failed: {problem}"))
+        .collect();
+    assert_eq!(found.problems, wanted);
+}
+
+#[tokio::test]
+async fn a_malformed_key_of_an_answer_does_not_lose_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let body = noting(
+        r#""cacheKeyType":"Image","auth":{"a b":{"username":"u","password":"hunter2"},"https://r.example/v2/":{"username":"u","password":"p"}}"#,
+    );
+    let providers = providers(dir.path(), &[("p", &body)]);
+    let found = providers.lookup(&image("r.example/x")).await;
+    assert_eq!(passwords(&found), ["p"]);
+    assert_eq!(found.problems.len(), 1);
+    assert!(
+        found.problems[0]
+            .starts_with("credential provider p, in its answer: the registry is malformed")
+    );
+}

@@ -1,0 +1,134 @@
+//! A credential for a registry, in a type that cannot print it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+/// A text that is not shown: neither its `Debug` output nor anything else of it holds the value, and there is no
+/// `Display`. Only [`Secret::expose`] gives it out, to what is sent to a registry or a runtime.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Secret(String);
+
+impl Secret {
+    /// LayerStorage a text from being shown.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself. To be called only where it is sent.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[secret]")
+    }
+}
+
+/// What is shown to a registry.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Login {
+    /// A user's name and password.
+    Password {
+        /// The user's name: secret too, because some registries' users are access keys.
+        user: Secret,
+        /// The password.
+        password: Secret,
+    },
+    /// A user's name and password of which one is not UTF-8: base64 of both, with a colon between them, as `Basic` has it.
+    Bytes(Secret),
+    /// An OAuth2 refresh token, which docker config files call identity token.
+    IdentityToken(Secret),
+}
+
+impl Login {
+    /// What of it must not be seen in any text, in each form in which it is sent or may be quoted. The user's name alone is
+    /// none of it.
+    pub(crate) fn secrets(&self) -> Vec<Secret> {
+        let (user, secret) = match self {
+            Self::Password { user, password } => (user.expose(), password.expose()),
+            Self::IdentityToken(token) => ("", token.expose()),
+            Self::Bytes(basic) => {
+                let bytes = STANDARD.decode(basic.expose()).unwrap_or_default();
+                let text = String::from_utf8_lossy(&bytes);
+                let password = text.split_once(':').map_or("", |(_, password)| password);
+                return vec![basic.clone(), Secret::new(password)];
+            }
+        };
+        let mut secrets = vec![
+            Secret::new(STANDARD.encode(format!("{user}:{secret}"))),
+            Secret::new(secret),
+        ];
+        for quoted in [in_json(secret), in_form(secret)] {
+            if quoted != secret {
+                secrets.push(Secret::new(quoted));
+            }
+        }
+        secrets
+    }
+}
+
+/// How a text stands between the quotes of a JSON string.
+fn in_json(text: &str) -> String {
+    let quoted = serde_json::Value::from(text).to_string();
+    quoted[1..quoted.len() - 1].to_owned()
+}
+
+/// How a text stands in a query or a form.
+fn in_form(text: &str) -> String {
+    form_urlencoded::byte_serialize(text.as_bytes()).collect()
+}
+
+/// The text without the secrets in it: a server may repeat in its error what it was shown. What is shorter than four
+/// bytes stays: it stands in any text by chance, and the gaps would tell it.
+pub(crate) fn redact(text: &str, secrets: &[Secret]) -> String {
+    let mut text = text.to_owned();
+    for secret in secrets.iter().map(Secret::expose).filter(|s| s.len() >= 4) {
+        if text.contains(secret) {
+            text = text.replace(secret, "[secret]");
+        }
+    }
+    text
+}
+
+/// A login, and where it was found.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Credential {
+    /// What is shown to the registry.
+    pub login: Arc<Login>,
+    /// Where it was found, for the report: a file's path, a plugin's name, `Secret shop/registry`; never a value.
+    pub source: Arc<str>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_quotes_a_password_is_redacted_too() {
+        let password = r#"hunter2 "two\ü&"#;
+        let login = Login::Password {
+            user: Secret::new("robot"),
+            password: Secret::new(password),
+        };
+        let basic = STANDARD.encode(format!("robot:{password}"));
+        let json = serde_json::json!({"saw": [password, format!("robot:{password}")]}).to_string();
+        for text in [
+            password.to_owned(),
+            format!("Basic {basic} it was"),
+            json,
+            format!("password={}&x", in_form(password)),
+        ] {
+            let shown = redact(&text, &login.secrets());
+            assert!(
+                !shown.contains("hunter2") && !shown.contains(&basic) && !shown.contains("two"),
+                "{shown}"
+            );
+            assert!(shown.contains("[secret]"), "{shown}");
+        }
+    }
+}

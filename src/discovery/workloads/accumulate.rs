@@ -1,0 +1,407 @@
+//! Folds workloads, one at a time, into the images that they use. Pure.
+//!
+//! What is kept is small: an image once, a workload once, and pairs of numbers for who uses what. Everything is only
+//! ever appended, so that a page that broke off, or a list that expired, is taken back by cutting the ends off.
+//!
+//! What a known workload owns is attributed to that workload: its live pods count where they have an image that the
+//! workload's template lacks, such as a sidecar that was injected or the version before a rollout.
+
+use super::strings::{Strings, index, intern};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+
+use super::object::{Facts, Image, Metadata, OwnerReference};
+use super::pulls::{Pulls, PullsCheckpoint};
+use super::sightings::{Key, Sightings};
+use crate::model::candidate::{Candidate, Use, Workload};
+use crate::model::workload_kind::WorkloadKind;
+
+/// How many workloads with an oversized image are named; the rest is only counted as found.
+const MAX_OVERSIZED: usize = 20;
+
+/// The images found so far and who uses them.
+#[derive(Debug, Default)]
+pub(super) struct Accumulator {
+    images: Strings,
+    /// As an index, a namespace is a cheap key.
+    namespaces: Strings,
+    /// Those that use an image, and those that may own what does.
+    workloads: Vec<User>,
+    /// Who uses what by their templates, those of one workload together.
+    uses: Vec<Pair>,
+    /// What else is used by what the workloads own.
+    sightings: Sightings,
+    /// The workloads that what an owner owns is attributed to, as indices into `workloads`, by fingerprints of the owner's
+    /// uid and of its name. There is none for an owner that has ended or is being deleted.
+    owners: IndexMap<u64, Option<u32>>,
+    /// Makes the fingerprints, with a key that nobody outside knows.
+    hasher: RandomState,
+    /// Whether suspended CronJobs and Jobs count.
+    include_idle: bool,
+    /// Whether only one kind is listed, so that no object owns another and uids are not kept.
+    single_kind: bool,
+    /// Workloads with an image reference too long to keep.
+    oversized: Vec<Arc<Workload>>,
+    /// With what the images may be pulled, if that is asked for.
+    pulls: Option<Pulls>,
+}
+
+/// What an object is known by.
+#[derive(Debug, Hash)]
+enum Id<'a> {
+    Name(&'a str),
+    Uid(&'a str),
+}
+
+/// That a workload uses an image.
+#[derive(Debug, Clone, Copy)]
+struct Pair {
+    /// An index into `images`.
+    image: u32,
+    /// An index into `workloads`.
+    workload: u32,
+    /// Whether a container of it wants the image asked for at every start.
+    always: bool,
+}
+
+#[derive(Debug)]
+struct User {
+    workload: Arc<Workload>,
+    /// The pods that it is meant to have.
+    pods: u64,
+    /// Why they cannot run on this node.
+    mismatch: Option<Arc<str>>,
+    /// Where its pairs begin in `uses`.
+    first_use: u32,
+}
+
+/// A state to which an accumulator can be taken back.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Checkpoint {
+    images: usize,
+    workloads: usize,
+    uses: usize,
+    sightings: usize,
+    owners: usize,
+    oversized: usize,
+    pulls: PullsCheckpoint,
+}
+
+impl Accumulator {
+    /// One that notes the workloads' pull secrets too.
+    pub(super) fn with_pull_secrets() -> Self {
+        Self {
+            pulls: Some(Pulls::default()),
+            ..Self::default()
+        }
+    }
+
+    /// Whether suspended CronJobs and Jobs count. By default they do not.
+    pub(super) fn include_idle(self, include_idle: bool) -> Self {
+        Self {
+            include_idle,
+            ..self
+        }
+    }
+
+    /// Says that only one kind is listed, which takes less memory.
+    pub(super) fn single_kind(self, single_kind: bool) -> Self {
+        Self {
+            single_kind,
+            ..self
+        }
+    }
+
+    /// The present state.
+    pub(super) fn checkpoint(&mut self) -> Checkpoint {
+        Checkpoint {
+            images: self.images.len(),
+            workloads: self.workloads.len(),
+            uses: self.uses.len(),
+            sightings: self.sightings.checkpoint(),
+            owners: self.owners.len(),
+            oversized: self.oversized.len(),
+            pulls: self
+                .pulls
+                .as_ref()
+                .map(Pulls::checkpoint)
+                .unwrap_or_default(),
+        }
+    }
+
+    /// Forgets everything that was folded in since `mark`.
+    pub(super) fn rollback(&mut self, mark: Checkpoint) {
+        self.images.truncate(mark.images);
+        self.workloads.truncate(mark.workloads);
+        self.uses.truncate(mark.uses);
+        self.sightings.rollback(mark.sightings);
+        self.owners.truncate(mark.owners);
+        self.oversized.truncate(mark.oversized);
+        if let Some(pulls) = &mut self.pulls {
+            pulls.rollback(mark.pulls);
+        }
+    }
+
+    /// Folds in one workload.
+    pub(super) fn fold(&mut self, kind: WorkloadKind, facts: &Facts) {
+        let (Some(namespace), Some(name)) = (&facts.metadata.namespace.0, &facts.metadata.name.0)
+        else {
+            tracing::debug!(
+                kind = kind.kind(),
+                "skipped an object without a proper name"
+            );
+            return;
+        };
+        let namespace = intern(&mut self.namespaces, namespace);
+        let owner = self.owner_of(namespace, &facts.metadata);
+        let gone = facts.finished || facts.metadata.deletion_timestamp.is_some();
+        if !kind.can_own() {
+            match owner {
+                _ if gone => {}
+                Some(owner) => self.sight(owner, kind, facts),
+                None => _ = self.count(namespace, kind, name, facts),
+            }
+            return;
+        }
+        let by_name = self.fingerprint(namespace, kind, Id::Name(name));
+        if self.owners.contains_key(&by_name) {
+            // It is here again.
+            return;
+        }
+        let workload = match owner {
+            Some(owner) => {
+                if !gone {
+                    self.sight(owner, kind, facts);
+                }
+                owner
+            }
+            None if gone => None,
+            // Nothing is hidden behind what does not count, were it a Job that was started by hand.
+            None if self.is_idle(kind, facts) => return,
+            None => Some(self.count(namespace, kind, name, facts)),
+        };
+        self.owners.insert(by_name, workload);
+        if !self.single_kind {
+            self.note_uids(namespace, kind, facts, workload);
+        }
+    }
+
+    /// Attributes to the workload what an object owns, and what the Jobs own that a CronJob has running.
+    fn note_uids(
+        &mut self,
+        namespace: u32,
+        kind: WorkloadKind,
+        facts: &Facts,
+        workload: Option<u32>,
+    ) {
+        let uid = (kind, &facts.metadata.uid);
+        let jobs = facts.active.iter().map(|uid| (WorkloadKind::Jobs, uid));
+        for (kind, uid) in std::iter::once(uid).chain(jobs) {
+            if let Some(uid) = &uid.0 {
+                let by_uid = self.fingerprint(namespace, kind, Id::Uid(uid));
+                self.owners.entry(by_uid).or_insert(workload);
+            }
+        }
+    }
+
+    /// Whether a workload has no pods and is to be left out for it. A Deployment that is scaled to zero is not: its pods
+    /// come back. A ReplicaSet that is controlled is kept by its controller as history.
+    fn is_idle(&self, kind: WorkloadKind, facts: &Facts) -> bool {
+        let is_history = kind == WorkloadKind::ReplicaSets
+            && facts.pods == 0
+            && facts.metadata.controller().is_some();
+        is_history || (facts.suspended && !self.include_idle)
+    }
+
+    /// Adds a workload with the images of its template, and returns its index.
+    fn count(&mut self, namespace: u32, kind: WorkloadKind, name: &str, facts: &Facts) -> u32 {
+        let workload = index(self.workloads.len());
+        let first_use = self.uses.len();
+        let mut oversized = false;
+        for (image, always) in facts.template.images() {
+            match image {
+                Image::Absent => {
+                    tracing::debug!(%name, kind = kind.kind(), "a container names no image")
+                }
+                Image::TooLong => oversized = true,
+                Image::Named(image) => {
+                    let image = intern(&mut self.images, image);
+                    let mut known = self.uses[first_use..].iter_mut();
+                    match known.find(|known| known.image == image) {
+                        Some(known) => known.always |= always,
+                        None => self.uses.push(Pair {
+                            image,
+                            workload,
+                            always,
+                        }),
+                    }
+                }
+            }
+        }
+        self.workloads.push(User {
+            workload: Arc::new(Workload {
+                namespace: Arc::clone(&self.namespaces[namespace as usize]),
+                kind: kind.kind(),
+                name: name.into(),
+            }),
+            pods: facts.pods,
+            mismatch: facts.mismatch.clone(),
+            first_use: index(first_use),
+        });
+        if oversized {
+            self.note_oversized(workload);
+        }
+        let images = self.uses[first_use..].iter().map(|pair| pair.image);
+        let images = images.collect();
+        self.note_pulls(workload, kind, facts, images);
+        workload
+    }
+
+    /// Counts the images of what a workload owns that the workload's template lacks. Those that it has count here too
+    /// where only the owned pods can run on this node: an admission plugin may have added a toleration.
+    fn sight(&mut self, owner: Option<u32>, kind: WorkloadKind, facts: &Facts) {
+        let Some(workload) = owner.filter(|_| facts.pods > 0) else {
+            return;
+        };
+        let at = workload as usize;
+        let fits = facts.mismatch.is_none();
+        let first = self.workloads[at].first_use as usize;
+        let next = self.workloads.get(at + 1);
+        let end = next.map_or(self.uses.len(), |next| next.first_use as usize);
+        let is_better = fits && self.workloads[at].mismatch.is_some();
+        let mut seen: Vec<u32> = Vec::new();
+        for (image, always) in facts.template.images() {
+            match image {
+                Image::Absent => {}
+                Image::TooLong => self.note_oversized(workload),
+                Image::Named(image) => {
+                    let image = intern(&mut self.images, image);
+                    let has = self.uses[first..end].iter().any(|pair| pair.image == image);
+                    if (has && !is_better) || seen.contains(&image) {
+                        continue;
+                    }
+                    seen.push(image);
+                    let key = Key {
+                        image,
+                        workload,
+                        by: kind,
+                    };
+                    let mismatch = facts.mismatch.as_ref();
+                    self.sightings.add(key, facts.pods, always, mismatch);
+                }
+            }
+        }
+        self.note_pulls(workload, kind, facts, seen);
+    }
+
+    fn note_oversized(&mut self, workload: u32) {
+        let workload = &self.workloads[workload as usize].workload;
+        if self.oversized.len() < MAX_OVERSIZED && !self.oversized.contains(workload) {
+            self.oversized.push(Arc::clone(workload));
+        }
+    }
+
+    /// Notes with what the images are pulled. Nothing is pulled for what cannot run here, so its secrets are none of this
+    /// node's business.
+    fn note_pulls(&mut self, workload: u32, kind: WorkloadKind, facts: &Facts, images: Vec<u32>) {
+        if let Some(pulls) = &mut self.pulls
+            && facts.mismatch.is_none()
+            && !images.is_empty()
+        {
+            let namespace = &self.workloads[workload as usize].workload.namespace;
+            pulls.fold(namespace, kind, &facts.template, images.into_iter());
+        }
+    }
+
+    /// What an object's controller is attributed to, if the controller is known.
+    fn owner_of(&self, namespace: u32, metadata: &Metadata) -> Option<Option<u32>> {
+        let owner = metadata.controller()?;
+        let kind = WorkloadKind::of_owner(owner.api_version.as_str(), owner.kind.as_str())?;
+        let known = |kind, id| self.owners.get(&self.fingerprint(namespace, kind, id));
+        let uid = owner.uid.0.as_deref();
+        let direct = uid.and_then(|uid| known(kind, Id::Uid(uid)));
+        let found = direct.or_else(|| {
+            let deployment = deployment_of(kind, owner, metadata)?;
+            known(WorkloadKind::Deployments, Id::Name(deployment))
+        });
+        found.copied()
+    }
+
+    fn fingerprint(&self, namespace: u32, kind: WorkloadKind, id: Id<'_>) -> u64 {
+        self.hasher.hash_one((namespace, kind, id))
+    }
+
+    /// Workloads with an image too long to keep, since `mark`.
+    pub(super) fn oversized_since(&self, mark: Checkpoint) -> &[Arc<Workload>] {
+        self.oversized.get(mark.oversized..).unwrap_or_default()
+    }
+
+    /// With what the images may be pulled, by their places among the candidates.
+    pub(super) fn take_pulls(&mut self) -> Option<Pulls> {
+        self.pulls.take()
+    }
+
+    /// The candidates, in the order in which their images were first seen.
+    pub(super) fn into_candidates(self) -> Vec<Candidate> {
+        let Self {
+            images,
+            workloads,
+            uses,
+            sightings,
+            ..
+        } = self;
+        let mut counts = vec![0; images.len()];
+        let seen = sightings.iter().map(|(key, _)| key.image);
+        for image in uses.iter().map(|pair| pair.image).chain(seen) {
+            counts[image as usize] += 1;
+        }
+        let images = images.into_iter().zip(counts);
+        let mut candidates: Vec<Candidate> = images
+            .map(|(image, count)| Candidate {
+                image,
+                uses: Some(Vec::with_capacity(count)),
+            })
+            .collect();
+        for pair in uses {
+            let user = &workloads[pair.workload as usize];
+            if let Some(uses) = &mut candidates[pair.image as usize].uses {
+                uses.push(Use {
+                    workload: Arc::clone(&user.workload),
+                    pods: user.pods,
+                    mismatch: user.mismatch.clone(),
+                    always: pair.always,
+                });
+            }
+        }
+        for (key, sighting) in sightings.iter() {
+            if let Some(uses) = &mut candidates[key.image as usize].uses {
+                uses.push(Use {
+                    workload: Arc::clone(&workloads[key.workload as usize].workload),
+                    pods: sighting.pods(),
+                    mismatch: sighting.mismatch(),
+                    always: sighting.always,
+                });
+            }
+        }
+        candidates
+    }
+}
+
+/// The Deployment behind a ReplicaSet that may not have been listed. Pods refer to the ReplicaSet alone, so that its name and
+/// their label have to tell: the Deployment controller names it `<deployment>-<pod-template-hash>` and labels its pods
+/// with the hash.
+fn deployment_of<'a>(
+    kind: WorkloadKind,
+    owner: &'a OwnerReference,
+    metadata: &Metadata,
+) -> Option<&'a str> {
+    let hash = metadata.labels.pod_template_hash.0.as_deref()?;
+    let name = owner.name.as_str().strip_suffix(hash)?;
+    name.strip_suffix('-')
+        .filter(|_| kind == WorkloadKind::ReplicaSets)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,174 @@
+//! Reads one list, of one kind in one namespace or in all, page by page, to its end.
+//!
+//! Pages are read as the Kubernetes API concepts tell ("Retrieving large results sets in chunks"), an expired continue
+//! token included. A page that fails is tried again and never counted twice.
+
+use crate::kube_api::request::{ListFault, MAX_TRIES, PageFault, decode_each, pause, send};
+use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
+
+use http::Response;
+use kube::client::Body;
+
+use super::accumulate::Accumulator;
+use super::node::LocalNode;
+use super::object::Facts;
+use crate::discovery::workloads::error::Scope;
+use crate::kube_api::connect::Cluster;
+use crate::kube_api::decode::PageEnd;
+use crate::kube_api::error::ListError;
+use crate::model::workload_kind::{WorkloadKind, percent_encode};
+
+/// Objects a page, as kubectl asks for.
+const LIMIT: usize = 500;
+/// Ten million objects; a list beyond that is one that does not end.
+const MAX_PAGES: usize = 20_000;
+const MAX_RESTARTS: u32 = 3;
+
+/// What to list.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Query<'a> {
+    pub(super) kind: WorkloadKind,
+    pub(super) version: &'a str,
+    pub(super) scope: &'a Scope,
+    pub(super) selector: Option<&'a str>,
+    /// From the API server's watch cache, in one answer.
+    pub(super) cached: bool,
+}
+
+/// Reads the list into the accumulator, each workload judged by the node where there is one, and says how many objects
+/// it had. What the pages that could be read held is in
+/// the accumulator in any case.
+pub(super) async fn read(
+    cluster: &Cluster,
+    query: Query<'_>,
+    here: &mut Option<LocalNode>,
+    into: &mut Accumulator,
+) -> Result<usize, ListFault> {
+    let start = into.checkpoint();
+    let mut token: Option<String> = None;
+    // Their hashes alone: 20,000 tokens as long as they may be would be 320 MB.
+    let (mut tokens, hash) = (HashSet::new(), RandomState::new());
+    let mut objects = 0;
+    let mut restarts = 0;
+    for _ in 0..MAX_PAGES {
+        let next = match read_page(cluster, query, token.as_deref(), here, into).await {
+            Ok(end) => {
+                objects += end.objects;
+                match end.next {
+                    Some(next) => next,
+                    None => return Ok(objects),
+                }
+            }
+            Err(PageFault::Gone(Some(next))) => next,
+            Err(PageFault::Gone(None)) if restarts == MAX_RESTARTS => {
+                return failed(ListError::Expired(restarts + 1));
+            }
+            Err(PageFault::Gone(None)) => {
+                tracing::debug!(?query, "the list expired while it was read: starting again");
+                into.rollback(start);
+                pause(&cluster.patience, restarts, None).await;
+                restarts += 1;
+                objects = 0;
+                token = None;
+                tokens.clear();
+                continue;
+            }
+            Err(PageFault::Passing(error, _)) => return failed(error),
+            Err(PageFault::Final(fault)) => return Err(fault),
+        };
+        if !tokens.insert(hash.hash_one(&next)) {
+            return failed(ListError::Endless("it repeats a page"));
+        }
+        token = Some(next);
+    }
+    failed(ListError::Endless("it has more than 20000 pages"))
+}
+
+fn failed(error: ListError) -> Result<usize, ListFault> {
+    Err(ListFault::Failed(error))
+}
+
+/// Reads one page, trying again where that may help.
+async fn read_page(
+    cluster: &Cluster,
+    query: Query<'_>,
+    token: Option<&str>,
+    here: &mut Option<LocalNode>,
+    into: &mut Accumulator,
+) -> Result<PageEnd, PageFault> {
+    let mut tried = 0;
+    loop {
+        let start = into.checkpoint();
+        let page = try_page(cluster, query, token, here, into).await;
+        if page.is_err() {
+            into.rollback(start);
+        }
+        tried += 1;
+        match page {
+            Err(PageFault::Passing(error, after)) if tried < MAX_TRIES => {
+                tracing::debug!(?query, tried, %error, "trying a page again");
+                pause(&cluster.patience, tried - 1, after).await;
+            }
+            page => return page,
+        }
+    }
+}
+
+async fn try_page(
+    cluster: &Cluster,
+    query: Query<'_>,
+    token: Option<&str>,
+    here: &mut Option<LocalNode>,
+    into: &mut Accumulator,
+) -> Result<PageEnd, PageFault> {
+    let response = send(cluster, &target(query, token)).await?;
+    decode_page(cluster, query.kind, response, here, into).await
+}
+
+fn target(query: Query<'_>, token: Option<&str>) -> String {
+    let mut path = query.kind.path(query.version, query.scope.namespace());
+    // The watch cache knows no pages: API servers ignore a limit beside resourceVersion=0, or take the list from etcd for it.
+    match query.cached {
+        true => path.push_str("?resourceVersion=0"),
+        false => path.push_str(&format!("?limit={LIMIT}")),
+    }
+    for (key, value) in [("labelSelector", query.selector), ("continue", token)] {
+        if let Some(value) = value {
+            path.push_str(&format!("&{key}="));
+            percent_encode(value, &mut path);
+        }
+    }
+    path
+}
+
+/// Decodes a page of workloads.
+///
+/// What is kept of it is folded in here, by the task that goes on to plan with it: memory that another thread allocated
+/// stays with that thread's arena when it is freed, and is of no use to this one.
+async fn decode_page(
+    cluster: &Cluster,
+    kind: WorkloadKind,
+    response: Response<Body>,
+    here: &mut Option<LocalNode>,
+    into: &mut Accumulator,
+) -> Result<PageEnd, PageFault> {
+    decode_each(cluster, kind, response, async |mut facts: Facts| {
+        if let Some(here) = here.as_mut() {
+            facts.mismatch = here.judge(cluster, kind, &facts).await;
+        }
+        into.fold(kind, &facts);
+    })
+    .await
+}
+
+/// Whether a namespace exists; `None` when the API server does not tell.
+pub(super) async fn namespace_exists(cluster: &Cluster, namespace: &str) -> Option<bool> {
+    let mut path = "/api/v1/namespaces/".to_owned();
+    percent_encode(namespace, &mut path);
+    match send(cluster, &path).await {
+        Ok(_) => Some(true),
+        Err(PageFault::Final(ListFault::NotFound)) => Some(false),
+        Err(_) => None,
+    }
+}

@@ -1,0 +1,220 @@
+//! This node: reads it, and judges each workload by it while the workload's template is at hand.
+//!
+//! Of a template nothing but the verdict is kept, so that memory does not grow with what templates say. RuntimeClasses
+//! are read when a template first names one, each once. What cannot be read filters nothing: an image too many costs
+//! disk, a missing one costs a pod its start.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+
+use super::object::{Facts, is_subdomain};
+use super::scheduling::{NodeObject, RuntimeClass, Scheduling, requirements};
+use crate::discovery::workloads::error::{DiscoverError, Warning};
+use crate::kube_api::connect::Cluster;
+use crate::kube_api::error::ListError;
+use crate::kube_api::get;
+use crate::kube_api::get::GetFault;
+use crate::model::node_facts::NodeFacts;
+use crate::model::workload_kind::WorkloadKind;
+use crate::planning::node_match;
+
+/// The most different RuntimeClasses that are read. A cluster has a handful.
+const MAX_CLASSES: usize = 100;
+
+/// Why a Node or a RuntimeClass is of no use, in words that quote nothing from it.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// There is none of that name.
+    #[error("does not exist")]
+    Missing,
+    /// RBAC does not allow it.
+    #[error(
+        "not allowed to read it: needs the RBAC verb \"get\" on \"{0}\" in apiGroup \"{1}\", granted by a ClusterRole and a ClusterRoleBinding"
+    )]
+    Forbidden(&'static str, &'static str),
+    /// The API server does not, or no longer, accept the credentials.
+    #[error("the API server does not accept the credentials (401 Unauthorized)")]
+    Unauthorized,
+    /// No good answer.
+    #[error("failed to read it: {0}")]
+    Failed(ListError),
+    /// An answer without end.
+    #[error("it is larger than 1.5 MiB")]
+    TooLarge,
+    /// The answer is something else.
+    #[error("the API server's answer cannot be read as one")]
+    Garbage,
+    /// One of more than anybody has.
+    #[error("not read: the workloads name more than 100 RuntimeClasses")]
+    TooMany,
+}
+
+/// The node that the workloads are judged by.
+pub(super) struct LocalNode {
+    pub(super) facts: NodeFacts,
+    node: node_match::Node,
+    /// What was read; `None` for what is of no use.
+    classes: HashMap<Box<str>, Option<Scheduling>>,
+    /// The verdicts, each once: thousands of workloads fail for a few reasons.
+    messages: HashSet<Arc<str>>,
+    /// The API server stopped answering, which the lists will say.
+    gone: bool,
+    /// What was not found out. Logged already.
+    pub(super) warnings: Vec<Warning>,
+}
+
+impl LocalNode {
+    /// Reads the Node. That it cannot be read is a warning, unless nothing else could be read either.
+    pub(super) async fn read(
+        cluster: &Cluster,
+        name: &str,
+        startup_taints: &[String],
+    ) -> Result<Result<Self, Warning>, DiscoverError> {
+        let error = match get::object(cluster, &format!("/api/v1/nodes/{name}")).await {
+            Ok(bytes) => {
+                let object = decode::<NodeObject>(&bytes);
+                let known = object.and_then(|node| {
+                    let facts = node.facts();
+                    let mut node = node.named(name).ok_or(NodeError::Garbage)?;
+                    node.age = facts.age();
+                    node.startup_taints = startup_taints.to_vec();
+                    Ok(Self::new(node, facts))
+                });
+                match known {
+                    Ok(here) => return Ok(Ok(here)),
+                    Err(error) => error,
+                }
+            }
+            Err(GetFault::Unauthorized) => {
+                return Err(DiscoverError::Unauthorized {
+                    server: cluster.server.clone(),
+                    message: String::new(),
+                });
+            }
+            Err(GetFault::Failed(source)) if source.is_unreachable() => {
+                return Err(DiscoverError::Unreachable {
+                    server: cluster.server.clone(),
+                    source,
+                });
+            }
+            Err(fault) => NodeError::of(fault, "nodes", ""),
+        };
+        let name = name.to_owned();
+        let warning = Warning::Node { name, error };
+        tracing::warn!("{warning}");
+        Ok(Err(warning))
+    }
+
+    fn new(node: node_match::Node, facts: NodeFacts) -> Self {
+        Self {
+            facts,
+            node,
+            classes: HashMap::new(),
+            messages: HashSet::new(),
+            gone: false,
+            warnings: Vec::new(),
+        }
+    }
+
+    /// Why the workload's pods cannot run here, if they cannot.
+    pub(super) async fn judge(
+        &mut self,
+        cluster: &Cluster,
+        kind: WorkloadKind,
+        facts: &Facts,
+    ) -> Option<Arc<str>> {
+        // What has ended is not counted, so its RuntimeClass is not asked for either.
+        if facts.finished {
+            return None;
+        }
+        let class = facts.template.runtime_class_name.as_str();
+        self.know(cluster, class).await;
+        let class = self.classes.get(class).and_then(Option::as_ref);
+        let mut requirements = requirements(&facts.template, class);
+        // Where the scheduler put a pod says nothing of where its controller's next pod goes. A static pod's controller
+        // is its Node.
+        let controller = facts.metadata.controller().map(|c| c.kind.as_str());
+        if kind == WorkloadKind::Pods && controller.is_some_and(|kind| kind != "Node") {
+            requirements.node_name.clear();
+        }
+        if kind == WorkloadKind::Pods && controller == Some("DaemonSet") {
+            unpin(&mut requirements);
+        }
+        let message = node_match::mismatch(&requirements, &self.node)?;
+        if let Some(known) = self.messages.get(message.as_str()) {
+            return Some(Arc::clone(known));
+        }
+        let message: Arc<str> = Arc::from(message);
+        self.messages.insert(Arc::clone(&message));
+        Some(message)
+    }
+
+    /// Reads the RuntimeClass unless that was done or tried.
+    async fn know(&mut self, cluster: &Cluster, name: &str) {
+        if !is_subdomain(name) || self.classes.contains_key(name) || self.gone {
+            return;
+        }
+        // One more than the limit is noted, so that it is warned of once.
+        let class = match self.classes.len() {
+            0..MAX_CLASSES => runtime_class(cluster, name).await,
+            MAX_CLASSES => Err(NodeError::TooMany),
+            _ => return,
+        };
+        self.gone = match &class {
+            Err(NodeError::Failed(error)) => error.is_unreachable(),
+            error => matches!(error, Err(NodeError::Unauthorized)),
+        };
+        let class = class.map_err(|error| {
+            let name = name.to_owned();
+            let warning = Warning::RuntimeClass { name, error };
+            tracing::warn!("{warning}");
+            self.warnings.push(warning);
+        });
+        self.classes.insert(name.into(), class.ok());
+    }
+}
+
+/// Drops the fields of the required node affinity, by which the DaemonSet controller has the scheduler put each pod on its
+/// own node. A term of nothing else then requires nothing.
+fn unpin(requirements: &mut node_match::Requirements) {
+    let Some(terms) = &mut requirements.affinity else {
+        return;
+    };
+    let was_pinned = terms.iter().any(|term| !term.fields.is_empty());
+    terms.iter_mut().for_each(|term| term.fields.clear());
+    if was_pinned && terms.iter().any(|term| term.labels.is_empty()) {
+        requirements.affinity = None;
+    }
+}
+
+/// RuntimeClasses are in `node.k8s.io/v1` since Kubernetes 1.20.
+async fn runtime_class(cluster: &Cluster, name: &str) -> Result<Scheduling, NodeError> {
+    let path = |version| format!("/apis/node.k8s.io/{version}/runtimeclasses/{name}");
+    let answer = match get::object(cluster, &path("v1")).await {
+        Err(GetFault::NotFound) => get::object(cluster, &path("v1beta1")).await,
+        answer => answer,
+    };
+    let bytes = answer.map_err(|fault| NodeError::of(fault, "runtimeclasses", "node.k8s.io"))?;
+    decode(&bytes).map(|class: RuntimeClass| class.scheduling)
+}
+
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, NodeError> {
+    serde_json::from_slice(bytes).map_err(|_| NodeError::Garbage)
+}
+
+impl NodeError {
+    fn of(fault: GetFault, plural: &'static str, group: &'static str) -> Self {
+        match fault {
+            GetFault::NotFound => Self::Missing,
+            GetFault::Forbidden => Self::Forbidden(plural, group),
+            GetFault::Unauthorized => Self::Unauthorized,
+            GetFault::TooLarge => Self::TooLarge,
+            GetFault::Failed(error) => Self::Failed(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

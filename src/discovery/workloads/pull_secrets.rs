@@ -1,0 +1,306 @@
+//! Reads the pull secrets of the workloads that were found: each by its own name, with `get`, never a list.
+//!
+//! What a Secret holds is handed on as it is, in a type that cannot print it; it is not looked into here. Nothing that a
+//! decoder says of a Secret is shown, because decoders quote.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use futures_util::StreamExt;
+use serde::Deserialize;
+
+use super::Discovery;
+use super::object::{Name, SecretNames, or_default};
+use super::pulls::{MAX_NAMED, Means, Pulls};
+use super::strings::Strings;
+use crate::credentials::secret::Secret;
+use crate::discovery::workloads::error::Warning;
+use crate::kube_api::connect::Cluster;
+use crate::kube_api::error::ListError;
+use crate::kube_api::get;
+use crate::kube_api::get::GetFault;
+
+/// Requests under way at once. Every node asks, so each asks modestly.
+const AT_ONCE: usize = 4;
+/// The most bytes of secrets that are kept; one may have a mebibyte, and a cluster's together take some hundred kilobytes.
+const MAX_KEPT: usize = 16 << 20;
+
+/// That an image may be pulled with a secret, since a workload that uses the image names it.
+#[derive(Debug, Clone)]
+pub struct ImageSecret {
+    /// The image as the workload's template names it: the [`image`](crate::model::candidate::Candidate::image) of a candidate.
+    pub image: Arc<str>,
+    /// Where the secret lies, for people: `Secret shop/registry`.
+    pub name: Arc<str>,
+    /// What it holds.
+    pub config: Arc<SecretConfig>,
+}
+
+/// A docker configuration that a Secret holds, not looked into.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecretConfig {
+    /// Whether it is of the older kind (`kubernetes.io/dockercfg`), which has the registries at its top.
+    pub legacy: bool,
+    /// The JSON text.
+    pub json: Secret,
+}
+
+/// Why a Secret or a ServiceAccount is of no use, in words that quote nothing from it.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// There is none of that name.
+    #[error("does not exist")]
+    Missing,
+    /// RBAC does not allow it.
+    #[error("not allowed to read it: needs the RBAC verb \"get\" on \"{0}\" in apiGroup \"\"")]
+    Forbidden(&'static str),
+    /// The API server does not, or no longer, accept the credentials.
+    #[error("the API server does not accept the credentials (401 Unauthorized)")]
+    Unauthorized,
+    /// No good answer.
+    #[error("failed to read it: {0}")]
+    Failed(ListError),
+    /// An answer without end.
+    #[error("it is larger than 1.5 MiB")]
+    TooLarge,
+    /// Together with others.
+    #[error("left out: the pull secrets together are larger than 16 MiB")]
+    TooMuch,
+    /// The answer is something else.
+    #[error("the API server's answer cannot be read as one")]
+    Garbage,
+    /// A Secret of another use.
+    #[error("its type is neither kubernetes.io/dockerconfigjson nor kubernetes.io/dockercfg")]
+    WrongType,
+    /// It lacks the one key that counts.
+    #[error("it has no value for the key {0}")]
+    NoValue(&'static str),
+    /// The value is no text in base64.
+    #[error("its value for the key {0} is broken")]
+    Broken(&'static str),
+    /// The API server was not asked any more; counted, not told for each.
+    #[error("not asked")]
+    NotAsked,
+}
+
+/// What is read, in the words of the API.
+#[derive(Clone, Copy)]
+struct Resource {
+    kind: &'static str,
+    plural: &'static str,
+}
+
+const SECRET: Resource = Resource {
+    kind: "Secret",
+    plural: "secrets",
+};
+const ACCOUNT: Resource = Resource {
+    kind: "ServiceAccount",
+    plural: "serviceaccounts",
+};
+
+/// Reads the secrets, and adds them, and what is wrong with them, to what was found. `gone` says that the API server
+/// does not answer any more, so that nothing is asked.
+pub(super) async fn add(cluster: &Cluster, mut pulls: Pulls, gone: bool, into: &mut Discovery) {
+    let mut reader = Reader {
+        cluster,
+        stopped: AtomicBool::new(gone),
+        not_asked: 0,
+        warnings: &mut into.warnings,
+    };
+    let accounts = reader.accounts(&mut pulls).await;
+    let configs = reader.secrets(&pulls.secrets).await;
+    if pulls.overflown {
+        reader.warn(Warning::TooManyPullSecrets(MAX_NAMED));
+    }
+    if reader.not_asked > 0 {
+        let not_asked = reader.not_asked;
+        reader.warn(Warning::PullSecretsNotAsked(not_asked));
+    }
+    let read = configs.iter().flatten().count();
+    tracing::debug!(read, named = configs.len(), "read the pull secrets");
+
+    let names: Vec<Arc<str>> = pulls
+        .secrets
+        .iter()
+        .map(|name| format!("{} {name}", SECRET.kind).into())
+        .collect();
+    // Sets of several workloads may overlap.
+    let mut known = HashSet::new();
+    for (image, means) in pulls.uses {
+        let secrets = match &pulls.means[means as usize] {
+            Means::Secrets(secrets) => secrets,
+            Means::Account(account) => &accounts[*account as usize],
+        };
+        for &secret in secrets {
+            if let Some(config) = &configs[secret as usize]
+                && known.insert((image, secret))
+            {
+                into.pull_secrets.push(ImageSecret {
+                    image: Arc::clone(&into.candidates[image as usize].image),
+                    name: Arc::clone(&names[secret as usize]),
+                    config: Arc::clone(config),
+                });
+            }
+        }
+    }
+}
+
+struct Reader<'a> {
+    cluster: &'a Cluster,
+    /// Nothing more is to be asked.
+    stopped: AtomicBool,
+    not_asked: usize,
+    warnings: &'a mut Vec<Warning>,
+}
+
+impl Reader<'_> {
+    /// The secrets of each account, in the accounts' order, as indices.
+    async fn accounts(&mut self, pulls: &mut Pulls) -> Vec<Box<[u32]>> {
+        let accounts: Vec<Arc<str>> = pulls.accounts.iter().cloned().collect();
+        let listed: Vec<_> = futures_util::stream::iter(&accounts)
+            .map(|name| self.ask(ACCOUNT, name, account_secrets))
+            .buffered(AT_ONCE)
+            .collect()
+            .await;
+        let mut secrets = Vec::with_capacity(accounts.len());
+        for (account, listed) in accounts.iter().zip(listed) {
+            let namespace = account.split('/').next().unwrap_or_default();
+            let listed = listed.unwrap_or_else(|error| {
+                self.fault(ACCOUNT, account, error);
+                SecretNames::default()
+            });
+            let names = listed.names.iter();
+            let found = names.filter_map(|name| pulls.secret(namespace, name));
+            secrets.push(found.collect());
+        }
+        secrets
+    }
+
+    /// What each secret holds, in the secrets' order; `None` for one that is of no use.
+    async fn secrets(&mut self, secrets: &Strings) -> Vec<Option<Arc<SecretConfig>>> {
+        let mut kept = 0;
+        let mut keep = |config: SecretConfig| {
+            kept += config.json.expose().len();
+            if kept > MAX_KEPT {
+                return Err(SecretError::TooMuch);
+            }
+            Ok(Arc::new(config))
+        };
+        let configs: Vec<_> = futures_util::stream::iter(secrets.iter())
+            .map(|name| self.ask(SECRET, name, config))
+            .buffered(AT_ONCE)
+            .map(|answer| answer.and_then(&mut keep))
+            .collect()
+            .await;
+        let pairs = secrets.iter().zip(configs);
+        pairs
+            .map(|(name, config)| config.map_err(|error| self.fault(SECRET, name, error)).ok())
+            .collect()
+    }
+
+    /// Asks for the object `namespace/name` and decodes it.
+    async fn ask<T>(
+        &self,
+        what: Resource,
+        name: &str,
+        decode: fn(&[u8]) -> Result<T, SecretError>,
+    ) -> Result<T, SecretError> {
+        if self.stopped.load(Ordering::Relaxed) {
+            return Err(SecretError::NotAsked);
+        }
+        let (namespace, name) = name.split_once('/').ok_or(SecretError::Missing)?;
+        let path = format!("/api/v1/namespaces/{namespace}/{}/{name}", what.plural);
+        let fault = match get::object(self.cluster, &path).await {
+            Ok(bytes) => return decode(&bytes),
+            Err(fault) => fault,
+        };
+        let error = match fault {
+            GetFault::NotFound => SecretError::Missing,
+            GetFault::Forbidden => SecretError::Forbidden(what.plural),
+            GetFault::TooLarge => SecretError::TooLarge,
+            GetFault::Unauthorized => SecretError::Unauthorized,
+            GetFault::Failed(error) => SecretError::Failed(error),
+        };
+        let hopeless = match &error {
+            SecretError::Failed(error) => error.is_unreachable(),
+            error => matches!(error, SecretError::Unauthorized),
+        };
+        if hopeless {
+            self.stopped.store(true, Ordering::Relaxed);
+        }
+        Err(error)
+    }
+
+    fn fault(&mut self, what: Resource, name: &str, error: SecretError) {
+        if matches!(error, SecretError::NotAsked) {
+            self.not_asked += 1;
+            return;
+        }
+        self.warn(Warning::PullSecret {
+            kind: what.kind,
+            name: name.to_owned(),
+            error,
+        });
+    }
+
+    fn warn(&mut self, warning: Warning) {
+        tracing::warn!("{warning}");
+        self.warnings.push(warning);
+    }
+}
+
+/// The part of a ServiceAccount that is read.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Account {
+    #[serde(default, deserialize_with = "or_default")]
+    image_pull_secrets: SecretNames,
+}
+
+fn account_secrets(bytes: &[u8]) -> Result<SecretNames, SecretError> {
+    let account: Account = serde_json::from_slice(bytes).map_err(|_| SecretError::Garbage)?;
+    Ok(account.image_pull_secrets)
+}
+
+/// The part of a Secret that is read. It has no `Debug`, so that nothing can print it.
+#[derive(Deserialize)]
+struct SecretObject {
+    #[serde(default, rename = "type", deserialize_with = "or_default")]
+    what: Name,
+    #[serde(default, deserialize_with = "or_default")]
+    data: Data,
+}
+
+#[derive(Default, Deserialize)]
+struct Data {
+    #[serde(default, rename = ".dockerconfigjson")]
+    config_json: Option<String>,
+    #[serde(default, rename = ".dockercfg")]
+    legacy: Option<String>,
+}
+
+fn config(bytes: &[u8]) -> Result<SecretConfig, SecretError> {
+    let object: SecretObject = serde_json::from_slice(bytes).map_err(|_| SecretError::Garbage)?;
+    let (key, value, legacy) = match object.what.as_str() {
+        "kubernetes.io/dockerconfigjson" => (".dockerconfigjson", object.data.config_json, false),
+        "kubernetes.io/dockercfg" => (".dockercfg", object.data.legacy, true),
+        _ => return Err(SecretError::WrongType),
+    };
+    let value = value.filter(|value| !value.is_empty());
+    let value = value.ok_or(SecretError::NoValue(key))?;
+    let value = STANDARD
+        .decode(value)
+        .map_err(|_| SecretError::Broken(key))?;
+    let json = String::from_utf8(value).map_err(|_| SecretError::Broken(key))?;
+    Ok(SecretConfig {
+        legacy,
+        json: Secret::new(json),
+    })
+}
+
+#[cfg(test)]
+mod tests;

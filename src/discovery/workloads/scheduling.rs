@@ -1,0 +1,309 @@
+//! What Nodes, pod templates and RuntimeClasses say about who runs where, as JSON, made into the plain values of
+//! [`relevance`](crate::planning::node_match). Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use super::object::{Name, PodSpec, or_default};
+use crate::model::node_facts::NodeFacts;
+use crate::model::platform::Platform;
+use crate::planning::node_match;
+use crate::planning::node_match::Requirements;
+
+/// `spec.affinity` of a pod: what is required of the node is read, preferences are not.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Affinity {
+    #[serde(default, deserialize_with = "or_default")]
+    node_affinity: NodeAffinity,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct NodeAffinity {
+    #[serde(default, rename = "requiredDuringSchedulingIgnoredDuringExecution")]
+    required: Option<NodeSelector>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeSelector {
+    #[serde(default, deserialize_with = "or_default")]
+    node_selector_terms: Vec<Term>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Term {
+    #[serde(default, deserialize_with = "or_default")]
+    match_expressions: Vec<Expression>,
+    #[serde(default, deserialize_with = "or_default")]
+    match_fields: Vec<Expression>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Expression {
+    #[serde(default, deserialize_with = "or_default")]
+    key: String,
+    #[serde(default, deserialize_with = "or_default")]
+    operator: String,
+    #[serde(default, deserialize_with = "or_default")]
+    values: Vec<String>,
+}
+
+/// An entry of `spec.tolerations`.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Toleration {
+    #[serde(default, deserialize_with = "or_default")]
+    key: String,
+    #[serde(default, deserialize_with = "or_default")]
+    operator: String,
+    #[serde(default, deserialize_with = "or_default")]
+    value: String,
+    #[serde(default, deserialize_with = "or_default")]
+    effect: String,
+}
+
+/// `spec.os` of a pod.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct PodOs {
+    #[serde(default, deserialize_with = "or_default")]
+    name: Name,
+}
+
+/// `resources` of a container.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Resources {
+    #[serde(default, deserialize_with = "or_default")]
+    limits: BTreeMap<String, Quantity>,
+    #[serde(default, deserialize_with = "or_default")]
+    requests: BTreeMap<String, Quantity>,
+}
+
+/// A quantity, which the API server writes as text.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Quantity {
+    Text(String),
+    Number(f64),
+    Other(IgnoredAny),
+}
+
+/// What a RuntimeClass adds to the pods that name it (`scheduling`).
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Scheduling {
+    #[serde(default, deserialize_with = "or_default")]
+    node_selector: BTreeMap<String, String>,
+    #[serde(default, deserialize_with = "or_default")]
+    tolerations: Vec<Toleration>,
+}
+
+/// The part of a RuntimeClass that is read, the same in `node.k8s.io/v1` and `v1beta1`.
+#[derive(Debug, Deserialize)]
+pub(super) struct RuntimeClass {
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) scheduling: Scheduling,
+}
+
+/// The part of a Node that is read.
+#[derive(Debug, Deserialize)]
+pub(super) struct NodeObject {
+    #[serde(default, deserialize_with = "or_default")]
+    metadata: NodeMeta,
+    #[serde(default, deserialize_with = "or_default")]
+    spec: NodeSpec,
+    #[serde(default, deserialize_with = "or_default")]
+    status: NodeStatus,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeMeta {
+    #[serde(default, deserialize_with = "or_default")]
+    name: Name,
+    #[serde(default, deserialize_with = "or_default")]
+    creation_timestamp: Name,
+    #[serde(default, deserialize_with = "or_default")]
+    labels: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct NodeSpec {
+    #[serde(default, deserialize_with = "or_default")]
+    taints: Vec<Taint>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeStatus {
+    #[serde(default, deserialize_with = "or_default")]
+    node_info: NodeInfo,
+    #[serde(default, deserialize_with = "or_default")]
+    allocatable: BTreeMap<String, IgnoredAny>,
+}
+
+/// What a kubelet says of its machine.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct NodeInfo {
+    #[serde(default, deserialize_with = "or_default")]
+    operating_system: Name,
+    #[serde(default, deserialize_with = "or_default")]
+    architecture: Name,
+    /// Name and version, as in `containerd://1.7.2`.
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) container_runtime_version: Name,
+}
+
+impl NodeInfo {
+    /// What images have to be made for; `None` where the kubelet has not said yet.
+    pub(super) fn platform(&self) -> Option<Platform> {
+        let (os, architecture) = (self.operating_system.as_str(), self.architecture.as_str());
+        Platform::parse(&format!("{os}/{architecture}"))
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Taint {
+    #[serde(default, deserialize_with = "or_default")]
+    key: String,
+    #[serde(default, deserialize_with = "or_default")]
+    value: String,
+    #[serde(default, deserialize_with = "or_default")]
+    effect: String,
+}
+
+impl NodeObject {
+    /// Its age and platform.
+    pub(super) fn facts(&self) -> NodeFacts {
+        let label = |key: &str| self.metadata.labels.get(key).map_or("", String::as_str);
+        let (os, architecture) = (label("kubernetes.io/os"), label("kubernetes.io/arch"));
+        let labelled = || Platform::parse(&format!("{os}/{architecture}"));
+        let created = self.metadata.creation_timestamp.as_str();
+        NodeFacts {
+            created: humantime::parse_rfc3339(created).ok(),
+            platform: self.status.node_info.platform().or_else(labelled),
+        }
+    }
+
+    /// The node, if the object is the one of this name. Neither its age nor the user's own start-up taints are known here.
+    pub(super) fn named(self, name: &str) -> Option<node_match::Node> {
+        let label = self.metadata.labels.get("kubernetes.io/os");
+        let os = match self.status.node_info.operating_system.as_str() {
+            "" => label.map_or("", String::as_str),
+            os => os,
+        }
+        .to_owned();
+        let taints = self.spec.taints.into_iter().map(|taint| node_match::Taint {
+            key: taint.key,
+            value: taint.value,
+            effect: taint.effect,
+        });
+        (self.metadata.name.as_str() == name).then(|| node_match::Node {
+            name: name.to_owned(),
+            labels: self.metadata.labels,
+            taints: taints.collect(),
+            os,
+            // One that is down to zero counts too: its device plugin restarts, or its devices are unhealthy.
+            resources: self.status.allocatable.into_keys().collect(),
+            age: None,
+            startup_taints: Vec::new(),
+        })
+    }
+}
+
+/// What a template requires of a node, together with its RuntimeClass. The RuntimeClass admission plugin merges the two
+/// when a pod is made; a key that both have with different values it refuses, and here no node has both.
+pub(super) fn requirements(template: &PodSpec, class: Option<&Scheduling>) -> Requirements {
+    let none = Scheduling::default();
+    let class = class.unwrap_or(&none);
+    let pairs = template.node_selector.iter().chain(&class.node_selector);
+    let tolerations = template.tolerations.iter().chain(&class.tolerations);
+    let required = template.affinity.node_affinity.required.as_ref();
+    let extended = || template.resources().flat_map(Resources::extended);
+    let requested: BTreeSet<&str> = extended().map(|(name, _)| name).collect();
+    let needed = extended().filter(|(_, quantity)| !quantity.is_zero());
+    Requirements {
+        node_name: template.node_name.as_str().to_owned(),
+        node_selector: pairs.map(|(k, v)| (k.clone(), v.clone())).collect(),
+        affinity: required.map(|r| r.node_selector_terms.iter().map(Term::plain).collect()),
+        tolerations: tolerations
+            .map(Toleration::plain)
+            .chain(requested.into_iter().map(tolerated_for))
+            .collect(),
+        os: template.os.name.as_str().to_owned(),
+        extended_resources: needed.map(|(name, _)| name.to_owned()).collect(),
+    }
+}
+
+/// What the admission plugin ExtendedResourceToleration adds to a pod that has an extended resource among its requests.
+/// Without the plugin such pods stay off tainted nodes, which a template does not tell.
+fn tolerated_for(resource: &str) -> node_match::Toleration {
+    node_match::Toleration {
+        key: resource.to_owned(),
+        operator: "Exists".to_owned(),
+        effect: "NoSchedule".to_owned(),
+        ..node_match::Toleration::default()
+    }
+}
+
+impl Resources {
+    /// The extended resources. A limit alone is a request too, as the API server defaults it in pods.
+    fn extended(&self) -> impl Iterator<Item = (&str, &Quantity)> {
+        let all = self.limits.iter().chain(&self.requests);
+        let all = all.map(|(name, quantity)| (name.as_str(), quantity));
+        all.filter(|(name, _)| is_extended_resource(name))
+    }
+}
+
+/// Kubernetes' own rule, `IsExtendedResourceName`: a name with a domain that is not one of Kubernetes' own. The API
+/// server refuses containers with a name that is not well-formed.
+fn is_extended_resource(name: &str) -> bool {
+    name.contains('/') && !name.contains("kubernetes.io/") && !name.starts_with("requests.")
+}
+
+impl Quantity {
+    fn is_zero(&self) -> bool {
+        match self {
+            Self::Text(text) => text == "0",
+            Self::Number(number) => *number == 0.0,
+            Self::Other(_) => false,
+        }
+    }
+}
+
+impl Term {
+    fn plain(&self) -> node_match::Term {
+        node_match::Term {
+            labels: self
+                .match_expressions
+                .iter()
+                .map(Expression::plain)
+                .collect(),
+            fields: self.match_fields.iter().map(Expression::plain).collect(),
+        }
+    }
+}
+
+impl Expression {
+    fn plain(&self) -> node_match::Expression {
+        node_match::Expression {
+            key: self.key.clone(),
+            operator: self.operator.clone(),
+            values: self.values.clone(),
+        }
+    }
+}
+
+impl Toleration {
+    fn plain(&self) -> node_match::Toleration {
+        node_match::Toleration {
+            key: self.key.clone(),
+            operator: self.operator.clone(),
+            value: self.value.clone(),
+            effect: self.effect.clone(),
+        }
+    }
+}

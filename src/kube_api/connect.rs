@@ -1,0 +1,214 @@
+//! Which cluster, and how to talk to it.
+//!
+//! `KUBECONFIG`, when set, is an explicit choice and wins. Otherwise a pod (`KUBERNETES_SERVICE_HOST` is set) uses its own
+//! service account, and anything else `~/.kube/config`. No request is made here.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hyper_util::client::proxy::matcher::Matcher;
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::{Client, Config};
+use tokio::runtime::Handle;
+
+use super::error::{ConnectError, KubeconfigProblem, TransportError};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A credential plugin may have somebody log in with a browser, so it gets minutes.
+const PLUGIN_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// A cluster's API server, and how patient to be with it.
+pub struct Cluster {
+    pub(crate) client: Client,
+    pub(crate) default_namespace: String,
+    /// Scheme, host and port.
+    pub(crate) server: String,
+    pub(crate) patience: Patience,
+}
+
+/// How long to wait, and how often to try again.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// The longest time without a byte.
+    pub(crate) idle: Duration,
+    /// The first pause before another try; it doubles.
+    pub(crate) backoff: Duration,
+    /// The longest pause that the API server can ask for.
+    pub(crate) longest_pause: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            idle: Duration::from_secs(30),
+            backoff: Duration::from_secs(1),
+            longest_pause: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Cluster {
+    /// The pod's own namespace, or that of the kubeconfig's context.
+    pub fn default_namespace(&self) -> &str {
+        &self.default_namespace
+    }
+
+    /// The API server: scheme, host and port.
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// Needs a runtime; may run a credential plugin, so it may block.
+    pub(crate) fn from_config(mut config: Config) -> Result<Self, ConnectError> {
+        config.connect_timeout = Some(CONNECT_TIMEOUT);
+        // Trying again is decided in one place, which knows about pages.
+        config.default_retry = false;
+        config.headers.push((
+            http::header::USER_AGENT,
+            http::HeaderValue::from_static(concat!("harpoon/", env!("CARGO_PKG_VERSION"))),
+        ));
+        let server = server_name(&config.cluster_url);
+        let default_namespace = config.default_namespace.trim().to_owned();
+        let client = Client::try_from(config)
+            .map_err(|error| ConnectError::Client(TransportError(error)))?;
+        Ok(Self {
+            client,
+            default_namespace,
+            server,
+            patience: Patience::default(),
+        })
+    }
+}
+
+/// Finds the cluster and its credentials, and makes ready to talk to it.
+///
+/// # Errors
+/// When no cluster is known, or what is known about it cannot be used. Whether it answers is seen later.
+pub async fn connect() -> Result<Cluster, ConnectError> {
+    // Reading certificates and running a credential plugin block.
+    let made = tokio::task::spawn_blocking(|| Cluster::from_config(find_config()?));
+    match tokio::time::timeout(PLUGIN_TIMEOUT, made).await {
+        Ok(Ok(cluster)) => cluster,
+        Ok(Err(ended)) => match ended.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(ConnectError::Plugin(PLUGIN_TIMEOUT)),
+        },
+        Err(_) => Err(ConnectError::Plugin(PLUGIN_TIMEOUT)),
+    }
+}
+
+fn find_config() -> Result<Config, ConnectError> {
+    let problem = |error| ConnectError::Kubeconfig(KubeconfigProblem(error));
+    if let Some(kubeconfig) = Kubeconfig::from_env().map_err(problem)? {
+        return from_kubeconfig(kubeconfig).map_err(problem);
+    }
+    if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some_and(|host| !host.is_empty()) {
+        return Config::incluster().map_err(ConnectError::ServiceAccount);
+    }
+    let file = std::env::home_dir().map(|home| home.join(".kube/config"));
+    match file {
+        Some(file) if file.exists() => {
+            let kubeconfig = Kubeconfig::read_from(file).map_err(problem)?;
+            from_kubeconfig(kubeconfig).map_err(problem)
+        }
+        file => {
+            let file = file.unwrap_or_else(|| PathBuf::from("~/.kube/config"));
+            Err(ConnectError::NoCluster(file.display().to_string()))
+        }
+    }
+}
+
+fn from_kubeconfig(kubeconfig: Kubeconfig) -> Result<Config, KubeconfigError> {
+    let explicit_proxy = has_proxy(&kubeconfig);
+    let options = KubeConfigOptions::default();
+    let made = Config::from_custom_kubeconfig(kubeconfig, &options);
+    let mut config = Handle::current().block_on(made)?;
+    // kube takes HTTPS_PROXY for any server. As kubectl does, loopback and what NO_PROXY names are spoken to directly.
+    if !explicit_proxy && !proxied(&config.cluster_url, &Matcher::from_env()) {
+        config.proxy_url = None;
+    }
+    Ok(config)
+}
+
+/// Whether the current context's cluster names a proxy of its own.
+fn has_proxy(kubeconfig: &Kubeconfig) -> bool {
+    let context = kubeconfig.current_context.as_deref().unwrap_or_default();
+    let context = kubeconfig
+        .contexts
+        .iter()
+        .find(|known| known.name == context);
+    let Some(context) = context.and_then(|known| known.context.as_ref()) else {
+        return false;
+    };
+    let cluster = kubeconfig
+        .clusters
+        .iter()
+        .find(|known| known.name == context.cluster);
+    let cluster = cluster.and_then(|known| known.cluster.as_ref());
+    cluster.is_some_and(|cluster| {
+        cluster
+            .proxy_url
+            .as_ref()
+            .is_some_and(|url| !url.is_empty())
+    })
+}
+
+fn proxied(server: &http::Uri, environment: &Matcher) -> bool {
+    let host = server.host().unwrap_or_default();
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let loopback = host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    !loopback && environment.intercept(server).is_some()
+}
+
+/// Scheme, host and port; a URL can have a password in it.
+fn server_name(url: &http::Uri) -> String {
+    let scheme = url.scheme_str().unwrap_or("https");
+    let host = url.host().unwrap_or("?");
+    match url.port_u16() {
+        Some(port) => format!("{scheme}://{host}:{port}"),
+        None => format!("{scheme}://{host}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_named_without_its_password() {
+        let url = "https://user:secret@api.example:6443/k8s/clusters/c-1"
+            .parse()
+            .unwrap();
+        assert_eq!(server_name(&url), "https://api.example:6443");
+    }
+
+    #[test]
+    fn loopback_and_no_proxy_are_spoken_to_directly() {
+        let environment = Matcher::builder()
+            .https("http://proxy:3128")
+            .no(".internal,10.0.0.0/8")
+            .build();
+        let asked = |url: &str| proxied(&url.parse().unwrap(), &environment);
+        assert!(asked("https://api.example:6443"));
+        for direct in [
+            "https://127.0.0.1:6443",
+            "https://[::1]:6443",
+            "https://localhost:6443",
+            "https://api.internal",
+            "https://10.1.2.3",
+            "http://api.example",
+        ] {
+            assert!(!asked(direct), "{direct}");
+        }
+    }
+
+    #[test]
+    fn a_broken_kubeconfig_is_not_quoted() {
+        let text = "users:\n- name: a\n  user: {token: s3cr3t, password: [s3cr3t]}\n";
+        let error = Kubeconfig::from_yaml(text).unwrap_err();
+        let said = ConnectError::Kubeconfig(KubeconfigProblem(error)).to_string();
+        assert!(!said.contains("s3cr3t"), "{said}");
+        assert!(said.contains("line 3"), "{said}");
+    }
+}

@@ -1,0 +1,223 @@
+//! What can go wrong between here and the API server, in words that hold no credential.
+
+use std::error::Error;
+use std::fmt;
+use std::time::Duration;
+
+use super::decode::DecodeError;
+
+/// Why the program cannot talk to a cluster at all.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Neither way of finding a cluster is open.
+    #[error(
+        "no cluster is known: KUBERNETES_SERVICE_HOST is not set, so this is no pod with a service account, and there is no kubeconfig: KUBECONFIG is not set and {0} does not exist"
+    )]
+    NoCluster(String),
+    /// The kubeconfig cannot be used.
+    #[error("failed to load the kubeconfig: {0}")]
+    Kubeconfig(KubeconfigProblem),
+    /// The pod's service account cannot be used.
+    #[error(
+        "failed to use the pod's service account (/var/run/secrets/kubernetes.io/serviceaccount): {0}"
+    )]
+    ServiceAccount(kube::config::InClusterError),
+    /// The settings for TLS or for the login do not fit.
+    #[error("failed to set up the connection to the API server: {0}")]
+    Client(TransportError),
+    /// A credential plugin of the kubeconfig did not end.
+    #[error("the kubeconfig's credential plugin did not answer within {}", humantime::format_duration(*.0))]
+    Plugin(Duration),
+}
+
+/// A fault in a kubeconfig, said without quoting from it.
+#[derive(Debug)]
+pub struct KubeconfigProblem(pub(crate) kube::config::KubeconfigError);
+
+impl fmt::Display for KubeconfigProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            // The parser's own message shows the lines around the fault, which may hold a token.
+            kube::config::KubeconfigError::Parse(error) => match error.location() {
+                Some(at) => write!(
+                    f,
+                    "not a kubeconfig: line {}, column {}",
+                    at.line(),
+                    at.column()
+                ),
+                None => f.write_str("not a kubeconfig"),
+            },
+            other => f.write_str(&clip(&other.to_string())),
+        }
+    }
+}
+
+/// A request that got no answer, said without what a credential plugin printed.
+#[derive(Debug)]
+pub struct TransportError(pub(crate) kube::Error);
+
+impl Error for TransportError {}
+
+impl fmt::Display for TransportError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut chain: Vec<String> = Vec::new();
+        let mut next: Option<&(dyn Error + 'static)> = match &self.0 {
+            kube::Error::Service(inner) => Some(inner.as_ref()),
+            kube::Error::HyperError(inner) => Some(inner),
+            other => Some(other),
+        };
+        while let Some(error) = next {
+            if let Some(auth) = error.downcast_ref::<kube::client::AuthError>() {
+                chain.push(login(auth));
+                break;
+            }
+            if let Some(kube::Error::Auth(auth)) = error.downcast_ref::<kube::Error>() {
+                chain.push(login(auth));
+                break;
+            }
+            let text = clip(&error.to_string());
+            // Several layers repeat what is below them.
+            chain.retain(|above| !text.contains(above.as_str()));
+            if !chain.iter().any(|above| above.contains(&text)) {
+                chain.push(text);
+            }
+            next = error.source();
+        }
+        f.write_str(&chain.join(": "))
+    }
+}
+
+/// A login that failed. A plugin's output is left out: it may be the token.
+fn login(error: &kube::client::AuthError) -> String {
+    use kube::client::AuthError as E;
+    match error {
+        // Its arguments and its output may be secrets.
+        E::AuthExecRun { out, .. } => {
+            format!("the kubeconfig's credential plugin failed ({})", out.status)
+        }
+        E::AuthExecParse(_) => {
+            "the kubeconfig's credential plugin printed no ExecCredential".to_owned()
+        }
+        E::AuthExecStart(error) => {
+            format!("failed to start the kubeconfig's credential plugin: {error}")
+        }
+        E::ReadTokenFile(error, path) => {
+            format!("failed to read the token file {}: {error}", path.display())
+        }
+        E::AuthExec(_) => {
+            "the auth-provider of the kubeconfig failed or is not supported".to_owned()
+        }
+        E::MissingCommand | E::ExecPluginFailed | E::UnrefreshableTokenResponse => {
+            error.to_string()
+        }
+        _ => "the credentials cannot be used".to_owned(),
+    }
+}
+
+/// Why one list, of one kind in one namespace, could not be read to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum ListError {
+    /// The API server refused.
+    #[error("the API server answered {code}{}", colon(.message))]
+    Answer {
+        /// The HTTP status.
+        code: u16,
+        /// The API server's words.
+        message: String,
+    },
+    /// No connection, or none that holds.
+    #[error("failed to reach the API server: {0}")]
+    Transport(TransportError),
+    /// A connection, but no answer.
+    #[error("the API server did not answer within {}", humantime::format_duration(*.0))]
+    Silent(Duration),
+    /// The connection went dead in the middle of an answer.
+    #[error("the API server sent nothing for {}", humantime::format_duration(*.0))]
+    Stalled(Duration),
+    /// The answer ended before the list did.
+    #[error("the API server's answer broke off{}", .0.as_ref().map(|e| format!(": {e}")).unwrap_or_default())]
+    Cut(Option<TransportError>),
+    /// The answer is something else.
+    #[error("the API server's answer is no list of Kubernetes objects: {0}")]
+    Garbage(Undecodable),
+    /// Pages without end.
+    #[error("the API server's list does not end: {0}")]
+    Endless(&'static str),
+    /// The list expired again and again before it was read.
+    #[error("the API server's list expired {0} times before it was read to its end")]
+    Expired(u32),
+    /// The API server went away, so that it was not asked any more.
+    #[error("not asked: the API server is gone")]
+    NotAsked,
+}
+
+impl ListError {
+    /// Whether nothing that answers requests is there, so that other requests are in vain.
+    pub(crate) fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Transport(_) | Self::Silent(_))
+    }
+}
+
+/// What the decoder says.
+#[derive(Debug)]
+pub struct Undecodable(pub(crate) DecodeError);
+
+impl fmt::Display for Undecodable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+pub(crate) fn colon(message: &str) -> String {
+    if message.is_empty() {
+        String::new()
+    } else {
+        format!(": {message}")
+    }
+}
+
+/// Foreign text, made fit for one line of a log: no control characters, at most 300 characters.
+pub(crate) fn clip(text: &str) -> String {
+    const MOST: usize = 300;
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    let mut clipped: String = text.trim().chars().take(MOST).map(plain).collect();
+    if text.trim().chars().nth(MOST).is_some() {
+        clipped.push('…');
+    }
+    clipped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn a_failed_credential_plugin_is_not_quoted() {
+        let ran = || kube::client::AuthError::AuthExecRun {
+            cmd: "plugin --secret s3cr3t".to_owned(),
+            out: Box::new(std::process::Output {
+                status: std::process::ExitStatus::from_raw(3 << 8),
+                stdout: b"s3cr3t".to_vec(),
+                stderr: b"s3cr3t".to_vec(),
+            }),
+        };
+        // While the client is made, and when a token is renewed for a request.
+        let now = kube::Error::Auth(ran());
+        let later = kube::Error::Service(Box::new(ran()));
+        for error in [now, later] {
+            let said = TransportError(error).to_string();
+            assert_eq!(
+                said,
+                "the kubeconfig's credential plugin failed (exit status: 3)"
+            );
+        }
+    }
+
+    #[test]
+    fn foreign_text_fits_on_a_line() {
+        assert_eq!(clip(" a\u{1b}[31m\nb "), "a [31m b");
+        assert_eq!(clip(&"x".repeat(301)), format!("{}…", "x".repeat(300)));
+        assert_eq!(clip(&"x".repeat(300)), "x".repeat(300));
+    }
+}

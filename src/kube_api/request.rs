@@ -1,0 +1,194 @@
+//! Sends requests to the API server and reads its answers, with the API server's own wishes for retries.
+//!
+//! It never retries by itself; [`pause`] is for callers that do.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, header};
+use http_body_util::BodyExt;
+use kube::client::Body;
+use serde::Deserialize;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::connect::{Cluster, Patience};
+use super::decode::{self, Element, PageEnd};
+use super::error::{ListError, TransportError, Undecodable, clip};
+
+pub(crate) const MAX_TRIES: u32 = 4;
+
+/// Of an error's body, only so much is read.
+const MAX_STATUS_BYTES: usize = 64 << 10;
+
+/// Why a list has not been read, or not to its end.
+#[derive(Debug)]
+pub(crate) enum ListFault {
+    Unauthorized(String),
+    Forbidden,
+    NotFound,
+    Failed(ListError),
+}
+
+/// Why a page has not been read.
+pub(crate) enum PageFault {
+    /// The continue token expired; a new one may continue, at the price of consistency.
+    Gone(Option<String>),
+    /// Another try may fare better, after the pause that the API server asks for.
+    Passing(ListError, Option<Duration>),
+    Final(ListFault),
+}
+
+impl From<ListError> for PageFault {
+    fn from(error: ListError) -> Self {
+        Self::Final(ListFault::Failed(error))
+    }
+}
+
+/// Sleeps for a random part of a time that doubles with each try, after what the API server asked for.
+pub(crate) async fn pause(patience: &Patience, tried: u32, asked: Option<Duration>) {
+    let most = patience.backoff * 2_u32.saturating_pow(tried);
+    let asked = asked.unwrap_or_default().min(patience.longest_pause);
+    tokio::time::sleep(asked + most.mul_f64(fastrand::f64())).await;
+}
+
+/// Asks for `path` and gives back the answer if it is a good one.
+pub(crate) async fn send(cluster: &Cluster, path: &str) -> Result<Response<Body>, PageFault> {
+    let idle = cluster.patience.idle;
+    let request = Request::get(path)
+        .header(header::ACCEPT, "application/json")
+        .body(Body::empty())
+        .map_err(|error| ListError::Transport(TransportError(kube::Error::HttpError(error))))?;
+    let response = match timeout(idle, cluster.client.send(request)).await {
+        Ok(Ok(response)) => response,
+        Ok(Err(error)) => {
+            let error = ListError::Transport(TransportError(error));
+            return Err(PageFault::Passing(error, None));
+        }
+        Err(_) => return Err(PageFault::Passing(ListError::Silent(idle), None)),
+    };
+    if response.status().is_success() {
+        return Ok(response);
+    }
+    Err(refusal(idle, response).await)
+}
+
+/// The part of a `metav1.Status` that is read.
+#[derive(Debug, Default, Deserialize)]
+struct Status {
+    #[serde(default)]
+    message: Option<String>,
+    #[serde(default)]
+    metadata: Option<StatusMeta>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct StatusMeta {
+    #[serde(default, rename = "continue")]
+    next: Option<String>,
+}
+
+async fn refusal(idle: Duration, response: Response<Body>) -> PageFault {
+    let code = response.status();
+    let after = response.headers().get(header::RETRY_AFTER);
+    let after = after.and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    let after = after.map(Duration::from_secs);
+    let status = read_status(idle, response.into_body()).await;
+    let message = clip(&status.message.unwrap_or_default());
+    match code {
+        StatusCode::GONE => {
+            let next = status.metadata.and_then(|meta| meta.next);
+            PageFault::Gone(next.filter(|token| !token.is_empty()))
+        }
+        StatusCode::UNAUTHORIZED => PageFault::Final(ListFault::Unauthorized(message)),
+        StatusCode::FORBIDDEN => PageFault::Final(ListFault::Forbidden),
+        StatusCode::NOT_FOUND => PageFault::Final(ListFault::NotFound),
+        code => {
+            let error = ListError::Answer {
+                code: code.as_u16(),
+                message,
+            };
+            if code == StatusCode::TOO_MANY_REQUESTS || code.is_server_error() {
+                PageFault::Passing(error, after)
+            } else {
+                error.into()
+            }
+        }
+    }
+}
+
+async fn read_status(idle: Duration, mut body: Body) -> Status {
+    let mut text = Vec::new();
+    while let Ok(Some(Ok(frame))) = timeout(idle, body.frame()).await {
+        text.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+        if text.len() > MAX_STATUS_BYTES {
+            break;
+        }
+    }
+    // A proxy answers with a page of its own; then the code has to do.
+    serde_json::from_slice(&text).unwrap_or_default()
+}
+
+/// Has the answer decoded on a thread of its own while it arrives here, and hands on each object that it has.
+pub(crate) async fn decode_each<E: Element>(
+    cluster: &Cluster,
+    kind: E::Kind,
+    response: Response<Body>,
+    mut each: impl AsyncFnMut(E),
+) -> Result<PageEnd, PageFault> {
+    // A chunk may be hundreds of kilobytes.
+    let (sender, chunks) = mpsc::channel(1);
+    let (found, mut objects) = mpsc::channel(16);
+    let decoder = tokio::task::spawn_blocking(move || {
+        decode::page(kind, chunks, &mut |element| {
+            found.blocking_send(element).is_ok()
+        })
+    });
+    let fold = async {
+        while let Some(element) = objects.recv().await {
+            each(element).await;
+        }
+    };
+    let (fed, ()) = tokio::join!(
+        feed(cluster.patience.idle, response.into_body(), sender),
+        fold
+    );
+    let page = match decoder.await {
+        Ok(page) => page,
+        Err(ended) => match ended.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // Only a runtime that is shutting down cancels a blocking task, and then nobody reads this.
+            Err(_) => return Err(ListError::Cut(None).into()),
+        },
+    };
+    match (page, fed) {
+        (Ok(end), _) => Ok(end),
+        (Err(error), Err(cut)) if error.is_cut() => Err(PageFault::Passing(cut, None)),
+        (Err(error), Ok(())) if error.is_cut() => {
+            Err(PageFault::Passing(ListError::Cut(None), None))
+        }
+        (Err(error), _) => Err(ListError::Garbage(Undecodable(error)).into()),
+    }
+}
+
+/// Passes the body on, chunk by chunk, until it ends, breaks off, or nobody wants more of it.
+async fn feed(
+    idle: Duration,
+    mut body: Body,
+    sender: mpsc::Sender<Bytes>,
+) -> Result<(), ListError> {
+    loop {
+        match timeout(idle, body.frame()).await {
+            Ok(Some(Ok(frame))) => {
+                if let Ok(data) = frame.into_data()
+                    && sender.send(data).await.is_err()
+                {
+                    return Ok(());
+                }
+            }
+            Ok(Some(Err(error))) => return Err(ListError::Cut(Some(TransportError(error)))),
+            Ok(None) => return Ok(()),
+            Err(_) => return Err(ListError::Stalled(idle)),
+        }
+    }
+}

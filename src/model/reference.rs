@@ -1,0 +1,421 @@
+//! Image references, digests, platforms and prefixes: parse, normalise, compare.
+//!
+//! The grammar is that of the `distribution/reference` specification, with the Docker familiar-name rules on top, because
+//! that is what containerd's CRI plugin, cri-dockerd, Docker and the kubelet apply. Pure: no I/O, no clock, no async.
+
+use crate::model::digest::Digest;
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+/// Bytes of a repository without its registry (`distribution/reference`: RepositoryNameTotalLengthMax). containerd 1.6 and Docker 20.10 count
+/// the registry too, and refuse for themselves what is longer.
+const REPOSITORY_MAX: usize = 255;
+
+const DOCKER_HUB: &str = "docker.io";
+const TAG_MAX: usize = 128;
+
+/// Why a text is no image reference.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReferenceError {
+    /// Nothing was given.
+    #[error("the reference is empty")]
+    Empty,
+    /// White space or a control character.
+    #[error("a reference has no blanks or control characters in it")]
+    Blank,
+    /// A letter outside ASCII.
+    #[error("a reference is made of ASCII characters")]
+    NotAscii,
+    /// An upper-case letter in the repository.
+    #[error("the repository name must be lower case")]
+    UpperCase,
+    /// 64 hexadecimal digits are an image ID, with or without `sha256:`.
+    #[error(
+        "an image ID is not a reference: expected REPOSITORY, REPOSITORY:TAG or REPOSITORY@sha256:DIGEST"
+    )]
+    ImageId,
+    /// The registry host.
+    #[error("the registry host is malformed, expected HOST or HOST:PORT")]
+    Host,
+    /// The repository.
+    #[error(
+        "the repository name is malformed, expected lower-case letters and digits, separated by one of . _ __ - or /"
+    )]
+    Repository,
+    /// The tag.
+    #[error(
+        "the tag is malformed, expected a letter, digit or _, then up to 127 of letters, digits, _ . and -"
+    )]
+    Tag,
+    /// The digest.
+    #[error("the digest is malformed, expected sha256: and 64 lower-case hexadecimal digits")]
+    Digest,
+    /// The name is longer than any registry takes.
+    #[error("the repository name has more than 255 characters")]
+    TooLong,
+}
+
+/// An image reference that is well formed. It is small, since a large cluster has many.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Reference {
+    written: Arc<str>,
+    /// The normalised form: the registry, `/`, the repository, then `:` and the tag or `@` and the digest. Where it was written so,
+    /// this is the same text.
+    name: Arc<str>,
+    /// Where the registry ends in it.
+    registry: u8,
+    /// Where the repository ends in it.
+    repository: u16,
+    digest: Option<Box<Digest>>,
+}
+
+impl Reference {
+    /// Parses a reference as users write it: `nginx`, `quay.io/org/app:1.2`, `localhost:5000/a@sha256:…`.
+    ///
+    /// # Errors
+    /// Names the first part that is malformed.
+    pub fn parse(text: &str) -> Result<Self, ReferenceError> {
+        Self::of(&Arc::from(text))
+    }
+
+    /// Parses a text that others have too, which is then not copied.
+    ///
+    /// # Errors
+    /// Names the first part that is malformed.
+    pub fn of(written: &Arc<str>) -> Result<Self, ReferenceError> {
+        let text = &**written;
+        if text.is_empty() {
+            return Err(ReferenceError::Empty);
+        }
+        if !text.bytes().all(|b| b.is_ascii_graphic()) {
+            let is_blank = text.chars().any(|c| c.is_whitespace() || c.is_control());
+            return Err(match is_blank {
+                true => ReferenceError::Blank,
+                false => ReferenceError::NotAscii,
+            });
+        }
+        let (registry, rest) = split_registry(text);
+        if !is_host(registry) {
+            return Err(ReferenceError::Host);
+        }
+        let (rest, digest) = match split_at(rest, b'@') {
+            Some((rest, digest)) => (rest, Some(Digest::parse(digest)?)),
+            None => (rest, None),
+        };
+        let (path, tag) = match split_at(rest, b':') {
+            Some((path, tag)) if is_tag(tag) => (path, tag),
+            Some(_) => return Err(ReferenceError::Tag),
+            None => (rest, "latest"),
+        };
+        if path.bytes().any(|b| b.is_ascii_uppercase()) {
+            return Err(ReferenceError::UpperCase);
+        }
+        if !is_path(path) {
+            return Err(ReferenceError::Repository);
+        }
+        if is_image_id(text) {
+            return Err(ReferenceError::ImageId);
+        }
+        let library = match registry == DOCKER_HUB && !path.contains('/') {
+            true => "library/",
+            false => "",
+        };
+        let repository = library.len() + path.len();
+        if repository > REPOSITORY_MAX {
+            return Err(ReferenceError::TooLong);
+        }
+        let repository = registry.len() + 1 + repository;
+        let repository = u16::try_from(repository).map_err(|_| ReferenceError::TooLong)?;
+        let (mark, version) = match &digest {
+            Some(digest) => ("@", digest.as_str()),
+            None => (":", tag),
+        };
+        let parts = [registry, "/", library, path, mark, version];
+        let rest = parts
+            .iter()
+            .try_fold(text, |rest, part| rest.strip_prefix(part));
+        Ok(Self {
+            written: Arc::clone(written),
+            name: match rest {
+                Some("") => Arc::clone(written),
+                _ => parts.concat().into(),
+            },
+            registry: u8::try_from(registry.len()).map_err(|_| ReferenceError::TooLong)?,
+            repository,
+            digest: digest.map(Box::new),
+        })
+    }
+
+    /// The reference as the user wrote it, which is what a runtime is given.
+    pub fn as_written(&self) -> &str {
+        &self.written
+    }
+
+    /// The registry's host, with its port if one was written; `docker.io` where none was.
+    pub fn registry(&self) -> &str {
+        &self.name[..self.registry.into()]
+    }
+
+    /// The reference as the user wrote it, with `:latest` where neither a tag nor a digest was written.
+    pub fn tagged(&self) -> Cow<'_, str> {
+        let written = self.as_written();
+        match self.tag() {
+            Some("latest") if !written.ends_with(":latest") => format!("{written}:latest").into(),
+            _ => written.into(),
+        }
+    }
+
+    /// Whether the user wrote the registry's host, rather than a name that is Docker Hub's by custom.
+    pub fn names_registry(&self) -> bool {
+        split_at(self.as_written(), b'/').is_some_and(|(first, _)| looks_like_host(first))
+    }
+
+    /// The repository within the registry, such as `library/nginx`.
+    pub fn repository(&self) -> &str {
+        &self.name[usize::from(self.registry) + 1..self.repository.into()]
+    }
+
+    /// Whether both are of one repository of one registry, whatever their tags and digests.
+    pub fn is_same_repository(&self, other: &Self) -> bool {
+        self.registry == other.registry
+            && self.name[..self.repository.into()] == other.name[..other.repository.into()]
+    }
+
+    /// The tag that counts: the written one or `latest`, and none where there is a digest, which overrides it.
+    pub fn tag(&self) -> Option<&str> {
+        match self.digest {
+            Some(_) => None,
+            None => Some(&self.name[usize::from(self.repository) + 1..]),
+        }
+    }
+
+    /// The digest, if one was written.
+    pub fn digest(&self) -> Option<&Digest> {
+        self.digest.as_deref()
+    }
+
+    /// The form that is equal for equal images: `docker.io/library/nginx:latest`.
+    pub fn normalized(&self) -> &str {
+        &self.name
+    }
+
+    /// The same, without the rest.
+    pub fn into_normalized(self) -> Arc<str> {
+        self.name
+    }
+
+    /// The repository with what was written behind it, a tag beside a digest too; `latest` where nothing was.
+    fn path(&self) -> Cow<'_, str> {
+        let path = &self.name[usize::from(self.registry) + 1..];
+        let beside = self.digest.as_ref().and_then(|_| {
+            let (name, digest) = self.written.split_once('@')?;
+            let last = name.rsplit_once('/').map_or(name, |(_, last)| last);
+            Some((last.split_once(':')?.1, digest))
+        });
+        match beside {
+            Some((tag, digest)) => format!("{}:{tag}@{digest}", self.repository()).into(),
+            None => path.into(),
+        }
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_written())
+    }
+}
+
+/// Splits off the registry's host. The first component is one if it has a dot or a colon or is `localhost`; otherwise
+/// the image is Docker Hub's. Newer Go parsers also take an upper-case word for a host; containerd 1.6 and Docker 20.10
+/// refuse it, and so does harpoon, because the same list must mean the same on every node.
+fn split_registry(text: &str) -> (&str, &str) {
+    let (registry, rest) = match split_at(text, b'/') {
+        Some((first, rest)) if looks_like_host(first) => (first, rest),
+        _ => (DOCKER_HUB, text),
+    };
+    (canonical_host(registry), rest)
+}
+
+fn looks_like_host(component: &str) -> bool {
+    component.bytes().any(|b| b == b'.' || b == b':') || component == "localhost"
+}
+
+fn canonical_host(host: &str) -> &str {
+    if host == "index.docker.io" {
+        DOCKER_HUB
+    } else {
+        host
+    }
+}
+
+fn is_host(host: &str) -> bool {
+    let (name, port) = match host.strip_prefix('[') {
+        Some(rest) => {
+            let Some((address, port)) = rest.split_once(']') else {
+                return false;
+            };
+            if address.parse::<std::net::Ipv6Addr>().is_err() {
+                return false;
+            }
+            match port {
+                "" => return true,
+                port => match port.strip_prefix(':') {
+                    Some(port) => ("ipv6", Some(port)),
+                    None => return false,
+                },
+            }
+        }
+        None => match host.split_once(':') {
+            Some((name, port)) => (name, Some(port)),
+            None => (host, None),
+        },
+    };
+    port.is_none_or(|p| p.parse::<u16>().is_ok() && p.bytes().all(|b| b.is_ascii_digit()))
+        && name.split('.').all(|label| {
+            let bytes = label.as_bytes();
+            bytes
+                .iter()
+                .all(|b| b.is_ascii_alphanumeric() || *b == b'-')
+                && bytes.first().is_some_and(u8::is_ascii_alphanumeric)
+                && bytes.last().is_some_and(u8::is_ascii_alphanumeric)
+        })
+}
+
+fn is_tag(tag: &str) -> bool {
+    let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+    tag.len() <= TAG_MAX
+        && tag.bytes().next().is_some_and(word)
+        && tag.bytes().all(|b| word(b) || b == b'.' || b == b'-')
+}
+
+/// Components separated by `/`, each of `[a-z0-9]+` runs that are separated by one dot, one or two underscores, or any number
+/// of dashes.
+fn is_path(path: &str) -> bool {
+    let is_run = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let (mut last, mut alike) = (b'/', 1);
+    for b in path.bytes() {
+        let goes_on = b == last && (b == b'-' || b == b'_' && alike == 1);
+        let separates = is_run(last) && matches!(b, b'.' | b'_' | b'-' | b'/');
+        if !(is_run(b) || goes_on || separates) {
+            return false;
+        }
+        alike = if b == last { alike + 1 } else { 1 };
+        last = b;
+    }
+    is_run(last)
+}
+
+/// What is before and behind the first such byte, which is ASCII. For a text as short as a reference this is faster than
+/// `split_once`.
+fn split_at(text: &str, mark: u8) -> Option<(&str, &str)> {
+    let at = text.bytes().position(|b| b == mark)?;
+    Some((&text[..at], &text[at + 1..]))
+}
+
+fn is_image_id(text: &str) -> bool {
+    let text = text.strip_prefix("sha256:").unwrap_or(text);
+    text.len() == 64 && text.bytes().all(is_lower_hex)
+}
+
+pub(crate) fn is_lower_hex(b: u8) -> bool {
+    b.is_ascii_digit() || (b'a'..=b'f').contains(&b)
+}
+
+/// A prefix of image references, for `--only` and `--ignore`.
+///
+/// The registry's host must be whole, so that `registry.example` does not stand for `registry.example.org`, and its case does
+/// not matter, as that of no host does; behind it, any beginning of `repository:tag` will do. A prefix without a host stands for
+/// Docker Hub, `nginx` for `docker.io/library/nginx`, as a reference does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prefix {
+    written: String,
+    /// The host in lower case, and the beginning of what is behind it.
+    of_registry: Option<(String, String)>,
+    /// The beginning of what is behind Docker Hub's host. One word may be either: `nginx.io` is a host or a repository.
+    of_hub: Option<String>,
+}
+
+impl Prefix {
+    /// A prefix; `None` where no reference can begin so.
+    pub fn parse(text: &str) -> Option<Self> {
+        let host = |host: &str| {
+            let lower = host.to_ascii_lowercase();
+            (looks_like_host(&lower) && is_host(&lower)).then(|| canonical_host(&lower).to_owned())
+        };
+        let (of_registry, of_hub) = match text.split_once('/') {
+            Some((first, rest)) if looks_like_host(first) => {
+                let fits = rest.is_empty() || begins_path(rest);
+                (Some((host(first).filter(|_| fits)?, rest.to_owned())), None)
+            }
+            _ => {
+                let whole = host(text).map(|host| (host, String::new()));
+                (whole, begins_path(text).then(|| text.to_owned()))
+            }
+        };
+        (of_registry.is_some() || of_hub.is_some()).then(|| Self {
+            written: text.to_owned(),
+            of_registry,
+            of_hub,
+        })
+    }
+
+    /// Whether the image is under this prefix.
+    pub fn matches(&self, image: &Reference) -> bool {
+        let rest = image.path();
+        let lower;
+        let registry = match image.registry() {
+            host if host.bytes().any(|b| b.is_ascii_uppercase()) => {
+                lower = host.to_ascii_lowercase();
+                canonical_host(&lower)
+            }
+            host => host,
+        };
+        let hub = registry == DOCKER_HUB;
+        let begins = |prefix: &str| {
+            rest.starts_with(prefix)
+                || hub
+                    && rest
+                        .strip_prefix("library/")
+                        .is_some_and(|r| r.starts_with(prefix))
+        };
+        let of_registry = self
+            .of_registry
+            .as_ref()
+            .is_some_and(|(host, prefix)| registry.eq_ignore_ascii_case(host) && begins(prefix));
+        of_registry || hub && self.of_hub.as_deref().is_some_and(begins)
+    }
+}
+
+/// Whether what is behind a registry's host can begin with this text: a part of the repository, or all of it and a part of the
+/// tag or the digest.
+fn begins_path(text: &str) -> bool {
+    let (name, digest) = match text.split_once('@') {
+        Some((name, digest)) => (name, Some(digest)),
+        None => (text, None),
+    };
+    let (path, tag) = match name.split_once(':') {
+        Some((path, tag)) => (path, Some(tag)),
+        None => (name, None),
+    };
+    let is_digest = |digest: &str| {
+        digest
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b':')
+    };
+    match (tag, digest) {
+        // Whatever it ends with, one letter more makes it whole.
+        (None, None) => is_path(&format!("{path}x")) && !path.is_empty(),
+        (Some(""), None) => is_path(path),
+        (tag, digest) => is_path(path) && tag.is_none_or(is_tag) && digest.is_none_or(is_digest),
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.written)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,88 @@
+//! Text from outside and errors, made fit to be shown: on a terminal, in a log, on one line. Pure.
+
+use std::error::Error;
+
+use indicatif::DecimalBytes;
+
+/// The longest excerpt, in characters.
+const EXCERPT_MAX: usize = 500;
+
+/// The whole text, safe to print on a terminal and in one line: control characters, among them newlines and the escape
+/// that begins terminal commands, and the characters that reorder text are written as escapes.
+pub fn sanitize(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_unsafe(c) {
+            safe.extend(c.escape_default());
+        } else {
+            safe.push(c);
+        }
+    }
+    safe
+}
+
+/// Control characters (C0, C1), line and paragraph separators, what reorders text (Unicode's Bidi_Control), and what is
+/// not seen at all: a name must not look like another one.
+pub(crate) fn is_unsafe(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
+        || matches!(c, '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+/// The beginning of a text, printable; for what may be as long as its author likes.
+pub fn excerpt(text: &str) -> String {
+    match text.char_indices().nth(EXCERPT_MAX) {
+        Some((end, _)) => format!("{}…", sanitize(&text[..end])),
+        None => sanitize(text),
+    }
+}
+
+/// An error and what caused it, each said once, on one line.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let cause = error.to_string();
+        if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+        source = error.source();
+    }
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Bytes as people read them: `70.12 MB`.
+pub fn size(bytes: u64) -> String {
+    DecimalBytes(bytes).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_from_outside_cannot_command_a_terminal() {
+        assert_eq!(
+            sanitize("a\u{1b}[31mb\nc\u{202e}d é"),
+            "a\\u{1b}[31mb\\nc\\u{202e}d é"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_seen_is_shown() {
+        // OSC, C1's CSI and DCS, every Bidi_Control, zero widths, separators, tags.
+        for c in "\u{1b}\u{7}\u{9b}\u{90}\u{9c}\u{61c}\u{200e}\u{202a}\u{202e}\u{2066}\u{2069}\u{200b}\u{200d}\u{feff}\u{2028}\u{2029}\u{85}\u{e0041}\u{7f}\r"
+            .chars()
+        {
+            let shown = sanitize(&format!("a{c}b"));
+            assert!(shown.is_ascii() && shown.len() > 3, "{shown:?}");
+        }
+        assert_eq!(sanitize("größe 한국 😀"), "größe 한국 😀");
+    }
+
+    #[test]
+    fn an_excerpt_ends() {
+        assert_eq!(excerpt("short"), "short");
+        assert_eq!(excerpt(&"é".repeat(900)), format!("{}…", "é".repeat(500)));
+    }
+}

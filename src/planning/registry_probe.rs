@@ -1,0 +1,250 @@
+//! What planning asks of registries: what images weigh, and whether a tag still stands for what is here.
+//!
+//! Only manifests are read. Each question is asked with the credentials that the pull would be made with, and once more where
+//! that can help. A registry that wants to be left alone, or is not there, is asked nothing for a while (`left_alone`). Knows
+//! no runtime and no Kubernetes.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::time::Instant;
+
+use crate::credentials::keyring::{Keyring, Refused, SOURCE_PAUSE};
+use crate::credentials::secret::Credential;
+use crate::model::failure::FailureKind;
+use crate::model::image_size::{Blob, Size};
+use crate::model::platform::Platform;
+use crate::model::reference::Reference;
+use crate::model::stored_image::StoredImage;
+use crate::model::text::chain;
+use crate::planning::plan::{Moved, Unknown};
+use crate::registry::{self, Access, Client};
+use crate::retry::backoff;
+use crate::retry::limiter::RegistryLimiter;
+
+mod left_alone;
+use left_alone::{LeftAlone, Scope};
+
+/// Questions to all registries that are under way at once.
+const AT_ONCE: usize = 8;
+/// How long one question may take, its second try included.
+const TIME_LIMIT: Duration = Duration::from_secs(60);
+/// The longest wait before the second try.
+const WAIT_MAX: Duration = Duration::from_secs(10);
+/// The shortest time for which a registry that is asked too much is left alone.
+const PAUSE_MIN: Duration = Duration::from_secs(8);
+
+/// Asks registries about images.
+pub struct RegistryProbe<'a> {
+    /// Made when the first question is asked: most runs ask none.
+    client: OnceLock<Result<Client, Unknown>>,
+    keyring: &'a Keyring,
+    platform: Platform,
+    turns: RegistryLimiter,
+    /// What is asked nothing for now.
+    left_alone: Mutex<LeftAlone>,
+}
+
+impl<'a> RegistryProbe<'a> {
+    /// Asks about images for this platform, with at most so many questions to one registry at once.
+    pub fn new(keyring: &'a Keyring, platform: Platform, of_one: usize) -> Self {
+        Self {
+            client: OnceLock::new(),
+            keyring,
+            platform,
+            turns: RegistryLimiter::new(of_one),
+            left_alone: Mutex::default(),
+        }
+    }
+
+    /// How many requests the registries have been sent so far, those for tokens included.
+    pub fn requests(&self) -> u64 {
+        match self.client.get() {
+            Some(Ok(client)) => client.requests(),
+            _ => 0,
+        }
+    }
+
+    /// Registries that said that they were asked too much.
+    pub fn rate_limited(&self) -> Vec<String> {
+        self.left_alone().rate_limited(Instant::now())
+    }
+
+    fn client(&self) -> Result<&Client, Unknown> {
+        let new = || Client::new().map_err(|error| Unknown::new(FailureKind::Other, chain(&error)));
+        self.client.get_or_init(new).as_ref().map_err(Clone::clone)
+    }
+
+    /// What each of the images weighs, by normalised reference. An image that is not made for the platform is
+    /// `platform_mismatch`.
+    pub async fn sizes(
+        &self,
+        images: impl IntoIterator<Item = &Reference>,
+    ) -> HashMap<String, Result<Size, Unknown>> {
+        let questions = images.into_iter().map(|image| async move {
+            let size = self.weigh(image, Pace::Plan).await;
+            (image.normalized().to_owned(), size)
+        });
+        futures_util::stream::iter(questions)
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await
+    }
+
+    /// What the image weighs, for its pull: the registry is asked once, whatever it answered before.
+    ///
+    /// # Errors
+    /// Why the registry did not tell.
+    pub async fn size(&self, image: &Reference) -> Result<Size, Unknown> {
+        self.weigh(image, Pace::Pull).await
+    }
+
+    async fn weigh(&self, image: &Reference, pace: Pace) -> Result<Size, Unknown> {
+        let client = self.client()?;
+        let chosen = self
+            .ask(image, pace, async |credential| {
+                let access = Access { image, credential };
+                client.choose(access, &self.platform).await
+            })
+            .await?;
+        let blobs = chosen.image.blobs().into_iter().map(|blob| Blob {
+            digest: blob.digest,
+            bytes: blob.size,
+        });
+        Ok(Size::Blobs(blobs.collect()))
+    }
+
+    /// Whether each of the images that are here has moved in its registry, by normalised reference.
+    pub async fn moved<'i>(
+        &self,
+        images: impl IntoIterator<Item = (&'i Reference, &'i StoredImage)>,
+    ) -> HashMap<String, Moved> {
+        let questions = images.into_iter().map(|(image, stored)| async move {
+            let moved = match self.digest(image).await {
+                Ok(digest) if stored.known.contains(&digest) => Moved::No,
+                Ok(digest) => Moved::Yes(match &stored.digest {
+                    Some(here) => format!("its tag has moved from {here} to {digest}"),
+                    None => format!("its tag stands for {digest}, which is not here"),
+                }),
+                Err(unknown) => Moved::Unknown(unknown),
+            };
+            (image.normalized().to_owned(), moved)
+        });
+        futures_util::stream::iter(questions)
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await
+    }
+
+    /// What the tag stands for now.
+    async fn digest(&self, image: &Reference) -> Result<String, Unknown> {
+        let client = self.client()?;
+        self.ask(image, Pace::Plan, async |credential| {
+            let access = Access { image, credential };
+            Ok(client.resolve(access).await?.to_string())
+        })
+        .await
+    }
+
+    /// Asks with each credential, and all over again where another try can help.
+    async fn ask<T>(
+        &self,
+        image: &Reference,
+        pace: Pace,
+        question: impl AsyncFn(Option<&Credential>) -> Result<T, registry::Error>,
+    ) -> Result<T, Unknown> {
+        let registry = image.registry();
+        let turns = self.turns.at(registry);
+        let _turn = turns.acquire().await;
+        if pace == Pace::Plan
+            && let Some(unknown) = self.left_alone().why(image, Instant::now())
+        {
+            return Err(unknown.clone());
+        }
+        let work = async {
+            let mut tried = 0;
+            loop {
+                let asked = self
+                    .keyring
+                    .with_each(image, registry::Error::kind, &question);
+                let refused = match asked.await {
+                    Ok((answer, _)) => return Ok(answer),
+                    Err(refused) => refused,
+                };
+                let unknown = unknown(&refused);
+                tried += 1;
+                if tried == pace.tries() || !unknown.is_retryable {
+                    return Err((unknown, scope(&refused.error)));
+                }
+                let wait = backoff::wait(unknown.kind, tried, unknown.retry_after);
+                tokio::time::sleep(wait.min(WAIT_MAX)).await;
+            }
+        };
+        let answer = tokio::time::timeout(TIME_LIMIT, work).await;
+        let answer = answer.unwrap_or_else(|_| {
+            let why = format!(
+                "{registry} did not answer within {} s",
+                TIME_LIMIT.as_secs()
+            );
+            Err((Unknown::new(FailureKind::Timeout, why), Some(Scope::Image)))
+        });
+        let mut left_alone = self.left_alone();
+        match &answer {
+            Err((unknown, Some(scope))) => {
+                left_alone.failed(image, *scope, unknown, Instant::now());
+            }
+            Ok(_) | Err((_, None)) => left_alone.answered(image),
+        }
+        answer.map_err(|(unknown, _)| unknown)
+    }
+
+    fn left_alone(&self) -> MutexGuard<'_, LeftAlone> {
+        self.left_alone
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How a question is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    /// Twice, unless its registry is left alone: nobody asks again for the plan.
+    Plan,
+    /// Once: a pull has attempts and waits of its own.
+    Pull,
+}
+
+impl Pace {
+    fn tries(self) -> u32 {
+        match self {
+            Self::Plan => 2,
+            Self::Pull => 1,
+        }
+    }
+}
+
+fn unknown(refused: &Refused<registry::Error>) -> Unknown {
+    let kind = refused.error.kind();
+    let pause = refused.source_failed.then_some(SOURCE_PAUSE);
+    Unknown {
+        kind,
+        message: refused.error.chain() + &refused.tried,
+        retry_after: refused.error.retry_after().max(pause),
+        is_retryable: kind.is_retryable() || refused.source_failed,
+    }
+}
+
+/// What the failure concerns; nothing where the registry did answer, with a no to this image.
+fn scope(error: &registry::Error) -> Option<Scope> {
+    match error.kind() {
+        FailureKind::RateLimited => {
+            let wait = backoff::wait(FailureKind::RateLimited, 1, error.retry_after());
+            Some(Scope::Registry(wait.max(PAUSE_MIN)))
+        }
+        FailureKind::Unavailable if error.is_unreachable() => Some(Scope::UNREACHABLE),
+        FailureKind::Unavailable | FailureKind::Timeout => Some(Scope::Image),
+        _ => None,
+    }
+}

@@ -1,0 +1,227 @@
+//! Registries and repositories that are asked nothing for now, and why. Pure: the time is passed in.
+//!
+//! One image's failure never keeps another from being asked about: a place is left alone when it cannot be reached, when it says
+//! so, or when several different things of it failed. It never is for ever.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::model::failure::FailureKind;
+use crate::model::reference::Reference;
+use crate::planning::plan::Unknown;
+
+/// How many different repositories of a registry, or images of a repository, have to fail without an answer in between.
+const SEVERAL: usize = 3;
+/// How long a place is left alone, and how long a failure is remembered.
+const PAUSE: Duration = Duration::from_secs(30);
+
+/// What is concerned by a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// Everything that the registry has, for so long.
+    Registry(Duration),
+    /// The image, and others only where several fail.
+    Image,
+}
+
+impl Scope {
+    /// The whole registry, for the usual time.
+    pub(super) const UNREACHABLE: Self = Self::Registry(PAUSE);
+}
+
+/// What has failed lately, by registry and by repository.
+#[derive(Debug, Default)]
+pub(super) struct LeftAlone {
+    places: HashMap<String, Place>,
+}
+
+#[derive(Debug)]
+struct Place {
+    /// What of it failed, at most [`SEVERAL`].
+    failed: Vec<String>,
+    /// Why it is left alone, if it is.
+    why: Option<Unknown>,
+    /// When all of this is forgotten.
+    until: Instant,
+}
+
+impl Place {
+    fn is_limited(&self) -> bool {
+        let kind = self.why.as_ref().map(|unknown| unknown.kind);
+        kind == Some(FailureKind::RateLimited)
+    }
+}
+
+impl LeftAlone {
+    /// Why nothing is to be asked about the image now.
+    pub(super) fn why(&self, image: &Reference, now: Instant) -> Option<&Unknown> {
+        let places = [image.registry().to_owned(), repository(image)];
+        let places = places.iter().filter_map(|name| self.places.get(name));
+        places
+            .filter(|place| place.until > now)
+            .find_map(|place| place.why.as_ref())
+    }
+
+    /// Registries that said that they are asked too much.
+    pub(super) fn rate_limited(&self, now: Instant) -> Vec<String> {
+        let limited = self.places.iter();
+        let limited = limited.filter(|(_, place)| place.until > now && place.is_limited());
+        limited.map(|(registry, _)| registry.clone()).collect()
+    }
+
+    /// The registry has answered a question about the image, if only that there is no such image.
+    pub(super) fn answered(&mut self, image: &Reference) {
+        self.places.remove(&repository(image));
+        // An answer to a question from before takes back no wish to be left alone.
+        if !self
+            .places
+            .get(image.registry())
+            .is_some_and(Place::is_limited)
+        {
+            self.places.remove(image.registry());
+        }
+    }
+
+    /// A question about the image was in vain.
+    pub(super) fn failed(
+        &mut self,
+        image: &Reference,
+        scope: Scope,
+        unknown: &Unknown,
+        now: Instant,
+    ) {
+        self.places.retain(|_, place| place.until > now);
+        let registry = image.registry().to_owned();
+        match scope {
+            Scope::Registry(pause) => {
+                let place = self.place(registry, now + pause);
+                place.why = Some(unknown.clone());
+            }
+            Scope::Image => {
+                let (until, repository) = (now + PAUSE, repository(image));
+                let parts = [
+                    (registry, repository.clone()),
+                    (repository, image.normalized().to_owned()),
+                ];
+                for (place, part) in parts {
+                    self.place(place, until).add(part, unknown);
+                }
+            }
+        }
+    }
+
+    /// The place, remembered until then at least.
+    fn place(&mut self, name: String, until: Instant) -> &mut Place {
+        let place = self.places.entry(name).or_insert(Place {
+            failed: Vec::new(),
+            why: None,
+            until,
+        });
+        place.until = place.until.max(until);
+        place
+    }
+}
+
+impl Place {
+    fn add(&mut self, part: String, unknown: &Unknown) {
+        if self.failed.len() < SEVERAL && !self.failed.contains(&part) {
+            self.failed.push(part);
+        }
+        if self.failed.len() == SEVERAL && self.why.is_none() {
+            self.why = Some(unknown.clone());
+        }
+    }
+}
+
+/// The repository's full name, which is no registry's.
+fn repository(image: &Reference) -> String {
+    format!("{}/{}", image.registry(), image.repository())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(text: &str) -> Reference {
+        Reference::parse(text).unwrap()
+    }
+
+    fn unknown(kind: FailureKind) -> Unknown {
+        Unknown::new(kind, "scripted")
+    }
+
+    /// The given images fail one after the other.
+    fn after(images: &[&str], now: Instant) -> LeftAlone {
+        let mut places = LeftAlone::default();
+        for name in images {
+            let unknown = unknown(FailureKind::Unavailable);
+            places.failed(&image(name), Scope::Image, &unknown, now);
+        }
+        places
+    }
+
+    #[test]
+    fn one_repository_never_silences_registry() {
+        let now = Instant::now();
+        let places = after(&["r.example/a:1", "r.example/a:2", "r.example/b:1"], now);
+        for name in ["r.example/a:3", "r.example/b:1", "r.example/c:1"] {
+            assert_eq!(places.why(&image(name), now), None, "{name}");
+        }
+        // Several tags of it silence the repository alone.
+        let places = after(&["r.example/a:1", "r.example/a:2", "r.example/a:3"], now);
+        assert!(places.why(&image("r.example/a:4"), now).is_some());
+        assert_eq!(places.why(&image("r.example/b:1"), now), None);
+    }
+
+    #[test]
+    fn several_repositories_silence_registry_briefly() {
+        let now = Instant::now();
+        let names = ["r.example/a", "r.example/b", "r.example/c"];
+        let (mut places, next) = (after(&names, now), image("r.example/d"));
+        assert!(places.why(&next, now).is_some());
+        assert_eq!(places.why(&image("s.example/d"), now), None);
+        assert_eq!(places.why(&next, now + PAUSE), None);
+        // An answer takes it all back.
+        places.answered(&image("r.example/e"));
+        assert_eq!(places.why(&next, now), None);
+        places.failed(&next, Scope::Image, &unknown(FailureKind::Unavailable), now);
+        assert_eq!(places.why(&next, now), None);
+    }
+
+    #[test]
+    fn unreachable_registry_is_silenced_at_once() {
+        let now = Instant::now();
+        let (mut places, one) = (LeftAlone::default(), image("r.example/a"));
+        let unknown = unknown(FailureKind::Unavailable);
+        places.failed(&one, Scope::UNREACHABLE, &unknown, now);
+        let next = image("r.example/b");
+        assert_eq!(places.why(&next, now), Some(&unknown));
+        assert_eq!(places.why(&next, now + PAUSE), None);
+        assert!(places.rate_limited(now).is_empty());
+    }
+
+    #[test]
+    fn rate_limit_outlasts_earlier_answers() {
+        let now = Instant::now();
+        let (mut places, one) = (LeftAlone::default(), image("r.example/a"));
+        let minute = Duration::from_secs(60);
+        let unknown = unknown(FailureKind::RateLimited);
+        places.failed(&one, Scope::Registry(minute), &unknown, now);
+        places.answered(&one);
+        assert_eq!(places.rate_limited(now), ["r.example"]);
+        assert!(places.rate_limited(now + minute).is_empty());
+        assert_eq!(places.why(&one, now + minute), None);
+    }
+
+    #[test]
+    fn forgotten_places_take_no_memory() {
+        let now = Instant::now();
+        let mut places = after(&["r.example/a", "s.example/a"], now);
+        let unknown = unknown(FailureKind::Unavailable);
+        let later = now + PAUSE;
+        places.failed(&image("t.example/a"), Scope::UNREACHABLE, &unknown, later);
+        assert_eq!(places.places.len(), 1);
+    }
+}

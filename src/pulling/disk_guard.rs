@@ -1,0 +1,133 @@
+//! The disk budget while a plan is run: asks the runtime before each pull what its store holds now, since the kubelet and
+//! others fill it too, and registries what an image weighs whose size planning could not find out.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+use tracing::warn;
+
+use crate::model::failure::FailureKind;
+use crate::model::image_size::Size;
+use crate::model::reference::Reference;
+use crate::model::text::sanitize;
+use crate::planning::disk_budget::DiskBudget;
+use crate::planning::plan::{size_unknown, too_large};
+use crate::planning::registry_probe::RegistryProbe;
+use crate::runtime::image_service::{ImageService, RuntimeError};
+
+/// The room that is left for the pulls of one run.
+pub(crate) struct Store<'a> {
+    room: Option<Mutex<DiskBudget>>,
+    probe: Option<&'a RegistryProbe<'a>>,
+    /// Sizes that were asked for, of images that are not done with.
+    sizes: Mutex<HashMap<usize, Size>>,
+    /// Something has come, or does not come after all.
+    changed: Notify,
+}
+
+/// Why an image is not admitted.
+pub(crate) enum Denied {
+    /// It does not fit, and nothing that is under way can change that.
+    Short(String),
+    /// What it weighs could not be found out; this is what the attempt ended in.
+    SizeUnknown(RuntimeError),
+}
+
+impl<'a> Store<'a> {
+    /// With a budget where there is room.
+    pub(crate) fn new(room: Option<DiskBudget>, probe: Option<&'a RegistryProbe<'a>>) -> Self {
+        Self {
+            room: room.map(Mutex::new),
+            probe,
+            sizes: Mutex::default(),
+            changed: Notify::new(),
+        }
+    }
+
+    /// Whether the image may be pulled now; `None` where that depends on what becomes of those under way.
+    ///
+    /// # Errors
+    /// See [`Denied`].
+    pub(crate) async fn admit(
+        &self,
+        service: &impl ImageService,
+        number: usize,
+        image: &Reference,
+        size: Option<&Size>,
+    ) -> Option<Result<(), Denied>> {
+        let Some(room) = &self.room else {
+            return Some(Ok(()));
+        };
+        if lock(room).is_promised(number) {
+            return Some(Ok(()));
+        }
+        let size = match size {
+            Some(size) => size.clone(),
+            None => match self.size(number, image).await {
+                Ok(size) => size,
+                Err(error) => return Some(Err(Denied::SizeUnknown(error))),
+            },
+        };
+        let usage = service.usage().await;
+        let mut room = lock(room);
+        match usage {
+            Ok(usage) => room.observe(usage),
+            Err(error) => warn!(
+                "failed to ask the runtime what its store holds, going on by our own count: {}",
+                sanitize(&error.message)
+            ),
+        }
+        match room.promise(number, &size) {
+            Ok(_) => Some(Ok(())),
+            Err(short) if room.is_still() => {
+                Some(Err(Denied::Short(too_large(short, room.budget()))))
+            }
+            Err(_) => None,
+        }
+    }
+
+    /// What an image weighs whose size planning could not find out.
+    async fn size(&self, number: usize, image: &Reference) -> Result<Size, RuntimeError> {
+        let known = lock(&self.sizes).get(&number).cloned();
+        if let Some(size) = known {
+            return Ok(size);
+        }
+        let Some(probe) = self.probe else {
+            let why = size_unknown("nobody was asked");
+            return Err(RuntimeError::new(FailureKind::Other, why));
+        };
+        let size = probe.size(image).await.map_err(|unknown| RuntimeError {
+            message: size_unknown(&unknown.message),
+            retry_after: unknown.retry_after,
+            source_failed: unknown.is_retryable,
+            ..RuntimeError::new(unknown.kind, "")
+        })?;
+        lock(&self.sizes).insert(number, size.clone());
+        Ok(size)
+    }
+
+    /// Resolves at the next change after it was enabled.
+    pub(crate) fn change(&self) -> Notified<'_> {
+        self.changed.notified()
+    }
+
+    /// The image has come, or not.
+    pub(crate) fn ended(&self, number: usize, came: bool) {
+        if let Some(room) = &self.room {
+            let mut room = lock(room);
+            if came {
+                room.kept(number);
+            } else {
+                room.broken(number);
+            }
+            lock(&self.sizes).remove(&number);
+            self.changed.notify_waiters();
+        }
+    }
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}

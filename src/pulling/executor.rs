@@ -1,0 +1,467 @@
+//! Runs a plan on a runtime: so many at once, each attempt within its time, again where that can help, until the
+//! deadline or until it is told to stop. Emits events while it runs.
+//!
+//! It decides nothing but retries, and keeps the disk budget, of which others on the node may have used more since the plan
+//! was made. It knows no concrete runtime and no Kubernetes.
+
+use crate::retry::backoff;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::credentials::keyring::{Keyring, SOURCE_PAUSE};
+use crate::credentials::secret::Credential;
+use crate::model::failure::FailureKind;
+use crate::model::outcome::Reason;
+use crate::model::outcome::{ImageReport, Outcome};
+use crate::model::reference::Reference;
+use crate::model::stored_image::StoredImage;
+use crate::model::text::size;
+use crate::planning::disk_budget::on_disk;
+use crate::planning::plan::{Plan, PlannedImage, Step};
+use crate::planning::registry_probe::RegistryProbe;
+use crate::runtime::image_service::{ImageService, Progress, RuntimeError};
+
+use crate::pulling::disk_guard::{Denied, Store};
+use crate::pulling::outage::Outage;
+use crate::pulling::queue::{Limits, Queue};
+
+/// A registry counts as hanging that sends nothing for so long.
+const QUIET: Duration = Duration::from_secs(10);
+/// The same where that does not show: the runtime unpacks what came, or does not tell what comes.
+const QUIET_UNTOLD: Duration = Duration::from_secs(60);
+
+/// How long a registry may take to say how much room an image wanted for which there was none.
+const NEEDED_LIMIT: Duration = Duration::from_secs(5);
+
+/// How a plan is run.
+#[derive(Clone)]
+pub struct Options<'a> {
+    /// Pulls at once; at least 1.
+    pub concurrency: usize,
+    /// Pulls at once from one registry; at least 1.
+    pub registry_concurrency: usize,
+    /// The time limit of one attempt at one image.
+    pub pull_timeout: Duration,
+    /// When all has to be done.
+    pub deadline: Option<Instant>,
+    /// Further attempts after a retryable failure.
+    pub retries: u32,
+    /// Whom to ask what an image weighs for which there was no space.
+    pub probe: Option<&'a RegistryProbe<'a>>,
+}
+
+/// What happens while a plan is run.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// An attempt at an image begins.
+    Started {
+        /// The image's place in the plan.
+        index: usize,
+        /// The image as written.
+        image: &'a str,
+        /// 1 for the first attempt.
+        attempt: u32,
+        /// How far the pull has come, to be read at any time.
+        progress: Arc<Progress>,
+    },
+    /// An attempt failed, and there will be another.
+    Retrying {
+        /// The image's place in the plan.
+        index: usize,
+        /// The image as written.
+        image: &'a str,
+        /// The attempt that failed.
+        attempt: u32,
+        /// Why it failed.
+        error: &'a RuntimeError,
+        /// How long until the next attempt.
+        wait: Duration,
+    },
+    /// An image is done with, one way or the other.
+    Finished {
+        /// The image's place in the plan.
+        index: usize,
+        /// What became of it.
+        report: &'a ImageReport,
+    },
+}
+
+/// Why a run ended before every image was tried.
+#[derive(Debug, Clone, Copy)]
+enum Halt {
+    Told,
+    Deadline,
+    /// For the image of this place in the plan.
+    NoSpace(usize),
+}
+
+/// Has the runtime pull what the plan says, and tells what became of each image of it, in the plan's order.
+///
+/// One image's failure is a value in its report and never ends the run; only `no_space`, the deadline and `stop` do.
+/// Pulls that are under way then are cancelled.
+pub async fn execute<S: ImageService>(
+    plan: &Plan,
+    service: &S,
+    keyring: &Keyring,
+    options: &Options<'_>,
+    stop: &CancellationToken,
+    observe: &(impl Fn(Event<'_>) + Sync),
+) -> Vec<ImageReport> {
+    let run = Run {
+        service,
+        keyring,
+        options,
+        observe,
+        queue: Queue::new(Limits {
+            at_once: options.concurrency.max(1),
+            of_one: options.registry_concurrency.max(1),
+            quiet: if service.tells_progress() {
+                QUIET
+            } else {
+                QUIET_UNTOLD
+            },
+            unpacking: QUIET_UNTOLD,
+        }),
+        outage: Outage::default(),
+        store: Store::new(plan.room().cloned(), options.probe),
+    };
+    // A registry that was asked too much before the first pull is one pull's concern as much as the next one's.
+    for registry in options.probe.iter().flat_map(|i| i.rate_limited()) {
+        let wait = backoff::wait(FailureKind::RateLimited, 1, None);
+        run.queue.hold(&registry, wait);
+    }
+    let states: Vec<State> = plan.images().iter().map(|_| State::default()).collect();
+    let mut reports: Vec<Option<ImageReport>> = plan.images().iter().map(without_pull).collect();
+    let mut pulls: FuturesUnordered<_> = plan
+        .images()
+        .iter()
+        .enumerate()
+        .filter_map(|(index, image)| match &image.step {
+            Step::Pull(reference) => Some(run.image(index, image, reference, &states[index])),
+            _ => None,
+        })
+        .collect();
+    let mut starting = pin!(run.queue.run());
+    let halt = loop {
+        let next = tokio::select! {
+            biased;
+            () = stop.cancelled() => break Some(Halt::Told),
+            () = until(options.deadline) => break Some(Halt::Deadline),
+            next = pulls.next() => next,
+            never = &mut starting => match never {},
+        };
+        let Some((index, report)) = next else {
+            break None;
+        };
+        if report.reason == Some(Reason::Failure(FailureKind::NoSpace)) {
+            reports[index] = Some(report);
+            break Some(Halt::NoSpace(index));
+        }
+        observe(Event::Finished {
+            index,
+            report: &report,
+        });
+        reports[index] = Some(report);
+    };
+    drop(pulls);
+    let (kind, why) = match halt {
+        Some(Halt::Deadline) => (
+            FailureKind::Timeout,
+            "not done by the deadline of the run".to_owned(),
+        ),
+        Some(Halt::NoSpace(index)) => {
+            // Pulling is over by now, so that this takes its time from nobody.
+            let needed = tokio::select! {
+                () = stop.cancelled() => String::new(),
+                () = until(options.deadline) => String::new(),
+                needed = run.needed(&plan.images()[index]) => needed,
+            };
+            let full = reports[index].as_mut();
+            let message = full.map_or(String::new(), |report| {
+                report.message.get_or_insert_default().push_str(&needed);
+                observe(Event::Finished { index, report });
+                report.message.clone().unwrap_or_default()
+            });
+            let image = &plan.images()[index].image;
+            (
+                FailureKind::NoSpace,
+                format!("the run ended because there was no space left for {image}: {message}"),
+            )
+        }
+        Some(Halt::Told) | None => (
+            FailureKind::Other,
+            "the run was interrupted before the image was there".to_owned(),
+        ),
+    };
+    let unfinished = |(index, report): (usize, Option<ImageReport>)| {
+        report.unwrap_or_else(|| {
+            let image = &plan.images()[index];
+            let report = states[index].halted(image, kind, &why);
+            observe(Event::Finished {
+                index,
+                report: &report,
+            });
+            report
+        })
+    };
+    reports.into_iter().enumerate().map(unfinished).collect()
+}
+
+/// The report of an image that is not to be pulled; `None` for one that is.
+fn without_pull(image: &PlannedImage) -> Option<ImageReport> {
+    match &image.step {
+        Step::Pull(_) => None,
+        Step::Present(stored) => Some(image.report(Outcome::Present).stored((**stored).clone())),
+        Step::Skip(reason, message) => {
+            let outcome = match reason {
+                Reason::Failure(_) => Outcome::Failed,
+                _ => Outcome::Skipped,
+            };
+            Some(image.report(outcome).because(*reason, message.clone()))
+        }
+    }
+}
+
+pub(crate) async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What is known of an image's pull from outside, for when it is cut off.
+#[derive(Default)]
+struct State {
+    attempts: AtomicU32,
+    started: OnceLock<Instant>,
+    last_error: Mutex<Option<RuntimeError>>,
+}
+
+impl State {
+    fn begin(&self) -> u32 {
+        self.started.get_or_init(Instant::now);
+        self.attempts.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    fn report(&self, image: &PlannedImage, outcome: Outcome) -> ImageReport {
+        let mut report = image.report(outcome);
+        report.attempts = self.attempts.load(Ordering::Relaxed);
+        report.seconds = self.started.get().map(|s| s.elapsed().as_secs_f64());
+        report
+    }
+
+    /// The report of an image that was cut off, and why it was.
+    fn halted(&self, image: &PlannedImage, kind: FailureKind, why: &str) -> ImageReport {
+        let report = self.report(image, Outcome::Failed);
+        let mut message = why.to_owned();
+        let last = self
+            .last_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(error) = last.as_ref() {
+            message = format!("{message}; the last attempt failed: {error}");
+        }
+        report.because(Reason::Failure(kind), message)
+    }
+}
+
+/// An image that came, and the credential that it took.
+type Pulled = (StoredImage, Option<Credential>);
+
+/// What all pulls of one run share.
+struct Run<'a, S, O> {
+    service: &'a S,
+    keyring: &'a Keyring,
+    options: &'a Options<'a>,
+    observe: &'a O,
+    queue: Queue,
+    outage: Outage,
+    store: Store<'a>,
+}
+
+/// What an attempt came to.
+enum Attempt {
+    /// None was made, since the image does not fit.
+    Skipped(String),
+    /// The attempt of this number ended.
+    Ended(u32, Result<Pulled, RuntimeError>),
+}
+
+impl<S: ImageService, O: Fn(Event<'_>) + Sync> Run<'_, S, O> {
+    /// Attempts one image until it is there or no further attempt makes sense.
+    async fn image(
+        &self,
+        index: usize,
+        image: &PlannedImage,
+        reference: &Reference,
+        state: &State,
+    ) -> (usize, ImageReport) {
+        let report = self.until_done(index, image, reference, state).await;
+        self.store.ended(index, report.outcome == Outcome::Pulled);
+        (index, report)
+    }
+
+    async fn until_done(
+        &self,
+        index: usize,
+        image: &PlannedImage,
+        reference: &Reference,
+        state: &State,
+    ) -> ImageReport {
+        loop {
+            let (attempt, result) = match self.attempt(index, image, reference, state).await {
+                Attempt::Ended(attempt, result) => (attempt, result),
+                Attempt::Skipped(message) => {
+                    return image
+                        .report(Outcome::Skipped)
+                        .because(Reason::DiskBudget, message);
+                }
+            };
+            let error = match result {
+                Ok((stored, credential)) => {
+                    let mut report = state.report(image, Outcome::Pulled).stored(stored);
+                    report.credential = credential.map(|c| c.source.to_string());
+                    return report;
+                }
+                Err(error) => error,
+            };
+            if !error.is_retryable() || attempt > self.options.retries {
+                return state
+                    .report(image, Outcome::Failed)
+                    .because(Reason::Failure(error.kind), error.message);
+            }
+            let wait = backoff::wait(error.kind, attempt, error.retry_after);
+            if error.kind == FailureKind::RateLimited {
+                self.queue.hold(reference.registry(), wait);
+            }
+            if error.kind == FailureKind::Unavailable {
+                self.outage.suspect();
+            }
+            (self.observe)(Event::Retrying {
+                index,
+                image: &image.image,
+                attempt,
+                error: &error,
+                wait,
+            });
+            *state
+                .last_error
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = Some(error);
+            // Waiting takes no permit: the other images go on.
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// How much room an image wanted for which there was none, for the end of a message.
+    async fn needed(&self, image: &PlannedImage) -> String {
+        let asked = match (image.size(), &image.step, self.options.probe) {
+            (Some(size), _, _) => Ok(size.clone()),
+            (None, Step::Pull(reference), Some(probe)) => {
+                let asked = tokio::time::timeout(NEEDED_LIMIT, probe.size(reference)).await;
+                asked.map_or_else(
+                    |_| {
+                        Err(format!(
+                            "{} did not answer within {} s",
+                            reference.registry(),
+                            NEEDED_LIMIT.as_secs()
+                        ))
+                    },
+                    |size| size.map_err(|unknown| unknown.message),
+                )
+            }
+            _ => Err("nobody was asked".to_owned()),
+        };
+        match asked {
+            Ok(known) => {
+                let bytes = on_disk(&known, self.service.layer_storage());
+                format!("; the image needs about {} on disk", size(bytes))
+            }
+            Err(why) => format!("; how much the image needs is not known: {why}"),
+        }
+    }
+
+    async fn attempt(
+        &self,
+        index: usize,
+        image: &PlannedImage,
+        reference: &Reference,
+        state: &State,
+    ) -> Attempt {
+        let registry = reference.registry();
+        let progress = Arc::new(Progress::default());
+        let _slot = loop {
+            let slot = self.queue.slot(index, registry, &progress).await;
+            self.outage.over(self.service, reference).await;
+            let mut change = pin!(self.store.change());
+            change.as_mut().enable();
+            let admit = self
+                .store
+                .admit(self.service, index, reference, image.size());
+            match admit.await {
+                Some(Ok(())) => break slot,
+                Some(Err(Denied::Short(message))) => return Attempt::Skipped(message),
+                Some(Err(Denied::SizeUnknown(error))) => {
+                    return Attempt::Ended(state.begin(), Err(error));
+                }
+                None => {
+                    drop(slot);
+                    change.await;
+                }
+            }
+        };
+        let attempt = state.begin();
+        (self.observe)(Event::Started {
+            index,
+            image: &image.image,
+            attempt,
+            progress: Arc::clone(&progress),
+        });
+        let limit = self.options.pull_timeout;
+        let pull = self.with_each_credential(reference, &progress);
+        let result = match tokio::time::timeout(limit, pull).await {
+            Ok(result) => result,
+            Err(_) => Err(RuntimeError::new(
+                FailureKind::Timeout,
+                format!(
+                    "not done within {} (--pull-timeout)",
+                    humantime::format_duration(limit)
+                ),
+            )),
+        };
+        Attempt::Ended(attempt, result)
+    }
+
+    async fn with_each_credential(
+        &self,
+        reference: &Reference,
+        progress: &Progress,
+    ) -> Result<Pulled, RuntimeError> {
+        let pull = async |credential: Option<&Credential>| {
+            self.service.pull(reference, credential, progress).await
+        };
+        let kind = |error: &RuntimeError| error.kind;
+        let pulled = self
+            .keyring
+            .with_each_until(reference, kind, || progress.came(), pull);
+        pulled.await.map_err(|refused| {
+            let pause = refused.source_failed.then_some(SOURCE_PAUSE);
+            RuntimeError {
+                message: refused.error.message.clone() + &refused.tried,
+                retry_after: refused.error.retry_after.max(pause),
+                source_failed: refused.source_failed,
+                ..refused.error
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,422 @@
+//! Retry, hold-back and halting, on a paused clock with a scripted service. How real runtimes behave is the
+//! integration tests' matter.
+
+use std::collections::HashMap;
+use std::sync::atomic::AtomicUsize;
+
+use super::*;
+use crate::model::candidate::Candidate;
+use crate::model::image_size::{LayerStorage, Size, Usage};
+use crate::planning::disk_budget::DiskBudget;
+use crate::planning::plan::{Facts, Policy, select};
+use crate::runtime::image_service::RuntimeInfo;
+
+mod schedule;
+
+/// What a pull of an image does, attempt after attempt; the last one is repeated.
+type Script = HashMap<&'static str, Vec<Answer>>;
+
+#[derive(Clone)]
+enum Answer {
+    Pulled,
+    Fails(FailureKind),
+    Hangs,
+    /// Sends something every second, for so many seconds, and is pulled.
+    Trickles(u64),
+    /// Fails after bytes came.
+    Breaks(FailureKind),
+}
+
+struct Scripted {
+    info: RuntimeInfo,
+    /// When nobody answers.
+    away: Option<std::ops::Range<Instant>>,
+    script: Script,
+    attempts: Mutex<HashMap<String, Vec<Instant>>>,
+    running: AtomicUsize,
+    most: AtomicUsize,
+    /// What the store is said to hold, one answer after the other; the last one is repeated.
+    usage: Vec<u64>,
+    asked: AtomicUsize,
+}
+
+impl ImageService for Scripted {
+    fn info(&self) -> &RuntimeInfo {
+        &self.info
+    }
+
+    async fn status(&self, _: &Reference) -> Result<Option<StoredImage>, RuntimeError> {
+        self.answers()?;
+        Ok(None)
+    }
+
+    async fn pull(
+        &self,
+        image: &Reference,
+        _: Option<&Credential>,
+        progress: &Progress,
+    ) -> Result<StoredImage, RuntimeError> {
+        let attempt = {
+            let mut attempts = self.attempts.lock().expect("lock");
+            let seen = attempts.entry(image.as_written().to_owned()).or_default();
+            seen.push(Instant::now());
+            seen.len()
+        };
+        let running = self.running.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(running, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let answers = &self.script[image.as_written()];
+        let answer = answers.get(attempt - 1).or(answers.last()).expect("script");
+        if matches!(answer, Answer::Hangs) {
+            std::future::pending::<()>().await;
+        }
+        if let Answer::Trickles(seconds) = answer {
+            for second in 1..=*seconds {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                progress.set(second, *seconds);
+            }
+        }
+        self.running.fetch_sub(1, Ordering::SeqCst);
+        self.answers()?;
+        if let Answer::Breaks(_) = answer {
+            progress.set_came();
+        }
+        match answer {
+            Answer::Breaks(kind) | Answer::Fails(kind) => {
+                Err(RuntimeError::new(*kind, format!("scripted {kind}")))
+            }
+            _ => Ok(StoredImage::default()),
+        }
+    }
+
+    fn tells_progress(&self) -> bool {
+        true
+    }
+
+    fn layer_storage(&self) -> LayerStorage {
+        LayerStorage::Packed
+    }
+
+    async fn usage(&self) -> Result<Usage, RuntimeError> {
+        let asked = self.asked.fetch_add(1, Ordering::SeqCst);
+        let told = self.usage.get(asked).or(self.usage.last());
+        let Some(bytes) = told.filter(|bytes| **bytes != SILENT) else {
+            return Err(RuntimeError::new(FailureKind::Timeout, "scripted"));
+        };
+        Ok(Usage {
+            bytes: *bytes,
+            ..Usage::default()
+        })
+    }
+}
+
+impl Scripted {
+    fn answers(&self) -> Result<(), RuntimeError> {
+        match &self.away {
+            Some(away) if away.contains(&Instant::now()) => {
+                let message = "scripted: the runtime is away";
+                Err(RuntimeError::new(FailureKind::Unavailable, message))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A usage that the service does not tell.
+const SILENT: u64 = u64::MAX;
+
+fn options() -> Options<'static> {
+    Options {
+        concurrency: 2,
+        registry_concurrency: 2,
+        probe: None,
+        pull_timeout: Duration::from_secs(60),
+        deadline: None,
+        retries: 2,
+    }
+}
+
+/// Runs the script to its end; gives `image outcome reason attempts` a line, and the service.
+async fn check(
+    script: &[(&'static str, &[Answer])],
+    options: &Options<'_>,
+    stop: &CancellationToken,
+) -> (Vec<String>, Scripted) {
+    let service = scripted(script, &[]);
+    let candidates = script.iter().map(|(i, _)| Candidate::listed(*i)).collect();
+    let plan = select(candidates, &Policy::default()).against(Facts::default());
+    let reports = execute(&plan, &service, &Keyring::default(), options, stop, &|_| {}).await;
+    (lines(&reports), service)
+}
+
+/// The same with a service and a keyring of the test's own.
+async fn run(
+    service: &Scripted,
+    script: &[(&'static str, &[Answer])],
+    options: &Options<'_>,
+    keyring: &Keyring,
+) -> Vec<String> {
+    let candidates = script.iter().map(|(i, _)| Candidate::listed(*i)).collect();
+    let plan = select(candidates, &Policy::default()).against(Facts::default());
+    let stop = CancellationToken::new();
+    lines(&execute(&plan, service, keyring, options, &stop, &|_| {}).await)
+}
+
+fn lines(reports: &[ImageReport]) -> Vec<String> {
+    let line = |r: &ImageReport| {
+        let reason = r.reason.map_or("-", |r| r.as_str());
+        format!("{} {} {reason} {}", r.image, r.outcome.as_str(), r.attempts)
+    };
+    reports.iter().map(line).collect()
+}
+
+fn scripted(script: &[(&'static str, &[Answer])], usage: &[u64]) -> Scripted {
+    Scripted {
+        info: RuntimeInfo {
+            name: "scripted".to_owned(),
+            version: "1".to_owned(),
+            endpoint: String::new(),
+        },
+        away: None,
+        script: script.iter().map(|(i, a)| (*i, a.to_vec())).collect(),
+        attempts: Mutex::default(),
+        running: AtomicUsize::new(0),
+        most: AtomicUsize::new(0),
+        usage: usage.to_vec(),
+        asked: AtomicUsize::new(0),
+    }
+}
+
+/// Runs images of these sizes with a budget of 100 bytes, in a store that says at first that it holds nothing.
+async fn with_budget(
+    script: &[(&'static str, &[Answer])],
+    sizes: &[u64],
+    usage: &[u64],
+) -> (Vec<ImageReport>, Scripted) {
+    let service = scripted(script, usage);
+    let candidates = script.iter().map(|(i, _)| Candidate::listed(*i)).collect();
+    let named = script
+        .iter()
+        .map(|(i, _)| Reference::parse(i).unwrap().normalized().to_owned());
+    let facts = Facts {
+        sizes: named
+            .zip(sizes)
+            .map(|(n, s)| (n, Ok(Size::Packed(*s))))
+            .collect(),
+        room: Some(DiskBudget::new(100, LayerStorage::Packed, Usage::default())),
+        ..Facts::default()
+    };
+    let plan = select(candidates, &Policy::default()).against(facts);
+    let stop = CancellationToken::new();
+    let keyring = Keyring::default();
+    let reports = execute(&plan, &service, &keyring, &options(), &stop, &|_| {}).await;
+    (reports, service)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_put_into_the_store_counts_against_the_budget() {
+    let pulled: &[Answer] = &[Answer::Pulled];
+    let script = [("a", pulled), ("b", pulled), ("c", pulled)];
+    let check = async |usage: &[u64]| lines(&with_budget(&script, &[30, 40, 10], usage).await.0);
+    // As the plan says; a store that counts late, or says nothing, changes nothing.
+    for usage in [&[0][..], &[0, 30, 70], &[0, 0, 0], &[SILENT]] {
+        assert_eq!(
+            check(usage).await,
+            ["a pulled - 1", "b pulled - 1", "c pulled - 1"],
+            "{usage:?}"
+        );
+    }
+    // `b` does not fit any more; a smaller one behind it does.
+    assert_eq!(
+        check(&[0, 65]).await,
+        ["a pulled - 1", "b skipped disk_budget 0", "c pulled - 1"]
+    );
+    assert_eq!(
+        check(&[95]).await,
+        [
+            "a skipped disk_budget 0",
+            "b skipped disk_budget 0",
+            "c skipped disk_budget 0"
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_whose_place_depends_on_others_waits_for_them() {
+    // While `a` is under way the store counts half of it, so `b` would not fit beside its promise; then it does.
+    let pulled: &[Answer] = &[Answer::Pulled];
+    let (reports, service) =
+        with_budget(&[("a", pulled), ("b", pulled)], &[60, 40], &[0, 30, 60]).await;
+    assert_eq!(lines(&reports), ["a pulled - 1", "b pulled - 1"]);
+    assert_eq!(service.most.load(Ordering::SeqCst), 1);
+    // What does not come leaves its room to the next.
+    let fails: &[Answer] = &[Answer::Fails(FailureKind::NotFound)];
+    let (reports, _) = with_budget(&[("a", fails), ("b", pulled)], &[60, 40], &[0, 30, 60]).await;
+    assert_eq!(lines(&reports), ["a failed not_found 1", "b pulled - 1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_space_says_how_much_was_needed() {
+    let full: &[Answer] = &[Answer::Fails(FailureKind::NoSpace)];
+    let (reports, _) = with_budget(&[("a", full)], &[90_000_000], &[0]).await;
+    assert_eq!(lines(&reports), ["a skipped disk_budget 0"]);
+    let (reports, _) = with_budget(&[("a", full)], &[90], &[0]).await;
+    let message = reports[0].message.clone().unwrap();
+    assert_eq!(
+        message,
+        "scripted no_space; the image needs about 90 B on disk"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_registry_gets_no_more_than_its_share() {
+    let pulled: &[Answer] = &[Answer::Pulled];
+    let images = ["quay.io/a", "quay.io/b", "quay.io/c", "x.io/d", "x.io/e"];
+    let script = images.map(|i| (i, pulled));
+    let mut options = options();
+    options.concurrency = 4;
+    options.registry_concurrency = 1;
+    let (_, service) = check(&script, &options, &CancellationToken::new()).await;
+    assert_eq!(service.most.load(Ordering::SeqCst), 2);
+    let attempts = service.attempts.lock().expect("lock");
+    let mut begun: Vec<_> = images[..3].iter().map(|i| attempts[*i][0]).collect();
+    begun.sort();
+    assert!(begun.windows(2).all(|w| w[0] < w[1]), "{begun:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_can_help_is_tried_again_and_one_failure_is_no_others() {
+    use Answer::{Fails, Pulled};
+    let (lines, service) = check(
+        &[
+            ("a", &[Fails(FailureKind::Unavailable), Pulled]),
+            ("b", &[Fails(FailureKind::NotFound)]),
+            ("c", &[Fails(FailureKind::Other)]),
+            ("d", &[Pulled]),
+        ],
+        &options(),
+        &CancellationToken::new(),
+    )
+    .await;
+    assert_eq!(
+        lines,
+        [
+            "a pulled - 2",
+            "b failed not_found 1",
+            "c failed other 3",
+            "d pulled - 1"
+        ]
+    );
+    assert_eq!(service.most.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_limited_registry_is_left_alone_and_others_are_not() {
+    use Answer::{Fails, Pulled};
+    let (lines, service) = check(
+        &[
+            ("quay.io/a", &[Fails(FailureKind::RateLimited), Pulled]),
+            ("quay.io/b", &[Fails(FailureKind::RateLimited), Pulled]),
+            ("quay.io/c", &[Pulled]),
+            ("x.io/d", &[Pulled]),
+        ],
+        &options(),
+        &CancellationToken::new(),
+    )
+    .await;
+    assert_eq!(
+        lines,
+        [
+            "quay.io/a pulled - 2",
+            "quay.io/b pulled - 2",
+            "quay.io/c pulled - 1",
+            "x.io/d pulled - 1"
+        ]
+    );
+    let attempts = service.attempts.lock().expect("lock");
+    // Both limits were answered before `c` had its turn: `c` waits as long as the first two.
+    let held = attempts["quay.io/a"][1].max(attempts["quay.io/b"][1]);
+    assert!(attempts["quay.io/c"][0] + Duration::from_millis(50) >= held);
+    assert!(attempts["x.io/d"][0] < held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_has_its_time_and_the_run_its_deadline() {
+    let mut options = options();
+    options.pull_timeout = Duration::from_secs(5);
+    options.retries = 0;
+    let (lines, _) = check(
+        &[("a", &[Answer::Hangs]), ("b", &[Answer::Pulled])],
+        &options,
+        &CancellationToken::new(),
+    )
+    .await;
+    assert_eq!(lines, ["a failed timeout 1", "b pulled - 1"]);
+
+    options.pull_timeout = Duration::from_secs(3600);
+    options.deadline = Some(Instant::now() + Duration::from_secs(60));
+    options.concurrency = 1;
+    let (lines, _) = check(
+        &[("a", &[Answer::Hangs]), ("b", &[Answer::Pulled])],
+        &options,
+        &CancellationToken::new(),
+    )
+    .await;
+    assert_eq!(lines, ["a failed timeout 1", "b failed timeout 0"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_disk_ends_the_run() {
+    use Answer::{Fails, Hangs, Pulled};
+    let mut options = options();
+    options.concurrency = 1;
+    let (lines, _) = check(
+        &[
+            ("a", &[Pulled]),
+            ("b", &[Fails(FailureKind::NoSpace)]),
+            ("c", &[Hangs]),
+        ],
+        &options,
+        &CancellationToken::new(),
+    )
+    .await;
+    assert_eq!(
+        lines,
+        ["a pulled - 1", "b failed no_space 1", "c failed no_space 0"]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_is_told_to_stop_stops_and_says_so() {
+    let stop = CancellationToken::new();
+    let later = stop.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        later.cancel();
+    });
+    let (lines, _) = check(
+        &[("a", &[Answer::Hangs]), ("b", &[Answer::Pulled])],
+        &options(),
+        &stop,
+    )
+    .await;
+    assert_eq!(lines, ["a failed other 1", "b pulled - 1"]);
+}
+
+#[test]
+fn waits_grow_with_the_attempts_and_honour_the_registry() {
+    let longest = |kind, attempt| {
+        (0..200)
+            .map(|_| backoff::wait(kind, attempt, None))
+            .max()
+            .expect("200")
+    };
+    assert!(longest(FailureKind::Other, 1) <= Duration::from_secs(1));
+    assert!(longest(FailureKind::Other, 50) <= Duration::from_secs(30));
+    assert!(longest(FailureKind::RateLimited, 1) > longest(FailureKind::Unavailable, 1));
+    let wish = Duration::from_secs(20);
+    assert!(backoff::wait(FailureKind::RateLimited, 1, Some(wish)) >= wish);
+    assert!(
+        backoff::wait(FailureKind::RateLimited, 1, Some(Duration::MAX)) < Duration::from_secs(700)
+    );
+}

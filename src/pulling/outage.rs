@@ -1,0 +1,80 @@
+//! A runtime that is away for a while, such as for its own restart: no attempt is spent on it before it answers again.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::warn;
+
+use crate::model::failure::FailureKind;
+use crate::model::reference::Reference;
+use crate::model::text::sanitize;
+use crate::runtime::image_service::ImageService;
+
+/// How long one outage is waited out in all; then attempts are made all the same, and say what is wrong.
+const LONGEST: Duration = Duration::from_secs(45);
+const POLL: Duration = Duration::from_millis(500);
+
+/// Since when it is in doubt that the runtime answers.
+#[derive(Default)]
+pub(crate) struct Outage(Mutex<Option<Doubt>>);
+
+#[derive(Clone, Copy)]
+struct Doubt {
+    since: Instant,
+    told: bool,
+}
+
+impl Outage {
+    /// An attempt ended as one does whose runtime goes away, or whose registry cannot be reached.
+    pub(crate) fn suspect(&self) {
+        self.lock().get_or_insert(Doubt {
+            since: Instant::now(),
+            told: false,
+        });
+    }
+
+    /// Waits until the runtime answers a question, for as long as an outage is waited out; asks nothing where there is no doubt.
+    pub(crate) async fn over(&self, service: &impl ImageService, image: &Reference) {
+        while let Some(since) = self.since() {
+            let error = match service.status(image).await {
+                Err(error) if is_silence(error.kind) => error,
+                // It answers, whatever it says.
+                _ => {
+                    *self.lock() = None;
+                    return;
+                }
+            };
+            if since.elapsed() >= LONGEST {
+                return;
+            }
+            if self.is_news() {
+                warn!(
+                    "the container runtime does not answer, waiting for it up to {}: {}",
+                    humantime::format_duration(LONGEST),
+                    sanitize(&error.message)
+                );
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    fn since(&self) -> Option<Instant> {
+        self.lock().map(|doubt| doubt.since)
+    }
+
+    /// Whether nobody was told of this outage before.
+    fn is_news(&self) -> bool {
+        let mut doubt = self.lock();
+        let told = doubt.as_mut().map(|doubt| &mut doubt.told);
+        told.is_some_and(|told| !std::mem::replace(told, true))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Doubt>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_silence(kind: FailureKind) -> bool {
+    matches!(kind, FailureKind::Unavailable | FailureKind::Timeout)
+}

@@ -1,0 +1,166 @@
+//! Lets lookups that come at the same time share one run of a program.
+//!
+//! Memory is bounded by a fixed number of lanes; two registries that fall into one wait for each other, no more.
+
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+const LANES: usize = 16;
+/// The longest that a failure is kept: whoever asks again later has the program run again.
+pub(crate) const FAILURE_KEPT_MAX: Duration = Duration::from_secs(5);
+
+/// What runs share.
+pub(crate) struct SingleFlight<T> {
+    lanes: [Mutex<Option<Landed<T>>>; LANES],
+    hasher: RandomState,
+}
+
+/// A run that is over.
+struct Landed<T> {
+    registry: String,
+    key: String,
+    outcome: Result<T, String>,
+    ended: Instant,
+    keep: Duration,
+}
+
+impl<T> Default for SingleFlight<T> {
+    fn default() -> Self {
+        Self {
+            lanes: std::array::from_fn(|_| Mutex::new(None)),
+            hasher: RandomState::new(),
+        }
+    }
+}
+
+impl<T: Clone> SingleFlight<T> {
+    /// What `run` gives for the key, or gave to another lookup that this one waited for, or `cached`.
+    ///
+    /// Runs for one registry come one after the other, because the first may fill the cache for the rest. What went well is
+    /// kept for `keep`; a failure for as long as it took, at most [`FAILURE_KEPT_MAX`], and for the whole registry, so that a
+    /// program that hangs does not hold up each image in turn. Dropping the future ends its run, and the next in the line begins its own.
+    pub(crate) async fn share(
+        &self,
+        registry: &str,
+        key: &str,
+        keep: Duration,
+        cached: impl FnOnce() -> Option<T>,
+        run: impl Future<Output = Result<T, String>>,
+    ) -> Result<T, String> {
+        let arrived = Instant::now();
+        let lane = usize::try_from(self.hasher.hash_one(registry) % LANES as u64).unwrap_or(0);
+        let Some(lane) = self.lanes.get(lane) else {
+            return run.await;
+        };
+        let mut landed = lane.lock().await;
+        if let Some(value) = cached() {
+            return Ok(value);
+        }
+        if let Some(last) = landed
+            .as_ref()
+            .filter(|last| last.serves(registry, key, arrived))
+        {
+            return last.outcome.clone();
+        }
+        let began = Instant::now();
+        let outcome = run.await;
+        let ended = Instant::now();
+        *landed = Some(Landed {
+            registry: registry.to_owned(),
+            key: key.to_owned(),
+            keep: match outcome {
+                Ok(_) => keep,
+                Err(_) => (ended - began).min(FAILURE_KEPT_MAX),
+            },
+            outcome: outcome.clone(),
+            ended,
+        });
+        outcome
+    }
+}
+
+impl<T> Landed<T> {
+    fn serves(&self, registry: &str, key: &str, arrived: Instant) -> bool {
+        let same = match self.outcome {
+            Ok(_) => self.registry == registry && self.key == key,
+            Err(_) => self.registry == registry,
+        };
+        same && arrived < self.ended + self.keep
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    async fn ask(
+        flights: &SingleFlight<u32>,
+        runs: &AtomicU32,
+        key: &str,
+        keep: u64,
+        fails: bool,
+    ) -> Result<u32, String> {
+        let run = async {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            let run = runs.fetch_add(1, Ordering::Relaxed);
+            if fails {
+                Err("broken".to_owned())
+            } else {
+                Ok(run)
+            }
+        };
+        let keep = Duration::from_secs(keep);
+        flights.share("r.example", key, keep, || None, run).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lookups_of_one_key_at_once_share_a_run_that_is_not_kept() {
+        let (flights, runs) = (SingleFlight::default(), AtomicU32::new(0));
+        let both = tokio::join!(
+            ask(&flights, &runs, "a", 0, false),
+            ask(&flights, &runs, "a", 0, false)
+        );
+        assert_eq!(both, (Ok(0), Ok(0)));
+        assert_eq!(ask(&flights, &runs, "a", 0, false).await, Ok(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_key_runs_by_itself_and_a_kept_answer_serves_again() {
+        let (flights, runs) = (SingleFlight::default(), AtomicU32::new(0));
+        let both = tokio::join!(
+            ask(&flights, &runs, "a", 0, false),
+            ask(&flights, &runs, "b", 30, false)
+        );
+        assert_eq!(both, (Ok(0), Ok(1)));
+        assert_eq!(ask(&flights, &runs, "b", 30, false).await, Ok(1));
+        tokio::time::sleep(Duration::from_secs(31)).await;
+        assert_eq!(ask(&flights, &runs, "b", 30, false).await, Ok(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failure_serves_registry_for_seconds() {
+        let (flights, runs) = (SingleFlight::default(), AtomicU32::new(0));
+        assert!(ask(&flights, &runs, "a", 0, true).await.is_err());
+        assert!(ask(&flights, &runs, "b", 0, true).await.is_err());
+        assert_eq!(runs.load(Ordering::Relaxed), 1);
+        tokio::time::sleep(FAILURE_KEPT_MAX).await;
+        assert!(ask(&flights, &runs, "b", 0, true).await.is_err());
+        assert_eq!(runs.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dropped_run_leaves_the_next_in_line_to_run() {
+        let (flights, runs) = (SingleFlight::default(), AtomicU32::new(0));
+        let brief = Duration::from_secs(1);
+        let (dropped, next) = tokio::join!(
+            tokio::time::timeout(brief, ask(&flights, &runs, "a", 0, false)),
+            ask(&flights, &runs, "a", 0, false)
+        );
+        assert!(dropped.is_err());
+        assert_eq!(next, Ok(0));
+    }
+}

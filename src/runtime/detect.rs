@@ -1,0 +1,348 @@
+//! Which runtime is on this node.
+//!
+//! Looks at an explicit endpoint, or at the well-known sockets in their order. It opens nothing but these, and starts
+//! nothing: a runtime that is not running is not found.
+
+use std::fmt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::cri::Cri;
+use super::docker::Docker;
+use super::oci::{self, OciLayout};
+use super::socket;
+use crate::credentials::secret::{Credential, redact};
+use crate::model::image_size::{LayerStorage, Usage};
+use crate::model::platform::Platform;
+use crate::model::reference::Reference;
+use crate::model::stored_image::StoredImage;
+use crate::model::text::chain;
+use crate::runtime::image_service::{ImageService, Progress, RuntimeError, RuntimeInfo, Status};
+pub use endpoint::{Endpoint, EndpointError};
+
+mod endpoint;
+
+/// What is spoken on a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    Cri,
+    Docker,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cri => "CRI",
+            Self::Docker => "Docker",
+        })
+    }
+}
+
+/// The runtimes, and the sockets that they listen on by default, in the order in which they are tried.
+const WELL_KNOWN: &[(&str, &str, Protocol)] = &[
+    (
+        "containerd",
+        "/run/containerd/containerd.sock",
+        Protocol::Cri,
+    ),
+    ("crio", "/run/crio/crio.sock", Protocol::Cri),
+    ("k3s", "/run/k3s/containerd/containerd.sock", Protocol::Cri),
+    (
+        "microk8s",
+        "/var/snap/microk8s/common/run/containerd.sock",
+        Protocol::Cri,
+    ),
+    ("k0s", "/run/k0s/containerd.sock", Protocol::Cri),
+    ("dockershim", "/run/dockershim.sock", Protocol::Cri),
+    ("cri-dockerd", "/run/cri-dockerd.sock", Protocol::Cri),
+    ("docker", "/var/run/docker.sock", Protocol::Docker),
+];
+
+/// How long a further runtime may take to say that it is there.
+const OTHERS_LIMIT: Duration = Duration::from_secs(1);
+
+/// The name of each well-known runtime and the path of its socket, in the order in which they are tried.
+pub fn well_known() -> impl Iterator<Item = (&'static str, &'static str)> {
+    WELL_KNOWN.iter().map(|(name, path, _)| (*name, *path))
+}
+
+/// The runtime of this node.
+pub enum Runtime {
+    /// A CRI server: containerd, CRI-O, cri-dockerd.
+    Cri(Cri),
+    /// A Docker Engine.
+    Docker(Docker),
+    /// A directory with an OCI image layout.
+    Oci(OciLayout),
+}
+
+impl Runtime {
+    /// The same, for images of another platform: where it pulls by itself, as into an image layout. A daemon knows its machine.
+    #[must_use]
+    pub fn for_platform(self, platform: &Platform) -> Self {
+        match self {
+            Self::Oci(layout) => Self::Oci(layout.for_platform(platform.clone())),
+            daemon => daemon,
+        }
+    }
+}
+
+impl fmt::Debug for Runtime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Who it is says all; what it holds (connections, later credentials) is nobody's matter.
+        f.debug_tuple("Runtime").field(self.info()).finish()
+    }
+}
+
+impl ImageService for Runtime {
+    fn info(&self) -> &RuntimeInfo {
+        match self {
+            Self::Cri(cri) => cri.info(),
+            Self::Docker(docker) => docker.info(),
+            Self::Oci(layout) => layout.info(),
+        }
+    }
+
+    async fn status(&self, image: &Reference) -> Status {
+        match self {
+            Self::Cri(cri) => cri.status(image).await,
+            Self::Docker(docker) => docker.status(image).await,
+            Self::Oci(layout) => layout.status(image).await,
+        }
+    }
+
+    async fn statuses(&self, images: &[&Reference]) -> Vec<Status> {
+        match self {
+            Self::Cri(cri) => cri.statuses(images).await,
+            Self::Docker(docker) => docker.statuses(images).await,
+            Self::Oci(layout) => layout.statuses(images).await,
+        }
+    }
+
+    async fn pull(
+        &self,
+        image: &Reference,
+        credential: Option<&Credential>,
+        progress: &Progress,
+    ) -> Result<StoredImage, RuntimeError> {
+        let pulled = match self {
+            Self::Cri(cri) => cri.pull(image, credential, progress).await,
+            Self::Docker(docker) => docker.pull(image, credential, progress).await,
+            Self::Oci(layout) => layout.pull(image, credential, progress).await,
+        };
+        // A registry may repeat what it was shown, and a runtime repeats what the registry says.
+        pulled.map_err(|error| match credential {
+            Some(credential) => RuntimeError {
+                message: redact(&error.message, &credential.login.secrets()),
+                ..error
+            },
+            None => error,
+        })
+    }
+
+    fn tells_progress(&self) -> bool {
+        match self {
+            Self::Cri(cri) => cri.tells_progress(),
+            Self::Docker(docker) => docker.tells_progress(),
+            Self::Oci(layout) => layout.tells_progress(),
+        }
+    }
+
+    fn layer_storage(&self) -> LayerStorage {
+        match self {
+            Self::Cri(cri) => cri.layer_storage(),
+            Self::Docker(docker) => docker.layer_storage(),
+            Self::Oci(layout) => layout.layer_storage(),
+        }
+    }
+
+    async fn usage(&self) -> Result<Usage, RuntimeError> {
+        match self {
+            Self::Cri(cri) => cri.usage().await,
+            Self::Docker(docker) => docker.usage().await,
+            Self::Oci(layout) => layout.usage().await,
+        }
+    }
+}
+
+/// A path that was tried in vain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tried {
+    /// The path.
+    pub path: PathBuf,
+    /// What was wrong with it, on one line.
+    pub why: String,
+}
+
+/// Why there is no runtime to work with.
+#[derive(Debug, thiserror::Error)]
+pub enum FindError {
+    /// None of the well-known sockets answers.
+    #[error(
+        "no usable container runtime: {}; if it listens elsewhere, say where with --runtime-endpoint (RUNTIME_ENDPOINT)",
+        list(.0)
+    )]
+    Nowhere(Vec<Tried>),
+    /// The explicit endpoint cannot be used.
+    #[error("no usable container runtime at {endpoint}: {why}")]
+    Unusable {
+        /// The endpoint that was asked for.
+        endpoint: Endpoint,
+        /// What was wrong with it, on one line.
+        why: String,
+    },
+}
+
+fn list(tried: &[Tried]) -> String {
+    let lines = tried
+        .iter()
+        .map(|t| format!("{}: {}", t.path.display(), t.why));
+    lines.collect::<Vec<_>>().join("; ")
+}
+
+/// Finds the runtime: the one at the endpoint, or else the first well-known socket that exists and answers. The time
+/// limit is for each attempt at a socket; `platform` is for an OCI image layout, which no daemon chooses for.
+///
+/// # Errors
+/// Names every path that was tried, and what was wrong with each.
+pub async fn find(
+    endpoint: Option<&Endpoint>,
+    platform: &Platform,
+    time_limit: Duration,
+) -> Result<Runtime, FindError> {
+    let Some(endpoint) = endpoint else {
+        let sockets: Vec<_> = WELL_KNOWN
+            .iter()
+            .map(|(_, path, protocol)| (*path, *protocol))
+            .collect();
+        let found = find_among(&sockets, time_limit).await?;
+        warn_of_others(&found, time_limit).await;
+        return Ok(found);
+    };
+    let found = match endpoint {
+        Endpoint::Unix(path) => connect_either(path, time_limit).await,
+        Endpoint::Oci(dir) => match oci::open(dir, platform.clone()).await {
+            Ok(layout) => Ok(Runtime::Oci(layout)),
+            Err(error) => Err(chain(&error)),
+        },
+    };
+    found.map_err(|why| FindError::Unusable {
+        endpoint: endpoint.clone(),
+        why,
+    })
+}
+
+async fn find_among(
+    table: &[(impl AsRef<Path>, Protocol)],
+    time_limit: Duration,
+) -> Result<Runtime, FindError> {
+    let mut tried = Vec::new();
+    for (path, protocol) in table {
+        let path = path.as_ref();
+        let why = match socket::check(path).await {
+            Ok(()) => match connect(path, *protocol, time_limit).await {
+                Ok(runtime) => {
+                    tracing::debug!(path = %path.display(), %protocol, "found the runtime");
+                    return Ok(runtime);
+                }
+                Err(why) => why,
+            },
+            Err(error @ socket::SocketError::Missing) => {
+                tracing::debug!(path = %path.display(), %protocol, "no runtime: {error}");
+                tried.push(Tried {
+                    path: path.to_owned(),
+                    why: error.to_string(),
+                });
+                continue;
+            }
+            Err(error) => chain(&error),
+        };
+        tracing::warn!(path = %path.display(), %protocol, "not a usable runtime: {why}");
+        tried.push(Tried {
+            path: path.to_owned(),
+            why,
+        });
+    }
+    Err(FindError::Nowhere(tried))
+}
+
+/// Says so where further runtimes answer, since which one the pods of this node use cannot be told from their sockets.
+async fn warn_of_others(taken: &Runtime, time_limit: Duration) {
+    let taken_at = taken.info().endpoint.trim_start_matches("unix://");
+    let place = WELL_KNOWN.iter().position(|(_, path, _)| *path == taken_at);
+    let Some((place, (name, ..))) = place.and_then(|at| Some((at, WELL_KNOWN.get(at)?))) else {
+        return;
+    };
+    let mut others = Vec::new();
+    for (other, path, protocol) in WELL_KNOWN.iter().skip(place + 1) {
+        let of_docker = |name: &str| matches!(name, "dockershim" | "cri-dockerd" | "docker");
+        // These three are doors to one store.
+        if of_docker(name) && of_docker(other) || is_same_file(taken_at.as_ref(), path.as_ref()) {
+            continue;
+        }
+        let limit = time_limit.min(OTHERS_LIMIT);
+        if socket::check(path.as_ref()).await.is_ok()
+            && connect(path.as_ref(), *protocol, limit).await.is_ok()
+        {
+            others.push(*other);
+        }
+    }
+    if !others.is_empty() {
+        let others = others.join(" and ");
+        tracing::warn!(
+            "using {name}, the first of the well-known sockets that answers; {others} answers too, and has an image store of its own. If \
+             the pods of this node run with {others}, name its socket with --runtime-endpoint (RUNTIME_ENDPOINT)"
+        );
+    }
+}
+
+/// Whether both paths lead to one socket.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let id = |path: &Path| {
+        let data = std::fs::metadata(path).ok()?;
+        Some((data.dev(), data.ino()))
+    };
+    id(one).is_some_and(|one| id(other) == Some(one))
+}
+
+/// Tries a socket of which nobody said what is spoken on it, first with what its name hints at.
+async fn connect_either(path: &Path, time_limit: Duration) -> Result<Runtime, String> {
+    socket::check(path).await.map_err(|error| chain(&error))?;
+    let mut reasons = Vec::new();
+    for protocol in by_name(path) {
+        match connect(path, protocol, time_limit).await {
+            Ok(runtime) => return Ok(runtime),
+            Err(why) => {
+                tracing::debug!(path = %path.display(), %protocol, "not a usable runtime: {why}");
+                reasons.push(format!("as {protocol}: {why}"));
+            }
+        }
+    }
+    Err(reasons.join("; "))
+}
+
+fn by_name(path: &Path) -> [Protocol; 2] {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    if name.ends_with("docker.sock") && !name.starts_with("cri-") {
+        [Protocol::Docker, Protocol::Cri]
+    } else {
+        [Protocol::Cri, Protocol::Docker]
+    }
+}
+
+async fn connect(path: &Path, protocol: Protocol, time_limit: Duration) -> Result<Runtime, String> {
+    match protocol {
+        Protocol::Cri => match Cri::connect(path, time_limit).await {
+            Ok(cri) => Ok(Runtime::Cri(cri)),
+            Err(error) => Err(chain(&error)),
+        },
+        Protocol::Docker => match Docker::connect(path, time_limit).await {
+            Ok(docker) => Ok(Runtime::Docker(docker)),
+            Err(error) => Err(chain(&error)),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests;

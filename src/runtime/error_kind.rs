@@ -1,0 +1,452 @@
+//! Failure kinds from error texts. The runtimes answer with a text and little else (CRI errors are mostly gRPC `Unknown`),
+//! so the text decides; a status code only helps where the text says nothing.
+//!
+//! Image names are hostile and appear inside these texts, so what names the image is taken out before a rule sees the
+//! text. Pure: no I/O, and the text that people are shown is never shortened here.
+
+use crate::model::failure::FailureKind;
+use crate::model::reference::Reference;
+
+/// The system's errors for a store that is full, as Go prints them at the end of a chain: `write PATH: no space left on device`.
+const FULL: [&str; 2] = ["no space left on device", "disk quota exceeded"];
+
+/// Phrases behind which a registry may have written the text itself: the status line and the body of its answers, the message behind an error
+/// code of the distribution specification, and what CRI-O's image library reads from a registry.
+const REGISTRY_PROSE: &[&str] = &[
+    "server message:",
+    "unexpected status",
+    "status code",
+    "http status",
+    "error parsing http",
+    "error from registry:",
+    "access denied",
+    "access to the resource is denied",
+    "authentication required",
+    "unauthorized:",
+    "denied:",
+    "toomanyrequests:",
+    "unsupported:",
+    "unavailable:",
+    "unverified:",
+    "invalid:",
+    "unknown: ",
+    "reading manifest",
+    "fetching blob",
+    "requesting bearer token",
+];
+
+/// Which kind a text stands for: the first row with a phrase that the lower-case text has. The order matters, because
+/// texts are chains (`failed to …: unexpected status …: 503 Service Unavailable`) and the more telling link is to win.
+///
+/// `pull access denied, repository does not exist or may require authorization` is what Docker Hub answers both for what
+/// is private and for what does not exist. It counts as `unauthorized`: credentials may help, and neither is retried.
+/// A certificate that is not trusted is `unavailable`: no registry was reached that could be believed.
+/// A pull that the runtime itself cancelled (containerd's `image_pull_progress_timeout`) is a `timeout`.
+const RULES: &[(FailureKind, &[&str])] = &[
+    (
+        FailureKind::SignatureRejected,
+        &[
+            "source image rejected",
+            "signaturevalidationfailed",
+            "signature was required",
+            "signature verification failed",
+            "signature validation failed",
+            "rejected by policy",
+        ],
+    ),
+    (
+        FailureKind::PlatformMismatch,
+        &[
+            "no match for platform",
+            "no matching manifest for",
+            "no image found in manifest list for architecture",
+            "no image found in image index for architecture",
+            "does not match the specified platform",
+            "cannot be used on this platform",
+            "no supported platform found",
+        ],
+    ),
+    (
+        FailureKind::RateLimited,
+        &[
+            "toomanyrequests",
+            "too many requests",
+            "pull rate limit",
+            "rate limit exceeded",
+            "rate exceeded",
+            "status code 429",
+            "status: 429",
+            "status 429",
+        ],
+    ),
+    (
+        FailureKind::InvalidReference,
+        &[
+            "invalid reference format",
+            "failed to parse image reference",
+            "repository name must be lowercase",
+            "repository name must be canonical",
+            "repository name must not be longer",
+            "invalid checksum digest",
+            "unsupported digest algorithm",
+            "did not resolve to an alias",
+            "short name mode is enforcing",
+            "short-name resolution enforced",
+        ],
+    ),
+    (
+        FailureKind::Unavailable,
+        &[
+            "internal server error",
+            "bad gateway",
+            "service unavailable",
+            "gateway time",
+            "status code 5",
+            "status code from registry 5",
+            "http status: 5",
+            "registryunavailable",
+            "x509:",
+            "certificate",
+        ],
+    ),
+    (
+        FailureKind::Timeout,
+        &[
+            "deadline exceeded",
+            "deadlineexceeded",
+            "i/o timeout",
+            "tls handshake timeout",
+            "client.timeout exceeded",
+            "timeout awaiting",
+            "connection timed out",
+            "operation timed out",
+            "timed out",
+            "408 request timeout",
+            "no progress",
+            "context canceled",
+        ],
+    ),
+    (
+        FailureKind::Unavailable,
+        &[
+            "connection refused",
+            "connection reset",
+            "connection closed",
+            "closed network connection",
+            "broken pipe",
+            "unexpected eof",
+            ": eof",
+            "no such host",
+            "server misbehaving",
+            "failure in name resolution",
+            "network is unreachable",
+            "no route to host",
+            "host is down",
+            "host is unreachable",
+            "remote error: tls",
+            "tls: ",
+            "tls handshake",
+            "server gave http response to https client",
+            "malformed http response",
+            "server closed idle connection",
+            "stream error",
+            "goaway",
+            "proxyconnect",
+            "failed size validation",
+            "transport is closing",
+            "transport error",
+        ],
+    ),
+    (
+        FailureKind::Unauthorized,
+        &[
+            "pull access denied",
+            "access denied",
+            "access forbidden",
+            "requested access to the resource is denied",
+            "insufficient_scope",
+            "authorization failed",
+            "authentication required",
+            "authentication failed",
+            "no basic auth credentials",
+            "incorrect username or password",
+            "unauthorized",
+            "not authorized",
+            "forbidden",
+            "no pull access",
+            "registry denied",
+            "denied:",
+            ": denied",
+            "status code 401",
+            "status code 403",
+        ],
+    ),
+    (
+        FailureKind::NotFound,
+        &[
+            "manifest unknown",
+            "manifest_unknown",
+            "name unknown",
+            "name_unknown",
+            "manifest not found",
+            "repository not found",
+            "repo not found",
+            "repository name not known",
+            "repository does not exist",
+            "404 not found",
+            "404 (not found)",
+            "status code 404",
+            "blob unknown",
+            "from remote: not found",
+        ],
+    ),
+];
+
+/// What the runtime itself says in a text, which must be in lower case: all that stands before the words of a registry.
+pub(crate) fn own_words(text: &str) -> &str {
+    let ends = REGISTRY_PROSE.iter().filter_map(|phrase| text.find(phrase));
+    &text[..ends.min().unwrap_or(text.len())]
+}
+
+/// Whether a text in lower case says that the node's store is full. That ends a run, so neither a registry's words nor the name of a file in
+/// a layer are enough: the error of the system has to end what the runtime itself says.
+pub(crate) fn is_full(text: &str) -> bool {
+    let end = text.strip_suffix(": unknown").unwrap_or(text);
+    let mut before = FULL.iter().filter_map(|error| end.strip_suffix(error));
+    own_words(text) == text && before.any(|text| text.is_empty() || text.ends_with(": "))
+}
+
+/// Whether a pull failed over bytes that had come, by the runtime's words. containerd's content API is asked
+/// too seldom to tell, and Docker with containerd's image store shows no progress of a small layer.
+pub(crate) fn came(message: &str) -> bool {
+    // containerd's, then those of CRI-O's image library.
+    const WORDS: [&str; 8] = [
+        "failed to extract layer",
+        "failed to unpack",
+        "failed commit on ref",
+        "unexpected commit digest",
+        "writing blob",
+        "storing blob",
+        "committing the finished image",
+        "adding layer with blob",
+    ];
+    WORDS.iter().any(|words| message.contains(words))
+}
+
+/// Kinds that come about on the node: no registry can know of them.
+fn is_local(kind: FailureKind) -> bool {
+    matches!(
+        kind,
+        FailureKind::SignatureRejected
+            | FailureKind::PlatformMismatch
+            | FailureKind::InvalidReference
+    )
+}
+
+/// The kind of failure that a text stands for. The text must be without the image's name, as [`without_image`] makes it.
+pub(crate) fn kind_of(message: &str) -> FailureKind {
+    let text = message.trim().to_ascii_lowercase();
+    if is_full(&text) {
+        return FailureKind::NoSpace;
+    }
+    let own = own_words(&text);
+    let says = |kind, phrase: &str| if is_local(kind) { own } else { &text }.contains(phrase);
+    RULES
+        .iter()
+        .find(|(kind, phrases)| phrases.iter().any(|phrase| says(*kind, phrase)))
+        .map(|(kind, _)| *kind)
+        .or_else(|| unresolved(&text).then_some(FailureKind::NotFound))
+        .unwrap_or(FailureKind::Other)
+}
+
+/// containerd ends a request that the registry answered with 404 in a bare `not found`. Its own store uses the same words
+/// for a blob or a snapshot that went away, which another attempt can repair.
+fn unresolved(text: &str) -> bool {
+    let asked = text.contains("failed to resolve") || text.contains("failed open: content at");
+    asked && text.trim_end().ends_with("not found")
+}
+
+/// The kind of failure that a text stands for which may name the image.
+pub(crate) fn kind_for(message: &str, image: &Reference) -> FailureKind {
+    kind_of(&without_image(message, image))
+}
+
+/// The text without what names the image: URLs, and every word that has its repository or its registry's host in it.
+///
+/// The tag, and a repository of one word, are taken out only where the text means them: a tag named `unauthorized`
+/// must not decide, and must not make the rest of a true `401 Unauthorized` unreadable either.
+pub(crate) fn without_image(message: &str, image: &Reference) -> String {
+    let names = Names::of(image);
+    let mut kept = String::with_capacity(message.len());
+    let mut previous = "";
+    let mut quoted = false;
+    for word in words(message) {
+        if word.starts_with(separates) {
+            quoted = !word.starts_with(char::is_whitespace);
+            kept.push_str(word);
+            continue;
+        }
+        if names.are_in(word, previous, quoted) {
+            // What ends the word may be the link between two errors of a chain.
+            let end = word.trim_end_matches([':', ',', ';', ']', ')', '.']).len();
+            kept.push_str(&word[end..]);
+        } else {
+            kept.push_str(word);
+        }
+        previous = word;
+    }
+    kept
+}
+
+/// The names of one image, in lower case, as they can stand in an error text.
+struct Names {
+    repository: String,
+    familiar: String,
+    registry: String,
+    tag: Option<String>,
+}
+
+impl Names {
+    fn of(image: &Reference) -> Self {
+        let repository = image.repository().to_ascii_lowercase();
+        let hub = image.registry() == "docker.io";
+        let familiar = repository
+            .strip_prefix("library/")
+            .filter(|_| hub)
+            .unwrap_or(&repository)
+            .to_owned();
+        // A digest overrides a tag that is written next to it, but the runtime may repeat both.
+        let tag = image.tag().map(str::to_ascii_lowercase).or_else(|| {
+            let name = image.as_written().split('@').next()?;
+            let (_, tag) = name
+                .rsplit_once('/')
+                .unwrap_or(("", name))
+                .1
+                .split_once(':')?;
+            Some(tag.to_ascii_lowercase())
+        });
+        Self {
+            repository,
+            familiar,
+            registry: image.registry().to_ascii_lowercase(),
+            tag,
+        }
+    }
+
+    fn are_in(&self, word: &str, previous: &str, quoted: bool) -> bool {
+        let word = word.to_ascii_lowercase();
+        if word.contains("://") || word.contains(&self.registry) {
+            return true;
+        }
+        if self.familiar.contains('/') && word.contains(&self.familiar) {
+            return true;
+        }
+        if word.contains('/') && word.contains(&self.repository) {
+            return true;
+        }
+        let bare = word.trim_matches(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let previous = previous.to_ascii_lowercase();
+        let named = quoted
+            || matches!(
+                previous.as_str(),
+                "for"
+                    | "image"
+                    | "manifest"
+                    | "tag"
+                    | "in"
+                    | "from"
+                    | "reference"
+                    | "repository"
+                    | "lookup"
+            );
+        let begins = |rest: &str| rest.starts_with(':') || rest.starts_with('@');
+        if bare
+            .strip_prefix(&self.familiar)
+            .is_some_and(|rest| begins(rest) || rest.is_empty() && named)
+        {
+            return true;
+        }
+        self.tag.as_ref().is_some_and(|tag| {
+            bare == tag && named
+                || bare
+                    .strip_suffix(tag.as_str())
+                    .is_some_and(|rest| rest.ends_with(':') && rest.len() > 1)
+        })
+    }
+}
+
+fn separates(c: char) -> bool {
+    c.is_whitespace() || matches!(c, '"' | '\'' | '`' | '\\')
+}
+
+/// Splits at white space, quotes and backslashes, and keeps these: joined, the words are the text again.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split_inclusive(separates).flat_map(|piece| {
+        let at = piece
+            .char_indices()
+            .next_back()
+            .filter(|(_, c)| separates(*c))
+            .map_or(piece.len(), |(at, _)| at);
+        let (word, separator) = piece.split_at(at);
+        [word, separator].into_iter().filter(|w| !w.is_empty())
+    })
+}
+
+/// A text from outside, fit to be shown: on one line, without control characters, and without what may be a credential
+/// in an URL (a password, the signature of a redirect to a blob store).
+pub(crate) fn tidy(message: &str) -> String {
+    let mut text = String::with_capacity(message.len());
+    for word in words(message.trim()) {
+        if let Some(at) = word.find("://") {
+            push_url(&mut text, word, at + 3);
+        } else {
+            text.push_str(word);
+        }
+    }
+    let lines: Vec<&str> = text
+        .split(['\n', '\r'])
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    lines.join(" ").replace(|c: char| c.is_control(), " ")
+}
+
+/// Query parameters that name what is asked for, and are needed to understand a message.
+const PLAIN_PARAMETERS: [&str; 4] = ["ns", "scope", "service", "account"];
+
+fn push_url(text: &mut String, url: &str, host_at: usize) {
+    let (scheme, rest) = url.split_at(host_at);
+    text.push_str(scheme);
+    let host_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (host, rest) = rest.split_at(host_end);
+    match host.rsplit_once('@') {
+        Some((_, host)) => {
+            text.push_str("…@");
+            text.push_str(host);
+        }
+        None => text.push_str(host),
+    }
+    let Some((path, query)) = rest.split_once('?') else {
+        text.push_str(rest);
+        return;
+    };
+    text.push_str(path);
+    // What closes a sentence or a chain link is not part of the last value.
+    let end = query.trim_end_matches([':', ',', ';', ')', ']']).len();
+    let (query, closing) = query.split_at(end);
+    for (index, parameter) in query.split('&').enumerate() {
+        text.push(if index == 0 { '?' } else { '&' });
+        match parameter.split_once('=') {
+            Some((name, _)) if !PLAIN_PARAMETERS.contains(&name) => {
+                text.push_str(name);
+                text.push_str("=…");
+            }
+            _ => text.push_str(parameter),
+        }
+    }
+    text.push_str(closing);
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
