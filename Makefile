@@ -42,6 +42,9 @@ lint: ## formatting, clippy, documentation, shell scripts, licences and duplicat
 	for script in $$(grep -rlI '^#!/bin/bash' testbed image demo fuzz .ci 2>/dev/null) testbed/*.sh testbed/daemon/*; do bash -n "$$script" || exit 1; done
 	$(DENY) --locked check --hide-inclusion-graph licenses bans sources
 
+metrics: ## Measure the shape of the code (file and function lines, circles, test names); DIRS=PATH... for other trees
+	@.ci/metrics $(DIRS)
+
 generate: ## the files in deploy/ that harpoon manifests prints
 	HARPOON_GENERATE=1 testbed/run $(CARGO) test --locked --test it deploy::generated
 
@@ -66,4 +69,4 @@ demo: ## a tour on a private containerd, registry and API server
 clean: ## what cargo built
 	$(CARGO) clean
 
-.PHONY: help build image release-check test e2e crio lint generate bench soak fuzz demo clean
+.PHONY: help build image release-check test e2e crio lint metrics generate bench soak fuzz demo clean
