@@ -378,14 +378,7 @@ fn three_images_at_a_time<R: Runtime>() {
 
 fn check_concurrency<R: Runtime>(at_once: usize) {
     let gate = Gate::new();
-    let held = gate.clone();
-    let proxy = Proxy::start(registry().url(), move |seen| {
-        if seen.is_blob() {
-            Fault::Hold(held.clone())
-        } else {
-            Fault::Pass
-        }
-    });
+    let proxy = Proxy::holding_blobs(registry().url(), &gate);
     let images: Vec<String> = (0..5)
         .map(|_| format!("{}:1", unique("many")))
         .inspect(|name| _ = registry().push(name))

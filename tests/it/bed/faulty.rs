@@ -177,6 +177,18 @@ pub struct Proxy {
 }
 
 impl Proxy {
+    /// One that holds every blob until the gate is opened.
+    pub fn holding_blobs(upstream: &str, gate: &Gate) -> Self {
+        let held = gate.clone();
+        Self::start(upstream, move |seen| {
+            if seen.is_blob() {
+                Fault::Hold(held.clone())
+            } else {
+                Fault::Pass
+            }
+        })
+    }
+
     /// In front of a server over plain http, such as [`super::Registry::url`]; `decide` is asked for each request, and
     /// may block.
     pub fn start(upstream: &str, decide: impl Fn(&Seen) -> Fault + Send + Sync + 'static) -> Self {

@@ -321,14 +321,7 @@ fn registry_prose_ends_no_run<R: Runtime>() {
     }
     // Another registry, whose images are under way until all of those have failed.
     let gate = Gate::new();
-    let held = gate.clone();
-    let proxy = Proxy::start(registry().url(), move |seen| {
-        if seen.is_blob() {
-            Fault::Hold(held.clone())
-        } else {
-            Fault::Pass
-        }
-    });
+    let proxy = Proxy::holding_blobs(registry().url(), &gate);
     let good = [(); 6].map(|()| {
         let name = format!("{}:1", unique("good"));
         registry().push(&name);

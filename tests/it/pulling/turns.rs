@@ -109,14 +109,7 @@ fn away() -> Duration {
 fn restarting_runtime_loses_no_image<R: Runtime>() {
     let runtime = R::start();
     let gate = Gate::new();
-    let held = gate.clone();
-    let proxy = Proxy::start(registry().url(), move |seen| {
-        if seen.is_blob() {
-            Fault::Hold(held.clone())
-        } else {
-            Fault::Pass
-        }
-    });
+    let proxy = Proxy::holding_blobs(registry().url(), &gate);
     let names = several("restart", 24, 10_000);
     let images: Vec<_> = names.iter().map(|name| proxy.reference(name)).collect();
     let images: Vec<_> = images.iter().map(String::as_str).collect();
