@@ -72,7 +72,7 @@ impl<'a> Raw<'a> {
         Ok(setting.default.map(str::to_owned))
     }
 
-    /// Whether the user gave the setting a value.
+    /// Returns whether the user gave the setting a value.
     fn is_given(&self, setting: &Setting) -> bool {
         let set = |variable: &&str| (self.environment)(variable).is_some_and(|v| !v.is_empty());
         self.flags.contains_key(setting.flag) || setting.variables.iter().any(set)
@@ -131,7 +131,7 @@ impl<'a> Raw<'a> {
 pub struct Sources {
     /// The images file, which wins where it exists.
     pub images_file: PathBuf,
-    /// Whether the user named that file, so that it must exist.
+    /// True if the user named that file, so that it must exist.
     pub images_file_given: bool,
     /// What to ask the cluster for, else.
     pub cluster: ClusterSettings,

@@ -6,11 +6,9 @@ use std::sync::Arc;
 
 use tracing::warn;
 
-use crate::app::config;
-use crate::app::config::{ConfigError, CredentialSettings, settings};
+use crate::app::config::{self, ConfigError, CredentialSettings, settings};
 use crate::credentials::docker_config::DockerConfig;
-use crate::credentials::keyring;
-use crate::credentials::keyring::{Keyring, Private, PrivateError};
+use crate::credentials::keyring::{self, Keyring, Private, PrivateError};
 use crate::credentials::provider::{Providers, TOKENS};
 use crate::discovery::workloads::ImageSecret;
 use crate::model::reference::Reference;

@@ -1,4 +1,4 @@
-//! What the commands do, from discovery to the report.
+//! The work of the commands, from discovery to the report.
 //!
 //! It never parses arguments, prints, or picks an exit code.
 

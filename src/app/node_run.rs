@@ -7,9 +7,8 @@ use anyhow::{Context, Result};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::app::config;
 use crate::app::config::{
-    ConfigError, FailOn, PullSettings, Raw, RuntimeSettings, StartSettings, StoreSettings,
+    self, ConfigError, FailOn, PullSettings, Raw, RuntimeSettings, StartSettings, StoreSettings,
 };
 use crate::app::keyring;
 use crate::app::shutdown::{Interrupt, Interrupted, Signals};
@@ -26,8 +25,7 @@ use crate::model::platform::Platform;
 use crate::model::reference::Reference;
 use crate::model::text::sanitize;
 use crate::planning::disk_budget::{DiskBudget, Tally};
-use crate::planning::plan;
-use crate::planning::plan::{Action, Facts, Moved, Plan, Policy, Presence, Selection};
+use crate::planning::plan::{self, Action, Facts, Moved, Plan, Policy, Presence, Selection};
 use crate::planning::registry_probe::RegistryProbe;
 use crate::pulling::executor;
 use crate::report::progress::{Screen, Watch};
@@ -39,7 +37,7 @@ use crate::runtime::image_service::{ImageService, RuntimeError, RuntimeInfo};
 pub(crate) const NO_CANDIDATES: &str = "failed to find out which images to pull";
 /// How long a runtime may take to say that it is there.
 const FIND_LIMIT: Duration = Duration::from_secs(5);
-/// How long a runtime may be away while planning asks what its store holds.
+/// Time limit for a runtime that is away while planning asks for its usage.
 const RESTART_LIMIT: Duration = Duration::from_secs(60);
 /// The first wait before it is asked again, and the longest, each with up to half of it as jitter.
 const RESTART_WAIT: Duration = Duration::from_millis(500);
@@ -93,7 +91,7 @@ pub(crate) async fn presence(runtime: &Runtime, selection: &Selection) -> Presen
     present.collect()
 }
 
-/// What the runtime's store holds. A runtime that cannot be reached is asked again, since it may only be restarting.
+/// Usage of the runtime's store. A runtime that cannot be reached is asked again, since it may only be restarting.
 async fn usage(runtime: &Runtime) -> Result<Usage, RuntimeError> {
     let began = tokio::time::Instant::now();
     let mut wait = RESTART_WAIT;
@@ -136,7 +134,7 @@ impl Questions {
     }
 }
 
-/// What ends a run before it is done.
+/// The limits of a run: its deadline, and the signal to stop.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct End<'a> {
     pub(crate) deadline: Option<tokio::time::Instant>,
@@ -277,7 +275,7 @@ fn against(selection: Selection, facts: Facts) -> Plan {
 
 /// A run that is over.
 pub(crate) struct Ended {
-    /// What became of each image.
+    /// The report of all images.
     pub(crate) report: Report,
     /// The signal that ended it, if one did.
     pub(crate) interrupt: Option<Interrupt>,
@@ -318,7 +316,7 @@ impl Run {
         })
     }
 
-    /// Which failures make the command fail.
+    /// The failures that make the command fail.
     pub(crate) fn fail_on(&self) -> FailOn {
         self.settings.fail_on
     }

@@ -7,8 +7,7 @@ use std::fmt::Write as _;
 use clap::{Arg, ArgMatches, Command, value_parser};
 use clap_complete::Shell;
 
-use crate::app::config::settings;
-use crate::app::config::settings::Group;
+use crate::app::config::settings::{self, Group};
 use crate::app::config::{Raw, Setting};
 use crate::manifests::options::FLAGS;
 

@@ -6,8 +6,7 @@ use tracing::warn;
 
 use super::run::open;
 use super::{Exit, args, outcome};
-use crate::app::config;
-use crate::app::config::Output;
+use crate::app::config::{self, Output};
 use crate::app::shutdown::Signals;
 use crate::app::{keyring, node_run, telemetry};
 use crate::credentials::keyring::Keyring;

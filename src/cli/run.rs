@@ -6,8 +6,7 @@ use anyhow::{Context, Result};
 use clap::ArgMatches;
 
 use super::{Exit, args, outcome};
-use crate::app::config;
-use crate::app::config::{FailOn, Sources, settings};
+use crate::app::config::{self, FailOn, Sources, settings};
 use crate::app::node_run;
 use crate::discovery::{Source, SourceError};
 

@@ -22,9 +22,9 @@ const ANSWER_MAX: usize = 1 << 20;
 /// How much of the end of standard error is kept, in bytes, and how much of that is shown, in characters.
 const STDERR_KEPT: usize = 4096;
 const STDERR_SHOWN: usize = 500;
-/// How long is waited for the end of the output of a program that has ended: what it started may hold it open.
+/// Longest wait for the end of an ended program's output, which its children may hold open.
 const LINGER: Duration = Duration::from_millis(500);
-/// How often it is looked whether a program has ended whose output is open.
+/// Interval of checks for the end of a program whose output is open.
 const LOOK: Duration = Duration::from_millis(20);
 /// The variable that holds a credential which is no business of these programs: anyone who may read a process's environment
 /// could read it there.

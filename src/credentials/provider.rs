@@ -87,7 +87,7 @@ impl Providers {
     /// them are in the directory `tokens`, if it is there.
     ///
     /// # Errors
-    /// What the kubelet would not start with either.
+    /// A configuration that the kubelet would not start with either.
     pub fn read(config: &Path, bin_dir: &Path, tokens: &Path) -> Result<Self, ProviderConfigError> {
         let read = config::read(config, bin_dir, tokens)?;
         Ok(Self {

@@ -2,14 +2,16 @@
 //!
 //! A source reads and maps. It never decides what is pulled: merging, filtering and ordering are the plan's work.
 
-use crate::model::node_facts::NodeFacts;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use tracing::{info, warn};
 
+use crate::kube_api::connect;
+use crate::kube_api::error::ConnectError;
 use crate::model::candidate::Candidate;
 use crate::model::image_size::Size;
+use crate::model::node_facts::NodeFacts;
 use crate::model::text::{chain, sanitize};
 
 pub mod images_file;
@@ -30,7 +32,7 @@ pub enum SourceError {
         /// Where the images file was looked for.
         path: String,
         /// Why there is no cluster.
-        source: workloads::ConnectError,
+        source: ConnectError,
     },
     /// The cluster told nothing.
     #[error(transparent)]
@@ -58,7 +60,7 @@ pub enum Source {
 
 /// A cluster, and what is to be read of it.
 pub struct Cluster {
-    connection: workloads::Cluster,
+    connection: connect::Cluster,
     settings: workloads::Settings,
     node: workloads::ThisNode,
 }
@@ -94,7 +96,7 @@ impl Source {
         if required {
             return Err(SourceError::NoFile(images_file.to_owned()));
         }
-        let connection = workloads::connect()
+        let connection = connect::connect()
             .await
             .map_err(|source| SourceError::NoCluster {
                 path: images_file.display().to_string(),
@@ -147,7 +149,7 @@ impl Source {
 /// This node, read for its age alone: whatever fails is no reason not to pull what is listed.
 async fn age(settings: &workloads::Settings) -> Option<NodeFacts> {
     let read = async {
-        let connection = workloads::connect().await.map_err(|e| chain(&e))?;
+        let connection = connect::connect().await.map_err(|e| chain(&e))?;
         let node = workloads::ThisNode::read(&connection, settings).await;
         Ok::<_, String>(node.map_err(|e| chain(&e))?.facts().cloned())
     };

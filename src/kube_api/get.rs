@@ -8,8 +8,7 @@ use tokio::time::timeout;
 
 use super::error::{ListError, TransportError};
 use crate::kube_api::connect::Cluster;
-use crate::kube_api::request;
-use crate::kube_api::request::{ListFault, MAX_TRIES, PageFault};
+use crate::kube_api::request::{self, ListFault, MAX_TRIES, PageFault};
 
 /// The most bytes that an object may take; etcd's own limit.
 const MAX_OBJECT_BYTES: usize = 3 << 19;

@@ -5,15 +5,13 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 
 use super::{Access, Cloud, Images, Options, Priority, Socket};
-use crate::app::config;
-use crate::app::config::settings;
 use crate::app::config::settings::Setting;
+use crate::app::config::{self, settings};
 use crate::app::config::{ConfigError, FailOn, Raw};
 use crate::credentials::keyring::Private;
 use crate::discovery::workloads::Namespaces;
 use crate::model::reference::Reference;
-use crate::runtime::detect;
-use crate::runtime::detect::Endpoint;
+use crate::runtime::detect::{self, Endpoint};
 
 /// A flag that is not a setting of `harpoon run`.
 #[derive(Debug)]

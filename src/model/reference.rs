@@ -3,10 +3,11 @@
 //! The grammar is that of the `distribution/reference` specification, with the Docker familiar-name rules on top, because
 //! that is what containerd's CRI plugin, cri-dockerd, Docker and the kubelet apply. Pure: no I/O, no clock, no async.
 
-use crate::model::digest::Digest;
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
+
+use crate::model::digest::Digest;
 
 /// Bytes of a repository without its registry (`distribution/reference`: RepositoryNameTotalLengthMax). containerd 1.6 and Docker 20.10 count
 /// the registry too, and refuse for themselves what is longer.
@@ -65,7 +66,7 @@ pub struct Reference {
     name: Arc<str>,
     /// Where the registry ends in it.
     registry: u8,
-    /// Where the repository ends in it.
+    /// Offset of the repository's end in it.
     repository: u16,
     digest: Option<Box<Digest>>,
 }
@@ -387,7 +388,7 @@ impl Prefix {
     }
 }
 
-/// Whether what is behind a registry's host can begin with this text: a part of the repository, or all of it and a part of the
+/// Returns whether what is behind a registry's host can begin with this text: a part of the repository, or all of it and a part of the
 /// tag or the digest.
 fn begins_path(text: &str) -> bool {
     let (name, digest) = match text.split_once('@') {

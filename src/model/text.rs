@@ -29,7 +29,7 @@ pub(crate) fn is_unsafe(c: char) -> bool {
         || matches!(c, '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// The beginning of a text, printable; for what may be as long as its author likes.
+/// The beginning of a text, sanitized. For text whose length its author chooses.
 pub fn excerpt(text: &str) -> String {
     match text.char_indices().nth(EXCERPT_MAX) {
         Some((end, _)) => format!("{}…", sanitize(&text[..end])),

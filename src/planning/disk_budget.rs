@@ -1,9 +1,9 @@
 //! What images weigh, and what room a store has for them. Pure: no I/O, no clock.
 
-use crate::model::image_size::{Blob, LayerStorage, Size, UNPACKED_FACTOR, Usage, unpacked};
 use std::collections::{BTreeMap, HashSet};
 
 use crate::model::digest::Digest;
+use crate::model::image_size::{Blob, LayerStorage, Size, UNPACKED_FACTOR, Usage, unpacked};
 
 impl Size {
     /// The image alone, compressed, in bytes.

@@ -1,4 +1,4 @@
-//! What is pulled and in which order: the plan, and the facts that it is made of.
+//! The plan of pulls and their order, and the facts that it is made of.
 //!
 //! It never pulls anything.
 

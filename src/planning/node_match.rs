@@ -117,7 +117,7 @@ const PASSING_TAINTS: &[&str] = &[
     // Gardener, until the pods run that it calls critical.
     "node.gardener.cloud/critical-components-not-ready",
 ];
-/// How the keys of taints begin that are kept for nodes that are starting.
+/// Prefixes of taint keys that are kept for nodes that are starting.
 const STARTUP_TAINTS: &[&str] = &[
     // Cluster Autoscaler's documentation.
     "startup-taint.cluster-autoscaler.kubernetes.io/",
@@ -159,13 +159,13 @@ pub fn mismatch(requirements: &Requirements, node: &Node) -> Option<String> {
 }
 
 impl Node {
-    /// Whether labels may be missing that the node will have once it has started.
+    /// Returns whether labels may be missing that the node will have once it has started.
     fn labels_pending(&self) -> bool {
         let pending = |taint: &Taint| LABELS_PENDING_TAINTS.contains(&taint.key.as_str());
         self.taints.iter().any(pending)
     }
 
-    /// Whether the node will not have this taint once it has started.
+    /// Returns whether the node will not have this taint once it has started.
     fn loses(&self, key: &str) -> bool {
         PASSING_TAINTS.contains(&key)
             || STARTUP_TAINTS.iter().any(|start| key.starts_with(start))
@@ -173,7 +173,7 @@ impl Node {
             || self.startup_taints.iter().any(|own| own == key)
     }
 
-    /// Whether the resource is there, or a taint or a label says that the node is meant to have it.
+    /// Returns whether the resource is there, or a taint or a label says that the node is meant to have it.
     fn offers(&self, resource: &str) -> bool {
         self.resources.contains(resource)
             || self.taints.iter().any(|taint| taint.key == resource)

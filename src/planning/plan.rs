@@ -3,7 +3,6 @@
 //! Pure: no I/O, no clock, no async, no network, no Kubernetes. The same candidates and facts give the same plan on every
 //! node, in whatever order they came.
 
-use crate::model::outcome::{ImageReport, Outcome, Reason};
 use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -14,12 +13,13 @@ use std::time::Duration;
 use crate::model::candidate::{Candidate, Use, Workload};
 use crate::model::failure::FailureKind;
 use crate::model::image_size::Size;
+use crate::model::outcome::{ImageReport, Outcome, Reason};
 use crate::model::reference::{Prefix, Reference};
 use crate::model::stored_image::StoredImage;
 use crate::model::text::size;
 use crate::planning::disk_budget::{DiskBudget, Download, InsufficientSpace, Tally};
 
-/// What is wanted pulled of all the candidates.
+/// The selection settings: which of the candidates are to be pulled.
 #[derive(Debug, Clone, Default)]
 pub struct Policy {
     /// Where this is not empty, images outside of these prefixes are skipped.
@@ -28,7 +28,7 @@ pub struct Policy {
     pub ignore: Vec<Prefix>,
     /// At most so many images, those that the runtime has already included.
     pub limit: Option<usize>,
-    /// Whether a name without a registry is an image of its own, since the runtime decides which registry it is for.
+    /// True if a name without a registry is an image of its own, since the runtime decides which registry it is for.
     pub short_names_apart: bool,
 }
 
@@ -186,10 +186,10 @@ pub struct Downloads {
     pub unknown: usize,
 }
 
-/// What a runtime has of a selection, by [`Selection::key`].
+/// Images of a selection that a runtime has, by [`Selection::key`].
 pub type Presence = HashMap<String, StoredImage>;
 
-/// What is known of a selection's images: of the runtime by [`Selection::key`], of registries by normalised reference.
+/// Facts about a selection's images: from the runtime by [`Selection::key`], from registries by normalised reference.
 #[derive(Debug, Clone, Default)]
 pub struct Facts {
     /// What the runtime has; empty where no runtime is at hand.
@@ -222,9 +222,9 @@ pub struct Unknown {
     pub kind: FailureKind,
     /// The registry's words.
     pub message: String,
-    /// How long the registry, or a source of credentials, wants to be left alone.
+    /// Time for which the registry, or a source of credentials, wants to be left alone.
     pub retry_after: Option<Duration>,
-    /// Whether the same question can be answered later without anybody changing anything.
+    /// True if the same question can be answered later without anybody changing anything.
     pub is_retryable: bool,
 }
 
@@ -294,7 +294,7 @@ pub fn select(candidates: Vec<Candidate>, policy: &Policy) -> Selection {
 }
 
 impl Selection {
-    /// What is equal for one image of the selection in all its spellings, and for no other.
+    /// A key that is equal for one image of the selection in all its spellings, and for no other.
     pub fn key<'a>(&self, image: &'a Reference) -> Cow<'a, str> {
         key(image, self.short_names_apart)
     }
@@ -427,7 +427,7 @@ fn fits(room: &mut DiskBudget, place: usize, size: Option<&Size>) -> Result<(), 
     }
 }
 
-/// What is said of an image whose size nobody could tell, under a budget.
+/// The message for an image whose size nobody could tell, under a budget.
 pub fn size_unknown(why: &str) -> String {
     format!("its size is not known: {why}, so that --disk-budget could not be kept")
 }

@@ -43,7 +43,7 @@ pub struct RegistryProbe<'a> {
     keyring: &'a Keyring,
     platform: Platform,
     turns: RegistryLimiter,
-    /// What is asked nothing for now.
+    /// Registries and repositories that are asked nothing for now.
     left_alone: Mutex<LeftAlone>,
 }
 
@@ -93,7 +93,7 @@ impl<'a> RegistryProbe<'a> {
             .await
     }
 
-    /// What the image weighs, for its pull: the registry is asked once, whatever it answered before.
+    /// The image's size, for its pull: the registry is asked once, whatever it answered before.
     ///
     /// # Errors
     /// Why the registry did not tell.
@@ -207,7 +207,7 @@ impl<'a> RegistryProbe<'a> {
     }
 }
 
-/// How a question is asked.
+/// The persistence of a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pace {
     /// Twice, unless its registry is left alone: nobody asks again for the plan.
@@ -236,7 +236,7 @@ fn unknown(refused: &Refused<registry::Error>) -> Unknown {
     }
 }
 
-/// What the failure concerns; nothing where the registry did answer, with a no to this image.
+/// The extent of the failure; `None` where the registry did answer, with a no to this image.
 fn scope(error: &registry::Error) -> Option<Scope> {
     match error.kind() {
         FailureKind::RateLimited => {

@@ -27,11 +27,11 @@ pub(crate) struct Store<'a> {
     changed: Notify,
 }
 
-/// Why an image is not admitted.
+/// The reason why an image is not admitted.
 pub(crate) enum Denied {
     /// It does not fit, and nothing that is under way can change that.
     Short(String),
-    /// What it weighs could not be found out; this is what the attempt ended in.
+    /// Its size could not be found out; this is the error of the attempt.
     SizeUnknown(RuntimeError),
 }
 
@@ -88,7 +88,7 @@ impl<'a> Store<'a> {
         }
     }
 
-    /// What an image weighs whose size planning could not find out.
+    /// Size of an image whose size planning could not find out.
     async fn size(&self, number: usize, image: &Reference) -> Result<Size, RuntimeError> {
         let known = lock(&self.sizes).get(&number).cloned();
         if let Some(size) = known {

@@ -4,7 +4,6 @@
 //! It decides nothing but retries, and keeps the disk budget, of which others on the node may have used more since the plan
 //! was made. It knows no concrete runtime and no Kubernetes.
 
-use crate::retry::backoff;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -26,18 +25,18 @@ use crate::model::text::size;
 use crate::planning::disk_budget::on_disk;
 use crate::planning::plan::{Plan, PlannedImage, Step};
 use crate::planning::registry_probe::RegistryProbe;
-use crate::runtime::image_service::{ImageService, Progress, RuntimeError};
-
 use crate::pulling::disk_guard::{Denied, Store};
 use crate::pulling::outage::Outage;
-use crate::pulling::queue::{Limits, Queue};
+use crate::pulling::queue::{Limits, Queue, until};
+use crate::retry::backoff;
+use crate::runtime::image_service::{ImageService, Progress, RuntimeError};
 
 /// A registry counts as hanging that sends nothing for so long.
 const QUIET: Duration = Duration::from_secs(10);
 /// The same where that does not show: the runtime unpacks what came, or does not tell what comes.
 const QUIET_UNTOLD: Duration = Duration::from_secs(60);
 
-/// How long a registry may take to say how much room an image wanted for which there was none.
+/// Time limit for a registry to tell the size of an image for which there was no space.
 const NEEDED_LIMIT: Duration = Duration::from_secs(5);
 
 /// How a plan is run.
@@ -226,13 +225,6 @@ fn without_pull(image: &PlannedImage) -> Option<ImageReport> {
             };
             Some(image.report(outcome).because(*reason, message.clone()))
         }
-    }
-}
-
-pub(crate) async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -11,7 +11,7 @@ use crate::model::reference::Reference;
 use crate::model::text::sanitize;
 use crate::runtime::image_service::ImageService;
 
-/// How long one outage is waited out in all; then attempts are made all the same, and say what is wrong.
+/// Longest wait for the end of one outage. Then attempts are made all the same, and say what is wrong.
 const LONGEST: Duration = Duration::from_secs(45);
 const POLL: Duration = Duration::from_millis(500);
 
@@ -63,7 +63,7 @@ impl Outage {
         self.lock().map(|doubt| doubt.since)
     }
 
-    /// Whether nobody was told of this outage before.
+    /// Returns whether nobody was told of this outage before.
     fn is_news(&self) -> bool {
         let mut doubt = self.lock();
         let told = doubt.as_mut().map(|doubt| &mut doubt.told);

@@ -1,4 +1,4 @@
-//! Which pull starts next: the first of the plan that may, with so many at once in all and from one registry.
+//! The queue of pulls: the first of the plan that may start is next, with so many at once in all and from one registry.
 //!
 //! A registry that sends nothing must not keep the images of others from coming. One from which nothing has come for
 //! [`Limits::quiet`] counts as hanging, and its pulls then take no room from those of other registries. Hanging pulls may wake, so there is a
@@ -15,10 +15,10 @@ use tokio::time::Instant;
 
 use crate::runtime::image_service::Progress;
 
-/// How often it is looked at how far pulls have come, while others wait.
+/// Interval of checks for the progress of pulls, while others wait.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How many pulls at once.
+/// Limits of concurrent pulls.
 pub(crate) struct Limits {
     /// In all; at least 1.
     pub at_once: usize,
@@ -115,7 +115,7 @@ impl Queue {
             let again = self.start(Instant::now());
             tokio::select! {
                 () = self.changed.notified() => {}
-                () = crate::pulling::executor::until(again) => {}
+                () = until(again) => {}
             }
         }
     }
@@ -173,6 +173,14 @@ fn lane<'l>(lanes: &'l mut Lanes, registry: &str) -> &'l mut Lane {
     })
 }
 
+/// Sleeps until then; for ever where there is no end.
+pub(crate) async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Lane {
     /// Notes whether anything has come.
     fn listen(&mut self, now: Instant) {
@@ -185,7 +193,7 @@ impl Lane {
         }
     }
 
-    /// How many of its pulls take room from those of other registries.
+    /// The number of its pulls that take room from those of other registries.
     fn busy(&self, now: Instant, limits: &Limits) -> usize {
         let silence = now.duration_since(self.heard);
         let is_busy = |pull: &&Running| {

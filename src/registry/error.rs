@@ -206,7 +206,7 @@ impl Error {
         }
     }
 
-    /// Whether no connection came about, which is no single image's doing.
+    /// Returns whether no connection came about, which is no single image's doing.
     pub fn is_unreachable(&self) -> bool {
         matches!(self, Self::Unreachable { source, .. } if source.is_connect())
     }

@@ -248,7 +248,7 @@ fn malformed(reason: String) -> Error {
     Error::Manifest { reason }
 }
 
-/// What Go reads of a null: nothing.
+/// Reads a null as nothing, as Go does.
 fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
     deserializer: D,
 ) -> Result<T, D::Error> {

@@ -87,7 +87,7 @@ fn entry<'a>(index: &'a Index, wanted: &Platform) -> Option<&'a Descriptor> {
     ranked.min_by_key(|(rank, _)| *rank).map(|(_, entry)| entry)
 }
 
-/// How far from `wanted` an image made for `made_for` is; `None` where it does not run there. The rules and their order are
+/// Rank of an image made for `made_for` on `wanted`, 0 being the best; `None` where it does not run there. The rules and their order are
 /// containerd's (`platforms.Only`): the machine's own variant, then the lower ones, then what its processors also run.
 pub(crate) fn rank(made_for: &Platform, wanted: &Platform) -> Option<u32> {
     let made_for = Normal::of(made_for);
@@ -98,7 +98,7 @@ pub(crate) fn rank(made_for: &Platform, wanted: &Platform) -> Option<u32> {
     u32::try_from(at).ok()
 }
 
-/// Whether an image by itself, which no index speaks for, runs on a machine of platform `wanted`. Its configuration need not name a
+/// Returns whether an image by itself, which no index speaks for, runs on a machine of platform `wanted`. Its configuration need not name a
 /// variant.
 pub(crate) fn runs(made_for: &Platform, wanted: &Platform) -> bool {
     rank(made_for, wanted).is_some() || made_for.suits(wanted)
@@ -136,7 +136,7 @@ impl Normal {
         }
     }
 
-    /// What a machine of this platform runs, the best first.
+    /// Platforms that a machine of this platform runs, the best first.
     fn compatible(self) -> Vec<Self> {
         let mut found = vec![self.clone()];
         let mut add = |architecture: &str, variant: String| {

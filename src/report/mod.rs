@@ -1,9 +1,9 @@
 //! What became of each image, and how that is shown: bars or logs while it goes on, then text, JSON and the
 //! termination message. Only prints; decides nothing.
 
-use crate::model::outcome::{ImageReport, Outcome};
 use std::time::Duration;
 
+use crate::model::outcome::{ImageReport, Outcome};
 use crate::planning::plan::Plan;
 use crate::runtime::image_service::RuntimeInfo;
 
@@ -41,11 +41,11 @@ pub struct PlanReport<'a> {
 /// What became of a plan.
 #[derive(Debug, Clone)]
 pub struct Report {
-    /// Who was asked to pull; `None` where the run ended before a runtime was found.
+    /// The runtime that was asked to pull; `None` where the run ended before one was found.
     pub runtime: Option<RuntimeInfo>,
     /// The node's name, where it was given.
     pub node: Option<String>,
-    /// Why there is no plan of which this could tell.
+    /// The reason for the lack of a plan, if there was none to report on.
     pub error: Option<String>,
     /// The images in the plan's order.
     pub images: Vec<ImageReport>,

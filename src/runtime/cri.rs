@@ -40,7 +40,7 @@ pub use connect::ConnectError;
 const MESSAGE_MAX: usize = 64 << 20;
 /// A runtime that is busy unpacking answers late, but one that says nothing for this long hangs.
 const STATUS_LIMIT: Duration = Duration::from_secs(60);
-/// What containerd's CRI plugin says while containerd starts.
+/// Error of containerd's CRI plugin while containerd starts.
 const STARTING: &str = "server is not initialized yet";
 /// Goes into the sandbox config that every pull sends.
 const SANDBOX_NAME: &str = "harpoon";

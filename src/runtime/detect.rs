@@ -59,7 +59,7 @@ const WELL_KNOWN: &[(&str, &str, Protocol)] = &[
     ("docker", "/var/run/docker.sock", Protocol::Docker),
 ];
 
-/// How long a further runtime may take to say that it is there.
+/// Time limit for a further runtime to say that it is there.
 const OTHERS_LIMIT: Duration = Duration::from_secs(1);
 
 /// The name of each well-known runtime and the path of its socket, in the order in which they are tried.
@@ -297,7 +297,7 @@ async fn warn_of_others(taken: &Runtime, time_limit: Duration) {
     }
 }
 
-/// Whether both paths lead to one socket.
+/// Returns whether both paths lead to one socket.
 fn is_same_file(one: &Path, other: &Path) -> bool {
     let id = |path: &Path| {
         let data = std::fs::metadata(path).ok()?;

@@ -27,6 +27,7 @@ use crate::model::failure::FailureKind;
 use crate::model::image_size::{LayerStorage, Usage};
 use crate::model::reference::Reference;
 use crate::model::stored_image::StoredImage;
+use crate::runtime::error_kind;
 use crate::runtime::image_service::{ImageService, Progress, RuntimeError, RuntimeInfo, Status};
 use classify::{kind_of, without_reference};
 use progress::Layers;
@@ -223,7 +224,7 @@ impl ImageService for Docker {
         while let Some(event) = events.next().await {
             let event = event.map_err(|e| self.failure(image, e));
             let event = event.inspect_err(|error| {
-                if crate::runtime::error_kind::came(&error.message) {
+                if error_kind::came(&error.message) {
                     progress.set_came();
                 }
             })?;

@@ -202,13 +202,13 @@ const RULES: &[(FailureKind, &[&str])] = &[
     ),
 ];
 
-/// What the runtime itself says in a text, which must be in lower case: all that stands before the words of a registry.
+/// The runtime's own words in a lower-case text: everything before the words of a registry.
 pub(crate) fn own_words(text: &str) -> &str {
     let ends = REGISTRY_PROSE.iter().filter_map(|phrase| text.find(phrase));
     &text[..ends.min().unwrap_or(text.len())]
 }
 
-/// Whether a text in lower case says that the node's store is full. That ends a run, so neither a registry's words nor the name of a file in
+/// Returns whether a text in lower case says that the node's store is full. That ends a run, so neither a registry's words nor the name of a file in
 /// a layer are enough: the error of the system has to end what the runtime itself says.
 pub(crate) fn is_full(text: &str) -> bool {
     let end = text.strip_suffix(": unknown").unwrap_or(text);
@@ -216,7 +216,7 @@ pub(crate) fn is_full(text: &str) -> bool {
     own_words(text) == text && before.any(|text| text.is_empty() || text.ends_with(": "))
 }
 
-/// Whether a pull failed over bytes that had come, by the runtime's words. containerd's content API is asked
+/// Returns whether a pull failed over bytes that had come, by the runtime's words. containerd's content API is asked
 /// too seldom to tell, and Docker with containerd's image store shows no progress of a small layer.
 pub(crate) fn came(message: &str) -> bool {
     // containerd's, then those of CRI-O's image library.

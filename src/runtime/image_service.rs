@@ -1,15 +1,17 @@
 //! The interface of a container runtime's image store. It knows no runtime.
 
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use serde::Serialize;
+
 use crate::credentials::secret::Credential;
 use crate::model::failure::FailureKind;
 use crate::model::image_size::{LayerStorage, Usage};
 use crate::model::reference::Reference;
 use crate::model::stored_image::StoredImage;
-use futures_util::StreamExt;
-use serde::Serialize;
-use std::future::Future;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
 /// Questions to a runtime that are under way at once.
 const QUESTIONS: usize = 8;
@@ -29,7 +31,7 @@ pub struct RuntimeInfo {
 }
 
 impl RuntimeInfo {
-    /// Whether it searches registries of its own configuration for a name without one, as CRI-O does. containerd, Docker and
+    /// Returns whether it searches registries of its own configuration for a name without one, as CRI-O does. containerd, Docker and
     /// image layouts take it for Docker Hub's.
     pub fn searches_registries(&self) -> bool {
         !matches!(self.name.as_str(), "containerd" | "docker" | "oci")
@@ -64,7 +66,7 @@ impl Progress {
         self.came.store(true, Ordering::Relaxed);
     }
 
-    /// Whether bytes came; `false` too where the runtime does not tell.
+    /// Returns whether bytes came; `false` too where the runtime does not tell.
     pub fn came(&self) -> bool {
         self.came.load(Ordering::Relaxed)
     }
@@ -125,7 +127,7 @@ pub trait ImageService: Sync {
         progress: &Progress,
     ) -> impl Future<Output = Result<StoredImage, RuntimeError>> + Send;
 
-    /// Whether a pull's [`Progress`] tells what comes while it comes.
+    /// Returns whether a pull's [`Progress`] tells what comes while it comes.
     fn tells_progress(&self) -> bool;
 
     /// In which form it keeps layers.

@@ -60,7 +60,7 @@ fn is_requirement(text: &str) -> bool {
     }
 }
 
-/// Whether Kubernetes takes the text for the key of a label or a taint.
+/// Returns whether Kubernetes takes the text for the key of a label or a taint.
 pub(super) fn is_key(text: &str) -> bool {
     let (prefix, name) = match text.split_once('/') {
         Some((prefix, name)) => (Some(prefix), name),

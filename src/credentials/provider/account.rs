@@ -17,20 +17,20 @@ use crate::credentials::docker_config::read_bounded;
 use crate::credentials::secret::Secret;
 use crate::model::text::excerpt;
 
-/// Where the volume is mounted.
+/// Mount path of the volume.
 pub const DIRECTORY: &str = "/var/run/secrets/harpoon.dev/tokens";
 /// The file of the downward API with the pod's annotations.
 const ANNOTATIONS: &str = "annotations";
 /// Files of the directory that are looked at, far more than a volume projects.
 const FILES_MAX: usize = 64;
 
-/// What a plugin wants to be told of the service account.
+/// The service account as a plugin wants to be told of it.
 #[derive(Debug)]
 pub(super) struct Account {
     directory: PathBuf,
     audience: String,
     is_required: bool,
-    /// Whether what one token got may be used after the token is gone.
+    /// True if what one token got may be used after the token is gone.
     outlives_token: bool,
     annotations: BTreeMap<String, String>,
 }
@@ -39,7 +39,7 @@ impl Account {
     /// Reads a provider's `tokenAttributes`.
     ///
     /// # Errors
-    /// Why the plugin cannot be asked from this pod.
+    /// The reason why the plugin cannot be asked from this pod.
     pub(super) fn parse(attributes: &Value, directory: &Path) -> Result<Self, String> {
         let fields = attributes
             .as_object()
@@ -116,12 +116,12 @@ impl Account {
         })
     }
 
-    /// Whether the plugin is not to be asked without a token.
+    /// Returns whether the plugin is not to be asked without a token.
     pub(super) fn is_required(&self) -> bool {
         self.is_required
     }
 
-    /// Whether what one token got may be used after the token is gone.
+    /// Returns whether what one token got may be used after the token is gone.
     pub(super) fn outlives_token(&self) -> bool {
         self.outlives_token
     }
@@ -160,7 +160,7 @@ fn known(fields: &Map<String, Value>) -> Result<(), String> {
     }
 }
 
-/// Whether a JSON Web Token says that it is for this audience.
+/// Returns whether a JSON Web Token says that it is for this audience.
 fn is_for(token: &str, audience: &str) -> bool {
     let payload = token.split('.').nth(1).unwrap_or_default();
     let payload = URL_SAFE_NO_PAD.decode(payload).unwrap_or_default();

@@ -56,7 +56,7 @@ pub enum ProviderConfigError {
     },
 }
 
-/// What a configuration comes to.
+/// The providers of a configuration.
 #[derive(Debug, Default)]
 pub(super) struct Read {
     pub(super) providers: Vec<Provider>,
@@ -64,7 +64,7 @@ pub(super) struct Read {
     pub(super) dropped: Vec<String>,
 }
 
-/// Why a provider's part cannot be used.
+/// The reason why a provider's part cannot be used.
 enum Refused {
     /// The kubelet would not start with it either.
     Malformed(String),

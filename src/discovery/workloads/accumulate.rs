@@ -6,7 +6,6 @@
 //! What a known workload owns is attributed to that workload: its live pods count where they have an image that the
 //! workload's template lacks, such as a sidecar that was injected or the version before a rollout.
 
-use super::strings::{Strings, index, intern};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
@@ -15,6 +14,7 @@ use indexmap::IndexMap;
 use super::object::{Facts, Image, Metadata, OwnerReference};
 use super::pulls::{Pulls, PullsCheckpoint};
 use super::sightings::{Key, Sightings};
+use super::strings::{Strings, index, intern};
 use crate::model::candidate::{Candidate, Use, Workload};
 use crate::model::workload_kind::WorkloadKind;
 
@@ -29,18 +29,18 @@ pub(super) struct Accumulator {
     namespaces: Strings,
     /// Those that use an image, and those that may own what does.
     workloads: Vec<User>,
-    /// Who uses what by their templates, those of one workload together.
+    /// Images and their users by the users' templates, those of one workload together.
     uses: Vec<Pair>,
-    /// What else is used by what the workloads own.
+    /// Images that only objects owned by the workloads use.
     sightings: Sightings,
     /// The workloads that what an owner owns is attributed to, as indices into `workloads`, by fingerprints of the owner's
     /// uid and of its name. There is none for an owner that has ended or is being deleted.
     owners: IndexMap<u64, Option<u32>>,
     /// Makes the fingerprints, with a key that nobody outside knows.
     hasher: RandomState,
-    /// Whether suspended CronJobs and Jobs count.
+    /// True if suspended CronJobs and Jobs count.
     include_idle: bool,
-    /// Whether only one kind is listed, so that no object owns another and uids are not kept.
+    /// True if only one kind is listed, so that no object owns another and uids are not kept.
     single_kind: bool,
     /// Workloads with an image reference too long to keep.
     oversized: Vec<Arc<Workload>>,
@@ -48,7 +48,7 @@ pub(super) struct Accumulator {
     pulls: Option<Pulls>,
 }
 
-/// What an object is known by.
+/// The identity of an object.
 #[derive(Debug, Hash)]
 enum Id<'a> {
     Name(&'a str),
@@ -73,7 +73,7 @@ struct User {
     pods: u64,
     /// Why they cannot run on this node.
     mismatch: Option<Arc<str>>,
-    /// Where its pairs begin in `uses`.
+    /// Index of its first pair in `uses`.
     first_use: u32,
 }
 
@@ -98,7 +98,7 @@ impl Accumulator {
         }
     }
 
-    /// Whether suspended CronJobs and Jobs count. By default they do not.
+    /// Returns whether suspended CronJobs and Jobs count. By default they do not.
     pub(super) fn include_idle(self, include_idle: bool) -> Self {
         Self {
             include_idle,
@@ -206,7 +206,7 @@ impl Accumulator {
         }
     }
 
-    /// Whether a workload has no pods and is to be left out for it. A Deployment that is scaled to zero is not: its pods
+    /// Returns whether a workload has no pods and is to be left out for it. A Deployment that is scaled to zero is not: its pods
     /// come back. A ReplicaSet that is controlled is kept by its controller as history.
     fn is_idle(&self, kind: WorkloadKind, facts: &Facts) -> bool {
         let is_history = kind == WorkloadKind::ReplicaSets
@@ -315,7 +315,7 @@ impl Accumulator {
         }
     }
 
-    /// What an object's controller is attributed to, if the controller is known.
+    /// The workload that an object's controller is attributed to, if the controller is known.
     fn owner_of(&self, namespace: u32, metadata: &Metadata) -> Option<Option<u32>> {
         let owner = metadata.controller()?;
         let kind = WorkloadKind::of_owner(owner.api_version.as_str(), owner.kind.as_str())?;

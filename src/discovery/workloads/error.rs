@@ -1,4 +1,4 @@
-//! What discovery could not find out, in words that hold no credential.
+//! Warnings and errors of discovery, in words that hold no credential.
 
 use std::fmt;
 use std::sync::Arc;

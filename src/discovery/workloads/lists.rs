@@ -3,7 +3,6 @@
 //! Pages are read as the Kubernetes API concepts tell ("Retrieving large results sets in chunks"), an expired continue
 //! token included. A page that fails is tried again and never counted twice.
 
-use crate::kube_api::request::{ListFault, MAX_TRIES, PageFault, decode_each, pause, send};
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 
@@ -17,6 +16,7 @@ use crate::discovery::workloads::error::Scope;
 use crate::kube_api::connect::Cluster;
 use crate::kube_api::decode::PageEnd;
 use crate::kube_api::error::ListError;
+use crate::kube_api::request::{ListFault, MAX_TRIES, PageFault, decode_each, pause, send};
 use crate::model::workload_kind::{WorkloadKind, percent_encode};
 
 /// Objects a page, as kubectl asks for.

@@ -1,23 +1,21 @@
 //! Candidates from the workloads of a Kubernetes cluster.
 //!
-//! [`connect`] finds the cluster, [`discover`] lists the workloads and maps their pod templates to candidates. Nothing is
-//! ever written to the cluster, and nothing is watched. Kubernetes types do not leave this module.
+//! [`discover`] lists the workloads and maps their pod templates to candidates. Nothing is ever written to the cluster, and
+//! nothing is watched. The requests are those of `kube_api`.
 //!
 //! | file | does | I/O |
 //! | --- | --- | --- |
-//! | `cluster.rs` | which API server, with which credentials | files, credential plugins |
 //! | `lists.rs` | one list, page by page, with retries | network |
-//! | `get.rs` | one object by its name, with the same retries | network |
 //! | `node.rs` | reads this node and judges the workloads by it | network |
 //! | `node_images.rs` | what other nodes say that images weigh | network |
 //! | `scheduling.rs` | what templates and nodes say of who runs where | none |
-//! | `decode.rs` | a page's bytes to objects, one at a time | none |
 //! | `object.rs` | the fields that are read of an object, and what they mean | none |
 //! | `accumulate.rs` | objects to images and their users; what owns what | none |
 //! | `sightings.rs` | images that the pods of a workload have and its template lacks | none |
+//! | `strings.rs` | texts that are kept once | none |
 //! | `pulls.rs` | which workload's secrets are for which images | none |
 //! | `pull_secrets.rs` | reads those secrets, each by its name | network |
-//! | `kind.rs`, `error.rs` | names and words | none |
+//! | `error.rs` | what could not be found out | none |
 
 mod accumulate;
 mod lists;
@@ -29,12 +27,7 @@ mod pulls;
 mod scheduling;
 mod sightings;
 
-pub use crate::discovery::workloads::error::{DiscoverError, Scope, Warning};
-pub use crate::kube_api::connect::{Cluster, connect};
-pub use crate::kube_api::error::{
-    ConnectError, KubeconfigProblem, ListError, TransportError, Undecodable,
-};
-pub use crate::model::workload_kind::WorkloadKind;
+pub use error::{DiscoverError, Scope, Warning};
 pub use node::NodeError;
 pub use pull_secrets::{ImageSecret, SecretConfig, SecretError};
 
@@ -45,12 +38,15 @@ pub(crate) use fuzz::fuzz_page;
 
 use std::collections::HashMap;
 
+use crate::kube_api::connect::Cluster;
+use crate::kube_api::error::ListError;
 use crate::kube_api::request::ListFault;
 use crate::model::candidate::Candidate;
 use crate::model::image_size::Size;
 use crate::model::node_facts::NodeFacts;
 use crate::model::platform::Platform;
 use crate::model::reference::Reference;
+use crate::model::workload_kind::WorkloadKind;
 use accumulate::Accumulator;
 use lists::Query;
 use node::LocalNode;
@@ -75,7 +71,7 @@ pub struct Settings {
     pub workloads: Vec<WorkloadKind>,
     /// A label selector that the workloads must match, as `kubectl -l` takes it.
     pub selector: Option<String>,
-    /// Whether suspended CronJobs and Jobs count.
+    /// True if suspended CronJobs and Jobs count.
     pub include_idle: bool,
     /// Whether to read the workloads' pull secrets. Without it no request is made for any.
     pub pull_secrets: bool,

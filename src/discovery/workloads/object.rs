@@ -2,15 +2,16 @@
 //!
 //! To read one more field of a pod template, add it to [`PodSpec`] or [`Container`]. Pure: JSON in, facts out.
 
-use crate::kube_api::decode::Element;
-use serde::de::{self, IgnoredAny, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+use serde::de::{self, IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
 use super::scheduling::{Affinity, PodOs, Resources, Toleration};
+use crate::kube_api::decode::Element;
 use crate::model::workload_kind::WorkloadKind;
 
 /// The longest image reference that is kept. A registry's own limits end far below.
@@ -30,7 +31,7 @@ pub(super) struct Facts {
     pub(super) pods: u64,
     /// Whether it has ended for good.
     pub(super) finished: bool,
-    /// Whether it is a CronJob or a Job that is suspended.
+    /// True if it is a CronJob or a Job that is suspended.
     pub(super) suspended: bool,
     /// The uids of the Jobs that a CronJob has running, [`MAX_ACTIVE`] at most.
     pub(super) active: Vec<Name>,

@@ -20,8 +20,7 @@ use crate::credentials::secret::Secret;
 use crate::discovery::workloads::error::Warning;
 use crate::kube_api::connect::Cluster;
 use crate::kube_api::error::ListError;
-use crate::kube_api::get;
-use crate::kube_api::get::GetFault;
+use crate::kube_api::get::{self, GetFault};
 
 /// Requests under way at once. Every node asks, so each asks modestly.
 const AT_ONCE: usize = 4;

@@ -9,8 +9,7 @@ use serde::de::IgnoredAny;
 use super::object::{Name, PodSpec, or_default};
 use crate::model::node_facts::NodeFacts;
 use crate::model::platform::Platform;
-use crate::planning::node_match;
-use crate::planning::node_match::Requirements;
+use crate::planning::node_match::{self, Requirements};
 
 /// `spec.affinity` of a pod: what is required of the node is read, preferences are not.
 #[derive(Debug, Default, Deserialize)]
@@ -238,7 +237,7 @@ pub(super) fn requirements(template: &PodSpec, class: Option<&Scheduling>) -> Re
     }
 }
 
-/// What the admission plugin ExtendedResourceToleration adds to a pod that has an extended resource among its requests.
+/// The toleration that the admission plugin ExtendedResourceToleration adds to a pod that requests an extended resource.
 /// Without the plugin such pods stay off tainted nodes, which a template does not tell.
 fn tolerated_for(resource: &str) -> node_match::Toleration {
     node_match::Toleration {

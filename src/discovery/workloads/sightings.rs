@@ -8,11 +8,11 @@ use indexmap::IndexMap;
 
 use crate::model::workload_kind::WorkloadKind;
 
-/// What was seen, by whose list.
+/// Images that were seen, by whose list.
 #[derive(Debug, Default)]
 pub(super) struct Sightings {
     seen: IndexMap<Key, Sighting>,
-    /// How many marks there were.
+    /// Number of checkpoints so far.
     generation: u32,
 }
 
@@ -27,7 +27,7 @@ pub(super) struct Key {
     pub(super) by: WorkloadKind,
 }
 
-/// How an image was seen.
+/// One image's counts.
 #[derive(Debug, Default)]
 pub(super) struct Sighting {
     now: Tally,
@@ -35,7 +35,7 @@ pub(super) struct Sighting {
     before: Tally,
     /// The generation of the last change.
     changed: u32,
-    /// Whether a container wants the image asked for at every start.
+    /// True if a container wants the image asked for at every start.
     pub(super) always: bool,
     mismatch: Option<Arc<str>>,
 }
@@ -57,7 +57,7 @@ impl Sighting {
         })
     }
 
-    /// Why none of the pods could run on this node.
+    /// The reason why none of the pods could run on this node.
     pub(super) fn mismatch(&self) -> Option<Arc<str>> {
         let mismatch = self.mismatch.as_ref();
         mismatch.filter(|_| self.now.fitting == 0).cloned()
@@ -100,7 +100,7 @@ impl Sightings {
         }
     }
 
-    /// What was seen.
+    /// All sightings.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Key, &Sighting)> {
         self.seen.iter()
     }

@@ -12,12 +12,12 @@ use crate::model::failure::FailureKind;
 use crate::model::reference::Reference;
 use crate::planning::plan::Unknown;
 
-/// How many different repositories of a registry, or images of a repository, have to fail without an answer in between.
+/// Number of different repositories of a registry, or images of a repository, that have to fail without an answer in between.
 const SEVERAL: usize = 3;
-/// How long a place is left alone, and how long a failure is remembered.
+/// Time for which a place is left alone and a failure is remembered.
 const PAUSE: Duration = Duration::from_secs(30);
 
-/// What is concerned by a failure.
+/// The extent of a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scope {
     /// Everything that the registry has, for so long.
@@ -31,7 +31,7 @@ impl Scope {
     pub(super) const UNREACHABLE: Self = Self::Registry(PAUSE);
 }
 
-/// What has failed lately, by registry and by repository.
+/// Recent failures, by registry and by repository.
 #[derive(Debug, Default)]
 pub(super) struct LeftAlone {
     places: HashMap<String, Place>,
@@ -39,9 +39,9 @@ pub(super) struct LeftAlone {
 
 #[derive(Debug)]
 struct Place {
-    /// What of it failed, at most [`SEVERAL`].
+    /// Its parts that failed, at most [`SEVERAL`].
     failed: Vec<String>,
-    /// Why it is left alone, if it is.
+    /// The reason why it is left alone, if it is.
     why: Option<Unknown>,
     /// When all of this is forgotten.
     until: Instant,
@@ -55,7 +55,7 @@ impl Place {
 }
 
 impl LeftAlone {
-    /// Why nothing is to be asked about the image now.
+    /// The reason why nothing is to be asked about the image now, if there is one.
     pub(super) fn why(&self, image: &Reference, now: Instant) -> Option<&Unknown> {
         let places = [image.registry().to_owned(), repository(image)];
         let places = places.iter().filter_map(|name| self.places.get(name));

@@ -1,11 +1,11 @@
-//! What CRI-O answers otherwise than containerd. Pure: no I/O.
+//! CRI-O's answers that differ from containerd's. Pure: no I/O.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 
 use k8s_cri::v1::Image;
 
-/// How CRI-O begins the text of a pull that failed: it tries each image as an artifact too, and tells both failures.
+/// The beginning of CRI-O's text of a failed pull: it tries each image as an artifact too, and tells both failures.
 const BOTH: &str = "unable to pull image or OCI artifact: ";
 const FIRST: &str = "pull image err: ";
 const SECOND: &str = "; artifact err: ";

@@ -28,7 +28,7 @@ use crate::runtime::image_service::RuntimeError;
 const TIME_LIMIT: Duration = Duration::from_secs(120);
 /// The answer names every image and container; the sum is what is read.
 const ANSWER_MAX: usize = 64 << 20;
-/// What an Engine says that is answering the same question already.
+/// Error of an Engine that is answering the same question already.
 const BUSY: &str = "a disk usage operation is already running";
 /// The first wait for a busy Engine, and the longest.
 const BUSY_WAIT: Duration = Duration::from_millis(100);
@@ -49,7 +49,7 @@ struct Last {
     answer: Result<u64, RuntimeError>,
 }
 
-/// Why there is no answer.
+/// The reason for no answer.
 #[derive(Debug)]
 enum Failed {
     /// The Engine could not be asked, or broke off.
@@ -58,7 +58,7 @@ enum Failed {
     Refused { status: StatusCode, message: String },
 }
 
-/// How the Engine words an error.
+/// The body of the Engine's errors.
 #[derive(Deserialize)]
 struct Refusal {
     message: String,
@@ -200,7 +200,7 @@ async fn body(mut answer: Response<Incoming>) -> Result<Vec<u8>, Failed> {
     Ok(text)
 }
 
-/// What a refusal says: the Engine's message, or whatever else stands in its place.
+/// The message of a refusal: the Engine's, or whatever else stands in its place.
 fn message(text: &[u8]) -> String {
     match serde_json::from_slice(text) {
         Ok(Refusal { message }) => message,

@@ -109,7 +109,7 @@ impl Dir {
         }
     }
 
-    /// What is under a name, which may be a link; `None` where nothing is.
+    /// Status of the entry under a name, which may be a link; `None` where there is none.
     pub(super) fn stat(&self, name: impl AsRef<OsStr>) -> Result<Option<Stat>, OpenError> {
         let name = name.as_ref();
         match fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -137,7 +137,7 @@ impl Dir {
         Ok(())
     }
 
-    /// Whether a file is regular and of a user who may write here.
+    /// Returns whether a file is regular and of a user who may write here.
     pub(super) fn is_sound(&self, name: &str, stat: &Stat) -> bool {
         self.check_file(name.as_ref(), stat).is_ok()
     }

@@ -42,9 +42,9 @@ const PARTS_LEAST: u64 = 3;
 const SLOW: Duration = Duration::from_millis(50);
 /// How often one attempt goes on where the connection was cut. Each time must have brought something.
 const RESUMES: usize = 3;
-/// How often to look whether another has finished the same blob.
+/// Interval at which a download checks that another has not finished the same blob.
 const OTHER_POLL: Duration = Duration::from_millis(200);
-/// How long an image waits for a blob that comes from another registry, before it asks its own.
+/// Longest wait of an image for a blob that comes from another registry, before it asks its own.
 const OTHER_REGISTRY_WAIT: Duration = Duration::from_secs(5);
 
 /// Progress of one image, over its blobs.
@@ -76,7 +76,7 @@ impl<'a> Gauge<'a> {
     }
 }
 
-/// What those share who are there at the same time, by a key.
+/// Values shared by concurrent users, by a key.
 struct ByKey<K, V>(Mutex<HashMap<K, Weak<V>>>);
 
 impl<K, V> Default for ByKey<K, V> {
@@ -105,7 +105,7 @@ impl Default for Parts {
     }
 }
 
-/// What downloads of one process share.
+/// State shared by the downloads of one process.
 #[derive(Default)]
 pub(super) struct Downloads {
     any: ByKey<Digest, tokio::sync::Mutex<()>>,

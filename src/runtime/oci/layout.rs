@@ -170,7 +170,7 @@ impl Layout {
         })
     }
 
-    /// Where blobs are kept, a directory for each algorithm; `None` where there is none.
+    /// The directory of blobs, with one directory for each algorithm; `None` where there is none.
     pub(super) fn blobs(&self) -> Result<Option<Dir>, OpenError> {
         match self.top()? {
             Some(top) => top.sub(BLOBS),
@@ -178,7 +178,7 @@ impl Layout {
         }
     }
 
-    /// Where the blobs of an algorithm are kept.
+    /// The directory of an algorithm's blobs.
     pub(super) fn made_blobs(&self, algorithm: &str) -> Result<Dir, OpenError> {
         self.made_top()?.made(BLOBS)?.made(algorithm)
     }
@@ -187,7 +187,7 @@ impl Layout {
         self.made_top()?.made(PRIVATE)
     }
 
-    /// Where downloads are kept until they are whole; `None` where there is none.
+    /// The directory of downloads that are not whole yet; `None` where there is none.
     pub(super) fn partials(&self) -> Result<Option<Dir>, OpenError> {
         match self.top()?.map(|top| top.sub(PRIVATE)).transpose()? {
             Some(Some(private)) => private.sub(PARTIAL),
@@ -199,7 +199,7 @@ impl Layout {
         self.private()?.made(PARTIAL)
     }
 
-    /// Whether the blob is here, whole. Blobs are verified before they get their name. A link is none, nor is another user's.
+    /// Returns whether the blob is here, whole. Blobs are verified before they get their name. A link is none, nor is another user's.
     pub(super) fn has_blob(&self, digest: &Digest, size: u64) -> Result<bool, Error> {
         let Some(dir) = self.blobs_like(digest)? else {
             return Ok(false);

@@ -34,7 +34,7 @@ const BLOCK_MOST: u64 = 64 << 10;
 /// The file, locked.
 pub(super) struct Partial {
     file: File,
-    /// Where the file is, and its name there.
+    /// The file's directory, and its name there.
     dir: Dir,
     name: String,
     layout: Layout,

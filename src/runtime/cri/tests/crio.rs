@@ -1,4 +1,4 @@
-//! What CRI-O 1.37 answers on the wire.
+//! Answers of CRI-O 1.37 on the wire.
 
 use k8s_cri::v1::{FilesystemIdentifier, FilesystemUsage, ImageFsInfoResponse, UInt64Value};
 
