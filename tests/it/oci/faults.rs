@@ -313,10 +313,9 @@ fn a_large_layer_goes_on_in_one_where_a_part_fails() {
         });
         test.comes_whole();
         let parts = test.parts();
-        assert!(
-            parts.last().is_some_and(|part| part.ends_with('-')),
-            "{parts:?}"
-        );
+        // Not the last that the proxy has seen: other parts may still have been on their way to it.
+        let rest = |part: &String| part.ends_with('-');
+        assert!(parts[1..].iter().any(rest), "{parts:?}");
     }
 }
 
