@@ -10,7 +10,6 @@ pub mod discovery;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod kube_api;
-pub mod manifests;
 pub mod model;
 pub mod planning;
 pub mod pulling;

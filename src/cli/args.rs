@@ -9,7 +9,6 @@ use clap_complete::Shell;
 
 use crate::app::config::settings::{self, Group};
 use crate::app::config::{Raw, Setting};
-use crate::manifests::options::FLAGS;
 
 const ABOUT: &str = "Puts container images onto this node before a pod needs them";
 
@@ -51,35 +50,12 @@ pub fn command() -> Command {
                 Command::new("plan").about("Print what run would do and why; pull nothing"),
                 settings::PLAN,
             ),
-            manifests(),
             Command::new("pause")
                 .about("Sleep until SIGTERM or SIGINT: the DaemonSet's main container"),
             Command::new("completions")
                 .about("Print a shell's completions")
                 .arg(shell),
         ])
-}
-
-fn manifests() -> Command {
-    let mut command = Command::new("manifests")
-        .about("Print the Kubernetes objects that install harpoon, for kubectl apply -f -")
-        .after_help(
-            "A setting goes into the DaemonSet as the environment variable that is named; this command reads none.",
-        );
-    for flag in FLAGS {
-        let mut help = flag.help.to_owned();
-        if let Some(default) = flag.default {
-            let _ = write!(help, " [default: {default}]");
-        }
-        let argument = with_value(Arg::new(flag.name), flag.value, flag.is_switch());
-        command = command.arg(
-            argument
-                .long(flag.name)
-                .help(help)
-                .help_heading("Manifests"),
-        );
-    }
-    with_settings(command, settings::MANIFESTS)
 }
 
 fn with_settings(mut command: Command, groups: &[&'static Group]) -> Command {
@@ -119,7 +95,7 @@ pub(super) fn raw(matches: &ArgMatches) -> Raw<'static> {
 }
 
 /// The settings that were typed, by flag.
-pub(super) fn typed(matches: &ArgMatches) -> HashMap<&'static str, String> {
+fn typed(matches: &ArgMatches) -> HashMap<&'static str, String> {
     let typed = |setting: &&&'static Setting| {
         let value = matches.try_get_one::<String>(setting.flag).ok().flatten();
         value.map(|v| (setting.flag, v.clone()))

@@ -14,7 +14,6 @@ use crate::runtime::detect::FindError;
 
 pub mod args;
 mod completions;
-mod manifests;
 mod outcome;
 mod pause;
 mod plan;
@@ -94,7 +93,6 @@ pub fn main() -> ExitCode {
     let result = match matches.subcommand() {
         Some(("pull", matches)) => pull::main(matches, started),
         Some(("plan", matches)) => plan::main(matches),
-        Some(("manifests", matches)) => manifests::main(matches),
         Some(("pause", _)) => pause::main(),
         Some(("completions", matches)) => completions::main(matches),
         Some((_, matches)) => run::main(matches, started),

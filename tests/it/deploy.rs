@@ -1,4 +1,4 @@
-//! What installs harpoon on a cluster: `harpoon manifests`, and what is in `deploy/`, which must be the same.
+//! What installs harpoon on a cluster: the chart, and the files of `deploy/` that are rendered from it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,49 +9,15 @@ use serde_json::{Value, json};
 
 use crate::bed::{self, Harpoon};
 
+mod generated;
+mod kustomize;
 mod rights;
-mod same;
-
-/// Files that are what `harpoon manifests` prints, and with which flags. `make generate` writes them.
-const GENERATED: &[(&str, &[&str])] = &[
-    ("daemonset-auto.yaml", &[]),
-    (
-        "daemonset-manual.yaml",
-        &["--images=nginx:1.27,registry.example/team/api:2.1"],
-    ),
-    ("kustomize/base/harpoon.yaml", &["--node-relevance=false"]),
-];
-
-/// One of each kind of installation.
-const VARIANTS: &[&[&str]] = &[
-    &[],
-    &["--node-relevance=false"],
-    &["--images=nginx:1.27"],
-    &["--images=nginx:1.27", "--runtime=docker"],
-    &["--runtime=crio", "--namespaces=*", "--workloads=all"],
-    &["--runtime=docker"],
-    &["--runtime=docker", "--socket-group=998"],
-    &["--runtime=k3s", "--namespaces=shop,web", "--pull-secrets"],
-    &["--cloud=eks"],
-    &["--cloud=gke", "--images=nginx:1.27"],
-    &["--cloud=aks"],
-    &[
-        "--private-registry=registry.example",
-        "--registry-secret=pull",
-        "--image-pull-secret=own",
-    ],
-    &["--runtime-endpoint=/run/cri.sock", "--priority-class="],
-];
+mod values;
 
 fn deploy(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("deploy")
         .join(path)
-}
-
-fn printed(flags: &[&str]) -> String {
-    let harpoon = Harpoon::new(["manifests"]).args(flags.iter().copied());
-    harpoon.run().expect(0).stdout
 }
 
 fn parse(yaml: &str) -> Vec<Value> {
@@ -63,21 +29,57 @@ fn parse(yaml: &str) -> Vec<Value> {
         .collect()
 }
 
-fn manifests(flags: &[&str]) -> Vec<Value> {
-    parse(&printed(flags))
-}
-
-/// What `helm template` says of the chart with these values.
-fn chart(name: &str, arguments: &[&str], values: &Value) -> Output {
-    let directory = bed::directory();
-    let file = directory.path().join("values.yaml");
-    fs::write(&file, values.to_string()).unwrap();
+/// `helm template` of the chart with a values file.
+fn template(release: &str, namespace: &str, values: &Path) -> Output {
     let mut command = bed::tool("helm");
-    command.args(["template", name]).arg(deploy("chart"));
-    command.arg("--values").arg(file).args(arguments);
+    command
+        .args(["template", release, "--namespace", namespace])
+        .arg(deploy("chart"));
+    command.arg("--values").arg(values);
     command
         .output()
         .unwrap_or_else(|e| panic!("{command:?}: {e}: run testbed/install"))
+}
+
+/// The same with values of this test.
+fn chart(values: &Value) -> Output {
+    let directory = bed::directory();
+    let file = directory.path().join("values.yaml");
+    fs::write(&file, values.to_string()).unwrap();
+    template("harpoon", "harpoon", &file)
+}
+
+#[track_caller]
+fn text_of(output: Output) -> String {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[track_caller]
+fn rendered(values: &Value) -> Vec<Value> {
+    parse(&text_of(chart(values)))
+}
+
+/// The objects of every values file in `deploy/chart/ci/`, one of each kind of installation, by the file's name.
+fn variants() -> BTreeMap<String, Vec<Value>> {
+    let files = fs::read_dir(deploy("chart/ci")).unwrap();
+    let variants: BTreeMap<_, _> = files
+        .map(|file| {
+            let path = file.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap();
+            let name = name.strip_suffix("-values.yaml").expect("a values file");
+            let objects = parse(&text_of(template("harpoon", "harpoon", &path)));
+            (name.to_owned(), objects)
+        })
+        .collect();
+    assert!(variants.len() >= 10, "{:?}", variants.keys());
+    variants
+}
+
+/// A committed file of `deploy/`.
+fn committed(file: &str) -> String {
+    fs::read_to_string(deploy(file)).unwrap_or_else(|e| panic!("deploy/{file}: {e}"))
 }
 
 fn daemon_set(objects: &[Value]) -> &Value {
@@ -85,6 +87,10 @@ fn daemon_set(objects: &[Value]) -> &Value {
         .iter()
         .find(|o| o["kind"] == "DaemonSet")
         .expect("a DaemonSet")
+}
+
+fn pod(objects: &[Value]) -> &Value {
+    &daemon_set(objects)["spec"]["template"]["spec"]
 }
 
 fn named<'a>(list: &'a Value, name: &str) -> &'a Value {
@@ -95,28 +101,10 @@ fn named<'a>(list: &'a Value, name: &str) -> &'a Value {
 }
 
 #[test]
-fn generated_files_are_what_the_program_prints() {
-    for (file, flags) in GENERATED {
-        let (path, expected) = (deploy(file), printed(flags));
-        if std::env::var_os("HARPOON_GENERATE").is_some() {
-            fs::write(&path, expected).unwrap();
-            continue;
-        }
-        let committed = fs::read_to_string(&path).unwrap();
-        assert!(
-            committed == expected,
-            "deploy/{file} is not what `harpoon manifests {}` prints: run `make generate`",
-            flags.join(" ")
-        );
-    }
-}
-
-#[test]
 fn only_the_init_container_sees_the_node_and_the_cluster() {
-    for flags in VARIANTS {
-        let objects = manifests(flags);
-        let pod = &daemon_set(&objects)["spec"]["template"]["spec"];
-        assert_eq!(pod["automountServiceAccountToken"], false, "{flags:?}");
+    for (variant, objects) in variants() {
+        let pod = pod(&objects);
+        assert_eq!(pod["automountServiceAccountToken"], false, "{variant}");
         let (run, pause) = (&pod["initContainers"][0], &pod["containers"][0]);
         assert_eq!(
             (
@@ -131,7 +119,7 @@ fn only_the_init_container_sees_the_node_and_the_cluster() {
         );
         assert_eq!(run["image"], pause["image"]);
         for absent in ["volumeMounts", "env", "ports", "command"] {
-            assert_eq!(pause[absent], Value::Null, "{flags:?}");
+            assert_eq!(pause[absent], Value::Null, "{variant}");
         }
         for container in [run, pause] {
             let security = &container["securityContext"];
@@ -151,82 +139,76 @@ fn only_the_init_container_sees_the_node_and_the_cluster() {
         for forbidden in ["hostPID", "hostIPC", "shareProcessNamespace"] {
             assert_eq!(pod[forbidden], Value::Null);
         }
-        let cloud = flags.iter().any(|f| f.starts_with("--cloud"));
-        assert_eq!(pod["hostNetwork"] == true, cloud, "{flags:?}");
-        for mount in run["volumeMounts"].as_array().unwrap() {
-            assert_eq!(mount["readOnly"], true, "{flags:?}");
-            assert!(
-                !named(&pod["volumes"], mount["name"].as_str().unwrap()).is_null(),
-                "{flags:?}"
-            );
-        }
-        for volume in pod["volumes"].as_array().unwrap() {
-            let path = volume["hostPath"]["path"].as_str().unwrap_or("/some/path");
-            assert!(
-                !["/", "/run", "/var/run", "/var/run/", "/etc"].contains(&path),
-                "{flags:?}"
-            );
-        }
-        let token = named(&pod["volumes"], "token");
-        assert_eq!(
-            token.is_null(),
-            flags.iter().any(|f| f.starts_with("--images")),
-            "{flags:?}"
-        );
-        assert_eq!(token.is_null(), pod["serviceAccountName"].is_null());
+        let cloud = ["aks", "bottlerocket", "eks", "gke-list"].contains(&variant.as_str());
+        assert_eq!(pod["hostNetwork"] == true, cloud, "{variant}");
+        check_volumes(&variant, pod);
+        let list = ["gke-list", "list", "list-docker"].contains(&variant.as_str());
+        assert_eq!(named(&pod["volumes"], "token").is_null(), list, "{variant}");
+        let account = !list || variant == "gke-list";
+        assert_eq!(pod["serviceAccountName"].is_string(), account, "{variant}");
         let root = run["securityContext"]["runAsUser"] == 0;
-        let of_root = [
-            &["--images=nginx:1.27", "--runtime=docker"][..],
-            &["--runtime=docker"],
-            &["--cloud=aks"],
-        ];
-        assert_eq!(root, of_root.contains(flags), "{flags:?}");
         assert_eq!(
-            daemon_set(&objects)["spec"]["updateStrategy"]["rollingUpdate"]["maxUnavailable"],
-            "10%"
+            root,
+            ["aks", "list-docker"].contains(&variant.as_str()),
+            "{variant}"
         );
-        assert_eq!(pod["tolerations"], json!([{"operator": "Exists"}]));
+        if variant != "overrides" {
+            assert_eq!(
+                daemon_set(&objects)["spec"]["updateStrategy"]["rollingUpdate"]["maxUnavailable"],
+                "10%"
+            );
+            assert_eq!(pod["tolerations"], json!([{"operator": "Exists"}]));
+        }
+    }
+}
+
+fn check_volumes(variant: &str, pod: &Value) {
+    for mount in pod["initContainers"][0]["volumeMounts"].as_array().unwrap() {
+        assert_eq!(mount["readOnly"], true, "{variant}");
+        assert!(
+            !named(&pod["volumes"], mount["name"].as_str().unwrap()).is_null(),
+            "{variant}"
+        );
+    }
+    for volume in pod["volumes"].as_array().unwrap() {
+        let path = volume["hostPath"]["path"].as_str().unwrap_or("/some/path");
+        assert!(
+            !["/", "/run", "/var/run", "/var/run/", "/etc"].contains(&path),
+            "{variant}"
+        );
     }
 }
 
 #[test]
 fn every_variant_is_taken_by_the_api_server_with_all_its_fields() {
     let cluster = bed::kubernetes();
-    let namespace = cluster.namespace();
-    for flags in VARIANTS {
-        let own = format!("--namespace={namespace}");
-        let mut flags: Vec<_> = flags
-            .iter()
-            .filter(|f| !f.starts_with("--namespaces=s"))
-            .copied()
-            .collect();
-        flags.push(&own);
-        for object in manifests(&flags) {
-            let collection = format!("{}?dryRun=All", collection(&object));
-            let answer = cluster.create(&collection, object.clone());
-            assert_holds(&answer, &object, object["kind"].as_str().unwrap());
-        }
+    for namespace in ["harpoon", "fleet-system", "shop", "web"] {
+        cluster.ensure_namespace(namespace);
     }
-}
-
-/// The path of the collection that an object belongs into.
-fn collection(object: &Value) -> String {
-    let (version, kind) = (
-        object["apiVersion"].as_str().unwrap(),
-        object["kind"].as_str().unwrap(),
-    );
-    let base = if version == "v1" {
-        "/api/v1".to_owned()
-    } else {
-        format!("/apis/{version}")
-    };
-    let plural = match kind {
-        "PriorityClass" => "priorityclasses".to_owned(),
-        kind => format!("{}s", kind.to_lowercase()),
-    };
-    match object["metadata"]["namespace"].as_str() {
-        Some(namespace) => format!("{base}/namespaces/{namespace}/{plural}"),
-        None => format!("{base}/{plural}"),
+    // OpenShift's own kind, which no other API server has.
+    let known = |object: &Value| object["kind"] != "SecurityContextConstraints";
+    let mut sets: BTreeMap<String, Vec<Value>> = variants();
+    let files = generated::FILES.iter().map(|(file, _)| *file);
+    sets.extend(files.map(|file| (file.to_owned(), parse(&committed(file)))));
+    for (variant, mut objects) in sets {
+        objects.retain(known);
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+        let directory = bed::directory();
+        let file = directory.path().join("objects.json");
+        fs::write(&file, list.to_string()).unwrap();
+        let mut kubectl = bed::tool("kubectl");
+        kubectl.arg("--kubeconfig").arg(cluster.kubeconfig());
+        kubectl.args(["apply", "--dry-run=server", "-o", "json", "-f"]);
+        let answer: Value = serde_json::from_str(&bed::run(kubectl.arg(&file))).unwrap();
+        let answers = match answer["kind"] == "List" {
+            true => answer["items"].as_array().unwrap().clone(),
+            false => vec![answer],
+        };
+        assert_eq!(answers.len(), objects.len(), "{variant}");
+        for (answer, object) in answers.iter().zip(&objects) {
+            let place = format!("{variant}: {}", object["kind"].as_str().unwrap());
+            assert_holds(answer, object, &place);
+        }
     }
 }
 
@@ -254,130 +236,11 @@ fn assert_holds(answer: &Value, posted: &Value, place: &str) {
 }
 
 #[test]
-fn settings_become_variables() {
-    let objects = manifests(&[
-        "--limit=20",
-        "--refresh",
-        "--disk-budget=20Gi",
-        "--ignore=quay.io, nginx",
-        "--stagger=5m",
-        "--log-level=debug",
-        "--selector=app=web,tier!=test",
-        "--fail-on=never",
-        "--private-registry=registry.example/team",
-        "--name=fleet",
-    ]);
-    let run = &daemon_set(&objects)["spec"]["template"]["spec"]["initContainers"][0];
-    let variables: BTreeMap<_, _> = run["env"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|v| {
-            (
-                v["name"].as_str().unwrap(),
-                v["value"].as_str().unwrap_or_default(),
-            )
-        })
-        .collect();
-    let expected = BTreeMap::from([
-        ("NODE_NAME", ""),
-        ("LIMIT", "20"),
-        ("REFRESH", "true"),
-        ("DISK_BUDGET", "20Gi"),
-        ("IGNORE", "quay.io, nginx"),
-        ("STAGGER", "5m"),
-        ("LOG_LEVEL", "debug"),
-        ("SELECTOR", "app=web,tier!=test"),
-        ("FAIL_ON", "never"),
-        ("PRIVATE_REGISTRY", "registry.example/team"),
-        ("PRIVATE_REGISTRY_AUTH", ""),
-    ]);
-    assert_eq!(variables, expected);
-    let auth = &named(&run["env"], "PRIVATE_REGISTRY_AUTH")["valueFrom"]["secretKeyRef"];
-    assert_eq!(
-        auth,
-        &json!({"name": "fleet-private-registry", "key": "auth"})
-    );
-    // Nothing of the caller's environment gets in.
-    let output = Harpoon::new(["manifests"])
-        .env("LIMIT", "x")
-        .env("NAMESPACES", "*")
-        .run()
-        .expect(0);
-    assert_eq!(output.stdout, printed(&[]));
-}
-
-#[test]
-fn a_list_can_come_from_a_file() {
-    let harpoon = Harpoon::new(["manifests", "--images-from=list"]);
-    fs::write(
-        harpoon.home().join("list"),
-        "# ours\nnginx:1.27\n\nregistry.example/team/api:2.1 # the API\n",
-    )
-    .unwrap();
-    let expected = fs::read_to_string(deploy("daemonset-manual.yaml")).unwrap();
-    assert_eq!(harpoon.run().expect(0).stdout, expected);
-}
-
-#[test]
-fn what_is_wrong_is_named_before_anything_is_installed() {
-    for (flags, named) in [
-        (
-            &["--runtime=podman"][..],
-            "\"podman\" for --runtime: expected containerd, crio",
-        ),
-        (
-            &["--namespace=Shop"],
-            "\"Shop\" for --namespace: expected a namespace",
-        ),
-        (&["--name=a b"], "--name"),
-        (&["--image=Harpoon"], "\"Harpoon\" for --image"),
-        (&["--images=nginx,UPPER/x"], "\"UPPER/x\" for --images"),
-        (&["--images="], "for --images: expected image references"),
-        (
-            &["--images=a", "--namespaces=*"],
-            "\"*\" for --namespaces (NAMESPACES): expected nothing",
-        ),
-        (&["--images=a", "--stagger=5m"], "--stagger"),
-        (&["--node-relevance=maybe"], "--node-relevance"),
-        (&["--node-relevance=false", "--stagger=5m"], "--stagger"),
-        (&["--limit=0"], "\"0\" for --limit (LIMIT)"),
-        (&["--workloads=pod"], "\"pod\" for --workloads (WORKLOADS)"),
-        (&["--disk-budget=20GB"], "--disk-budget"),
-        (&["--fail-on=some"], "--fail-on"),
-        (&["--log-level=loud"], "--log-level"),
-        (
-            &["--cloud=ibm"],
-            "\"ibm\" for --cloud: expected eks, gke or aks",
-        ),
-        (&["--socket-group=docker"], "\"docker\" for --socket-group"),
-        (&["--runtime-endpoint=oci:x"], "--runtime-endpoint"),
-        (
-            &["--pull-secrets", "--namespaces=*"],
-            "--pull-secrets (PULL_SECRETS): expected false with --namespaces *",
-        ),
-        (
-            &["--secret-names=pull"],
-            "--secret-names: expected --pull-secrets",
-        ),
-        (&["--private-registry=a b"], "--private-registry"),
-        (&["--registry-secret=Pull"], "--registry-secret"),
-    ] {
-        let output = Harpoon::new(["manifests"])
-            .args(flags.iter().copied())
-            .run()
-            .expect(2);
-        assert!(output.stderr.contains(named), "{named}: {output}");
-        assert_eq!(output.stdout, "");
-    }
-}
-
-#[test]
 fn a_group_of_its_socket_is_all_of_root_that_containerd_takes() {
     let containerd = bed::containerd();
     let socket = containerd.socket();
     let image = bed::registry().push(&bed::unique("deploy")).reference;
-    let run = &daemon_set(&manifests(&[]))["spec"]["template"]["spec"].clone();
+    let run = pod(&rendered(&json!({}))).clone();
     let (user, group) = (
         &run["securityContext"]["runAsUser"],
         &run["initContainers"][0]["securityContext"]["runAsGroup"],

@@ -14,13 +14,16 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::bed::{Cluster, Harpoon, Process, run, text, tool, unique};
+use super::bed::{Cluster, Process, run, text, tool, unique};
 
 mod confined;
 mod gain;
 mod installed;
 mod rights;
 mod variants;
+
+/// The namespace of the manifests.
+const NAMESPACE: &str = "harpoon";
 
 type Step = fn(&Turn<'_>);
 
@@ -37,8 +40,8 @@ const STEPS: &[(&str, Step)] = &[
     ("each rule is needed", rights::each_rule),
     ("each kind of workload has its rule", rights::each_kind),
     ("a list of images", variants::list_of_images),
-    ("harpoon manifests", variants::printed),
-    ("the chart", variants::chart),
+    ("all namespaces and two kinds", variants::all_namespaces),
+    ("a kustomization", variants::kustomized),
     ("what a pod gains", gain::measured),
 ];
 
@@ -61,7 +64,6 @@ fn on_a_cluster_of_one_node() {
 /// A step's turn on the cluster.
 struct Turn<'a> {
     cluster: &'a Cluster,
-    /// That of the manifests.
     namespace: String,
     installed: Mutex<Vec<String>>,
 }
@@ -75,12 +77,10 @@ struct Installed<'a> {
 
 impl<'a> Turn<'a> {
     fn new(cluster: &'a Cluster) -> Self {
-        let manifests = manifests("daemonset-auto.yaml");
-        let mut lines = manifests.lines().map(str::trim);
-        let namespace = lines.find_map(|line| line.strip_prefix("namespace: "));
+        cluster.api.ensure_namespace(NAMESPACE);
         Self {
             cluster,
-            namespace: namespace.unwrap_or("default").to_owned(),
+            namespace: NAMESPACE.to_owned(),
             installed: Mutex::default(),
         }
     }
@@ -127,7 +127,11 @@ impl<'a> Turn<'a> {
     /// Removes all that this turn has brought, so that the next one finds nothing of it.
     fn clear(&self) {
         for manifests in self.installed.lock().unwrap().iter() {
-            self.cluster.remove(manifests);
+            // The namespace stays for the next turn: to delete it takes a while.
+            let is_namespace = |object: &&str| object.contains("\nkind: Namespace\n");
+            let objects = manifests.split("\n---\n");
+            let others: Vec<_> = objects.filter(|object| !is_namespace(object)).collect();
+            self.cluster.remove(&others.join("\n---\n"));
         }
         let namespace = self.namespace.as_str();
         let delete = [
@@ -263,6 +267,17 @@ fn manifests(name: &str) -> String {
         .join("deploy")
         .join(name);
     std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
+}
+
+/// What `helm template` renders of the chart with these values.
+fn chart(values: &Value) -> String {
+    let directory = super::bed::directory();
+    let file = directory.path().join("values.yaml");
+    std::fs::write(&file, values.to_string()).unwrap();
+    let mut helm = tool("helm");
+    helm.args(["template", "harpoon", "--namespace", NAMESPACE, "--values"]);
+    let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/chart");
+    run(helm.arg(&file).arg(chart))
 }
 
 /// The manifests with nothing changed but the name of the image, which is the same everywhere.

@@ -17,7 +17,6 @@ const FLOORS: &[&str] = &[
     "pulling",
     "report",
     "app",
-    "manifests",
     "cli",
 ];
 

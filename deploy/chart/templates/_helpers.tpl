@@ -1,7 +1,55 @@
-{{/* What all objects of one installation have in common. */}}
-{{- define "harpoon.labels" -}}
+{{/* Name of the chart. */}}
+{{- define "harpoon.name" -}}
+{{- .Values.nameOverride | default .Chart.Name | trunc 40 | trimSuffix "-" }}
+{{- end }}
+
+{{/* Name of the release's objects. */}}
+{{- define "harpoon.fullname" -}}
+{{- $name := include "harpoon.name" . }}
+{{- if .Values.fullnameOverride }}{{ .Values.fullnameOverride | trunc 40 | trimSuffix "-" }}
+{{- else if contains $name .Release.Name }}{{ .Release.Name | trunc 40 | trimSuffix "-" }}
+{{- else }}{{ printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{- define "harpoon.namespace" -}}
+{{- .Values.namespaceOverride | default .Release.Namespace }}
+{{- end }}
+
+{{/* Name of a cluster-scoped object: it carries the namespace, so that two releases of one name never share it. */}}
+{{- define "harpoon.clusterName" -}}
+{{- printf "%s-%s" (include "harpoon.namespace" .) (include "harpoon.fullname" .) }}
+{{- end }}
+
+{{- define "harpoon.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "harpoon.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
-app.kubernetes.io/name: harpoon
+{{- end }}
+
+{{- define "harpoon.labels" -}}
+{{ include "harpoon.selectorLabels" . }}
+app.kubernetes.io/component: node
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "harpoon.serviceAccount" -}}
+{{- .Values.serviceAccount.name | default (ternary (include "harpoon.fullname" .) "default" .Values.serviceAccount.create) }}
+{{- end }}
+
+{{/* Name of the PriorityClass, empty for none. */}}
+{{- define "harpoon.priorityClass" -}}
+{{- .Values.priorityClass.name | default (ternary (include "harpoon.clusterName" .) "" .Values.priorityClass.create) }}
+{{- end }}
+
+{{- define "harpoon.image" -}}
+{{- with .Values.image }}
+{{- if .digest }}{{ printf "%s@%s" .repository .digest }}{{ else }}{{ printf "%s:%s" .repository (.tag | default $.Chart.AppVersion) }}{{ end }}
+{{- end }}
 {{- end }}
 
 {{/* A setting of `harpoon run` as text. Numbers of YAML are floats, which must not become 1e+06. */}}
@@ -18,7 +66,7 @@ app.kubernetes.io/name: harpoon
 
 {{/* The namespaces to scan, as JSON; "" stands for the whole cluster. */}}
 {{- define "harpoon.namespaces" -}}
-{{- $names := fromJsonArray (include "harpoon.items" (get .Values.settings "NAMESPACES" | default .Release.Namespace)) }}
+{{- $names := fromJsonArray (include "harpoon.items" (get .Values.settings "NAMESPACES" | default (include "harpoon.namespace" .))) }}
 {{- if has "*" $names }}{{ toJson (list "") }}{{ else }}{{ toJson (uniq $names) }}{{ end }}
 {{- end }}
 
@@ -41,29 +89,44 @@ app.kubernetes.io/name: harpoon
 {{- get .Values.settings "RUNTIME_ENDPOINT" | default (get $sockets .Values.runtime) | trimPrefix "unix://" }}
 {{- end }}
 
-{{/* What is mounted for it: its directory, or the socket itself where that is the directory of everybody's sockets. */}}
+{{/* What is mounted for it: its directory, or the socket itself where the directory holds everybody's sockets. */}}
 {{- define "harpoon.mount" -}}
 {{- $socket := include "harpoon.socket" . }}
 {{- if has (dir $socket) (list "/" "/run" "/var/run") }}{{ $socket }}{{ else }}{{ dir $socket }}{{ end }}
 {{- end }}
 
-{{/* The credential provider of a cloud: its configuration, its programs, and files beside them. */}}
+{{/* The credential provider of a cloud: its configuration, its plugins, and files beside them. */}}
 {{- define "harpoon.cloud" -}}
-eks: {config: /etc/eks/image-credential-provider/config.json, programs: /etc/eks/image-credential-provider, files: {}}
+eks: {config: /etc/eks/image-credential-provider/config.json, plugins: /etc/eks/image-credential-provider, files: {}}
 gke:
   config: /etc/srv/kubernetes/cri_auth_config.yaml
-  programs: /home/kubernetes/bin
+  plugins: /home/kubernetes/bin
   files: {provider-config: /etc/srv/kubernetes/cri_auth_config.yaml}
 aks:
   config: /var/lib/kubelet/credential-provider-config.yaml
-  programs: /var/lib/kubelet/credential-provider
+  plugins: /var/lib/kubelet/credential-provider
   files: {provider-config: /var/lib/kubelet/credential-provider-config.yaml, azure: /etc/kubernetes/azure.json}
+bottlerocket:
+  config: /etc/kubernetes/kubelet/credential-provider-config.yaml
+  plugins: /usr/libexec/kubernetes/kubelet/plugins
+  files: {provider-config: /etc/kubernetes/kubelet/credential-provider-config.yaml}
+{{- end }}
+
+{{/* Security context of the init container. */}}
+{{- define "harpoon.runSecurity" -}}
+{{- $knownGroup := has .Values.runtime (list "containerd" "crio" "k3s" "rke2" "k0s") }}
+{{- $own := dict "runAsGroup" (int64 .Values.socketGroup) }}
+{{- if or (eq .Values.cloud "aks") (and (kindIs "invalid" .Values.socketGroup) (not $knownGroup)) }}
+{{- $own = dict "runAsNonRoot" false "runAsUser" 0 "runAsGroup" 0 }}
+{{- end }}
+{{- if .Values.openshift.enabled }}{{ $_ := set $own "seLinuxOptions" (dict "type" "spc_t") }}{{ end }}
+{{- toYaml (merge (deepCopy .Values.securityContext) $own) }}
 {{- end }}
 
 {{/* A role and its binding. Takes root, suffix, namespace ("" for the whole cluster) and rules. */}}
 {{- define "harpoon.grant" -}}
 {{- $kind := ternary "Role" "ClusterRole" (ne .namespace "") }}
-{{- $name := printf "%s%s" .root.Release.Name .suffix }}
+{{- $name := printf "%s%s" (include (ternary "harpoon.fullname" "harpoon.clusterName" (ne .namespace "")) .root) .suffix }}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: {{ $kind }}
@@ -92,6 +155,6 @@ roleRef:
   name: {{ $name }}
 subjects:
   - kind: ServiceAccount
-    name: {{ .root.Release.Name }}
-    namespace: {{ .root.Release.Namespace }}
+    name: {{ include "harpoon.serviceAccount" .root }}
+    namespace: {{ include "harpoon.namespace" .root }}
 {{- end }}

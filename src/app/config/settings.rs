@@ -173,23 +173,6 @@ pub static START: Group = ("Pulling", &[&STAGGER, &STAGGER_MIN_AGE]);
 /// What is printed.
 pub static OUTPUTS: Group = ("Output", &[&OUTPUT, &LOG_FORMAT, &LOG_LEVEL]);
 
-/// What of [`SOURCES`], [`RUNTIME`] and [`CREDENTIALS`] is left to say where `harpoon manifests` does the rest.
-pub static CLUSTER: Group = (
-    "Images",
-    &[
-        &NAMESPACES,
-        &WORKLOADS,
-        &SELECTOR,
-        &INCLUDE_IDLE,
-        &WATCH_CACHE,
-        &STARTUP_TAINTS,
-    ],
-);
-/// See [`CLUSTER`].
-pub static ENDPOINT: Group = ("Runtime", &[&RUNTIME_ENDPOINT]);
-/// See [`CLUSTER`].
-pub static ONE_REGISTRY: Group = ("Credentials", &[&PRIVATE_REGISTRY]);
-
 /// The settings of `harpoon run`.
 pub static RUN: &[&Group] = &[
     &SOURCES,
@@ -213,17 +196,5 @@ pub static PLAN: &[&Group] = &[
     &RUNTIME,
     &CREDENTIALS,
     &CLUSTER_CREDENTIALS,
-    &OUTPUTS,
-];
-/// The settings that `harpoon manifests` puts into the environment of a DaemonSet.
-pub static MANIFESTS: &[&Group] = &[
-    &CLUSTER,
-    &POLICY,
-    &STORE,
-    &ENDPOINT,
-    &ONE_REGISTRY,
-    &CLUSTER_CREDENTIALS,
-    &PULL,
-    &START,
     &OUTPUTS,
 ];

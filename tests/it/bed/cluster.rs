@@ -101,6 +101,19 @@ impl Kubernetes {
         name
     }
 
+    /// Makes a namespace unless it is there.
+    pub fn ensure_namespace(&self, name: &str) {
+        let namespaces = "/api/v1/namespaces";
+        if self.get(namespaces)["items"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .all(|namespace| namespace["metadata"]["name"] != name)
+        {
+            self.create(namespaces, json!({"metadata": {"name": name}}));
+        }
+    }
+
     /// Makes a service account that has no rights yet, and returns a token of it.
     pub fn service_account(&self, namespace: &str, name: &str) -> String {
         let accounts = format!("/api/v1/namespaces/{namespace}/serviceaccounts");

@@ -192,10 +192,11 @@ impl Cluster {
         objects(&self.given(manifests, &["apply", "-o", "json", "-f", "-"]))
     }
 
-    /// `kubectl delete -f -`; what comes of these objects, such as pods, goes a little later.
+    /// `kubectl delete -f -`, when what comes of these objects is gone too: a pod that was deleted by force may be run once more.
     #[track_caller]
     pub fn remove(&self, manifests: &str) {
-        self.given(manifests, &["delete", "--ignore-not-found", "-f", "-"]);
+        let delete = ["delete", "--ignore-not-found", "--cascade=foreground"];
+        self.given(manifests, &[&delete[..], &["-f", "-"]].concat());
     }
 
     /// Deletes pods (names, or `--all`) without waiting for their processes to end.

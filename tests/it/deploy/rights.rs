@@ -1,14 +1,14 @@
-//! The rights that each flag takes, and no other.
+//! The rights that each value takes, and no other.
 
 use std::collections::BTreeSet;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::manifests;
+use super::rendered;
 
 /// All rights, as `ROLE in PLACE: VERB RESOURCE.GROUP [NAME]`, each bound to the one service account there is.
-fn rights(flags: &[&str]) -> BTreeSet<String> {
-    let objects = manifests(flags);
+fn rights(values: &Value) -> BTreeSet<String> {
+    let objects = rendered(values);
     let mut rights = BTreeSet::new();
     let place = |object: &Value| {
         object["metadata"]["namespace"]
@@ -71,35 +71,34 @@ fn rights(flags: &[&str]) -> BTreeSet<String> {
 }
 
 #[track_caller]
-fn check(flags: &[&str], expected: &[&str]) {
+fn check(values: Value, expected: &[&str]) {
     let expected: BTreeSet<String> = expected.iter().map(|r| (*r).to_owned()).collect();
-    assert_eq!(rights(flags), expected, "{flags:?}");
+    assert_eq!(rights(&values), expected, "{values}");
 }
 
 const NODE: [&str; 2] = ["*: get nodes. ", "*: get runtimeclasses.node.k8s.io "];
 
 #[test]
-fn rights_follow_from_the_flags() {
-    check(&[], &[NODE[0], NODE[1], "default: list deployments.apps "]);
+fn rights_follow_from_the_values() {
     check(
-        &["--node-relevance=false"],
-        &["default: list deployments.apps "],
+        json!({}),
+        &[NODE[0], NODE[1], "harpoon: list deployments.apps "],
     );
     check(
-        &["--namespace=shop", "--node-relevance=false"],
+        json!({"nodeRelevance": false}),
+        &["harpoon: list deployments.apps "],
+    );
+    check(
+        json!({"namespaceOverride": "shop", "nodeRelevance": false}),
         &["shop: list deployments.apps "],
     );
-    check(&["--images=nginx"], &[]);
+    check(json!({"images": ["nginx"]}), &[]);
     check(
-        &["--namespaces=*", "--node-relevance=false"],
+        json!({"settings": {"NAMESPACES": "*"}, "nodeRelevance": false}),
         &["*: list deployments.apps "],
     );
     check(
-        &[
-            "--namespaces=shop,web,shop",
-            "--workloads=jobs,pods",
-            "--node-relevance=false",
-        ],
+        json!({"settings": {"NAMESPACES": "shop,web,shop", "WORKLOADS": "jobs,pods"}, "nodeRelevance": false}),
         &[
             "shop: list jobs.batch ",
             "shop: list pods. ",
@@ -108,7 +107,7 @@ fn rights_follow_from_the_flags() {
         ],
     );
     check(
-        &["--namespaces=*", "--workloads=all"],
+        json!({"settings": {"NAMESPACES": "*", "WORKLOADS": "all"}}),
         &[
             NODE[0],
             NODE[1],
@@ -122,20 +121,15 @@ fn rights_follow_from_the_flags() {
         ],
     );
     check(
-        &["--pull-secrets", "--node-relevance=false"],
+        json!({"settings": {"PULL_SECRETS": true}, "nodeRelevance": false}),
         &[
-            "default: get secrets. ",
-            "default: get serviceaccounts. ",
-            "default: list deployments.apps ",
+            "harpoon: get secrets. ",
+            "harpoon: get serviceaccounts. ",
+            "harpoon: list deployments.apps ",
         ],
     );
     check(
-        &[
-            "--pull-secrets",
-            "--secret-names=a,b",
-            "--namespaces=shop",
-            "--node-relevance=false",
-        ],
+        json!({"settings": {"PULL_SECRETS": true, "NAMESPACES": "shop"}, "secretNames": ["a", "b"], "nodeRelevance": false}),
         &[
             "shop: get secrets. a",
             "shop: get secrets. b",
@@ -143,13 +137,9 @@ fn rights_follow_from_the_flags() {
             "shop: list deployments.apps ",
         ],
     );
+    // What other Nodes say of images tells sizes without a request to a registry.
     check(
-        &[
-            "--disk-budget=1Gi",
-            "--cloud=eks",
-            "--refresh",
-            "--node-relevance=false",
-        ],
-        &["default: list deployments.apps "],
+        json!({"settings": {"DISK_BUDGET": "1Gi", "REFRESH": true}, "cloud": "eks", "nodeRelevance": false}),
+        &["*: list nodes. ", "harpoon: list deployments.apps "],
     );
 }

@@ -91,8 +91,8 @@ pub(super) fn each_rule(turn: &Turn<'_>) {
 
 /// The same for the right to list each kind of workload.
 pub(super) fn each_kind(turn: &Turn<'_>) {
-    let printed = Harpoon::new(["manifests", "--namespaces", "*", "--workloads", "all"]);
-    let harpoon = turn.install(&printed.run().expect(0).stdout);
+    let settings = json!({"NAMESPACES": "*", "WORKLOADS": "all"});
+    let harpoon = turn.install(&chart(&json!({"settings": settings})));
     let listing: Vec<_> = harpoon
         .objects
         .iter()

@@ -11,11 +11,8 @@ pub(super) fn list_of_images(turn: &Turn<'_>) {
         .collect();
     let manual = manifests("daemonset-manual.yaml");
     let (before, rest) = manual.split_once("  images: |\n").unwrap();
-    let (_examples, after) = rest.split_once("\nkind: ConfigMap\n").unwrap();
-    let manual = format!(
-        "{before}  images: |\n{}kind: ConfigMap\n{after}",
-        listed.concat()
-    );
+    let (_examples, after) = rest.split_once("\n---\n").unwrap();
+    let manual = format!("{before}  images: |\n{}---\n{after}", listed.concat());
     let harpoon = turn.install(&manual);
     let pod = harpoon.ready();
     let summary = summary(&pod);
@@ -30,8 +27,8 @@ pub(super) fn list_of_images(turn: &Turn<'_>) {
     assert!(!volumes.iter().any(token), "{volumes:?}");
 }
 
-/// What `harpoon manifests` prints is applied as it is.
-pub(super) fn printed(turn: &Turn<'_>) {
+/// The chart with values for the whole cluster.
+pub(super) fn all_namespaces(turn: &Turn<'_>) {
     let elsewhere = turn.cluster.api.namespace();
     let image = turn
         .cluster
@@ -50,10 +47,8 @@ pub(super) fn printed(turn: &Turn<'_>) {
     let set = json!({"metadata": {"name": "stateful"}, "spec": spec});
     turn.cluster.api.create(&sets, set);
 
-    let kinds = "--workloads=deployments,statefulsets";
-    let printed = Harpoon::new(["manifests", "--image", turn.cluster.harpoon()]);
-    let printed = printed.args(["--namespaces=*", kinds]).run().expect(0);
-    let harpoon = turn.install(&printed.stdout);
+    let settings = json!({"NAMESPACES": "*", "WORKLOADS": "deployments,statefulsets"});
+    let harpoon = turn.install(&chart(&json!({"settings": settings})));
     let pod = harpoon.ready();
     let summary = summary(&pod);
     assert!(summary.starts_with("harpoon: pulled 2 ("), "{summary}");
@@ -63,12 +58,13 @@ pub(super) fn printed(turn: &Turn<'_>) {
         .delete(&format!("/api/v1/namespaces/{elsewhere}"));
 }
 
-/// The chart with nothing set but the image.
-pub(super) fn chart(turn: &Turn<'_>) {
-    let image = turn.idle("charted");
-    let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/chart");
-    let rendered = run(tool("helm").args(["template", "harpoon"]).arg(chart));
-    let harpoon = turn.install(&rendered);
+/// `kubectl kustomize` of an overlay.
+pub(super) fn kustomized(turn: &Turn<'_>) {
+    let image = turn.idle("kustomized");
+    let overlay = "deploy/kustomize/overlays/containerd";
+    let overlay = Path::new(env!("CARGO_MANIFEST_DIR")).join(overlay);
+    let built = run(tool("kubectl").arg("kustomize").arg(overlay));
+    let harpoon = turn.install(&built);
     let pod = harpoon.ready();
     let summary = summary(&pod);
     assert!(summary.starts_with("harpoon: pulled 1 ("), "{summary}");
