@@ -62,7 +62,9 @@ fuzz: ## every fuzzer for TIME=60 seconds, on libFuzzer
 	fuzz/run $(or $(TIME),60)
 
 demo: ## a tour on a private containerd, registry and API server
-	testbed/install
+	@echo "make demo: installs packages, builds kube-apiserver and harpoon, then starts a private containerd, registry and API server."
+	@echo "           About 5 minutes the first time, seconds later. Everything is stopped and removed at the end."
+	testbed/install demo
 	$(CARGO) build --locked
 	./demo/run target/$(HOST)/debug/harpoon
 
