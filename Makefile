@@ -2,6 +2,7 @@
 CARGO ?= cargo
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 PLATFORMS ?= linux/$(if $(filter aarch64-%,$(HOST)),arm64,amd64)
+SCRIPTS = testbed image demo .ci fuzz/run
 DENY = $(or $(shell command -v cargo-deny),$(HOME)/.cache/harpoon-testbed/tools/bin/cargo-deny)
 
 help: ## this list
@@ -34,13 +35,14 @@ crio: ## the tests of runtimes on the CRI-O that is on the PATH; it is not in De
 	testbed/install
 	testbed/run $(CARGO) test --locked --test it on_crio:: -- --ignored
 
-lint: ## formatting, clippy, documentation, shell scripts, licences and duplicates
+lint: ## formatting, clippy, documentation, shell scripts, licences, duplicates and advisories
 	testbed/install lint
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --locked --no-deps
-	for script in $$(grep -rlI '^#!/bin/bash' testbed image demo fuzz .ci 2>/dev/null) testbed/*.sh testbed/daemon/*; do bash -n "$$script" || exit 1; done
+	shellcheck -x -S warning $$(grep -rlI '^#!/bin/bash' $(SCRIPTS)) testbed/*.sh testbed/daemon/*
 	$(DENY) --locked check --hide-inclusion-graph licenses bans sources
+	.ci/advisories $(DENY)
 
 metrics: ## Measure the shape of the code (file and function lines, circles, test names); DIRS=PATH... for other trees
 	@.ci/metrics $(DIRS)
