@@ -3,7 +3,9 @@ CARGO ?= cargo
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 PLATFORMS ?= linux/$(if $(filter aarch64-%,$(HOST)),arm64,amd64)
 SCRIPTS = testbed image demo .ci fuzz/run
-DENY = $(or $(shell command -v cargo-deny),$(HOME)/.cache/harpoon-testbed/tools/bin/cargo-deny)
+TOOLS = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/harpoon-testbed/tools/bin
+DENY = $(or $(shell command -v cargo-deny),$(TOOLS)/cargo-deny)
+MDBOOK = $(or $(shell command -v mdbook),$(TOOLS)/mdbook)
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 15
@@ -50,6 +52,10 @@ metrics: ## Measure the shape of the code (file and function lines, circles, tes
 generate: ## the files in deploy/ that harpoon manifests prints
 	HARPOON_GENERATE=1 testbed/run $(CARGO) test --locked --test it deploy::generated
 
+docs: ## Build the docs site with mdBook, in target/docs
+	testbed/install docs
+	MDBOOK_BUILD__CREATE_MISSING=false $(MDBOOK) build docs
+
 bench: ## measures all that docs/benchmarks.md tells, and writes it; ONLY=NAME for one part, RUNS=N (5)
 	testbed/install test bench
 	$(CARGO) build --locked --release
@@ -73,4 +79,4 @@ demo: ## a tour on a private containerd, registry and API server
 clean: ## what cargo built
 	$(CARGO) clean
 
-.PHONY: help build image release-check test e2e crio lint metrics generate bench soak fuzz demo clean
+.PHONY: help build image release-check test e2e crio lint metrics generate docs bench soak fuzz demo clean
