@@ -42,8 +42,8 @@ lint: ## formatting, clippy, documentation, shell scripts, licences and duplicat
 	for script in $$(grep -rlI '^#!/bin/bash' testbed image demo fuzz .ci 2>/dev/null) testbed/*.sh testbed/daemon/*; do bash -n "$$script" || exit 1; done
 	$(DENY) --locked check --hide-inclusion-graph licenses bans sources
 
-generate: ## the files in deploy/ that harpoon manifests prints
-	HARPOON_GENERATE=1 testbed/run $(CARGO) test --locked --test it deploy::generated
+generate: ## the files in deploy/ that harpoon manifests prints, and the tables of docs/settings.md
+	HARPOON_GENERATE=1 testbed/run $(CARGO) test --locked --test it generated
 
 bench: ## measures all that docs/benchmarks.md tells, and writes it; ONLY=NAME for one part, RUNS=N (5)
 	testbed/install test bench
