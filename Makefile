@@ -1,72 +1,83 @@
-# What the targets need is installed by testbed/install; Rust itself is not.
+# testbed/install installs what the targets need, except Rust.
 CARGO ?= cargo
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 PLATFORMS ?= linux/$(if $(filter aarch64-%,$(HOST)),arm64,amd64)
-DENY = $(or $(shell command -v cargo-deny),$(HOME)/.cache/harpoon-testbed/tools/bin/cargo-deny)
+SCRIPTS = testbed image demo .ci fuzz/run
+TOOLS = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/harpoon-testbed/tools/bin
+DENY = $(or $(shell command -v cargo-deny),$(TOOLS)/cargo-deny)
+MDBOOK = $(or $(shell command -v mdbook),$(TOOLS)/mdbook)
 
-help: ## this list
+help: ## List the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 15
 
-build: ## the release program, static, as target/harpoon
+build: ## Build the static release binary, target/harpoon
 	testbed/install build
 	cp "$$(image/compile)" target/harpoon
 
-image: ## the container image and what is published beside it, in target/image; for both: PLATFORMS=linux/amd64,linux/arm64
+image: ## Build the container image, SBOM and checksums in target/image; PLATFORMS=linux/amd64,linux/arm64 for both
 	testbed/install image $(if $(filter x86_64-%,$(HOST)),$(if $(findstring arm64,$(PLATFORMS)),arm64))
 	image/release $(PLATFORMS)
 
-release-check: image ## whether that could be released: limits, checksums, versions, generated files, chart and workflows
+release-check: image ## Check what would be released: size limits, checksums, versions, generated files, chart, workflows
 	testbed/install
 	image/check
 	.ci/release-check
 
-test: ## all tests, on real daemons that are started for them
+test: ## Run all tests on real daemons, which are started and stopped
 	testbed/install
 	testbed/run $(CARGO) test --locked
 	testbed/generations $(CARGO) test --locked --test it
 
-e2e: ## only the tests on a whole cluster, and what harpoon gains a pod there
+e2e: ## Run the tests on a whole cluster of one node, and measure how much sooner pods start
 	testbed/install
 	testbed/run $(CARGO) test --locked --test it e2e -- --nocapture
 
-crio: ## the tests of runtimes on the CRI-O that is on the PATH; it is not in Debian
+crio: ## Run the runtime tests on CRI-O; requires crio and conmon on the PATH
 	@command -v crio >/dev/null && command -v conmon >/dev/null || { echo "make crio: crio or conmon is missing: install CRI-O from https://cri-o.io" >&2; exit 1; }
 	testbed/install
 	testbed/run $(CARGO) test --locked --test it on_crio:: -- --ignored
 
-lint: ## formatting, clippy, documentation, shell scripts, licences and duplicates
+lint: ## Check formatting, clippy, docs, shell scripts, licences, duplicate crates and advisories
 	testbed/install lint
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --locked --no-deps
-	for script in $$(grep -rlI '^#!/bin/bash' testbed image demo fuzz .ci 2>/dev/null) testbed/*.sh testbed/daemon/*; do bash -n "$$script" || exit 1; done
+	shellcheck -x -S warning $$(grep -rlI '^#!/bin/bash' $(SCRIPTS)) testbed/*.sh testbed/daemon/*
 	$(DENY) --locked check --hide-inclusion-graph licenses bans sources
+	.ci/advisories $(DENY)
 
-metrics: ## Measure the shape of the code (file and function lines, circles, test names); DIRS=PATH... for other trees
+metrics: ## Measure the shape of the code (lines, circles, test names); DIRS="PATH..." for other trees
 	@.ci/metrics $(DIRS)
 
-generate: ## the files in deploy/ that harpoon manifests prints
-	HARPOON_GENERATE=1 testbed/run $(CARGO) test --locked --test it deploy::generated
+generate: ## Regenerate docs/settings.md, deploy/ and the chart's README
+	testbed/install
+	HARPOON_GENERATE=1 testbed/run $(CARGO) test --locked --test it -- settings:: deploy::generated
 
-bench: ## measures all that docs/benchmarks.md tells, and writes it; ONLY=NAME for one part, RUNS=N (5)
+docs: ## Build the docs site with mdBook, in target/docs
+	testbed/install docs
+	MDBOOK_BUILD__CREATE_MISSING=false $(MDBOOK) build docs
+
+bench: ## Measure and rewrite docs/benchmarks.md (45 minutes); ONLY=NAME for one part, RUNS=N (5)
 	testbed/install test bench
 	$(CARGO) build --locked --release
 	HARPOON_BIN=$(CURDIR)/target/$(HOST)/release/harpoon testbed/run $(CARGO) bench --locked --profile dev --bench bench -- $(ONLY) $(addprefix --runs ,$(RUNS))
 
-soak: ## 2,000 runs with random faults on one containerd; SOAK=N for as many
+soak: ## Run harpoon 2,000 times with random faults on one containerd; SOAK=N
 	testbed/install
 	SOAK=$(or $(SOAK),2000) testbed/run $(CARGO) test --locked --test it soak -- --nocapture
 
-fuzz: ## every fuzzer for TIME=60 seconds, on libFuzzer
+fuzz: ## Run every fuzzer for 60 seconds on libFuzzer; TIME=N
 	testbed/install build
 	fuzz/run $(or $(TIME),60)
 
-demo: ## a tour on a private containerd, registry and API server
-	testbed/install
+demo: ## Show plan and run on a private containerd, registry and API server (5 minutes the first time)
+	@echo "make demo: installs packages, builds kube-apiserver and harpoon, then starts a private containerd, registry and API server."
+	@echo "           About 5 minutes the first time, seconds later. Everything is stopped and removed at the end."
+	testbed/install demo
 	$(CARGO) build --locked
 	./demo/run target/$(HOST)/debug/harpoon
 
-clean: ## what cargo built
+clean: ## Remove what cargo built
 	$(CARGO) clean
 
-.PHONY: help build image release-check test e2e crio lint metrics generate bench soak fuzz demo clean
+.PHONY: help build image release-check test e2e crio lint metrics generate docs bench soak fuzz demo clean

@@ -27,9 +27,9 @@ pub fn run(part: &mut Part, runs: usize) {
     cluster.create("/api/v1/nodes", json!({"metadata": {"name": "node-1", "labels": {"kubernetes.io/arch": "amd64", "kubernetes.io/os": "linux"}}}));
     fill(&cluster, "/api/v1", "pods", (0..PODS).map(pod));
     part.say(&format!(
-        "What finding out costs: Deployments of {} KB each and {PODS} pods of 1 KB on a real kube-apiserver ({}) with its etcd. \
-         *API server* and *etcd* are seconds of CPU of those processes for one client's run; *bytes* are what the server sent, TLS included, counted on the wire in a run of its own; *server memory* is by how much the API server's resident memory peaked above what it was before. \
-         `harpoon plan --namespaces '*' --node-name node-1` is what `run` does before it pulls.",
+        "The cost of discovery: Deployments of {} KB each and {PODS} pods of 1 KB on a real kube-apiserver ({}) with its etcd. \
+         *API server* and *etcd* are seconds of CPU of those processes for one client's run; *bytes* were sent by the server, TLS included, and counted in a run of their own; *server memory* is the peak of the API server's resident memory, less its memory before. \
+         `harpoon plan --namespaces '*' --node-name node-1` does what `run` does before it pulls.",
         DEPLOYMENT_BYTES / 1000,
         cluster.get("/version")["gitVersion"].as_str().unwrap(),
     ));

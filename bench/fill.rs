@@ -12,7 +12,7 @@ use super::measure::{Case, alternate, harpoon, run as taken, tool};
 use super::page::{Column, Part, column, said};
 use super::shaping::{Shape, Wire};
 
-/// Sizes are a sixteenth of real ones, and so is the rate of the wire, for a run to take seconds.
+/// Sizes are a sixteenth of real ones, and so is the rate of the link, so that a run takes seconds.
 const SCALE: usize = 16;
 /// Megabytes of what is an image's own, before scaling; with its base the images have 40 to 400 MB.
 const OWN: [usize; 12] = [12, 16, 20, 28, 32, 40, 48, 60, 80, 120, 200, 320];
@@ -45,9 +45,9 @@ pub fn run(part: &mut Part, runs: usize) {
     let images = images();
     let total: u64 = images.iter().map(|image| image.bytes).sum();
     part.say(&format!(
-        "{} images of {} to {} MB compressed on three bases, {} MB if nothing were shared: a sixteenth of real sizes, for a run to take seconds. \
-         A fresh runtime for each run; its start is not counted. *Behind the wire* is a proxy with {} ms of latency and {} MiB/s for each connection \
-         (a sixteenth, too, of what an object store gives).",
+        "{} images of {} to {} MB compressed on three bases, {} MB without sharing: a sixteenth of real sizes, so that a run takes seconds. \
+         Each run uses a fresh runtime, whose start is not counted. *Over a throttled link* is through a proxy with {} ms of latency and {} MiB/s for each connection \
+         (also a sixteenth, of the rate of an object store).",
         images.len(),
         images.iter().map(|image| image.bytes).min().unwrap() / 1_000_000,
         images.iter().map(|image| image.bytes).max().unwrap() / 1_000_000,
@@ -59,7 +59,7 @@ pub fn run(part: &mut Part, runs: usize) {
     let wire = Wire::start(registry.address(), SHAPE);
     for (place, address) in [
         ("plain registry", registry.address().to_owned()),
-        ("behind the wire", wire.address()),
+        ("over a throttled link", wire.address()),
     ] {
         let list = &list(&registry, files.path(), &address, &by_use(&images)).file;
         for kind in [Kind::Containerd, Kind::Docker] {
@@ -88,8 +88,8 @@ pub fn run(part: &mut Part, runs: usize) {
         }
     }
     part.say(
-        "The order of pulls, into containerd behind the wire: when images are there that stand for 50, 80 and 95% of the pods, by harpoon's own log lines. \
-         The orders are made by the images' names, since images of a list are pulled in the order of their names.",
+        "The order of pulls into containerd over the throttled link: the time until the images of 50, 80 and 95% of the pods are present, from harpoon's log. \
+         The names of the images set the order, because images of a list are pulled by name.",
     );
     let orders: [(&str, Vec<&Pulled>); 4] = [
         ("most used first", by_use(&images)),

@@ -13,7 +13,7 @@ use super::measure::{Case, Row, alternate, harpoon, peak_of, run as taken, tool}
 use super::page::{Part, column, said};
 use super::shaping::{Shape, Wire};
 
-/// Behind a slow wire, so that pulling takes some seconds.
+/// A throttled link, so that pulling takes some seconds.
 const SHAPE: Shape = Shape {
     latency: Duration::from_millis(20),
     rate: Some(4 << 20),

@@ -28,7 +28,7 @@ pub fn run(part: &mut Part, runs: usize) {
     let registry = Registry::start();
     let wire = Wire::start(registry.address(), SHAPE);
     part.say(&format!(
-        "One image of {} layers into a new OCI image layout. *Behind the wire* is a proxy with {} ms of latency and {} MiB/s for each connection.",
+        "One image of {} layers into a new OCI image layout. *Over a throttled link* is through a proxy with {} ms of latency and {} MiB/s for each connection.",
         LAYERS.len(),
         SHAPE.latency.as_millis(),
         SHAPE.rate.unwrap() >> 20,
@@ -53,7 +53,7 @@ pub fn run(part: &mut Part, runs: usize) {
         push(&registry, &name, &layers.iter().collect::<Vec<_>>());
         for (place, address) in [
             ("plain registry", registry.address().to_owned()),
-            ("behind the wire", wire.address()),
+            ("over a throttled link", wire.address()),
         ] {
             let image = &format!("{address}/{name}");
             let cases = vec![

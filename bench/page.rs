@@ -9,10 +9,12 @@ use super::measure::{Row, median};
 const PAGE: &str = "docs/benchmarks.md";
 const TOP: &str = "# Benchmarks
 
-harpoon beside what a user would run instead, on real daemons on one machine. `make bench` measures and writes all of this again,
-`make bench ONLY=NAME` one part. The cases of a table are measured in turn, one after the other and then again, so that a busy minute
-hits all alike. A cell is the median, with the least and the most in brackets; a ratio is between medians of one table. Seconds differ
-from machine to machine and with what else it does (the load average is given): believe the ratios.
+harpoon compared with the tools that users run instead, on real daemons on one machine.
+
+- `make bench` measures everything on this page and writes it again. `make bench ONLY=NAME` measures one part.
+- The cases of a table are measured in turn, then all again, so that a busy minute affects all of them.
+- A cell is the median, with the minimum and the maximum in parentheses. A ratio is between medians of one table.
+- Seconds differ between machines and with their load; each part states the load average. Compare the ratios.
 ";
 
 /// A part of the page.
@@ -50,11 +52,25 @@ impl Part {
 
     /// A table, with the ratio of the first column to that of the row `base`.
     pub fn table(&mut self, what: &str, columns: &[Column], rows: &[Row], base: &str) {
-        let one = &rows
-            .iter()
-            .find(|row| row.name == base)
-            .expect("the base is a row")
-            .columns[0];
+        let one = rows.iter().find(|row| row.name == base);
+        let one = median(&one.expect("the base is a row").columns[0]);
+        self.table_of(what, columns, rows, |_| one);
+    }
+
+    /// A table, with the ratio of the first column to the last one of the same row.
+    pub fn comparison(&mut self, what: &str, columns: &[Column], rows: &[Row]) {
+        self.table_of(what, columns, rows, |row| {
+            median(row.columns.last().expect("a column to compare with"))
+        });
+    }
+
+    fn table_of(
+        &mut self,
+        what: &str,
+        columns: &[Column],
+        rows: &[Row],
+        base: impl Fn(&Row) -> f64,
+    ) {
         let titles: Vec<_> = columns.iter().map(|column| column.title).collect();
         writeln!(self.text, "| {what} | {} | ratio |", titles.join(" | ")).unwrap();
         writeln!(self.text, "| --- |{} --- |", " --- |".repeat(columns.len())).unwrap();
@@ -63,7 +79,7 @@ impl Part {
             for (column, values) in columns.iter().zip(&row.columns) {
                 write!(self.text, " {} |", cell(values, column.decimals)).unwrap();
             }
-            writeln!(self.text, " {:.2} |", median(&row.columns[0]) / median(one)).unwrap();
+            writeln!(self.text, " {:.2} |", median(&row.columns[0]) / base(row)).unwrap();
         }
         self.text.push('\n');
     }

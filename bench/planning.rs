@@ -17,8 +17,8 @@ const COLUMNS: [Column; 4] = [
 
 pub fn run(part: &mut Part, runs: usize) {
     part.say(
-        "`harpoon plan --images-file`. *Planning* is parsing the references, merging, ordering and deciding, as the program's own debug log tells it, in a run of its own; \
-         the other columns are the program from its start to its end, with the plan printed as JSON. The first row is what a start takes.",
+        "`harpoon plan --images-file`. *Planning* is parsing, merging, ordering and selecting, from the program's debug log in a run of its own. \
+         The other columns are the whole program, with the plan printed as JSON. The first row is the cost of a start.",
     );
     let files = directory();
     let cases = SIZES.iter().map(|size| {

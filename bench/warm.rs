@@ -39,8 +39,8 @@ pub fn run(part: &mut Part, runs: usize) {
     let docker = Docker::start();
     part.say(&format!(
         "{IMAGES} images, all present. *Requests* are calls written to the runtime's socket, counted by `strace` in a run of its own. \
-         The first loops ask the runtime for each image, and pull none; the others pull each, as scripts do that trust the client to see that it is there, \
-         and so ask the registry too. They are counted as one request an image."
+         The first loop queries the runtime for each image and pulls none. The second pulls each image, as scripts do that rely on the client to find it present; \
+         it sends requests to the registry too. Each counts as one request an image."
     ));
     let containerd_loops = [
         (

@@ -1,4 +1,5 @@
 # The configuration of containerd with its CRI server, in the version that the chosen runtimes read; sourced.
+# shellcheck shell=bash disable=SC2154  # ./start sets these
 
 # Prints all of it but the places of its own store and socket. Asks $dir for registries (certs.d) and networks (cni).
 containerd_config() { # SANDBOX-IMAGE

@@ -1,4 +1,5 @@
 # What the kinds `kubernetes` and `cluster` share; sourced by them, never run.
+# shellcheck shell=bash disable=SC2154,SC2034  # ./start sets these, and the kinds use them
 need etcd openssl
 pki=$dir/pki; mkdir -p "$pki"
 

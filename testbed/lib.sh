@@ -1,7 +1,7 @@
 # What the test bed's scripts share; sourced, never run.
+# shellcheck shell=bash disable=SC2034,SC2154  # the scripts that source this use bed and set dir
 set -euo pipefail
 umask 022
-# shellcheck disable=SC2034  # the scripts that source this use it
 bed=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/harpoon-testbed
 
@@ -83,8 +83,8 @@ free_port() {
 # Starts daemon NAME, which listens on a port, by calling `FUNCTION PORT`; another port is tried when somebody
 # else was quicker. The port is kept in DIR/NAME.port, for a restart to take the same one.
 spawn_on_port() { # NAME FUNCTION [PORT]
-  local port=${3:-$(cat "$dir/$1.port" 2>/dev/null || true)} attempt
-  for attempt in 1 2 3 4 5; do
+  local port=${3:-$(cat "$dir/$1.port" 2>/dev/null || true)}
+  for _ in 1 2 3 4 5; do
     "$2" "${port:=$(free_port)}"
     if await "$1" 60 listens "$1" "$port"; then echo "$port" >"$dir/$1.port"; return; fi
     tail -n 20 "$dir/$1.log" | grep -q 'address already in use' || break

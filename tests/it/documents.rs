@@ -1,7 +1,7 @@
-//! What `docs/` says of tests: each that is named is there.
+//! The pages: the tests that they name exist, their links lead somewhere, and the book lists all of them.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The tests that a document names: `` `file::name` ``, the file below `tests/it/` or with `src/` in front of it.
 fn named(text: &str) -> Vec<(String, String)> {
@@ -69,4 +69,106 @@ fn the_fault_matrix_names_real_tests() {
 #[test]
 fn the_threat_model_names_real_tests() {
     all_are_there("docs/threat-model.md", 20);
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The pages of the book.
+fn book() -> Vec<PathBuf> {
+    let entries = fs::read_dir(root().join("docs")).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths
+        .filter(|path| path.extension().is_some_and(|e| e == "md"))
+        .collect()
+}
+
+/// The pages of the book and those of the repository.
+fn pages() -> Vec<PathBuf> {
+    let own = [
+        "README.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "CHANGELOG.md",
+    ];
+    book()
+        .into_iter()
+        .chain(own.map(|name| root().join(name)))
+        .collect()
+}
+
+/// The targets of the links of a page that lead into the repository.
+fn links(text: &str) -> Vec<&str> {
+    let targets = text.split("](").skip(1);
+    let targets = targets.filter_map(|rest| rest.split(')').next());
+    targets
+        .filter(|target| !target.contains("://") && !target.contains(char::is_whitespace))
+        .collect()
+}
+
+/// The anchors of a page's headings, as GitHub and mdBook make them.
+fn anchors(text: &str) -> Vec<String> {
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    headings
+        .map(|line| {
+            let heading = line.trim_start_matches('#').trim().to_lowercase();
+            let kept = heading
+                .chars()
+                .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+            kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+        })
+        .collect()
+}
+
+/// Where a link leads, if that does not exist.
+fn broken(page: &Path, link: &str) -> Option<String> {
+    let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+    let target = match file {
+        "" => page.to_owned(),
+        _ => page.with_file_name(file),
+    };
+    let found = target.exists()
+        && (anchor.is_empty()
+            || anchors(&fs::read_to_string(&target).unwrap()).contains(&anchor.to_owned()));
+    (!found).then(|| format!("{}: {link}", page.display()))
+}
+
+#[test]
+fn links_lead_to_pages_and_headings() {
+    let mut all = 0;
+    let mut wrong = Vec::new();
+    for page in pages() {
+        let text = fs::read_to_string(&page).unwrap();
+        let links = links(&text);
+        all += links.len();
+        wrong.extend(links.iter().filter_map(|link| broken(&page, link)));
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(all > 50, "{all} links");
+    let page = root().join("docs/deploy.md");
+    assert!(broken(&page, "deploy.md#no-such-heading").is_some());
+    assert!(broken(&page, "no-such-page.md").is_some());
+}
+
+#[test]
+fn book_lists_every_page() {
+    let text = fs::read_to_string(root().join("docs/SUMMARY.md")).unwrap();
+    let listed = links(&text);
+    for page in book() {
+        let name = page.file_name().unwrap().to_str().unwrap();
+        assert!(name == "SUMMARY.md" || listed.contains(&name), "{name}");
+    }
+}
+
+#[test]
+fn book_links_stay_inside_it() {
+    for page in book() {
+        let text = fs::read_to_string(&page).unwrap();
+        let outside: Vec<_> = links(&text)
+            .into_iter()
+            .filter(|link| link.contains('/'))
+            .collect();
+        assert!(outside.is_empty(), "{}: {outside:?}", page.display());
+    }
 }

@@ -1,9 +1,9 @@
-//! Every row of the settings table on the real command line: flag, variable, precedence, bad value, help, README.
+//! Every row of the settings table on the real command line: flag, variable, precedence, bad value, help, docs/settings.md.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use harpoon::app::config::settings;
+use harpoon::app::config::settings::{self, Group, Setting};
 use serde_json::Value;
 
 use crate::bed::{self, Harpoon, Output};
@@ -244,15 +244,109 @@ fn the_help_names_every_setting_and_its_variable() {
     }
 }
 
+/// The page that lists every setting. `make generate` writes its tables.
+const PAGE: &str = "docs/settings.md";
+
+fn page() -> (PathBuf, String) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE);
+    let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{PAGE}: {e}"));
+    (path, text)
+}
+
+/// The commands that take the setting.
+fn commands(setting: &Setting) -> Vec<&'static str> {
+    let takes = |groups: &[&Group]| {
+        let mut taken = groups.iter().flat_map(|group| group.1);
+        taken.any(|other| other.flag == setting.flag)
+    };
+    [
+        ("run", settings::RUN),
+        ("plan", settings::PLAN),
+        ("pull", settings::PULL_COMMAND),
+    ]
+    .into_iter()
+    .filter(|(_, groups)| takes(groups))
+    .map(|(command, _)| command)
+    .collect()
+}
+
+fn row(setting: &Setting) -> String {
+    let (meaning, default) = match setting.help.split_once(" [default: ") {
+        Some((meaning, default)) => (meaning, default.trim_end_matches(']').to_owned()),
+        None => (
+            setting.help,
+            setting
+                .default
+                .map(|d| format!("`{d}`"))
+                .unwrap_or_default(),
+        ),
+    };
+    let variables: Vec<_> = setting
+        .variables
+        .iter()
+        .map(|variable| format!("`{variable}`"))
+        .collect();
+    let cells = [
+        format!("`--{}`", setting.flag),
+        variables.join(", then "),
+        default,
+        meaning.to_owned(),
+        commands(setting).join(", "),
+    ];
+    let row = cells.map(|cell| cell.replace('|', "\\|")).join(" | ");
+    format!("| {row} |\n").replace("|  |", "| |")
+}
+
+/// A table for each heading of the help, in the help's order.
+fn tables() -> String {
+    let groups: Vec<&Group> = [settings::RUN, settings::PLAN, settings::PULL_COMMAND].concat();
+    let mut sections: Vec<(&str, Vec<&Setting>)> = Vec::new();
+    for (heading, members) in groups {
+        let at = sections.iter().position(|(h, _)| h == heading);
+        let at = at.unwrap_or_else(|| {
+            sections.push((heading, Vec::new()));
+            sections.len() - 1
+        });
+        for setting in *members {
+            if sections[at].1.iter().all(|s| s.flag != setting.flag) {
+                sections[at].1.push(setting);
+            }
+        }
+    }
+    let head =
+        "| flag | variable | default | meaning | commands |\n| --- | --- | --- | --- | --- |\n";
+    let section = |(heading, members): (&str, Vec<&Setting>)| {
+        let rows: String = members.into_iter().map(row).collect();
+        format!("### {heading}\n\n{head}{rows}\n")
+    };
+    sections.into_iter().map(section).collect()
+}
+
 #[test]
-fn the_readme_has_a_row_for_every_setting() {
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"))
-        .expect("README.md");
+fn generated_settings_page_is_current() {
+    let (path, text) = page();
+    let (begin, end) = ("<!-- settings -->\n\n", "<!-- end of settings -->");
+    let (before, rest) = text.split_once(begin).expect(begin);
+    let (committed, after) = rest.split_once(end).expect(end);
+    let expected = tables();
+    if std::env::var_os("HARPOON_GENERATE").is_some() {
+        fs::write(path, [before, begin, &expected, end, after].concat()).expect(PAGE);
+        return;
+    }
+    assert!(
+        committed == expected,
+        "{PAGE} differs from the settings of the program: run `make generate`"
+    );
+}
+
+#[test]
+fn settings_page_has_every_setting() {
+    let (_, text) = page();
     for setting in settings::ALL {
-        let row = readme
+        let row = text
             .lines()
             .find(|l| l.starts_with(&format!("| `--{}`", setting.flag)));
-        let row = row.unwrap_or_else(|| panic!("README.md has no row for --{}", setting.flag));
+        let row = row.unwrap_or_else(|| panic!("{PAGE} has no row for --{}", setting.flag));
         for variable in setting.variables {
             assert!(row.contains(&format!("`{variable}`")), "{row}");
         }
@@ -264,13 +358,14 @@ fn the_readme_has_a_row_for_every_setting() {
         }
     }
     let known: Vec<_> = settings::ALL.iter().map(|s| s.flag).collect();
-    for row in readme.lines().filter_map(|l| l.strip_prefix("| `--")) {
+    for row in text.lines().filter_map(|l| l.strip_prefix("| `--")) {
         let flag = row.split('`').next().unwrap_or_default();
         assert!(
             known.contains(&flag),
-            "README.md has a row for --{flag}, which there is not"
+            "{PAGE} has a row for --{flag}, which does not exist"
         );
     }
+    assert!(text.contains(&format!("`{}`", settings::PRIVATE_REGISTRY_AUTH)));
 }
 
 #[test]
