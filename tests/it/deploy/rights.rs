@@ -71,9 +71,9 @@ fn rights(values: &Value) -> BTreeSet<String> {
 }
 
 #[track_caller]
-fn check(values: Value, expected: &[&str]) {
+fn check(values: &Value, expected: &[&str]) {
     let expected: BTreeSet<String> = expected.iter().map(|r| (*r).to_owned()).collect();
-    assert_eq!(rights(&values), expected, "{values}");
+    assert_eq!(rights(values), expected, "{values}");
 }
 
 const NODE: [&str; 2] = ["*: get nodes. ", "*: get runtimeclasses.node.k8s.io "];
@@ -81,24 +81,24 @@ const NODE: [&str; 2] = ["*: get nodes. ", "*: get runtimeclasses.node.k8s.io "]
 #[test]
 fn rights_follow_from_the_values() {
     check(
-        json!({}),
+        &json!({}),
         &[NODE[0], NODE[1], "harpoon: list deployments.apps "],
     );
     check(
-        json!({"nodeRelevance": false}),
+        &json!({"nodeRelevance": false}),
         &["harpoon: list deployments.apps "],
     );
     check(
-        json!({"namespaceOverride": "shop", "nodeRelevance": false}),
+        &json!({"namespaceOverride": "shop", "nodeRelevance": false}),
         &["shop: list deployments.apps "],
     );
-    check(json!({"images": ["nginx"]}), &[]);
+    check(&json!({"images": ["nginx"]}), &[]);
     check(
-        json!({"settings": {"NAMESPACES": "*"}, "nodeRelevance": false}),
+        &json!({"settings": {"NAMESPACES": "*"}, "nodeRelevance": false}),
         &["*: list deployments.apps "],
     );
     check(
-        json!({"settings": {"NAMESPACES": "shop,web,shop", "WORKLOADS": "jobs,pods"}, "nodeRelevance": false}),
+        &json!({"settings": {"NAMESPACES": "shop,web,shop", "WORKLOADS": "jobs,pods"}, "nodeRelevance": false}),
         &[
             "shop: list jobs.batch ",
             "shop: list pods. ",
@@ -107,7 +107,7 @@ fn rights_follow_from_the_values() {
         ],
     );
     check(
-        json!({"settings": {"NAMESPACES": "*", "WORKLOADS": "all"}}),
+        &json!({"settings": {"NAMESPACES": "*", "WORKLOADS": "all"}}),
         &[
             NODE[0],
             NODE[1],
@@ -121,7 +121,7 @@ fn rights_follow_from_the_values() {
         ],
     );
     check(
-        json!({"settings": {"PULL_SECRETS": true}, "nodeRelevance": false}),
+        &json!({"settings": {"PULL_SECRETS": true}, "nodeRelevance": false}),
         &[
             "harpoon: get secrets. ",
             "harpoon: get serviceaccounts. ",
@@ -129,7 +129,7 @@ fn rights_follow_from_the_values() {
         ],
     );
     check(
-        json!({"settings": {"PULL_SECRETS": true, "NAMESPACES": "shop"}, "secretNames": ["a", "b"], "nodeRelevance": false}),
+        &json!({"settings": {"PULL_SECRETS": true, "NAMESPACES": "shop"}, "secretNames": ["a", "b"], "nodeRelevance": false}),
         &[
             "shop: get secrets. a",
             "shop: get secrets. b",
@@ -139,7 +139,7 @@ fn rights_follow_from_the_values() {
     );
     // What other Nodes say of images tells sizes without a request to a registry.
     check(
-        json!({"settings": {"DISK_BUDGET": "1Gi", "REFRESH": true}, "cloud": "eks", "nodeRelevance": false}),
+        &json!({"settings": {"DISK_BUDGET": "1Gi", "REFRESH": true}, "cloud": "eks", "nodeRelevance": false}),
         &["*: list nodes. ", "harpoon: list deployments.apps "],
     );
 }
