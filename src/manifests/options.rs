@@ -2,15 +2,12 @@
 //! them there, so that a DaemonSet never starts with one that is wrong.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
 
 use super::{Access, Cloud, Images, Options, Priority, Socket};
-use crate::app::config::settings::Setting;
-use crate::app::config::{self, settings};
-use crate::app::config::{ConfigError, FailOn, Raw};
-use crate::credentials::keyring::Private;
+use crate::app::settings::SettingError;
 use crate::discovery::workloads::Namespaces;
 use crate::model::reference::Reference;
+use crate::model::workload_kind::WorkloadKind;
 use crate::runtime::detect::{self, Endpoint};
 
 /// A flag that is not a setting of `harpoon run`.
@@ -71,10 +68,36 @@ flags! {
 pub struct Typed {
     /// Flags of this command.
     pub flags: HashMap<&'static str, String>,
-    /// Settings of `harpoon run`.
+    /// Settings of `harpoon run`, judged already.
     pub settings: HashMap<&'static str, String>,
+    /// What of them is not the pod's matter alone.
+    pub scan: Scan,
     /// What the file named by `--images-from` lists.
     pub listed: Option<Vec<String>>,
+}
+
+/// The settings of `harpoon run` that decide about rights and mounts.
+#[derive(Debug)]
+pub struct Scan {
+    /// `--namespaces`.
+    pub namespaces: Namespaces,
+    /// `--workloads`.
+    pub workloads: Vec<WorkloadKind>,
+    /// `--pull-secrets`.
+    pub pull_secrets: bool,
+    /// `--runtime-endpoint`.
+    pub endpoint: Option<Endpoint>,
+}
+
+impl Default for Scan {
+    fn default() -> Self {
+        Self {
+            namespaces: Namespaces::Default,
+            workloads: vec![WorkloadKind::Deployments],
+            pull_secrets: false,
+            endpoint: None,
+        }
+    }
 }
 
 impl Flag {
@@ -83,12 +106,8 @@ impl Flag {
         self.value == "BOOL"
     }
 
-    fn refuse(&self, value: &str, accepted: &str) -> ConfigError {
-        ConfigError {
-            name: format!("--{}", self.name),
-            value: value.to_owned(),
-            accepted: accepted.to_owned(),
-        }
+    fn refuse(&self, value: &str, accepted: &str) -> SettingError {
+        SettingError::named(&format!("--{}", self.name), value, accepted)
     }
 }
 
@@ -103,7 +122,7 @@ impl Typed {
         flag: &Flag,
         accepted: &str,
         fits: impl Fn(&str) -> bool,
-    ) -> Result<Option<String>, ConfigError> {
+    ) -> Result<Option<String>, SettingError> {
         match self.text(flag) {
             Some(text) if !fits(&text) => Err(flag.refuse(&text, accepted)),
             text => Ok(text),
@@ -116,7 +135,7 @@ impl Typed {
         flag: &Flag,
         accepted: &str,
         fits: impl Fn(&str) -> bool,
-    ) -> Result<String, ConfigError> {
+    ) -> Result<String, SettingError> {
         Ok(self.checked(flag, accepted, fits)?.unwrap_or_default())
     }
 
@@ -130,21 +149,21 @@ impl Typed {
     ///
     /// # Errors
     /// Names the flag or setting, its value and what is accepted.
-    pub fn options(&self) -> Result<Options, ConfigError> {
+    pub fn options(&self) -> Result<Options, SettingError> {
         let label = "expected lower-case letters, digits and -, at most 40 characters";
-        let named = |text: &str| text.len() <= 40 && config::is_dns_label(text);
+        let named = |text: &str| text.len() <= 40 && is_dns_label(text);
         let secret = "expected a name of an object: lower-case letters, digits, - and ., at most 253 characters";
         let node_relevance = self.required(&NODE_RELEVANCE, "expected true or false", |text| {
             matches!(text, "true" | "false")
         })?;
         let node_relevance = node_relevance == "true";
-        let images = self.images(node_relevance)?;
+        let images = self.images()?;
         Ok(Options {
             name: self.required(&NAME, label, named)?,
             namespace: self.required(
                 &NAMESPACE,
                 "expected a namespace: lower-case letters, digits and -, at most 63 characters",
-                config::is_dns_label,
+                is_dns_label,
             )?,
             image: self.required(&IMAGE_FLAG, "expected an image reference", |text| {
                 Reference::parse(text).is_ok()
@@ -168,63 +187,41 @@ impl Typed {
 
     /// The settings that were typed, by variable.
     fn passed_on(&self) -> Vec<(&'static str, String)> {
-        let typed = |setting: &Setting| {
+        let typed = |setting: &Passed| {
             let value = self.settings.get(setting.flag)?.trim();
             Some((setting.variables[0], value.to_owned()))
         };
-        let mut settings: Vec<_> = passed().filter_map(typed).collect();
+        let mut settings: Vec<_> = passed().filter_map(|s| typed(&s)).collect();
         settings.sort_unstable();
         settings
     }
 
-    /// Judges the settings, and reads of them what is not the pod's matter alone.
-    fn images(&self, node_relevance: bool) -> Result<Images, ConfigError> {
+    fn images(&self) -> Result<Images, SettingError> {
         let listed = self.listed()?;
-        let environment = |variable: &str| match variable {
-            "NODE_NAME" if node_relevance || listed.is_some() => Some(OsString::from("node")),
-            // It is in a Secret, of which only the name is known here.
-            settings::PRIVATE_REGISTRY_AUTH => {
-                let used = self.settings.contains_key(settings::PRIVATE_REGISTRY.flag);
-                used.then(|| OsString::from(ANY_LOGIN))
-            }
-            _ => None,
-        };
-        let raw = Raw::new(self.settings.clone(), &environment);
-        let sources = config::sources(&raw)?;
-        config::policy(&raw)?;
-        config::store(&raw)?;
-        config::start(&raw)?;
-        config::pull(&raw, FailOn::All)?;
-        config::output(&raw)?;
-        config::logs(&raw)?;
-        if let Some((registry, auth)) = config::credentials(&raw)?.private {
-            Private::parse(&registry, &auth)
-                .map_err(|error| config::registry_refused(&registry, &error.to_string()))?;
-        }
         let Some(listed) = listed else {
-            let cluster = sources.cluster;
+            let cluster = &self.scan;
             let names = self.secret_names(cluster.pull_secrets)?;
             if cluster.pull_secrets && matches!(cluster.namespaces, Namespaces::All) {
                 let accepted = "expected false with --namespaces *, because a ClusterRole would open every secret of the cluster; name the namespaces";
-                return Err(settings::PULL_SECRETS.refuse("true", accepted));
+                return Err(SettingError::new("pull-secrets", "true", accepted));
             }
             return Ok(Images::Cluster {
-                namespaces: cluster.namespaces,
-                workloads: cluster.workloads,
+                namespaces: cluster.namespaces.clone(),
+                workloads: cluster.workloads.clone(),
                 pull_secrets: cluster.pull_secrets.then_some(names),
             });
         };
-        for setting in cluster_settings() {
-            if let Some(value) = self.settings.get(setting.flag) {
+        for flag in CLUSTER {
+            if let Some(value) = self.settings.get(flag) {
                 let accepted = "expected nothing, since with a list of images no cluster is asked";
-                return Err(setting.refuse(value, accepted));
+                return Err(SettingError::new(flag, value, accepted));
             }
         }
         self.secret_names(false)?;
         Ok(Images::Listed(listed))
     }
 
-    fn listed(&self) -> Result<Option<Vec<String>>, ConfigError> {
+    fn listed(&self) -> Result<Option<Vec<String>>, SettingError> {
         let (flag, images) = match (self.items(&IMAGES), &self.listed) {
             (None, None) => return Ok(None),
             (Some(typed), None) => (&IMAGES, typed),
@@ -245,7 +242,7 @@ impl Typed {
         Ok(Some(images))
     }
 
-    fn secret_names(&self, wanted: bool) -> Result<Vec<String>, ConfigError> {
+    fn secret_names(&self, wanted: bool) -> Result<Vec<String>, SettingError> {
         let names = self.items(&SECRET_NAMES);
         match names {
             Some(names) if !wanted => {
@@ -259,7 +256,7 @@ impl Typed {
         }
     }
 
-    fn socket(&self) -> Result<Socket, ConfigError> {
+    fn socket(&self) -> Result<Socket, SettingError> {
         let name = self.text(&RUNTIME).unwrap_or_default();
         // RKE2 has k3s' containerd where k3s has it.
         let known_as = if name == "rke2" { "k3s" } else { &name };
@@ -281,20 +278,22 @@ impl Typed {
             (None, "containerd" | "crio" | "k3s" | "k0s") => Access::Group(0),
             (None, _) => Access::Root,
         };
-        let environment = |_: &str| None;
-        let endpoint = config::runtime(&Raw::new(self.settings.clone(), &environment))?.endpoint;
-        let path = match endpoint {
+        let path = match &self.scan.endpoint {
             None => path.to_owned(),
             Some(Endpoint::Unix(path)) => path.to_string_lossy().into_owned(),
             Some(endpoint @ Endpoint::Oci(_)) => {
                 let accepted = "expected the socket of the nodes' runtime: unix:///PATH";
-                return Err(settings::RUNTIME_ENDPOINT.refuse(&endpoint.to_string(), accepted));
+                return Err(SettingError::new(
+                    "runtime-endpoint",
+                    &endpoint.to_string(),
+                    accepted,
+                ));
             }
         };
         Ok(Socket { path, access })
     }
 
-    fn cloud(&self) -> Result<Option<Cloud>, ConfigError> {
+    fn cloud(&self) -> Result<Option<Cloud>, SettingError> {
         match self.text(&CLOUD).as_deref() {
             None => Ok(None),
             Some("eks") => Ok(Some(Cloud::Eks)),
@@ -305,28 +304,76 @@ impl Typed {
     }
 }
 
-/// base64 of `user:password`, to judge the setting beside it.
-const ANY_LOGIN: &str = "dXNlcjpwYXNzd29yZA==";
+/// A setting of `harpoon run` that is passed on.
+#[derive(Debug)]
+pub struct Passed {
+    /// The flag without its dashes.
+    pub flag: &'static str,
+    /// The environment variable.
+    pub variables: [&'static str; 1],
+}
 
-/// The settings of `harpoon run` that are passed on.
-pub fn passed() -> impl Iterator<Item = &'static Setting> {
-    let groups = settings::MANIFESTS.iter();
-    groups.flat_map(|(_, settings)| settings.iter().copied())
+macro_rules! passed {
+    ($($flag:literal: $variable:literal;)+) => {
+        /// The settings of `harpoon run` that are passed on.
+        pub fn passed() -> impl Iterator<Item = Passed> {
+            [$(Passed { flag: $flag, variables: [$variable] }),+].into_iter()
+        }
+    };
+}
+
+passed! {
+    "namespaces": "NAMESPACES";
+    "workloads": "WORKLOADS";
+    "selector": "SELECTOR";
+    "include-idle": "INCLUDE_IDLE";
+    "watch-cache": "WATCH_CACHE";
+    "startup-taints": "STARTUP_TAINTS";
+    "only": "ONLY";
+    "ignore": "IGNORE";
+    "limit": "LIMIT";
+    "disk-budget": "DISK_BUDGET";
+    "refresh": "REFRESH";
+    "runtime-endpoint": "RUNTIME_ENDPOINT";
+    "private-registry": "PRIVATE_REGISTRY";
+    "pull-secrets": "PULL_SECRETS";
+    "concurrency": "CONCURRENCY";
+    "registry-concurrency": "REGISTRY_CONCURRENCY";
+    "pull-timeout": "PULL_TIMEOUT";
+    "retries": "RETRIES";
+    "deadline": "DEADLINE";
+    "fail-on": "FAIL_ON";
+    "stagger": "STAGGER";
+    "stagger-min-age": "STAGGER_MIN_AGE";
+    "output": "OUTPUT";
+    "log-format": "LOG_FORMAT";
+    "log-level": "LOG_LEVEL";
 }
 
 /// Those of them that have no meaning where no cluster is asked.
-fn cluster_settings() -> impl Iterator<Item = &'static Setting> {
-    let groups = [
-        &settings::CLUSTER,
-        &settings::CLUSTER_CREDENTIALS,
-        &settings::START,
-    ];
-    groups
-        .into_iter()
-        .flat_map(|(_, settings)| settings.iter().copied())
-}
+const CLUSTER: [&str; 9] = [
+    "namespaces",
+    "workloads",
+    "selector",
+    "include-idle",
+    "watch-cache",
+    "startup-taints",
+    "pull-secrets",
+    "stagger",
+    "stagger-min-age",
+];
 
 /// Whether Kubernetes takes the text for an object's name (RFC 1123 subdomain).
 fn is_dns_name(text: &str) -> bool {
-    text.len() <= 253 && text.split('.').all(config::is_dns_label)
+    text.len() <= 253 && text.split('.').all(is_dns_label)
+}
+
+/// Whether Kubernetes takes the text for a namespace's name (RFC 1123 label).
+fn is_dns_label(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let alnum = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    bytes.len() <= 63
+        && bytes.first().is_some_and(alnum)
+        && bytes.last().is_some_and(alnum)
+        && bytes.iter().all(|b| alnum(b) || *b == b'-')
 }

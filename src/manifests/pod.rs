@@ -3,7 +3,6 @@
 use serde_json::{Value, json};
 
 use super::{Access, Cloud, Images, Options, Priority};
-use crate::app::config::settings;
 
 /// Nobody on any distribution: the number that distroless images use.
 const NOBODY: u32 = 65532;
@@ -121,10 +120,10 @@ fn environment(options: &Options) -> Vec<Value> {
     }
     for (variable, value) in &options.settings {
         variables.push(json!({"name": variable, "value": value}));
-        if settings::PRIVATE_REGISTRY.variables.contains(variable) {
+        if *variable == "PRIVATE_REGISTRY" {
             let key =
                 json!({"secretKeyRef": {"name": options.private_registry_name(), "key": "auth"}});
-            variables.push(json!({"name": settings::PRIVATE_REGISTRY_AUTH, "valueFrom": key}));
+            variables.push(json!({"name": "PRIVATE_REGISTRY_AUTH", "valueFrom": key}));
         }
     }
     if options.registry_secret.is_some() {
