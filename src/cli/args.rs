@@ -69,7 +69,7 @@ pub(super) enum Subcommands {
     /// Show which images run would pull or skip, and why; pull nothing
     Plan(Box<PlanArgs>),
     /// Print the Kubernetes objects that install harpoon, for kubectl apply -f -
-    Manifests(ManifestsArgs),
+    Manifests(Box<ManifestsArgs>),
     /// Sleep until SIGTERM or SIGINT, as the DaemonSet's main container
     Pause,
     /// Print a shell completion script

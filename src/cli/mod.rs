@@ -104,7 +104,7 @@ pub fn main() -> ExitCode {
         Some(Subcommands::Run(args)) => run::main(*args, started),
         Some(Subcommands::Pull(args)) => pull::main(*args, started),
         Some(Subcommands::Plan(args)) => plan::main(*args),
-        Some(Subcommands::Manifests(args)) => manifests::main(args),
+        Some(Subcommands::Manifests(args)) => manifests::main(*args),
         Some(Subcommands::Pause) => pause::main(),
         Some(Subcommands::Completions { shell }) => completions::main(shell),
     };

@@ -33,12 +33,12 @@ pub(crate) struct ClusterArgs {
         default_missing_value = "true", action = ArgAction::Set, value_parser = single(switch))]
     include_idle: bool,
 
-    /// List from the API server's watch cache (resourceVersion=0): no reads from etcd, but unpaged and possibly seconds old
+    /// List from the API server's watch cache (resourceVersion=0): no etcd reads, but not paginated and possibly seconds old
     #[arg(long, env, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
         default_missing_value = "true", action = ArgAction::Set, value_parser = single(switch))]
     watch_cache: bool,
 
-    /// Keys of additional taints that are removed once the node has started; no image is skipped because of them
+    /// Keys of additional taints to ignore, because they are removed once the node has started
     #[arg(long, env, value_name = "KEYS", value_parser = list(startup_taints))]
     startup_taints: Option<List<String>>,
 

@@ -17,7 +17,7 @@ const PRIVATE_REGISTRY_AUTH: &str = "PRIVATE_REGISTRY_AUTH";
 #[derive(Args)]
 #[command(next_help_heading = "Credentials")]
 pub(crate) struct CredentialArgs {
-    /// Private registry, HOST or HOST/PATH; the variable PRIVATE_REGISTRY_AUTH holds base64 of user:password for it
+    /// Private registry, HOST or HOST/PATH; the variable PRIVATE_REGISTRY_AUTH holds its credential, base64 of user:password
     #[arg(long, env, value_name = "REGISTRY", value_parser = single(text))]
     private_registry: Option<String>,
 

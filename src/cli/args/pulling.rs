@@ -28,11 +28,11 @@ pub(crate) struct PullingArgs {
     #[arg(long, env, value_name = "N", default_value = "3", value_parser = single(retries))]
     retries: u32,
 
-    /// Time limit for the whole run, without the delay of --stagger; unfinished images are reported as failed
+    /// Time limit for the whole run, excluding the delay of --stagger; unfinished images are reported as failed
     #[arg(long, env, value_name = "TIME", value_parser = single(time_above_zero))]
     deadline: Option<Duration>,
 
-    /// Exit with code 1 if any image failed, if all failed, or never: any, all, never (default: all for run, any for pull)
+    /// Which failed images cause exit code 1: any, all or never (default: all for run, any for pull)
     #[arg(long, env, value_name = "WHEN", value_parser = single(fail_on))]
     pub(crate) fail_on: Option<FailOn>,
 }

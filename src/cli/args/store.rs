@@ -14,7 +14,7 @@ pub(crate) struct StoreArgs {
     #[arg(long, env, value_name = "BYTES", value_parser = single(bytes))]
     disk_budget: Option<u64>,
 
-    /// Pull present images again if their tag has moved in the registry (tag latest or imagePullPolicy Always)
+    /// Pull images again if their tag has moved in the registry, for tag latest and imagePullPolicy Always
     #[arg(long, env, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
         default_missing_value = "true", action = ArgAction::Set, value_parser = single(switch))]
     refresh: bool,
@@ -33,7 +33,7 @@ impl StoreArgs {
 #[derive(Args)]
 #[command(next_help_heading = "Selection")]
 pub(crate) struct SizeArgs {
-    /// Show the sizes of images that are not present, from Nodes and registries
+    /// Show the sizes of images that are not present, as reported by Nodes and registries
     #[arg(long, env, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
         default_missing_value = "true", action = ArgAction::Set, value_parser = single(switch))]
     pub(crate) sizes: bool,
