@@ -281,9 +281,9 @@ impl Scan<'_> {
                 scope: scope_named,
                 kind,
             }),
-            // A selector that one list was read with is good; every other request of a list is our own.
+            // A selector that one page was read with is good.
             ListFault::Failed(ListError::Answer { code: 400, message })
-                if self.selector.is_some() && self.succeeded == 0 =>
+                if self.selector.is_some() && self.succeeded == 0 && self.found.is_empty() =>
             {
                 let selector = self.selector.unwrap_or_default().to_owned();
                 return Err(DiscoverError::Selector { selector, message });
