@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tracing::warn;
 
-use crate::app::config::{self, ConfigError, CredentialSettings, settings};
+use crate::app::settings::{CredentialSettings, SettingError};
 use crate::credentials::docker_config::DockerConfig;
 use crate::credentials::keyring::{self, Keyring, Private, PrivateError};
 use crate::credentials::provider::{Providers, TOKENS};
@@ -18,14 +18,14 @@ use crate::model::text::{chain, sanitize};
 ///
 /// # Errors
 /// Where a file that is named cannot be read or understood. What is found by itself and broken is a warning.
-pub(crate) fn keyring(settings: &CredentialSettings) -> Result<Keyring, ConfigError> {
+pub(crate) fn keyring(settings: &CredentialSettings) -> Result<Keyring, SettingError> {
     let private = match &settings.private {
         None => None,
         Some((registry, auth)) => match Private::parse(registry, auth) {
             Ok(private) => Some(private),
-            Err(PrivateError::Auth(_)) => return Err(config::secret_refused()),
+            Err(PrivateError::Auth(_)) => return Err(secret_refused()),
             Err(error) => {
-                return Err(config::registry_refused(registry, &error.to_string()));
+                return Err(registry_refused(registry, &error.to_string()));
             }
         },
     };
@@ -33,7 +33,7 @@ pub(crate) fn keyring(settings: &CredentialSettings) -> Result<Keyring, ConfigEr
         None => None,
         Some((file, directory)) => Some(
             Providers::read(file, directory, TOKENS.as_ref())
-                .map_err(|error| refused(&settings::CREDENTIAL_PROVIDER_CONFIG, file, &error))?,
+                .map_err(|error| refused("credential-provider-config", file, &error))?,
         ),
     };
     for provider in providers.iter().flat_map(Providers::dropped) {
@@ -53,8 +53,8 @@ pub(crate) fn keyring(settings: &CredentialSettings) -> Result<Keyring, ConfigEr
     }))
 }
 
-fn named(files: &[PathBuf]) -> Result<Vec<DockerConfig>, ConfigError> {
-    let setting = &settings::REGISTRY_CONFIG;
+fn named(files: &[PathBuf]) -> Result<Vec<DockerConfig>, SettingError> {
+    let setting = "registry-config";
     let read = |file: &PathBuf| match DockerConfig::read(file) {
         Ok(Some(config)) => Ok(config),
         Ok(None) => {
@@ -62,10 +62,7 @@ fn named(files: &[PathBuf]) -> Result<Vec<DockerConfig>, ConfigError> {
             // A path has no braces and quotes: somebody has put the file's content here.
             let content = file.contains(['{', '}', '"']);
             let shown = if content { "(not shown)" } else { &*file };
-            Err(setting.refuse(
-                shown,
-                "expected docker config files, and this one does not exist",
-            ))
+            Err(SettingError::new(setting, shown, "the file does not exist"))
         }
         Err(error) => Err(refused(setting, file, &error)),
     };
@@ -85,8 +82,28 @@ fn usual(files: &[PathBuf]) -> Option<DockerConfig> {
         })
 }
 
-fn refused(setting: &config::Setting, file: &Path, error: &dyn std::error::Error) -> ConfigError {
-    setting.refuse(&file.to_string_lossy(), &chain(error))
+fn refused(setting: &str, file: &Path, error: &dyn std::error::Error) -> SettingError {
+    SettingError::new(setting, &file.to_string_lossy(), &chain(error))
+}
+
+/// The error for a private registry that is not accepted, without the user and password that were put before its host, or
+/// in its place.
+pub(crate) fn registry_refused(registry: &str, reason: &str) -> SettingError {
+    let shown = match registry.rsplit_once('@') {
+        Some((_, host)) => format!("(not shown)@{host}"),
+        None if Private::is_auth(registry) => "(not shown)".to_owned(),
+        None => registry.to_owned(),
+    };
+    SettingError::new("private-registry", &shown, reason)
+}
+
+/// The error for a secret that cannot be read, without the secret.
+pub(crate) fn secret_refused() -> SettingError {
+    SettingError::named(
+        "PRIVATE_REGISTRY_AUTH",
+        "(not shown)",
+        "expected base64 of user:password",
+    )
 }
 
 /// Adds the cluster's pull secrets, each for the images of the workloads that name it and for no other.

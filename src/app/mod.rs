@@ -2,9 +2,10 @@
 //!
 //! It never parses arguments, prints, or picks an exit code.
 
-pub mod config;
+pub(crate) mod candidates;
 pub(crate) mod keyring;
 pub(crate) mod node_run;
+pub mod settings;
 pub(crate) mod shutdown;
 pub mod start_delay;
 pub(crate) mod telemetry;

@@ -7,13 +7,11 @@ use anyhow::{Context, Result};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::app::config::{
-    self, ConfigError, FailOn, PullSettings, Raw, RuntimeSettings, StartSettings, StoreSettings,
-};
+use crate::app::candidates;
 use crate::app::keyring;
+use crate::app::settings::{PullSettings, RuntimeSettings, StartSettings, StoreSettings};
 use crate::app::shutdown::{Interrupt, Interrupted, Signals};
 use crate::app::start_delay;
-use crate::app::telemetry;
 use crate::credentials::keyring::Keyring;
 use crate::discovery::Source;
 use crate::model::candidate::Candidate;
@@ -33,8 +31,6 @@ use crate::report::{Report, text};
 use crate::runtime::detect::{FindError, Runtime, find};
 use crate::runtime::image_service::{ImageService, RuntimeError, RuntimeInfo};
 
-/// What an error of a source begins with.
-pub(crate) const NO_CANDIDATES: &str = "failed to find out which images to pull";
 /// How long a runtime may take to say that it is there.
 const FIND_LIMIT: Duration = Duration::from_secs(5);
 /// Time limit for a runtime that is away while planning asks for its usage.
@@ -281,44 +277,37 @@ pub(crate) struct Ended {
     pub(crate) interrupt: Option<Interrupt>,
 }
 
-/// A command that pulls: all its settings but where the candidates come from.
+/// The settings of a command that pulls, but for where the candidates come from.
+pub(crate) struct Settings {
+    pub(crate) runtime: RuntimeSettings,
+    pub(crate) store: StoreSettings,
+    pub(crate) pull: PullSettings,
+    /// The name of this node.
+    pub(crate) node: Option<String>,
+}
+
+/// A command that pulls.
 pub(crate) struct Run {
-    runtime: RuntimeSettings,
-    store: StoreSettings,
-    settings: PullSettings,
-    node: Option<String>,
+    settings: Settings,
     keyring: Keyring,
     screen: Screen,
     started: Instant,
 }
 
 impl Run {
-    /// Reads the settings, with the command's own default for `--fail-on`, and sets up the logs.
+    /// A run that began at `started`; progress is shown on the screen.
     pub(crate) fn new(
-        raw: &Raw<'_>,
-        fail_on: FailOn,
+        settings: Settings,
+        keyring: Keyring,
+        screen: Screen,
         started: Instant,
-    ) -> Result<Self, ConfigError> {
-        let runtime = config::runtime(raw)?;
-        let store = config::store(raw)?;
-        let settings = config::pull(raw, fail_on)?;
-        let credentials = config::credentials(raw)?;
-        let node = config::node_name(raw)?;
-        let screen = telemetry::init(config::logs(raw)?);
-        Ok(Self {
-            runtime,
-            store,
+    ) -> Self {
+        Self {
             settings,
-            node,
-            keyring: keyring::keyring(&credentials)?,
+            keyring,
             screen,
             started,
-        })
-    }
-
-    /// The failures that make the command fail.
-    pub(crate) fn fail_on(&self) -> FailOn {
-        self.settings.fail_on
+        }
     }
 
     /// The flow from its one end to the other. A signal that comes before there is a plan leaves a report too.
@@ -338,7 +327,7 @@ impl Run {
             Err(error) => match error.downcast_ref() {
                 Some(interrupted @ Interrupted(_)) => Report {
                     runtime: found,
-                    node: self.node.clone(),
+                    node: self.settings.node.clone(),
                     error: Some(format!(
                         "{interrupted} before it was known which images there are"
                     )),
@@ -364,7 +353,7 @@ impl Run {
         about: &mut Option<RuntimeInfo>,
     ) -> Result<Report> {
         let open = async {
-            let runtime = find_runtime(&self.runtime).await?;
+            let runtime = find_runtime(&self.settings.runtime).await?;
             *about = Some(runtime.info().clone());
             anyhow::Ok((runtime, source.await?))
         };
@@ -373,16 +362,15 @@ impl Run {
         self.started += signals.or(stagger(start, source.node())).await?;
 
         let mut keyring = std::mem::take(&mut self.keyring);
-        let platform = platform(&self.runtime, source.node());
+        let platform = platform(&self.settings.runtime, source.node());
         let runtime = runtime.for_platform(&platform);
         let found = signals
-            .or(by(self.deadline(), Box::pin(source.find())))
-            .await??
-            .context(NO_CANDIDATES)?;
+            .or(by(self.deadline(), Box::pin(candidates::find(source))))
+            .await???;
         keyring::add_pull_secrets(&mut keyring, found.pull_secrets);
-        let probe = RegistryProbe::new(&keyring, platform, self.settings.registry_concurrency);
+        let probe = RegistryProbe::new(&keyring, platform, self.settings.pull.registry_concurrency);
         let questions = Questions {
-            store: self.store,
+            store: self.settings.store,
             sizes: false,
         };
         let selection = select(found.candidates, policy, Some(&runtime));
@@ -405,7 +393,7 @@ impl Run {
         warn_of_credentials(&images);
         Ok(Report {
             runtime: Some(runtime.info().clone()),
-            node: self.node.clone(),
+            node: self.settings.node.clone(),
             error: None,
             images,
             elapsed: self.started.elapsed(),
@@ -413,7 +401,7 @@ impl Run {
     }
 
     fn deadline(&self) -> Option<tokio::time::Instant> {
-        let end = self.started.checked_add(self.settings.deadline?)?;
+        let end = self.started.checked_add(self.settings.pull.deadline?)?;
         Some(tokio::time::Instant::from_std(end))
     }
 
@@ -427,11 +415,11 @@ impl Run {
         stop: &CancellationToken,
     ) -> Vec<ImageReport> {
         let options = executor::Options {
-            concurrency: self.settings.concurrency,
-            registry_concurrency: self.settings.registry_concurrency,
-            pull_timeout: self.settings.pull_timeout,
+            concurrency: self.settings.pull.concurrency,
+            registry_concurrency: self.settings.pull.registry_concurrency,
+            pull_timeout: self.settings.pull.pull_timeout,
             deadline: self.deadline(),
-            retries: self.settings.retries,
+            retries: self.settings.pull.retries,
             probe: Some(probe),
         };
         let watch = Watch::new(&self.screen, plan.count(Action::Pull));

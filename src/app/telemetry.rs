@@ -7,7 +7,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt;
 use tracing_subscriber::prelude::*;
 
-use crate::app::config::LogSettings;
+use crate::app::settings::LogSettings;
 use crate::report::progress::Screen;
 
 /// Sets up the logs of the whole process and returns the screen that they share.

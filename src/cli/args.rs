@@ -1,116 +1,212 @@
-//! The command line as clap sees it, made from the table of settings.
+//! The command line: `clap` structs, one group of settings a file, and the validated settings that they become.
+//!
+//! Every setting is a flag and an environment variable of the same name. Nothing past this module meets a text that may be
+//! wrong.
 
-use std::collections::HashMap;
-use std::ffi::OsString;
-use std::fmt::Write as _;
+use std::ffi::OsStr;
 
-use clap::{Arg, ArgMatches, Command, value_parser};
+use clap::{Arg, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, parser::ValueSource};
 use clap_complete::Shell;
 
-use crate::app::config::settings::{self, Group};
-use crate::app::config::{Raw, Setting};
+use crate::app::settings::{CONTAINER_RUNTIME_ENDPOINT, variables};
 
-const ABOUT: &str = "Puts container images onto this node before a pod needs them";
+mod cluster;
+mod credentials;
+mod output;
+mod pulling;
+mod quantity;
+mod runtime;
+mod selection;
+mod store;
+mod values;
+
+use cluster::ClusterArgs;
+use credentials::{ClusterCredentialArgs, CredentialArgs};
+use output::OutputArgs;
+use pulling::{PullingArgs, StartArgs};
+use runtime::RuntimeArgs;
+use selection::SelectionArgs;
+use store::{SizeArgs, StoreArgs};
+
+pub(crate) use output::Format;
+pub(crate) use pulling::FailOn;
 
 const AFTER_HELP: &str = "\
-Every setting is a flag and an environment variable; the flag wins. Lists are separated by commas.
+Every setting is a flag and an environment variable; the flag takes precedence, and an empty variable counts as not set. \
+Lists are separated by commas.
 
-Exit codes: 0 done; 1 images failed as --fail-on says, or discovery failed; 2 usage or settings; \
-3 no usable runtime; 130 and 143 interrupted.";
+Exit codes: 0 success; 1 images failed (see --fail-on) or discovery failed; 2 invalid usage or settings; \
+3 no usable container runtime; 130 or 143 interrupted by SIGINT or SIGTERM.";
 
-/// The whole command line.
-pub fn command() -> Command {
-    let run =
-        "Pull what the configuration selects, once, then exit (the default): the init container";
-    let images = Arg::new("images")
-        .value_name("IMAGE")
-        .required(true)
-        .num_args(1..)
-        .help("Image references to pull");
-    let shell = Arg::new("shell")
-        .value_name("SHELL")
-        .required(true)
-        .value_parser(value_parser!(Shell))
-        .help("The shell to complete for");
-    with_settings(Command::new("harpoon"), settings::RUN)
-        .version(env!("HARPOON_VERSION"))
-        .about(ABOUT)
-        .after_help(AFTER_HELP)
-        .args_conflicts_with_subcommands(true)
-        .disable_help_subcommand(true)
-        .max_term_width(100)
-        .subcommands([
-            with_settings(Command::new("run").about(run), settings::RUN),
-            with_settings(
-                Command::new("pull").about("Pull these images with this node's runtime"),
-                settings::PULL_COMMAND,
-            )
-            .arg(images),
-            with_settings(
-                Command::new("plan").about("Print what run would do and why; pull nothing"),
-                settings::PLAN,
-            ),
-            Command::new("pause")
-                .about("Sleep until SIGTERM or SIGINT: the DaemonSet's main container"),
-            Command::new("completions")
-                .about("Print a shell's completions")
-                .arg(shell),
-        ])
+/// Pre-pull container images onto this node before pods need them
+#[derive(Parser)]
+#[command(
+    name = "harpoon",
+    version = env!("HARPOON_VERSION"),
+    after_help = AFTER_HELP,
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Option<Subcommands>,
+    #[command(flatten)]
+    pub(super) run: RunArgs,
 }
 
-fn with_settings(mut command: Command, groups: &[&'static Group]) -> Command {
-    for (heading, settings) in groups {
-        for setting in *settings {
-            command = command.arg(argument(setting).help_heading(*heading));
-        }
+#[derive(Subcommand)]
+pub(super) enum Subcommands {
+    /// Pull the images of the cluster's workloads or of the images file, then exit (default command)
+    Run(Box<RunArgs>),
+    /// Pull the given images with this node's container runtime
+    Pull(Box<PullArgs>),
+    /// Show which images run would pull or skip, and why; pull nothing
+    Plan(Box<PlanArgs>),
+    /// Sleep until SIGTERM or SIGINT, as the DaemonSet's main container
+    Pause,
+    /// Print a shell completion script
+    Completions {
+        /// Shell to generate the script for
+        #[arg(value_name = "SHELL")]
+        shell: Shell,
+    },
+}
+
+/// The settings of `harpoon run`.
+#[derive(Args)]
+pub(super) struct RunArgs {
+    #[command(flatten)]
+    pub(super) cluster: ClusterArgs,
+    #[command(flatten)]
+    pub(super) selection: SelectionArgs,
+    #[command(flatten)]
+    pub(super) store: StoreArgs,
+    #[command(flatten)]
+    pub(super) runtime: RuntimeArgs,
+    #[command(flatten)]
+    pub(super) credentials: CredentialArgs,
+    #[command(flatten)]
+    pub(super) cluster_credentials: ClusterCredentialArgs,
+    #[command(flatten)]
+    pub(super) pulling: PullingArgs,
+    #[command(flatten)]
+    pub(super) start: StartArgs,
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+}
+
+/// The settings of `harpoon pull`.
+#[derive(Args)]
+pub(super) struct PullArgs {
+    /// Image references to pull
+    #[arg(value_name = "IMAGE", required = true)]
+    pub(super) images: Vec<String>,
+    #[command(flatten)]
+    pub(super) store: StoreArgs,
+    #[command(flatten)]
+    pub(super) runtime: RuntimeArgs,
+    #[command(flatten)]
+    pub(super) credentials: CredentialArgs,
+    #[command(flatten)]
+    pub(super) pulling: PullingArgs,
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+}
+
+/// The settings of `harpoon plan`.
+#[derive(Args)]
+pub(super) struct PlanArgs {
+    #[command(flatten)]
+    pub(super) cluster: ClusterArgs,
+    #[command(flatten)]
+    pub(super) selection: SelectionArgs,
+    #[command(flatten)]
+    pub(super) store: StoreArgs,
+    #[command(flatten)]
+    pub(super) sizes: SizeArgs,
+    #[command(flatten)]
+    pub(super) runtime: RuntimeArgs,
+    #[command(flatten)]
+    pub(super) credentials: CredentialArgs,
+    #[command(flatten)]
+    pub(super) cluster_credentials: ClusterCredentialArgs,
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+}
+
+/// The command line without the environment, as `clap` reflects it and completes it.
+pub(super) fn command() -> Command {
+    each(Cli::command(), describe)
+}
+
+/// Parses the arguments of this process and its environment.
+pub(super) fn parse() -> Result<Cli, clap::Error> {
+    let mut command = command();
+    let first = std::env::args_os().nth(1);
+    let is_named = first.is_some_and(|first| command.find_subcommand(first).is_some());
+    command = each(command, read_variable);
+    if is_named {
+        // The settings of `harpoon` alone are not those of the command: their variables are none of its business.
+        command = command.mut_args(|arg| arg.env(None::<&'static str>));
     }
-    command
+    let matches = command.try_get_matches()?;
+    from_matches(&matches)
 }
 
-fn argument(setting: &'static Setting) -> Arg {
-    let mut help = setting.help.to_owned();
-    if let Some(default) = setting.default {
-        let _ = write!(help, " [default: {default}]");
-    }
-    let _ = write!(help, " [env: {}]", setting.variables.join(", "));
-    let argument = Arg::new(setting.flag).long(setting.flag).help(help);
-    with_value(argument, setting.value, setting.is_switch())
-}
-
-fn with_value(argument: Arg, value: &'static str, is_switch: bool) -> Arg {
-    let argument = argument.value_name(value);
-    if is_switch {
-        argument
-            .num_args(0..=1)
-            .require_equals(true)
-            .default_missing_value("true")
-    } else {
-        argument.allow_hyphen_values(true)
-    }
-}
-
-/// The settings that were typed, with the environment behind them.
-pub(super) fn raw(matches: &ArgMatches) -> Raw<'static> {
-    Raw::new(typed(matches), &variable)
-}
-
-/// The settings that were typed, by flag.
-fn typed(matches: &ArgMatches) -> HashMap<&'static str, String> {
-    let typed = |setting: &&&'static Setting| {
-        let value = matches.try_get_one::<String>(setting.flag).ok().flatten();
-        value.map(|v| (setting.flag, v.clone()))
+fn from_matches(matches: &ArgMatches) -> Result<Cli, clap::Error> {
+    let mut cli = Cli::from_arg_matches(matches)?;
+    let matches = matches.subcommand().map_or(matches, |(_, of)| of);
+    let cluster = match &mut cli.command {
+        None => Some(&mut cli.run.cluster),
+        Some(Subcommands::Run(args)) => Some(&mut args.cluster),
+        Some(Subcommands::Plan(args)) => Some(&mut args.cluster),
+        Some(_) => None,
     };
-    settings::ALL.iter().filter_map(|s| typed(&s)).collect()
+    if let Some(cluster) = cluster {
+        let source = matches.value_source("images_file");
+        cluster.images_file_given = source != Some(ValueSource::DefaultValue);
+    }
+    Ok(cli)
 }
 
-fn variable(name: &str) -> Option<OsString> {
-    std::env::var_os(name)
+/// Changes each argument of the command and of its subcommands.
+fn each(command: Command, change: fn(Arg) -> Arg) -> Command {
+    command
+        .mut_args(change)
+        .mut_subcommands(|subcommand| subcommand.mut_args(change))
+}
+
+/// Names the variables in the help of a setting, never their values. A negative number is a value and no flag.
+fn describe(arg: Arg) -> Arg {
+    let Some(flag) = arg.get_env().and(arg.get_long()) else {
+        return arg;
+    };
+    let help = format!(
+        "{} [env: {}]",
+        arg.get_help().cloned().unwrap_or_default(),
+        variables(flag)
+    );
+    let takes_any = !arg.is_require_equals_set();
+    arg.help(help).hide_env(true).allow_hyphen_values(takes_any)
+}
+
+/// Has a variable that is set to nothing count as not set: manifests often have such.
+fn read_variable(arg: Arg) -> Arg {
+    let is_set = |name: &OsStr| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    match arg.get_env() {
+        None => arg,
+        Some(name) if is_set(name) => arg,
+        Some(_)
+            if arg.get_id() == "runtime_endpoint"
+                && is_set(CONTAINER_RUNTIME_ENDPOINT.as_ref()) =>
+        {
+            arg.env(CONTAINER_RUNTIME_ENDPOINT)
+        }
+        Some(_) => arg.env(None::<&'static str>),
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    #[test]
-    fn clap_finds_no_fault_with_the_command_line() {
-        super::command().debug_assert();
-    }
-}
+mod tests;

@@ -6,19 +6,23 @@ use std::time::Instant;
 use anyhow::Error;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
-use crate::app::config::ConfigError;
+use crate::app::settings::SettingError;
 use crate::app::telemetry;
 use crate::model::text::sanitize;
 use crate::report::termination;
 use crate::runtime::detect::FindError;
 
-pub mod args;
+mod args;
 mod completions;
 mod outcome;
 mod pause;
 mod plan;
 mod pull;
 mod run;
+mod settings;
+
+use args::Subcommands;
+pub use settings::{Setting, settings};
 
 use crate::app::shutdown::{Interrupt, Interrupted};
 
@@ -46,7 +50,7 @@ impl Exit {
 
 /// The exit code of an error.
 fn error_code(error: &Error) -> u8 {
-    if error.is::<ConfigError>() {
+    if error.is::<SettingError>() {
         2
     } else if error.is::<FindError>() {
         3
@@ -76,10 +80,10 @@ pub fn main() -> ExitCode {
     keep_memory_private();
     // Of what sleeps on every node, little is to stay in memory: the command line of all commands is not even made.
     if std::env::args_os().skip(1).eq(["pause"]) {
-        return ended(pause::main(), Some("pause"));
+        return ended(pause::main(), false);
     }
-    let matches = match args::command().try_get_matches() {
-        Ok(matches) => matches,
+    let cli = match args::parse() {
+        Ok(cli) => cli,
         Err(error) => {
             // Help and version are no errors for clap's exit code; a closed terminal is none for ours.
             let _ = error.print();
@@ -90,19 +94,23 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    let result = match matches.subcommand() {
-        Some(("pull", matches)) => pull::main(matches, started),
-        Some(("plan", matches)) => plan::main(matches),
-        Some(("pause", _)) => pause::main(),
-        Some(("completions", matches)) => completions::main(matches),
-        Some((_, matches)) => run::main(matches, started),
-        None => run::main(&matches, started),
+    let leaves_message = matches!(
+        cli.command,
+        None | Some(Subcommands::Run(_) | Subcommands::Pull(_))
+    );
+    let result = match cli.command {
+        None => run::main(cli.run, started),
+        Some(Subcommands::Run(args)) => run::main(*args, started),
+        Some(Subcommands::Pull(args)) => pull::main(*args, started),
+        Some(Subcommands::Plan(args)) => plan::main(*args),
+        Some(Subcommands::Pause) => pause::main(),
+        Some(Subcommands::Completions { shell }) => completions::main(shell),
     };
-    ended(result, matches.subcommand_name())
+    ended(result, leaves_message)
 }
 
 /// Prints the error of a command, if there is one. Returns the exit code.
-fn ended(result: anyhow::Result<Exit>, command: Option<&str>) -> ExitCode {
+fn ended(result: anyhow::Result<Exit>, leaves_message: bool) -> ExitCode {
     match result {
         Ok(exit) => ExitCode::from(exit.code()),
         Err(error) => {
@@ -110,7 +118,7 @@ fn ended(result: anyhow::Result<Exit>, command: Option<&str>) -> ExitCode {
             telemetry::write_error(&text);
             // An interrupted run has left its report there.
             let is_told = error.is::<Interrupted>();
-            if matches!(command, None | Some("run" | "pull")) && !is_told {
+            if leaves_message && !is_told {
                 terminated(&text);
             }
             ExitCode::from(error_code(&error))

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use tracing::warn;
 
 use super::Exit;
-use crate::app::config::{FailOn, Output};
+use super::args::{FailOn, Format};
 use crate::app::node_run::Ended;
 use crate::app::shutdown::Interrupted;
 use crate::report::{Report, json, termination, text};
@@ -16,7 +16,7 @@ use crate::report::{Report, json, termination, text};
 ///
 /// # Errors
 /// [`Interrupted`] where a signal ended it before there was a plan.
-pub(super) fn tell(ended: &Ended, output: Output, fail_on: FailOn) -> Result<Exit> {
+pub(super) fn tell(ended: &Ended, output: Format, fail_on: FailOn) -> Result<Exit> {
     let report = &ended.report;
     show(report, output);
     match ended.interrupt {
@@ -27,10 +27,10 @@ pub(super) fn tell(ended: &Ended, output: Output, fail_on: FailOn) -> Result<Exi
 }
 
 /// Prints a report, and leaves it to the kubelet. That it cannot be written makes no image fail.
-fn show(report: &Report, output: Output) {
+fn show(report: &Report, output: Format) {
     let printed = print(|out| match output {
-        Output::Text => text::write_report(out, report),
-        Output::Json => json::write_report(out, report),
+        Format::Text => text::write_report(out, report),
+        Format::Json => json::write_report(out, report),
     });
     if let Err(error) = printed {
         warn!("the report is lost: {error:#}");

@@ -1,14 +1,12 @@
 //! `harpoon plan`: what `run` would do, and why; pulls nothing.
 
 use anyhow::{Context, Result};
-use clap::ArgMatches;
 use tracing::warn;
 
-use super::run::open;
-use super::{Exit, args, outcome};
-use crate::app::config::{self, Output};
+use super::args::{Format, PlanArgs};
+use super::{Exit, outcome};
 use crate::app::shutdown::Signals;
-use crate::app::{keyring, node_run, telemetry};
+use crate::app::{candidates, keyring, node_run, telemetry};
 use crate::credentials::keyring::Keyring;
 use crate::planning::registry_probe::RegistryProbe;
 use crate::report::{PlanReport, json, text};
@@ -18,19 +16,20 @@ use crate::runtime::image_service::ImageService;
 const QUESTIONS: usize = 4;
 
 /// Runs the command. Without a runtime at hand the plan is made all the same, unless one was asked for by its endpoint.
-pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
-    let raw = args::raw(matches);
-    let mut sources = config::sources(&raw)?;
-    let policy = config::policy(&raw)?;
+pub(super) fn main(args: PlanArgs) -> Result<Exit> {
+    let credentials = args.credentials.settings(|name| std::env::var_os(name))?;
+    let mut sources = args
+        .cluster
+        .sources(&args.runtime, &args.cluster_credentials);
+    let policy = args.selection.policy();
     let questions = node_run::Questions {
-        store: config::store(&raw)?,
-        sizes: config::sizes(&raw)?,
+        store: args.store.settings(),
+        sizes: args.sizes.sizes,
     };
-    let settings = config::runtime(&raw)?;
-    let credentials = config::credentials(&raw)?;
-    let node = config::node_name(&raw)?;
-    let output = config::output(&raw)?;
-    telemetry::init(config::logs(&raw)?);
+    let node = args.runtime.node_name.clone();
+    let settings = args.runtime.settings();
+    let output = args.output.output;
+    telemetry::init(args.output.logs());
     sources.cluster.sizes = questions.need_sizes();
     // A plan that asks no registry reads no secret.
     let mut keyring = Keyring::default();
@@ -50,10 +49,10 @@ pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
                     None
                 }
             };
-            let source = open(&sources).await?;
+            let source = candidates::open(&sources).await?;
             let platform = node_run::platform(&settings, source.node());
             let runtime = runtime.map(|runtime| runtime.for_platform(&platform));
-            let found = source.find().await.context(node_run::NO_CANDIDATES)?;
+            let found = candidates::find(source).await?;
             keyring::add_pull_secrets(&mut keyring, found.pull_secrets);
             let probe = RegistryProbe::new(&keyring, platform, QUESTIONS);
             let selection = node_run::select(found.candidates, &policy, runtime.as_ref());
@@ -79,8 +78,8 @@ pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
             requests: questions.sizes.then_some(requests),
         };
         outcome::print(|out| match output {
-            Output::Text => text::write_plan(out, &outline),
-            Output::Json => json::write_plan(out, &outline),
+            Format::Text => text::write_plan(out, &outline),
+            Format::Json => json::write_plan(out, &outline),
         })?;
         Ok(Exit::Done)
     })

@@ -3,24 +3,30 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use clap::ArgMatches;
 
-use super::{Exit, args, outcome};
-use crate::app::config::{self, FailOn, StartSettings};
-use crate::app::node_run;
+use super::args::{FailOn, PullArgs};
+use super::{Exit, outcome};
+use crate::app::settings::StartSettings;
+use crate::app::{keyring, node_run, telemetry};
 use crate::discovery::Source;
 use crate::model::candidate::Candidate;
 use crate::planning::plan::Policy;
 
 /// Runs the command.
-pub(super) fn main(matches: &ArgMatches, started: Instant) -> Result<Exit> {
-    let raw = args::raw(matches);
-    let run = node_run::Run::new(&raw, FailOn::Any, started)?;
-    let (output, fail_on) = (config::output(&raw)?, run.fail_on());
-    let images = matches.get_many::<String>("images").unwrap_or_default();
-    let source = Source::listed(images.map(|image| Candidate::listed(&**image)).collect());
+pub(super) fn main(args: PullArgs, started: Instant) -> Result<Exit> {
+    let credentials = args.credentials.settings(|name| std::env::var_os(name))?;
+    let (output, fail_on) = (args.output.output, args.pulling.fail_on);
+    let screen = telemetry::init(args.output.logs());
+    let settings = node_run::Settings {
+        node: args.runtime.node_name.clone(),
+        runtime: args.runtime.settings(),
+        store: args.store.settings(),
+        pull: args.pulling.settings(),
+    };
+    let run = node_run::Run::new(settings, keyring::keyring(&credentials)?, screen, started);
+    let source = Source::listed(args.images.into_iter().map(Candidate::listed).collect());
     let start = StartSettings::at_once();
     let source = std::future::ready(Ok(source));
     let ended = node_run::block_on(run.main(source, &start, &Policy::default()))?;
-    outcome::tell(&ended, output, fail_on)
+    outcome::tell(&ended, output, fail_on.unwrap_or(FailOn::Any))
 }

@@ -114,6 +114,11 @@ impl Accumulator {
         }
     }
 
+    /// True if no workload has been folded in.
+    pub(super) fn is_empty(&self) -> bool {
+        self.workloads.is_empty()
+    }
+
     /// The present state.
     pub(super) fn checkpoint(&mut self) -> Checkpoint {
         Checkpoint {

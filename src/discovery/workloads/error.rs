@@ -129,6 +129,14 @@ pub enum DiscoverError {
         #[source]
         source: ListError,
     },
+    /// The API server rejects the label selector.
+    #[error("the API server rejects the label selector {selector:?}{}", colon(.message))]
+    Selector {
+        /// The selector as it was given.
+        selector: String,
+        /// The API server's words.
+        message: String,
+    },
     /// Each list failed.
     #[error("failed to list any workload: {}", joined(.0))]
     Nothing(Vec<Warning>),

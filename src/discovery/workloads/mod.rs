@@ -146,7 +146,7 @@ impl ThisNode {
 /// With a node, each use says whether its pods could run there. What fails in part is a warning. Dropping the future ends all requests.
 ///
 /// # Errors
-/// When the credentials are refused, the API server does not answer, or every list failed.
+/// When the credentials or the selector are refused, the API server does not answer, or every list failed.
 pub async fn discover(
     cluster: &Cluster,
     settings: &Settings,
@@ -281,6 +281,13 @@ impl Scan<'_> {
                 scope: scope_named,
                 kind,
             }),
+            // A selector that one page was read with is good.
+            ListFault::Failed(ListError::Answer { code: 400, message })
+                if self.selector.is_some() && self.succeeded == 0 && self.found.is_empty() =>
+            {
+                let selector = self.selector.unwrap_or_default().to_owned();
+                return Err(DiscoverError::Selector { selector, message });
+            }
             ListFault::Failed(error) => {
                 let nothing = self.succeeded == 0 && self.warnings.is_empty();
                 if error.is_unreachable() && nothing {

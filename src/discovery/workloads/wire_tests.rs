@@ -225,6 +225,51 @@ async fn the_selector_and_all_namespaces_reach_the_server() {
     );
 }
 
+/// Only a 400 to the first list is about the selector.
+#[tokio::test]
+async fn refused_selector_ends_discovery() {
+    let outcome = async |selector: Option<&str>, script: fn(usize, &str) -> Reply| {
+        let server = Server::start(script).await;
+        let settings = Settings {
+            selector: selector.map(str::to_owned),
+            ..Settings::all(&[WorkloadKind::Deployments, WorkloadKind::Pods])
+        };
+        match read_and_discover(&server.cluster, &settings).await {
+            Ok(found) => format!("{} warnings", found.warnings.len()),
+            Err(error) => chain(&error),
+        }
+    };
+    let refused =
+        "the API server rejects the label selector \"app in\": unable to parse requirement";
+    assert_eq!(outcome(Some("app in"), |_, _| bad()).await, refused);
+    // A list that is forbidden says nothing of the selector.
+    let forbidden: fn(usize, &str) -> Reply = |number, _| match number {
+        0 => refuse(403, ""),
+        _ => bad(),
+    };
+    assert_eq!(outcome(Some("app in"), forbidden).await, refused);
+    let later: fn(usize, &str) -> Reply = |number, _| match number {
+        0 => ok(&["x"], ""),
+        _ => bad(),
+    };
+    assert_eq!(outcome(Some("app"), later).await, "1 warnings");
+    let next_page: fn(usize, &str) -> Reply = |number, _| match number {
+        0 => ok(&["x"], "next"),
+        1 => bad(),
+        _ => ok(&["y"], ""),
+    };
+    assert_eq!(outcome(Some("app"), next_page).await, "1 warnings");
+    let without = outcome(None, |_, _| bad()).await;
+    assert!(
+        without.starts_with("failed to list any workload: "),
+        "{without}"
+    );
+}
+
+fn bad() -> Reply {
+    refuse(400, r#"{"message":"unable to parse requirement"}"#)
+}
+
 #[tokio::test]
 async fn the_default_namespace_and_repeated_ones_are_scanned_once() {
     let server = Server::start(|_, _| ok(&["x"], "")).await;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use harpoon::app::config::settings;
+use harpoon::cli::settings;
 use serde_json::{Value, json};
 
 use super::{chart, committed, daemon_set, deploy, named, parse, pod, rendered, text_of, variants};
@@ -19,9 +19,13 @@ const OWN: &[&str] = &[
     "CREDENTIAL_PROVIDER_BIN_DIR",
 ];
 
-fn run_variables() -> Vec<&'static str> {
-    let groups = settings::RUN.iter().flat_map(|group| group.1);
-    groups.map(|setting| setting.variables[0]).collect()
+fn run_variables() -> Vec<String> {
+    let of_run = settings()
+        .into_iter()
+        .filter(|setting| setting.commands.iter().any(|command| command == "run"));
+    of_run
+        .map(|mut setting| setting.variables.swap_remove(0))
+        .collect()
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::super::bed::faulty::{Fault, Proxy};
-use super::super::bed::{Kubernetes, kubernetes, unique};
-use super::{Expected, found, plan, rows, spec, templated, warnings};
+use super::super::bed::{Harpoon, Kubernetes, kubernetes, unique};
+use super::{Expected, by_kubeconfig, found, plan, rows, spec, templated, warnings};
 
 /// Creates objects in a namespace: pairs of the collection's path, as in `apps/v1/deployments`, and the object.
 fn create(cluster: &Kubernetes, namespace: &str, objects: &[(&str, Value)]) {
@@ -359,6 +359,30 @@ fn what_a_scanned_workload_owns_is_not_counted_again() {
             ("static:1", 1, &["Pod/static"]),
         ],
     );
+}
+
+/// The API server judges the selector, and its words are told.
+#[test]
+fn bad_selector_is_a_wrong_setting() {
+    let cluster = kubernetes();
+    let namespace = cluster.namespace();
+    for selector in ["app in", "app=web,", "a b", "-a=b", "app=$(x)"] {
+        for command in ["plan", "run"] {
+            let harpoon = Harpoon::new([command, "--runtime-endpoint=oci:store"]);
+            let (server, token) = (cluster.server(), cluster.token());
+            let harpoon = by_kubeconfig(harpoon, cluster, server, token, &namespace);
+            let output = harpoon.env("SELECTOR", selector).run().expect(2);
+            let begin = format!(
+                "invalid value {selector:?} for --selector (SELECTOR): the API server rejects the label selector: "
+            );
+            let words = output
+                .stderr
+                .lines()
+                .find_map(|line| line.strip_prefix("error: ")?.strip_prefix(&begin));
+            assert!(words.is_some_and(|words| words.len() > 10), "{output}");
+            assert_eq!(output.stdout, "", "{output}");
+        }
+    }
 }
 
 #[test]

@@ -3,8 +3,8 @@
 //! The grammar is that of `resource.Quantity` in apimachinery: a decimal number and a suffix, binary (`Ki` to `Ei`), decimal
 //! (`k` to `E`) or an exponent (`e9`). The suffixes below one (`n`, `u`, `m`) are no bytes and are refused.
 
-/// What is accepted, for an error.
-pub(super) const ACCEPTED: &str =
+/// What is expected, for an error.
+pub(super) const EXPECTED: &str =
     "expected a Kubernetes quantity of bytes above zero, such as 20Gi, 1.5G or 500M";
 
 /// More digits than any number of bytes has.

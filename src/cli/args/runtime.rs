@@ -1,0 +1,54 @@
+//! Settings of the container runtime and of its node.
+
+use clap::Args;
+
+use super::values::{Parsed, is_dns_name, single};
+use crate::app::settings::RuntimeSettings;
+use crate::model::platform::Platform;
+use crate::runtime::detect::Endpoint;
+
+/// Which runtime pulls, and for which node.
+#[derive(Args)]
+#[command(next_help_heading = "Runtime")]
+pub(crate) struct RuntimeArgs {
+    /// Container runtime: unix:///PATH, an absolute path, or oci:DIR (default: the first well-known socket that answers)
+    #[arg(long, env, value_name = "ENDPOINT", value_parser = single(endpoint))]
+    runtime_endpoint: Option<Endpoint>,
+
+    /// Platform to plan for, and to pull for into oci:DIR (default: the node's, otherwise this machine's)
+    #[arg(long, env, value_name = "OS/ARCH", value_parser = single(platform))]
+    pub(crate) platform: Option<Platform>,
+
+    /// Name of this node; images of workloads that cannot run on it are skipped
+    #[arg(long, env, value_name = "NAME", value_parser = single(node_name))]
+    pub(crate) node_name: Option<String>,
+}
+
+impl RuntimeArgs {
+    pub(crate) fn settings(self) -> RuntimeSettings {
+        RuntimeSettings {
+            endpoint: self.runtime_endpoint,
+            platform: self.platform,
+        }
+    }
+}
+
+fn endpoint(text: &str) -> Parsed<Endpoint> {
+    let expected = "expected unix:///PATH, an absolute PATH, or oci:DIR";
+    Endpoint::parse(text).map_err(|_| expected.into())
+}
+
+fn platform(text: &str) -> Parsed<Platform> {
+    let expected = "expected OS/ARCHITECTURE or OS/ARCHITECTURE/VARIANT, such as linux/arm64";
+    Platform::parse(text).ok_or_else(|| expected.into())
+}
+
+fn node_name(text: &str) -> Parsed<String> {
+    match is_dns_name(text) {
+        true => Ok(text.to_owned()),
+        false => Err(
+            "expected a node's name: lower-case letters, digits, - and ., at most 253 characters"
+                .into(),
+        ),
+    }
+}
