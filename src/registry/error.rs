@@ -1,18 +1,14 @@
 //! What can go wrong between this program and a registry.
 
-use std::fmt::Write as _;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 
 use crate::credentials::secret::{Secret, redact};
 use crate::model::failure::FailureKind;
-use crate::model::text::excerpt;
-
-/// Longest text of a registry's own that a message repeats, in characters.
-/// A registry may ask for an hour; nobody sits in an init container that long.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
+use crate::model::text::{causes, excerpt, join_causes};
+use crate::retry::backoff;
 
 /// Why no client could be made.
 #[derive(Debug, thiserror::Error)]
@@ -216,22 +212,13 @@ impl Error {
         matches!(self, Self::Broken { .. } | Self::Short { .. })
     }
 
-    /// The error and its causes in one line.
+    /// The error and its causes in one line, without the names that HTTP libraries give themselves on the way to the cause.
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = std::error::Error::source(self);
-        while let Some(cause) = source {
-            let cause_text = cause.to_string();
-            // What the HTTP libraries call themselves on the way to the cause tells a reader nothing.
-            let noise = cause_text == "error sending request"
-                || cause_text.starts_with("client error (")
-                || text.ends_with(&cause_text);
-            if !noise {
-                let _ = write!(text, ": {}", excerpt(&cause_text));
-            }
-            source = cause.source();
-        }
-        text
+        let is_noise =
+            |text: &str| text == "error sending request" || text.starts_with("client error (");
+        let causes = causes(self).map(ToString::to_string);
+        let causes = causes.filter(|text| !is_noise(text));
+        join_causes(self.to_string(), causes.map(|text| excerpt(&text)))
     }
 
     /// The error that an answer stands for which is not a success. Its words are repeated without the `secrets`.
@@ -248,7 +235,8 @@ impl Error {
             status,
             kind: kind_of(status, &body),
             detail: body.text(secrets),
-            retry_after: retry_after(headers),
+            retry_after: backoff::retry_after(headers)
+                .map(|wait| wait.min(backoff::RETRY_AFTER_MAX)),
         }
     }
 }
@@ -286,19 +274,6 @@ fn kind_of(status: StatusCode, body: &ErrorBody) -> FailureKind {
         500..=599 => FailureKind::Unavailable,
         _ => FailureKind::Other,
     }
-}
-
-/// `Retry-After` in seconds or as a date (RFC 9110, section 10.2.3).
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    let wait = match text.parse::<u64>() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => httpdate::parse_http_date(text)
-            .ok()?
-            .duration_since(SystemTime::now())
-            .unwrap_or_default(),
-    };
-    Some(wait.min(RETRY_AFTER_MAX))
 }
 
 /// The body of a registry's error (OCI distribution specification, "Error Codes"); token services have a `details` of their

@@ -16,6 +16,7 @@ use reqwest::Url;
 
 use super::{ClientError, Error, Options};
 use crate::credentials::secret::{Login, Secret};
+use crate::model::reference::served_at;
 
 const REDIRECTS_MAX: usize = 5;
 /// Enough for any error that a person reads.
@@ -365,15 +366,6 @@ pub(super) fn host_of(url: &Url) -> String {
         (Some(host), Some(port)) => format!("{host}:{port}"),
         (Some(host), None) => host.to_owned(),
         (None, _) => String::new(),
-    }
-}
-
-/// Docker Hub is named otherwise than it is served.
-fn served_at(registry: &str) -> &str {
-    if registry == "docker.io" {
-        "registry-1.docker.io"
-    } else {
-        registry
     }
 }
 
