@@ -23,8 +23,9 @@ use super::listed::{self, Lists, known};
 use crate::credentials::secret::{Credential, Login};
 use crate::model::failure::FailureKind;
 use crate::model::image_size::{LayerStorage, Usage};
-use crate::model::reference::Reference;
+use crate::model::reference::{Reference, served_at};
 use crate::model::stored_image::StoredImage;
+use crate::model::text::{causes, join_causes};
 use crate::runtime::error_kind;
 use crate::runtime::image_service::Status as Presence;
 use crate::runtime::image_service::{ImageService, Progress, RuntimeError, RuntimeInfo};
@@ -154,12 +155,7 @@ impl ImageService for Cri {
                 pulled = self.pull_image(image, credential) => pulled,
                 never = downloads.watch(image, progress) => match never {},
             },
-        }
-        .inspect_err(|error| {
-            if error_kind::came(&error.message) {
-                progress.set_came();
-            }
-        })?;
+        }?;
         let (_, total) = progress.get();
         progress.set(total, total);
         // The image is there, whatever the runtime says of it now: a failure to ask is not a failure to pull.
@@ -253,7 +249,8 @@ fn asked_name(image: &Reference) -> Cow<'_, str> {
 /// The credential for one pull. `server_address` is always set, with its scheme, because containerd offers what has none
 /// to any host, mirrors too, and one without a scheme to none.
 fn auth_config(credential: &Credential, image: &Reference) -> AuthConfig {
-    let server_address = format!("https://{}", registry_host(image));
+    // containerd compares it with the host that it really asks.
+    let server_address = format!("https://{}", served_at(image.registry()));
     match &*credential.login {
         // Without a user containerd takes the two fields for no credential, and the encoded one for what it is.
         Login::Password { user, password } if user.expose().is_empty() => AuthConfig {
@@ -278,14 +275,6 @@ fn auth_config(credential: &Credential, image: &Reference) -> AuthConfig {
             server_address,
             ..AuthConfig::default()
         },
-    }
-}
-
-/// The host that is really asked: containerd compares it with the address that a credential is for.
-fn registry_host(image: &Reference) -> &str {
-    match image.registry() {
-        "docker.io" => "registry-1.docker.io",
-        host => host,
     }
 }
 
@@ -381,17 +370,10 @@ fn message(status: &Status) -> String {
     }
 }
 
-/// The status and all that caused it, each said once.
+/// The message of the status and its causes.
 fn words(status: &Status) -> String {
-    let mut text = status.message().to_owned();
-    let mut cause = status.source();
-    while let Some(error) = cause {
-        let words = error.to_string();
-        if !text.contains(&words) {
-            text = format!("{text}: {words}");
-        }
-        cause = error.source();
-    }
+    let causes = causes(status).map(ToString::to_string);
+    let text = join_causes(status.message().to_owned(), causes);
     crio::first_failure(&error_kind::tidy(&text)).into_owned()
 }
 

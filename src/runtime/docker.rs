@@ -4,7 +4,6 @@
 //! removes or tags an image and never reads the Engine's own credentials. Dropping a future closes its connection, upon which the Engine
 //! stops the download.
 
-use std::error::Error as _;
 use std::path::Path;
 use std::pin::pin;
 use std::time::Duration;
@@ -25,14 +24,13 @@ use crate::credentials::secret::{Credential, Login};
 use crate::model::digest::Digest;
 use crate::model::failure::FailureKind;
 use crate::model::image_size::{LayerStorage, Usage};
-use crate::model::reference::Reference;
+use crate::model::reference::{DOCKER_HUB, DOCKER_HUB_URL, Reference};
 use crate::model::stored_image::StoredImage;
+use crate::model::text::{causes, clip};
 use crate::runtime::error_kind;
 use crate::runtime::image_service::{ImageService, Progress, RuntimeError, RuntimeInfo, Status};
-use classify::{kind_of, without_reference};
 use progress::Layers;
 
-mod classify;
 mod progress;
 mod usage;
 
@@ -222,12 +220,7 @@ impl ImageService for Docker {
         let mut layers = Layers::default();
         let mut digest = None;
         while let Some(event) = events.next().await {
-            let event = event.map_err(|e| self.failure(image, e));
-            let event = event.inspect_err(|error| {
-                if error_kind::came(&error.message) {
-                    progress.set_came();
-                }
-            })?;
+            let event = event.map_err(|error| self.failure(image, error))?;
             if event.error_detail.is_some() {
                 return Err(failure(image, None, ""));
             }
@@ -305,7 +298,7 @@ impl Lists for Docker {
 /// The `X-Registry-Auth` of one pull.
 fn login(credential: &Credential, image: &Reference) -> DockerCredentials {
     let serveraddress = Some(match image.registry() {
-        "docker.io" => "https://index.docker.io/v1/".to_owned(),
+        DOCKER_HUB => DOCKER_HUB_URL.to_owned(),
         host => format!("https://{host}"),
     });
     match &*credential.login {
@@ -386,7 +379,7 @@ fn pulled_digest(event: &CreateImageInfo) -> Option<String> {
 }
 
 fn failure(image: &Reference, status: Option<u16>, message: &str) -> RuntimeError {
-    let kind = kind_of(status, &without_reference(message, image));
+    let kind = error_kind::docker::kind_for(status, message, image);
     let message = match (tidy(message), status) {
         (message, Some(status)) if message.is_empty() => {
             format!("the Docker Engine answered with HTTP status {status} and no message")
@@ -399,25 +392,9 @@ fn failure(image: &Reference, status: Option<u16>, message: &str) -> RuntimeErro
     RuntimeError::new(kind, message)
 }
 
-/// One line of bounded length, without the queries of URLs, since those of blob stores are signed and so are credentials.
+/// One line of bounded length, without credentials in URLs.
 fn tidy(message: &str) -> String {
-    let words = message.split(|c: char| c.is_whitespace() || c.is_control());
-    let words = words.filter(|word| !word.is_empty()).map(|word| {
-        let query = word.find("://").and_then(|_| word.find('?'));
-        match query {
-            Some(at) => format!("{}?…{}", &word[..at], end_of_url(&word[at..])),
-            None => word.to_owned(),
-        }
-    });
-    let line = words.collect::<Vec<_>>().join(" ");
-    match line.char_indices().nth(MESSAGE_MAX) {
-        Some((at, _)) => format!("{}…", &line[..at]),
-        None => line,
-    }
-}
-
-fn end_of_url(query: &str) -> &str {
-    query.find('"').map_or("", |quote| &query[quote..])
+    clip(&error_kind::tidy(message), MESSAGE_MAX)
 }
 
 fn not_docker(error: bollard::errors::Error) -> ConnectError {
@@ -434,15 +411,10 @@ fn not_docker(error: bollard::errors::Error) -> ConnectError {
     }
 }
 
-/// What is at the bottom of an error: the layers of an HTTP client above it say nothing to a person.
+/// The last cause of an error: the layers of an HTTP client above it say nothing to a person.
 fn root(error: &bollard::errors::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = error.to_string();
-        source = error.source();
-    }
-    tidy(&text)
+    let root = causes(error).last().map(ToString::to_string);
+    tidy(&root.unwrap_or_else(|| error.to_string()))
 }
 
 fn api_version(text: &str) -> Option<ClientVersion> {
