@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use super::tidy;
 use crate::model::failure::FailureKind;
 use crate::model::text::chain;
+use crate::retry::polling::Polling;
 use crate::runtime::image_service::RuntimeError;
 
 /// The Engine adds up every image; before API 1.42 every volume too, whatever is asked.
@@ -30,9 +31,11 @@ const TIME_LIMIT: Duration = Duration::from_secs(120);
 const ANSWER_MAX: usize = 64 << 20;
 /// Error of an Engine that is answering the same question already.
 const BUSY: &str = "a disk usage operation is already running";
-/// The first wait for a busy Engine, and the longest.
-const BUSY_WAIT: Duration = Duration::from_millis(100);
-const BUSY_WAIT_MAX: Duration = Duration::from_secs(2);
+/// The pauses for a busy Engine. Jitter keeps two who wait for each other from meeting again.
+const BUSY_POLLING: Polling = Polling {
+    first: Duration::from_millis(100),
+    longest: Duration::from_secs(2),
+};
 
 /// Asks an Engine for its disk usage.
 #[derive(Debug)]
@@ -117,16 +120,13 @@ impl DiskUsage {
 
     /// Asks until nobody else's question is in the way.
     async fn read_when_free(&self) -> Result<Vec<u8>, Failed> {
-        let mut wait = BUSY_WAIT;
-        loop {
-            match self.read().await {
-                Err(Failed::Refused { message, .. }) if message.contains(BUSY) => {}
-                answer => return answer,
-            }
-            // Half of it is jitter, so that two who wait for each other do not meet again.
-            tokio::time::sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-            wait = (wait * 2).min(BUSY_WAIT_MAX);
-        }
+        let is_busy = |failed: &Failed| match failed {
+            Failed::Refused { message, .. } => message.contains(BUSY),
+            Failed::Lost(_) => false,
+        };
+        BUSY_POLLING
+            .ask(None, || self.read(), is_busy, |_, _| {})
+            .await
     }
 
     async fn read(&self) -> Result<Vec<u8>, Failed> {
