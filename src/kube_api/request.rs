@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::connect::{Cluster, Patience};
 use super::decode::{self, Element, PageEnd};
 use super::error::{ListError, TransportError, Undecodable, clip};
-use crate::retry::backoff::retry_after;
+use crate::retry::retry_after::retry_after;
 
 pub(crate) const MAX_TRIES: u32 = 4;
 

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::credentials::secret::{Secret, redact};
 use crate::model::failure::FailureKind;
 use crate::model::text::{causes, excerpt, join_causes};
-use crate::retry::backoff;
+use crate::retry::retry_after::retry_after;
 
 /// Why no client could be made.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +35,7 @@ pub enum Error {
         source: reqwest::Error,
     },
     /// The connection ended before the answer did.
-    #[error("failed to read the whole answer of {host}")]
+    #[error("failed to read the response from {host}")]
     Broken {
         /// Whose.
         host: String,
@@ -43,7 +43,7 @@ pub enum Error {
         source: reqwest::Error,
     },
     /// The answer ended, well formed, before all bytes had come.
-    #[error("failed to read the whole answer of {host}: {missing} bytes of {digest} are missing")]
+    #[error("incomplete response from {host}: {missing} bytes of {digest} are missing")]
     Short {
         /// Whose.
         host: String,
@@ -53,7 +53,7 @@ pub enum Error {
         missing: u64,
     },
     /// The server gave something else than the part of a blob that was asked for.
-    #[error("{host} does not give parts of {digest}")]
+    #[error("unexpected response from {host}: not the requested range of {digest}")]
     Range {
         /// Who.
         host: String,
@@ -69,7 +69,7 @@ pub enum Error {
         seconds: u64,
     },
     /// An HTTP status that says no.
-    #[error("{host} answered {status}{}", said(detail))]
+    #[error("{host} returned {status}{}", said(detail))]
     Refused {
         /// Who.
         host: String,
@@ -82,25 +82,25 @@ pub enum Error {
         /// `Retry-After`.
         retry_after: Option<Duration>,
     },
-    /// The registry wants credentials, and there are none for it.
-    #[error("{host} wants credentials")]
+    /// The registry requires authentication, and there are no credentials for it.
+    #[error("{host} requires authentication")]
     NoCredentials {
         /// Who.
         host: String,
     },
-    /// The registry wants a user and password, and the credential is an identity token.
-    #[error("{host} wants a user and password, and the credential is an identity token")]
+    /// The registry requires a user and password, and the credential is an identity token.
+    #[error("{host} requires a user and password, but the credential is an identity token")]
     NotAPassword {
         /// Who.
         host: String,
     },
-    /// The registry wants to be shown something that this client does not know of.
-    #[error("{host} wants credentials in a way that is not supported")]
+    /// The registry offers only authentication schemes that this client does not have.
+    #[error("{host} requires an authentication scheme that is not supported")]
     Scheme {
         /// Who.
         host: String,
     },
-    /// The registry's challenge or the token service's answer makes no sense, or is not safe to follow.
+    /// The registry's challenge or the token service's response is malformed, or not safe to follow.
     #[error("failed to get a token for {host}: {reason}")]
     Token {
         /// For whom.
@@ -109,7 +109,7 @@ pub enum Error {
         reason: &'static str,
     },
     /// A redirect that is not followed.
-    #[error("failed to follow a redirect of {host}: {reason}")]
+    #[error("failed to follow a redirect from {host}: {reason}")]
     Redirect {
         /// Whose.
         host: String,
@@ -117,7 +117,7 @@ pub enum Error {
         reason: &'static str,
     },
     /// More than is sensible.
-    #[error("{what} has more than {limit} bytes")]
+    #[error("{what} exceeds {limit} bytes")]
     TooLarge {
         /// What.
         what: &'static str,
@@ -125,7 +125,7 @@ pub enum Error {
         limit: u64,
     },
     /// Content that has not the digest it was asked for by.
-    #[error("the registry answered other content than asked: {actual} for {expected}")]
+    #[error("digest mismatch: expected {expected}, got {actual}")]
     Content {
         /// What was asked for.
         expected: String,
@@ -133,9 +133,7 @@ pub enum Error {
         actual: String,
     },
     /// Content whose size is not the one that its descriptor tells.
-    #[error(
-        "the registry answered other content than asked: {digest} should have {expected} bytes"
-    )]
+    #[error("size mismatch: expected {expected} bytes of {digest}")]
     Size {
         /// What was asked for.
         digest: String,
@@ -149,10 +147,10 @@ pub enum Error {
         digest: String,
     },
     /// The image is in the registry in the format of 2014 only, whose content cannot be verified.
-    #[error("the registry has this image only in the obsolete manifest format schema 1")]
+    #[error("unsupported manifest: the registry has this image only as Docker schema 1")]
     Schema1,
     /// The image is for other platforms alone.
-    #[error("{image} is not made for {wanted}, only for {available}")]
+    #[error("no image for {wanted} in {image}, only for {available}")]
     Platform {
         /// Which image.
         image: String,
@@ -162,7 +160,7 @@ pub enum Error {
         available: String,
     },
     /// A manifest or index that cannot be used.
-    #[error("failed to understand the manifest: {reason}")]
+    #[error("invalid manifest: {reason}")]
     Manifest {
         /// Why.
         reason: String,
@@ -235,8 +233,7 @@ impl Error {
             status,
             kind: kind_of(status, &body),
             detail: body.text(secrets),
-            retry_after: backoff::retry_after(headers)
-                .map(|wait| wait.min(backoff::RETRY_AFTER_MAX)),
+            retry_after: retry_after(headers),
         }
     }
 }

@@ -6,4 +6,5 @@ pub(crate) mod backoff;
 pub(crate) mod keyed;
 pub(crate) mod limiter;
 pub(crate) mod polling;
+pub(crate) mod retry_after;
 pub(crate) mod single_flight;

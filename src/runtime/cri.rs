@@ -78,7 +78,7 @@ impl Cri {
         };
         let mut images = self.images.clone();
         let asked = images.image_status(request);
-        let answer = self.answer(asked, "whether it has the image", |s| failure(s, image));
+        let answer = self.answer(asked, "ImageStatus", |s| failure(s, image));
         Ok(answer.await?.into_inner().image)
     }
 
@@ -86,15 +86,15 @@ impl Cri {
     async fn images(&self) -> Result<Vec<Image>, RuntimeError> {
         let mut images = self.images.clone();
         let asked = images.list_images(ListImagesRequest::default());
-        let answer = self.answer(asked, "which images it has", unexplained);
+        let answer = self.answer(asked, "ListImages", unexplained);
         Ok(answer.await?.into_inner().images)
     }
 
-    /// What the runtime answers in time; where it does not, `what` it did not say.
+    /// The runtime's answer to a call of `method`, within the time limit.
     async fn answer<T>(
         &self,
         asked: impl Future<Output = Result<T, Status>>,
-        what: &str,
+        method: &str,
         failure: impl Fn(&Status) -> RuntimeError,
     ) -> Result<T, RuntimeError> {
         match tokio::time::timeout(STATUS_LIMIT, asked).await {
@@ -102,7 +102,7 @@ impl Cri {
             Err(_) => Err(RuntimeError::new(
                 FailureKind::Timeout,
                 format!(
-                    "{} did not say within {} s {what}",
+                    "no response from {} within {} s ({method})",
                     self.info.name,
                     STATUS_LIMIT.as_secs()
                 ),
@@ -183,7 +183,7 @@ impl ImageService for Cri {
     async fn usage(&self) -> Result<Usage, RuntimeError> {
         let mut images = self.images.clone();
         let asked = images.image_fs_info(ImageFsInfoRequest::default());
-        let answer = self.answer(asked, "what its images take", unexplained);
+        let answer = self.answer(asked, "ImageFsInfo", unexplained);
         let answer = answer.await?.into_inner();
         let filesystems = answer.image_filesystems.iter();
         let used = filesystems.filter_map(|fs| Some(fs.used_bytes.as_ref()?.value));
@@ -199,9 +199,7 @@ impl ImageService for Cri {
         let counted = answer.image_filesystems.iter().map(|fs| fs.timestamp);
         let counted = counted.min().filter(|_| bytes > 0);
         let content = downloads.content(counted);
-        let mut usage = self
-            .answer(content, "what its content takes", unexplained)
-            .await?;
+        let mut usage = self.answer(content, "content list", unexplained).await?;
         usage.bytes = usage.bytes.saturating_add(bytes);
         Ok(usage)
     }
@@ -212,8 +210,7 @@ impl Lists for Cri {
 
     async fn list(&self) -> Option<Vec<Image>> {
         let images = self.images().await;
-        let images =
-            images.inspect_err(|error| tracing::debug!("failed to list the images: {error}"));
+        let images = images.inspect_err(|error| tracing::debug!("failed to list images: {error}"));
         images.ok()
     }
 
@@ -363,7 +360,7 @@ fn message(status: &Status) -> String {
     match (status.source().is_some(), text.is_empty()) {
         (true, _) => format!("failed to reach the container runtime: {text}"),
         (false, true) => format!(
-            "the container runtime gave no reason (gRPC {:?})",
+            "the container runtime returned an error without a message (gRPC {:?})",
             status.code()
         ),
         (false, false) => text,

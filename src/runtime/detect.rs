@@ -188,7 +188,7 @@ pub struct Tried {
 pub enum FindError {
     /// None of the well-known sockets answers.
     #[error(
-        "no usable container runtime: {}; if it listens elsewhere, say where with --runtime-endpoint (RUNTIME_ENDPOINT)",
+        "no usable container runtime: {}; if the runtime listens elsewhere, set --runtime-endpoint (RUNTIME_ENDPOINT)",
         list(.0)
     )]
     Nowhere(Vec<Tried>),
@@ -294,8 +294,8 @@ async fn warn_of_others(taken: &Runtime, time_limit: Duration) {
     if !others.is_empty() {
         let others = others.join(" and ");
         tracing::warn!(
-            "using {name}, the first of the well-known sockets that answers; {others} answers too, and has an image store of its own. If \
-             the pods of this node run with {others}, name its socket with --runtime-endpoint (RUNTIME_ENDPOINT)"
+            "using {name}, the first well-known socket that responds; {others} responds too and has its own image store. If the pods of \
+             this node run with {others}, set --runtime-endpoint (RUNTIME_ENDPOINT) to its socket"
         );
     }
 }

@@ -48,15 +48,15 @@ pub enum ConnectError {
     /// The path has bytes in it that are not UTF-8.
     #[error("the path is not UTF-8")]
     Path,
-    /// Nothing came back in time.
-    #[error("does not answer within {}", humantime::format_duration(*.0))]
+    /// No response within the time limit.
+    #[error("no response within {}", humantime::format_duration(*.0))]
     Silent(Duration),
-    /// Something came back that is not HTTP, or not the JSON that was asked for.
-    #[error("answers, but is no Docker Engine: {}", root(.0))]
+    /// The response is not HTTP, or not the requested JSON.
+    #[error("not a Docker Engine: {}", root(.0))]
     NotDocker(Box<bollard::errors::Error>),
     /// HTTP, but a refusal.
     #[error(
-        "answers GET /version with HTTP status {status}: is no Docker Engine, or one that forbids its use: {message}"
+        "not a Docker Engine, or access is denied: GET /version returned HTTP status {status}: {message}"
     )]
     Refused {
         /// The HTTP status.
@@ -65,12 +65,10 @@ pub enum ConnectError {
         message: String,
     },
     /// HTTP and JSON, but not the Engine's.
-    #[error("answers, but without the version of its API: is no Docker Engine")]
+    #[error("not a Docker Engine: GET /version returned no API version")]
     NoVersion,
-    /// An Engine from the future.
-    #[error(
-        "is a Docker Engine too new for this program, it speaks API {min} and later: upgrade harpoon"
-    )]
+    /// An Engine without an API version that this program speaks.
+    #[error("Docker Engine is too new: it supports API {min} and later; upgrade harpoon")]
     TooNew {
         /// The oldest API version that the Engine speaks.
         min: String,
@@ -148,7 +146,7 @@ impl Docker {
             Err(_) => Err(RuntimeError::new(
                 FailureKind::Timeout,
                 format!(
-                    "the Docker Engine did not say within {} whether it has the image",
+                    "no response from Docker Engine within {} (image inspect)",
                     humantime::format_duration(self.time_limit)
                 ),
             )),
@@ -170,17 +168,14 @@ impl Docker {
             | Error::SocketNotFoundError(_)) => RuntimeError::new(
                 FailureKind::Unavailable,
                 format!(
-                    "lost the Docker Engine at {}: {}",
+                    "lost the connection to Docker Engine at {}: {}",
                     self.info.endpoint,
                     root(&error)
                 ),
             ),
             error => RuntimeError::new(
                 FailureKind::Other,
-                format!(
-                    "the Docker Engine's answer makes no sense: {}",
-                    root(&error)
-                ),
+                format!("unexpected response from Docker Engine: {}", root(&error)),
             ),
         }
     }
@@ -236,7 +231,7 @@ impl ImageService for Docker {
         let inspect = self.inspect(image).await?.ok_or_else(|| {
             RuntimeError::new(
                 FailureKind::Unavailable,
-                "the Docker Engine ended the pull without an error, but does not have the image",
+                "Docker Engine ended the pull without an error, but does not have the image",
             )
         })?;
         let mut stored = stored(image, &inspect);
@@ -269,7 +264,7 @@ impl Lists for Docker {
         match tokio::time::timeout(self.time_limit, asked).await {
             Ok(Ok(images)) => Some(images),
             Ok(Err(error)) => {
-                tracing::debug!("failed to list the images: {}", root(&error));
+                tracing::debug!("failed to list images: {}", root(&error));
                 None
             }
             Err(_) => None,
@@ -382,10 +377,10 @@ fn failure(image: &Reference, status: Option<u16>, message: &str) -> RuntimeErro
     let kind = error_kind::docker::kind_for(status, message, image);
     let message = match (tidy(message), status) {
         (message, Some(status)) if message.is_empty() => {
-            format!("the Docker Engine answered with HTTP status {status} and no message")
+            format!("Docker Engine returned HTTP status {status} without a message")
         }
         (message, None) if message.is_empty() => {
-            "the Docker Engine reported an error without a message".to_owned()
+            "Docker Engine reported an error without a message".to_owned()
         }
         (message, _) => message,
     };

@@ -20,17 +20,17 @@ use crate::runtime::socket::{self, SocketError};
 /// Error texts travel in HTTP/2 trailers, and a text that names each of many mirrors is long.
 const HEADERS_MAX: u32 = 256 << 10;
 
-/// Why a socket is of no use. Each says what to do.
+/// The reason why a socket cannot be used, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The socket cannot be connected to.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// The connection was accepted, and then nothing came.
-    #[error("{path} does not answer within {limit}: the container runtime hangs or is overloaded", path = .0.display(), limit = humantime::format_duration(*.1))]
+    /// The connection was accepted, but no response came.
+    #[error("no response within {limit} at {path}: the container runtime hangs or is overloaded", path = .0.display(), limit = humantime::format_duration(*.1))]
     Silent(PathBuf, Duration),
     /// Something answers that does not speak gRPC, or no CRI.
-    #[error("what answers at {path} is not a container runtime that speaks CRI ({reason})", path = .path.display())]
+    #[error("no CRI server at {path}: {reason}", path = .path.display())]
     NotARuntime {
         /// The socket.
         path: PathBuf,
@@ -39,7 +39,7 @@ pub enum ConnectError {
     },
     /// containerd without its CRI plugin, as Docker's packages configure it.
     #[error(
-        "containerd {version} answers at {path}, but its CRI plugin is off: take \"cri\" out of disabled_plugins in its config.toml and restart it, or use Docker's socket if this node runs Docker",
+        "the CRI plugin of containerd {version} at {path} is disabled: remove \"cri\" from disabled_plugins in its config.toml and restart containerd, or use Docker's socket if this node runs Docker",
         path = .path.display()
     )]
     CriDisabled {
@@ -50,7 +50,7 @@ pub enum ConnectError {
     },
     /// A runtime that speaks CRI v1alpha2 and not v1.
     #[error(
-        "{name} {version} at {path} is too old: it speaks CRI v1alpha2 and harpoon needs CRI v1 (containerd 1.6, CRI-O 1.23 or later)",
+        "{name} {version} at {path} is too old: it supports CRI v1alpha2, but harpoon requires CRI v1 (containerd 1.6, CRI-O 1.23 or later)",
         path = .path.display()
     )]
     TooOld {

@@ -168,7 +168,7 @@ async fn a_path_without_a_listener_is_told_apart() {
     for (path, expected) in [
         (directory.path().join("none"), "does not exist"),
         (directory.path().to_owned(), "is not a unix socket"),
-        (stale, "nobody listens"),
+        (stale, "no process listens"),
     ] {
         let error = Cri::connect(&path, SOON).await.unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");

@@ -133,26 +133,26 @@ async fn every_way_in_which_a_socket_is_unusable() {
         (file.join("below"), "does not exist"),
         (file, "is not a unix socket"),
         (dir.path().to_owned(), "is not a unix socket"),
-        (stale, "connection refused: nobody listens any more"),
+        (stale, "connection refused: no process listens"),
         (
             serve(&dir, "hangs.sock", Does::Hang),
-            "as Docker: does not answer within 400ms",
+            "as Docker: no response within 400ms",
         ),
         (
             serve(&dir, "closes.sock", Does::Close),
-            "as Docker: answers, but is no Docker Engine: ",
+            "as Docker: not a Docker Engine: ",
         ),
         (
             serve(&dir, "garbage.sock", Does::Say("\0\x01what?\r\n\r\n")),
-            "as Docker: answers, but is no Docker Engine: ",
+            "as Docker: not a Docker Engine: ",
         ),
         (
             serve(&dir, "html.sock", Does::Say(http("200 OK", "<html>"))),
-            "as Docker: answers, but is no Docker Engine: ",
+            "as Docker: not a Docker Engine: ",
         ),
         (
             serve(&dir, "json.sock", Does::Say(http("200 OK", "{}"))),
-            "as Docker: answers, but without the version of its API",
+            "as Docker: not a Docker Engine: GET /version returned no API version",
         ),
         (
             serve(
@@ -160,7 +160,7 @@ async fn every_way_in_which_a_socket_is_unusable() {
                 "404.sock",
                 Does::Say(http("404 Not Found", "no such\npage")),
             ),
-            "with HTTP status 404: is no Docker Engine, or one that forbids its use: no such page",
+            "not a Docker Engine, or access is denied: GET /version returned HTTP status 404: no such page",
         ),
         (
             serve(
@@ -171,7 +171,7 @@ async fn every_way_in_which_a_socket_is_unusable() {
                     r#"{"Version":"99","ApiVersion":"2.9","MinAPIVersion":"2.1"}"#,
                 )),
             ),
-            "speaks API 2.1 and later: upgrade harpoon",
+            "supports API 2.1 and later; upgrade harpoon",
         ),
     ];
     for (path, expected) in table {
@@ -250,9 +250,9 @@ async fn all_that_was_tried_is_named_when_nothing_answers() {
     let dir = dir.path().display();
     let expected = format!(
         "no usable container runtime: {dir}/none.sock: does not exist; \
-         {dir}/stale.sock: connection refused: nobody listens any more, is the runtime running?; \
-         {dir}/hangs.sock: does not answer within 400ms; \
-         if it listens elsewhere, say where with --runtime-endpoint (RUNTIME_ENDPOINT)"
+         {dir}/stale.sock: connection refused: no process listens on the socket; is the runtime running?; \
+         {dir}/hangs.sock: no response within 400ms; \
+         if the runtime listens elsewhere, set --runtime-endpoint (RUNTIME_ENDPOINT)"
     );
     assert_eq!(error, expected);
 }

@@ -102,12 +102,12 @@ impl DiskUsage {
         }
         let asked = tokio::time::timeout(TIME_LIMIT, self.read_when_free());
         let text = asked.await.unwrap_or_else(|_| {
-            let why = format!("no answer within {} s", TIME_LIMIT.as_secs());
+            let why = format!("no response within {} s", TIME_LIMIT.as_secs());
             Err(Failed::Lost(why))
         });
         let answer = text.map_err(RuntimeError::from).and_then(|text| {
             sum(&text).ok_or_else(|| {
-                let said = "the Docker Engine's disk usage has no size of its layers";
+                let said = "unexpected response from Docker Engine: no size of the layers in its disk usage";
                 RuntimeError::new(FailureKind::Other, said)
             })
         });
@@ -177,7 +177,7 @@ impl From<Failed> for RuntimeError {
                 (kind, format!("HTTP status {status}{colon}{message}"))
             }
         };
-        let said = format!("failed to ask the Docker Engine for its disk usage: {why}");
+        let said = format!("failed to get the disk usage of Docker Engine: {why}");
         Self::new(kind, tidy(&said))
     }
 }
@@ -193,7 +193,7 @@ async fn body(mut answer: Response<Incoming>) -> Result<Vec<u8>, Failed> {
         let frame = frame.map_err(lost)?;
         let data = frame.data_ref().map_or(&[][..], |data| data);
         if text.len() + data.len() > ANSWER_MAX {
-            return Err(Failed::Lost("the answer is too long".to_owned()));
+            return Err(Failed::Lost("the response is too long".to_owned()));
         }
         text.extend_from_slice(data);
     }
@@ -284,7 +284,7 @@ mod tests {
         let error = usage.ask().await.unwrap_err();
         assert_eq!(error.kind, FailureKind::Other);
         let expected = format!(
-            "failed to ask the Docker Engine for its disk usage: HTTP status 403 Forbidden: {words}"
+            "failed to get the disk usage of Docker Engine: HTTP status 403 Forbidden: {words}"
         );
         assert_eq!(error.message, expected);
         assert_eq!(asked.load(Ordering::SeqCst), 1);

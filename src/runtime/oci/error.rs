@@ -27,7 +27,7 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// A layout of a version that is not known.
-    #[error("failed to open {path}: it is no OCI image layout of version 1", path = .path.display())]
+    #[error("failed to open {path}: it is not an OCI image layout of version 1", path = .path.display())]
     Version {
         /// The directory.
         path: PathBuf,
@@ -55,7 +55,7 @@ pub enum OpenError {
         ours: u32,
     },
     /// No registry client.
-    #[error("failed to make a registry client")]
+    #[error("failed to create a registry client")]
     Client(#[source] registry::ClientError),
 }
 
@@ -73,12 +73,12 @@ pub(super) enum Error {
         path: PathBuf,
         source: io::Error,
     },
-    #[error("failed to understand {path}: {reason}", path = .path.display())]
+    #[error("invalid {path}: {reason}", path = .path.display())]
     Index { path: PathBuf, reason: String },
-    #[error("failed to lock {path}: another process has held it for {seconds} s", path = .path.display())]
+    #[error("failed to lock {path}: held by another process for {seconds} s", path = .path.display())]
     Locked { path: PathBuf, seconds: u64 },
     /// What the layer's author says of it, for what the registry does not have.
-    #[error("the layer {digest} may not be distributed and is not in the registry")]
+    #[error("layer {digest} is non-distributable and not in the registry")]
     Foreign {
         digest: String,
         source: registry::Error,

@@ -286,7 +286,7 @@ impl Download<'_> {
                     match parts {
                         // One answer may go where many do not; if not, it knows why.
                         Err(Stop::Registry(error)) => {
-                            tracing::debug!(image = %self.access.image, digest = %self.descriptor.digest, got, %error, "going on without parts");
+                            tracing::debug!(image = %self.access.image, digest = %self.descriptor.digest, got, %error, "continuing without parts");
                             Ok(())
                         }
                         parts => parts,
@@ -300,7 +300,7 @@ impl Download<'_> {
                     if error.is_cut() && got > before && resumes < RESUMES =>
                 {
                     resumes += 1;
-                    tracing::debug!(image = %self.access.image, digest = %self.descriptor.digest, got, "the download was cut, going on");
+                    tracing::debug!(image = %self.access.image, digest = %self.descriptor.digest, got, "download interrupted, resuming");
                 }
                 Err(Stop::Registry(error)) => {
                     // So that the next attempt finds all that came.
