@@ -20,7 +20,7 @@ impl<K, V> Default for Keyed<K, V> {
 
 impl<K: Eq + Hash, V> Keyed<K, V> {
     /// The value that others hold for the key, else a new one.
-    pub(crate) fn get_or_insert_with(&self, key: K, new: impl FnOnce() -> V) -> Arc<V> {
+    pub(super) fn get_or_insert_with(&self, key: K, new: impl FnOnce() -> V) -> Arc<V> {
         let mut shared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         shared.retain(|_, value| value.strong_count() > 0);
         let held = shared.get(&key).and_then(Weak::upgrade);

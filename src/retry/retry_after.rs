@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use http::{HeaderMap, header};
 
 /// The longest `Retry-After` that is obeyed: nobody waits an hour for an init container.
-pub(crate) const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
+pub(super) const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
 
 /// `Retry-After` of a response, in seconds or as a date (RFC 9110, section 10.2.3), at most [`RETRY_AFTER_MAX`].
 pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {

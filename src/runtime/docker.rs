@@ -68,7 +68,7 @@ pub enum ConnectError {
     #[error("not a Docker Engine: GET /version returned no API version")]
     NoVersion,
     /// An Engine without an API version that this program speaks.
-    #[error("Docker Engine is too new: it supports API {min} and later; upgrade harpoon")]
+    #[error("Docker Engine is too new for this version of harpoon: it requires API {min} or later")]
     TooNew {
         /// The oldest API version that the Engine speaks.
         min: String,

@@ -10,11 +10,11 @@ use crate::model::failure::FailureKind;
 use crate::model::reference::Reference;
 use names::without_image;
 
-pub(crate) mod docker;
+pub(super) mod docker;
 mod names;
 mod tidy;
 
-pub(crate) use tidy::tidy;
+pub(super) use tidy::tidy;
 
 /// The system's errors for a store that is full, as Go prints them at the end of a chain: `write PATH: no space left on device`.
 const FULL: [&str; 2] = ["no space left on device", "disk quota exceeded"];
@@ -230,7 +230,7 @@ fn is_full(text: &str) -> bool {
 
 /// Returns whether a pull failed on bytes that the registry had sent, by the runtime's words. containerd's content API is asked
 /// too seldom to tell, and Docker with containerd's image store shows no progress of a small layer.
-pub(crate) fn came(message: &str) -> bool {
+pub(super) fn came(message: &str) -> bool {
     // containerd's, then those of CRI-O's image library.
     const WORDS: [&str; 8] = [
         "failed to extract layer",
@@ -282,7 +282,7 @@ fn unresolved(text: &str) -> bool {
 }
 
 /// The kind of failure that a text stands for which may name the image.
-pub(crate) fn kind_for(message: &str, image: &Reference) -> FailureKind {
+pub(super) fn kind_for(message: &str, image: &Reference) -> FailureKind {
     kind_of(&without_image(message, image))
 }
 

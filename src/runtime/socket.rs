@@ -21,7 +21,7 @@ pub enum SocketError {
     #[error("permission denied: run as root, or as a user or group that owns the socket")]
     Denied,
     /// A socket that no process listens on.
-    #[error("connection refused: no process listens on the socket; is the runtime running?")]
+    #[error("connection refused: no process listens on the socket (is the runtime running?)")]
     Refused,
     /// The queue of the listener is full, because it does not take connections.
     #[error("no connections accepted: the runtime hangs or is overloaded")]
@@ -47,7 +47,7 @@ impl From<io::Error> for SocketError {
 ///
 /// # Errors
 /// The reason why no connection is possible.
-pub(crate) async fn check(path: &Path) -> Result<(), SocketError> {
+pub(super) async fn check(path: &Path) -> Result<(), SocketError> {
     let metadata = tokio::fs::metadata(path).await?;
     if !metadata.file_type().is_socket() {
         return Err(SocketError::NotASocket);

@@ -171,7 +171,7 @@ async fn every_way_in_which_a_socket_is_unusable() {
                     r#"{"Version":"99","ApiVersion":"2.9","MinAPIVersion":"2.1"}"#,
                 )),
             ),
-            "supports API 2.1 and later; upgrade harpoon",
+            "requires API 2.1 or later",
         ),
     ];
     for (path, expected) in table {
@@ -250,7 +250,7 @@ async fn all_that_was_tried_is_named_when_nothing_answers() {
     let dir = dir.path().display();
     let expected = format!(
         "no usable container runtime: {dir}/none.sock: does not exist; \
-         {dir}/stale.sock: connection refused: no process listens on the socket; is the runtime running?; \
+         {dir}/stale.sock: connection refused: no process listens on the socket (is the runtime running?); \
          {dir}/hangs.sock: no response within 400ms; \
          if the runtime listens elsewhere, set --runtime-endpoint (RUNTIME_ENDPOINT)"
     );

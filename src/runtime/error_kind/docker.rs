@@ -35,7 +35,11 @@ const REFUSALS: &[&str] = &[
 ];
 
 /// The kind of a failed pull, from the HTTP status where the Engine refused the request with one, and its message.
-pub(crate) fn kind_for(status: Option<u16>, message: &str, image: &Reference) -> FailureKind {
+pub(in crate::runtime) fn kind_for(
+    status: Option<u16>,
+    message: &str,
+    image: &Reference,
+) -> FailureKind {
     kind_of(status, &without_image(message, image))
 }
 

@@ -4,7 +4,7 @@ use super::names::words;
 
 /// A text from outside, fit to be shown: on one line, without control characters, and without what may be a credential
 /// in an URL (a password, the signature of a redirect to a blob store).
-pub(crate) fn tidy(message: &str) -> String {
+pub(in crate::runtime) fn tidy(message: &str) -> String {
     let mut text = String::with_capacity(message.len());
     for word in words(message.trim()) {
         if let Some(at) = word.find("://") {
