@@ -154,16 +154,25 @@ impl ImageManifest {
     /// # Errors
     /// [`Error::Manifest`] where it is malformed, has too many layers or is of another kind of artifact.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
-        let manifest: Self = parse(bytes)?;
-        if manifest.layers.len() > LAYERS_MAX {
-            return Err(malformed(format!("more than {LAYERS_MAX} layers")));
-        }
+        let manifest = Self::parse_artifact(bytes)?;
         let config = manifest.config.media_type.as_str();
         if ![OCI_CONFIG, DOCKER_CONFIG].contains(&config) && !CONFIG_UNTYPED.contains(&config) {
             return Err(malformed(format!(
                 "not a container image: the configuration is {}",
                 excerpt(config)
             )));
+        }
+        Ok(manifest)
+    }
+
+    /// Parses the manifest of an image or of any other kind of artifact.
+    ///
+    /// # Errors
+    /// [`Error::Manifest`] where it is malformed or has too many layers.
+    pub(crate) fn parse_artifact(bytes: &[u8]) -> Result<Self, Error> {
+        let manifest: Self = parse(bytes)?;
+        if manifest.layers.len() > LAYERS_MAX {
+            return Err(malformed(format!("more than {LAYERS_MAX} layers")));
         }
         Ok(manifest)
     }
