@@ -2,9 +2,9 @@ use std::os::unix::net::UnixListener as StdListener;
 
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixListener;
 
 use super::*;
+use crate::fake_http::on_unix;
 
 const LIMIT: Duration = Duration::from_millis(400);
 
@@ -25,20 +25,15 @@ fn http(status: &str, body: &str) -> &'static str {
 
 fn serve(dir: &TempDir, name: &str, does: Does) -> PathBuf {
     let path = dir.path().join(name);
-    let listener = UnixListener::bind(&path).unwrap();
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                match does {
-                    Does::Hang => tokio::time::sleep(Duration::from_secs(60)).await,
-                    Does::Close => {}
-                    Does::Say(text) => {
-                        let mut request = [0; 1024];
-                        let _ = stream.read(&mut request).await;
-                        let _ = stream.write_all(text.as_bytes()).await;
-                    }
-                }
-            });
+    on_unix(&path, move |mut stream| async move {
+        match does {
+            Does::Hang => tokio::time::sleep(Duration::from_secs(60)).await,
+            Does::Close => {}
+            Does::Say(text) => {
+                let mut request = [0; 1024];
+                let _ = stream.read(&mut request).await;
+                let _ = stream.write_all(text.as_bytes()).await;
+            }
         }
     });
     path

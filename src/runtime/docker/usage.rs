@@ -221,10 +221,10 @@ mod tests {
 
     use futures_util::future::join_all;
     use tempfile::TempDir;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::UnixListener;
+    use tokio::io::AsyncWriteExt;
 
     use super::*;
+    use crate::fake_http::{Asked, on_unix};
 
     const BUSY_ANSWER: (&str, &str) = (
         "500 Internal Server Error",
@@ -237,19 +237,16 @@ mod tests {
     fn engine(answers: &'static [(&str, &str)]) -> (TempDir, DiskUsage, Arc<AtomicUsize>) {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("docker.sock");
-        let listener = UnixListener::bind(&path).unwrap();
         let asked = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&asked);
-        tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                let nth = count.fetch_add(1, Ordering::SeqCst);
-                let (status, body) = answers.get(nth).or(answers.last()).unwrap();
-                tokio::spawn(async move {
-                    let _ = stream.read(&mut [0; 4096]).await;
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    let answer = format!("HTTP/1.1 {status}\r\nconnection: close\r\n\r\n{body}");
-                    let _ = stream.write_all(answer.as_bytes()).await;
-                });
+        on_unix(&path, move |mut stream| {
+            let nth = count.fetch_add(1, Ordering::SeqCst);
+            let (status, body) = answers.get(nth).or(answers.last()).unwrap();
+            async move {
+                let _ = Asked::read(&mut stream).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                let answer = format!("HTTP/1.1 {status}\r\nconnection: close\r\n\r\n{body}");
+                let _ = stream.write_all(answer.as_bytes()).await;
             }
         });
         let usage = DiskUsage::new(path.to_str().unwrap(), "/v1.41/system/df".to_owned());
