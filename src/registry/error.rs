@@ -1,4 +1,4 @@
-//! What can go wrong between this program and a registry.
+//! Errors of the registry client.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::model::failure::FailureKind;
 use crate::model::text::{causes, excerpt, join_causes};
 use crate::retry::retry_after::retry_after;
 
-/// Why no client could be made.
+/// The reason why no client could be created.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// TLS could not be set up.
@@ -21,7 +21,7 @@ pub enum ClientError {
     Http(#[source] reqwest::Error),
 }
 
-/// Why a registry did not give what it was asked for.
+/// The reason why a request to a registry failed.
 ///
 /// No message holds a URL beyond its host: where a registry redirects to, the query is a credential.
 #[derive(Debug, thiserror::Error)]
@@ -29,49 +29,49 @@ pub enum Error {
     /// No connection: name, address, port, proxy or TLS.
     #[error("failed to reach {host}")]
     Unreachable {
-        /// Whom.
+        /// The host that was asked.
         host: String,
-        /// Why.
+        /// The reason.
         source: reqwest::Error,
     },
     /// The connection ended before the answer did.
     #[error("failed to read the response from {host}")]
     Broken {
-        /// Whose.
+        /// The host that was asked.
         host: String,
-        /// Why.
+        /// The reason.
         source: reqwest::Error,
     },
     /// The answer ended, well formed, before all bytes had come.
     #[error("incomplete response from {host}: {missing} bytes of {digest} are missing")]
     Short {
-        /// Whose.
+        /// The host that was asked.
         host: String,
-        /// Of what.
+        /// The digest of the blob.
         digest: String,
-        /// How many bytes.
+        /// The number of bytes.
         missing: u64,
     },
     /// The server gave something else than the part of a blob that was asked for.
     #[error("unexpected response from {host}: not the requested range of {digest}")]
     Range {
-        /// Who.
+        /// The host that was asked.
         host: String,
-        /// Of what.
+        /// The digest of the blob.
         digest: String,
     },
     /// No byte came for as long as the client waits.
     #[error("{host} sent nothing for {seconds} s")]
     Stalled {
-        /// Who.
+        /// The host that was asked.
         host: String,
-        /// How long was waited.
+        /// The time limit.
         seconds: u64,
     },
-    /// An HTTP status that says no.
+    /// An HTTP status that is not a success.
     #[error("{host} returned {status}{}", said(detail))]
     Refused {
-        /// Who.
+        /// The host that was asked.
         host: String,
         /// The status.
         status: StatusCode,
@@ -85,57 +85,57 @@ pub enum Error {
     /// The registry requires authentication, and there are no credentials for it.
     #[error("{host} requires authentication")]
     NoCredentials {
-        /// Who.
+        /// The host that was asked.
         host: String,
     },
     /// The registry requires a user and password, and the credential is an identity token.
     #[error("{host} requires a user and password, but the credential is an identity token")]
     NotAPassword {
-        /// Who.
+        /// The host that was asked.
         host: String,
     },
     /// The registry offers only authentication schemes that this client does not have.
     #[error("{host} requires an authentication scheme that is not supported")]
     Scheme {
-        /// Who.
+        /// The host that was asked.
         host: String,
     },
     /// The registry's challenge or the token service's response is malformed, or not safe to follow.
     #[error("failed to get a token for {host}: {reason}")]
     Token {
-        /// For whom.
+        /// The registry that the token is for.
         host: String,
-        /// Why not.
+        /// The reason.
         reason: &'static str,
     },
     /// A redirect that is not followed.
     #[error("failed to follow a redirect from {host}: {reason}")]
     Redirect {
-        /// Whose.
+        /// The host that was asked.
         host: String,
-        /// Why not.
+        /// The reason.
         reason: &'static str,
     },
-    /// More than is sensible.
+    /// A response that exceeds its limit.
     #[error("{what} exceeds {limit} bytes")]
     TooLarge {
-        /// What.
+        /// The kind of content.
         what: &'static str,
         /// The limit.
         limit: u64,
     },
-    /// Content that has not the digest it was asked for by.
+    /// Content of another digest than the requested one.
     #[error("digest mismatch: expected {expected}, got {actual}")]
     Content {
-        /// What was asked for.
+        /// The requested content.
         expected: String,
-        /// What came.
+        /// The digest of the content that came.
         actual: String,
     },
     /// Content whose size is not the one that its descriptor tells.
     #[error("size mismatch: expected {expected} bytes of {digest}")]
     Size {
-        /// What was asked for.
+        /// The requested content.
         digest: String,
         /// The size in its descriptor.
         expected: u64,
@@ -152,17 +152,17 @@ pub enum Error {
     /// The image is for other platforms alone.
     #[error("no image for {wanted} in {image}, only for {available}")]
     Platform {
-        /// Which image.
+        /// The image.
         image: String,
-        /// What was wanted.
+        /// The wanted platform.
         wanted: String,
-        /// What there is, safe to show.
+        /// The available platforms, safe to show.
         available: String,
     },
     /// A manifest or index that cannot be used.
     #[error("invalid manifest: {reason}")]
     Manifest {
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }
@@ -192,7 +192,7 @@ impl Error {
         }
     }
 
-    /// How long the registry asked to wait, at most ten minutes.
+    /// The wait that the registry asked for, at most ten minutes.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Refused { retry_after, .. } => *retry_after,
@@ -205,7 +205,7 @@ impl Error {
         matches!(self, Self::Unreachable { source, .. } if source.is_connect())
     }
 
-    /// Whether the bytes that came before are good, so that the rest can be asked for.
+    /// Returns whether the bytes that came before are good, so that the rest can be asked for.
     pub fn is_cut(&self) -> bool {
         matches!(self, Self::Broken { .. } | Self::Short { .. })
     }

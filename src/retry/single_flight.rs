@@ -16,7 +16,7 @@ const KEPT_MAX: usize = 16;
 /// The longest that a failure is kept: whoever asks again later has the program run again.
 pub(crate) const FAILURE_KEPT_MAX: Duration = Duration::from_secs(5);
 
-/// What runs share.
+/// Runs that lookups share.
 pub(crate) struct SingleFlight<T> {
     registries: Keyed<String, Lane<T>>,
     kept: std::sync::Mutex<VecDeque<Kept<T>>>,
@@ -49,7 +49,7 @@ impl<T> Default for SingleFlight<T> {
 }
 
 impl<T: Clone> SingleFlight<T> {
-    /// What `run` gives for the key, or gave to another lookup that this one waited for, or `cached`.
+    /// The outcome of `run` for the key, of the run of another lookup that this one waited for, or the `cached` value.
     ///
     /// Runs for one registry come one after the other, because the first may fill the cache for the rest. What went well is
     /// kept for `keep`; a failure for as long as it took, at most [`FAILURE_KEPT_MAX`], and for the whole registry, so that a
@@ -108,7 +108,7 @@ impl<T: Clone> SingleFlight<T> {
 }
 
 impl<T> Landed<T> {
-    /// Whether the outcome is for a lookup that arrived then. A failure is the whole registry's.
+    /// Returns whether the outcome is for a lookup that arrived then. A failure is the whole registry's.
     fn serves(&self, key: &str, arrived: Instant) -> bool {
         let same = self.outcome.is_err() || self.key == key;
         same && arrived < self.ended + self.keep

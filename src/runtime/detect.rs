@@ -1,4 +1,4 @@
-//! Which runtime is on this node.
+//! Detection of the runtime of this node.
 //!
 //! Looks at an explicit endpoint, or at the well-known sockets in their order. It opens nothing but these, and starts
 //! nothing: a runtime that is not running is not found.
@@ -24,7 +24,7 @@ pub use endpoint::{Endpoint, EndpointError};
 
 mod endpoint;
 
-/// What is spoken on a socket.
+/// The protocol of a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Protocol {
     Cri,
@@ -179,11 +179,11 @@ impl ImageService for Runtime {
 pub struct Tried {
     /// The path.
     pub path: PathBuf,
-    /// What was wrong with it, on one line.
+    /// The reason why it was not usable, on one line.
     pub why: String,
 }
 
-/// Why there is no runtime to work with.
+/// The reason why no runtime was found.
 #[derive(Debug, thiserror::Error)]
 pub enum FindError {
     /// None of the well-known sockets answers.
@@ -197,7 +197,7 @@ pub enum FindError {
     Unusable {
         /// The endpoint that was asked for.
         endpoint: Endpoint,
-        /// What was wrong with it, on one line.
+        /// The reason why it was not usable, on one line.
         why: String,
     },
 }
@@ -335,13 +335,13 @@ fn by_name(path: &Path) -> [Protocol; 2] {
     }
 }
 
-/// Why there is no runtime behind a path.
+/// The reason why a path leads to no runtime.
 #[derive(Debug, thiserror::Error)]
 enum Unusable {
     /// The socket cannot be connected to.
     #[error("{}", chain(.0))]
     Socket(SocketError),
-    /// What listens is no runtime that can be used.
+    /// The server is not a runtime that can be used.
     #[error("{0}")]
     Other(String),
 }

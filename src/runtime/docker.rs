@@ -39,7 +39,7 @@ const MESSAGE_MAX: usize = 1000;
 /// Base64 of JSON, in the alphabet for URLs (Engine API, "Authentication").
 const LOGIN_HEADER: &str = "x-registry-auth";
 
-/// Why a Docker Engine cannot be used.
+/// The reason why a Docker Engine cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// Nobody listens at the path, or not for us.
@@ -61,7 +61,7 @@ pub enum ConnectError {
     Refused {
         /// The HTTP status.
         status: u16,
-        /// What it said.
+        /// The message of the response.
         message: String,
     },
     /// HTTP and JSON, but not the Engine's.

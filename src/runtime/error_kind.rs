@@ -44,7 +44,7 @@ const REGISTRY_PROSE: &[&str] = &[
     "requesting bearer token",
 ];
 
-/// Which kind a text stands for: the first row with a phrase that the lower-case text has. The order matters, because
+/// Phrases of lower-case texts and the kinds they stand for. The first row that has a phrase of the text decides. The order matters, because
 /// texts are chains (`failed to …: unexpected status …: 503 Service Unavailable`) and the more telling link is to win.
 ///
 /// `pull access denied, repository does not exist or may require authorization` is what Docker Hub answers both for what

@@ -1,4 +1,4 @@
-//! Connects to a CRI socket and finds out who answers there, or why nobody does.
+//! Connects to a CRI socket and identifies the runtime, or the reason why there is none.
 
 use std::error::Error as _;
 use std::path::{Path, PathBuf};
@@ -34,7 +34,7 @@ pub enum ConnectError {
     NotARuntime {
         /// The socket.
         path: PathBuf,
-        /// What it answered.
+        /// The response.
         reason: String,
     },
     /// containerd without its CRI plugin, as Docker's packages configure it.
@@ -56,7 +56,7 @@ pub enum ConnectError {
     TooOld {
         /// The socket.
         path: PathBuf,
-        /// What the runtime calls itself.
+        /// The name that the runtime gives itself.
         name: String,
         /// Its version.
         version: String,
@@ -123,7 +123,7 @@ fn is_unimplemented(status: &Status) -> bool {
     status.code() == Code::Unimplemented
 }
 
-/// Who it is that does not know CRI v1.
+/// Identifies a server without CRI v1.
 async fn without_v1(channel: &Channel, path: &Path, status: &Status) -> ConnectError {
     let mut older = v1alpha2::runtime_service_client::RuntimeServiceClient::new(channel.clone());
     if let Ok(answer) = older.version(v1alpha2::VersionRequest::default()).await {

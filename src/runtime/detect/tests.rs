@@ -4,7 +4,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::fake_http::on_unix;
+use crate::fake_http::{Asked, on_unix};
 
 const LIMIT: Duration = Duration::from_millis(400);
 
@@ -250,4 +250,31 @@ async fn all_that_was_tried_is_named_when_nothing_answers() {
          if the runtime listens elsewhere, set --runtime-endpoint (RUNTIME_ENDPOINT)"
     );
     assert_eq!(error, expected);
+}
+
+#[tokio::test]
+async fn failed_unpacking_says_bytes_came() {
+    let dir = TempDir::new().unwrap();
+    for (error, came) in [
+        (
+            "failed to extract layer sha256:f1a0: invalid tar header",
+            true,
+        ),
+        ("pull access denied", false),
+    ] {
+        let path = dir.path().join(format!("{came}.sock"));
+        on_unix(&path, move |mut stream| async move {
+            let body = match Asked::read(&mut stream).await {
+                Ok(asked) if asked.path.contains("/images/create") => {
+                    format!("{{\"errorDetail\":{{\"message\":\"{error}\"}}}}\r\n")
+                }
+                _ => r#"{"Version":"20.10.24","ApiVersion":"1.41"}"#.to_owned(),
+            };
+            let _ = stream.write_all(http("200 OK", &body).as_bytes()).await;
+        });
+        let runtime = connect(&path, Protocol::Docker, LIMIT).await.unwrap();
+        let (image, progress) = (Reference::parse("a/b:1").unwrap(), Progress::default());
+        runtime.pull(&image, None, &progress).await.unwrap_err();
+        assert_eq!(progress.came(), came, "{error}");
+    }
 }

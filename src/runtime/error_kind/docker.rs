@@ -55,7 +55,7 @@ fn kind_of(status: Option<u16>, message: &str) -> FailureKind {
         .unwrap_or(Other)
 }
 
-/// What is left when the Engine's frame around a registry's or the network's words is taken away.
+/// The text without the Engine's frame around the words of a registry or of the network.
 fn without_frame(message: &str) -> &str {
     let mut text = message;
     loop {
