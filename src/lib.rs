@@ -7,6 +7,9 @@ pub mod app;
 pub mod cli;
 pub mod credentials;
 pub mod discovery;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod fake_http;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod kube_api;

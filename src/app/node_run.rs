@@ -28,6 +28,7 @@ use crate::planning::registry_probe::RegistryProbe;
 use crate::pulling::executor;
 use crate::report::progress::{Screen, Watch};
 use crate::report::{Report, text};
+use crate::retry::polling::Polling;
 use crate::runtime::detect::{FindError, Runtime, find};
 use crate::runtime::image_service::{ImageService, RuntimeError, RuntimeInfo};
 
@@ -35,9 +36,11 @@ use crate::runtime::image_service::{ImageService, RuntimeError, RuntimeInfo};
 const FIND_LIMIT: Duration = Duration::from_secs(5);
 /// Time limit for a runtime that is away while planning asks for its usage.
 const RESTART_LIMIT: Duration = Duration::from_secs(60);
-/// The first wait before it is asked again, and the longest, each with up to half of it as jitter.
-const RESTART_WAIT: Duration = Duration::from_millis(500);
-const RESTART_WAIT_MAX: Duration = Duration::from_secs(5);
+/// The pauses before it is asked again.
+const RESTART_POLLING: Polling = Polling {
+    first: Duration::from_millis(500),
+    longest: Duration::from_secs(5),
+};
 
 /// Runs a command's future to its end on a tokio runtime of its own.
 pub(crate) fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
@@ -89,25 +92,18 @@ pub(crate) async fn presence(runtime: &Runtime, selection: &Selection) -> Presen
 
 /// Usage of the runtime's store. A runtime that cannot be reached is asked again, since it may only be restarting.
 async fn usage(runtime: &Runtime) -> Result<Usage, RuntimeError> {
-    let began = tokio::time::Instant::now();
-    let mut wait = RESTART_WAIT;
-    loop {
-        let error = match runtime.usage().await {
-            Err(error) if error.kind == FailureKind::Unavailable => error,
-            answer => return answer,
-        };
-        if began.elapsed() >= RESTART_LIMIT {
-            return Err(error);
-        }
-        let jittered = wait.mul_f64(0.5 + fastrand::f64() / 2.0);
+    let deadline = tokio::time::Instant::now() + RESTART_LIMIT;
+    let is_away = |error: &RuntimeError| error.kind == FailureKind::Unavailable;
+    let tell = |error: &RuntimeError, pause| {
         warn!(
             "failed to ask the runtime what its store holds, asking again in {}: {}",
-            text::seconds(jittered),
+            text::seconds(pause),
             sanitize(&error.message)
         );
-        tokio::time::sleep(jittered).await;
-        wait = (wait * 2).min(RESTART_WAIT_MAX);
-    }
+    };
+    RESTART_POLLING
+        .ask(Some(deadline), || runtime.usage(), is_away, tell)
+        .await
 }
 
 /// What is asked of the store and of registries before a plan is made.

@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::decode::DecodeError;
+use crate::model::text::one_line;
 
 /// Why the program cannot talk to a cluster at all.
 #[derive(Debug, thiserror::Error)]
@@ -176,15 +177,9 @@ pub(crate) fn colon(message: &str) -> String {
     }
 }
 
-/// Foreign text, made fit for one line of a log: no control characters, at most 300 characters.
+/// Text from outside, fit for one line of a log, at most 300 characters.
 pub(crate) fn clip(text: &str) -> String {
-    const MOST: usize = 300;
-    let plain = |c: char| if c.is_control() { ' ' } else { c };
-    let mut clipped: String = text.trim().chars().take(MOST).map(plain).collect();
-    if text.trim().chars().nth(MOST).is_some() {
-        clipped.push('…');
-    }
-    clipped
+    one_line(text, 300)
 }
 
 #[cfg(test)]

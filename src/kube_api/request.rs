@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use super::connect::{Cluster, Patience};
 use super::decode::{self, Element, PageEnd};
 use super::error::{ListError, TransportError, Undecodable, clip};
+use crate::retry::retry_after::retry_after;
 
 pub(crate) const MAX_TRIES: u32 = 4;
 
@@ -90,9 +91,7 @@ struct StatusMeta {
 
 async fn refusal(idle: Duration, response: Response<Body>) -> PageFault {
     let code = response.status();
-    let after = response.headers().get(header::RETRY_AFTER);
-    let after = after.and_then(|value| value.to_str().ok()?.trim().parse().ok());
-    let after = after.map(Duration::from_secs);
+    let after = retry_after(response.headers());
     let status = read_status(idle, response.into_body()).await;
     let message = clip(&status.message.unwrap_or_default());
     match code {

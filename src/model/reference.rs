@@ -13,7 +13,14 @@ use crate::model::digest::Digest;
 /// the registry too, and refuse for themselves what is longer.
 const REPOSITORY_MAX: usize = 255;
 
-const DOCKER_HUB: &str = "docker.io";
+/// Docker Hub's name in references.
+pub(crate) const DOCKER_HUB: &str = "docker.io";
+/// Another name of Docker Hub.
+pub(crate) const DOCKER_HUB_INDEX: &str = "index.docker.io";
+/// Docker Hub's key in the files that `docker login` writes.
+pub(crate) const DOCKER_HUB_URL: &str = "https://index.docker.io/v1/";
+/// The host that serves Docker Hub's images.
+const DOCKER_HUB_SERVER: &str = "registry-1.docker.io";
 const TAG_MAX: usize = 128;
 
 /// Why a text is no image reference.
@@ -238,12 +245,21 @@ fn split_registry(text: &str) -> (&str, &str) {
     (canonical_host(registry), rest)
 }
 
+/// The host that serves a registry's images, with its port: Docker Hub's is not the one that references name.
+pub(crate) fn served_at(registry: &str) -> &str {
+    if registry == DOCKER_HUB {
+        DOCKER_HUB_SERVER
+    } else {
+        registry
+    }
+}
+
 fn looks_like_host(component: &str) -> bool {
     component.bytes().any(|b| b == b'.' || b == b':') || component == "localhost"
 }
 
 fn canonical_host(host: &str) -> &str {
-    if host == "index.docker.io" {
+    if host == DOCKER_HUB_INDEX {
         DOCKER_HUB
     } else {
         host

@@ -29,25 +29,46 @@ pub(crate) fn is_unsafe(c: char) -> bool {
         || matches!(c, '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// The beginning of a text, sanitized. For text whose length its author chooses.
-pub fn excerpt(text: &str) -> String {
-    match text.char_indices().nth(EXCERPT_MAX) {
-        Some((end, _)) => format!("{}…", sanitize(&text[..end])),
-        None => sanitize(text),
+/// At most `most` characters of a text, with an ellipsis where something was cut.
+pub(crate) fn clip(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
     }
 }
 
-/// An error and what caused it, each said once, on one line.
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let cause = error.to_string();
-        if !text.ends_with(&cause) {
-            text = format!("{text}: {cause}");
+/// The beginning of a text, sanitized. For text whose length its author chooses.
+pub fn excerpt(text: &str) -> String {
+    sanitize(&clip(text, EXCERPT_MAX))
+}
+
+/// The beginning of a text of at most `most` characters, with spaces for control characters.
+pub(crate) fn one_line(text: &str, most: usize) -> String {
+    clip(text.trim(), most).replace(char::is_control, " ")
+}
+
+/// The causes of an error, the outermost first, without the error itself.
+pub(crate) fn causes<'a>(
+    error: &'a (dyn Error + '_),
+) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(error.source(), |&error| error.source())
+}
+
+/// Joins the texts of an error and its causes. A cause that the text above it repeats is left out.
+pub(crate) fn join_causes(error: String, causes: impl IntoIterator<Item = String>) -> String {
+    let mut joined = error;
+    for cause in causes {
+        if !joined.contains(&cause) {
+            joined.push_str(": ");
+            joined.push_str(&cause);
         }
-        source = error.source();
     }
+    joined
+}
+
+/// An error and its causes, each once, on one line.
+pub fn chain(error: &dyn Error) -> String {
+    let text = join_causes(error.to_string(), causes(error).map(ToString::to_string));
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
@@ -84,5 +105,20 @@ mod tests {
     fn an_excerpt_ends() {
         assert_eq!(excerpt("short"), "short");
         assert_eq!(excerpt(&"é".repeat(900)), format!("{}…", "é".repeat(500)));
+    }
+
+    #[test]
+    fn repeated_cause_is_said_once() {
+        let causes = ["no such file: x", "no such file", "x", "other"].map(str::to_owned);
+        assert_eq!(
+            join_causes("failed to open: no such file: x".to_owned(), causes),
+            "failed to open: no such file: x: other"
+        );
+    }
+
+    #[test]
+    fn one_line_is_bounded() {
+        assert_eq!(one_line(" a\u{1b}[31m\nb ", 300), "a [31m b");
+        assert_eq!(one_line("ééé", 2), "éé…");
     }
 }

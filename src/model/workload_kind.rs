@@ -1,6 +1,6 @@
 //! The kinds of workload that can be scanned, and what the API server calls them. Pure.
 
-use std::fmt::Write as _;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 /// A kind of workload, in the order of scanning: owners come before what they own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -125,16 +125,16 @@ impl WorkloadKind {
     }
 }
 
-/// Appends `text` so that it can stand in a path segment or a query value (RFC 3986, unreserved characters stay).
+/// All but RFC 3986's unreserved characters.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// Appends `text` so that it can stand in a path segment or a query value.
 pub(crate) fn percent_encode(text: &str, into: &mut String) {
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            into.push(char::from(byte));
-        } else {
-            // Writing to a String cannot fail.
-            let _ = write!(into, "%{byte:02X}");
-        }
-    }
+    into.extend(utf8_percent_encode(text, RESERVED));
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::model::text::one_line;
+
 /// The node that the pods may come to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Node {
@@ -155,7 +157,7 @@ pub fn mismatch(requirements: &Requirements, node: &Node) -> Option<String> {
         .or_else(|| attracted(requirements, node))
         .or_else(|| repelled(requirements, node))
         .or_else(|| unequipped(requirements, node))?;
-    Some(clip(&message))
+    Some(one_line(&message, MAX_MESSAGE))
 }
 
 impl Node {
@@ -387,16 +389,6 @@ fn one_of(values: &[String]) -> String {
 
 fn shown(value: &str) -> &str {
     if value.is_empty() { "empty" } else { value }
-}
-
-/// Fit for one line, and short.
-fn clip(message: &str) -> String {
-    let plain = |c: char| if c.is_control() { ' ' } else { c };
-    let mut clipped: String = message.chars().take(MAX_MESSAGE).map(plain).collect();
-    if message.chars().nth(MAX_MESSAGE).is_some() {
-        clipped.push('…');
-    }
-    clipped
 }
 
 #[cfg(test)]

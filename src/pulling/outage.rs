@@ -9,11 +9,15 @@ use tracing::warn;
 use crate::model::failure::FailureKind;
 use crate::model::reference::Reference;
 use crate::model::text::sanitize;
-use crate::runtime::image_service::ImageService;
+use crate::retry::polling::Polling;
+use crate::runtime::image_service::{ImageService, RuntimeError};
 
 /// Longest wait for the end of one outage. Then attempts are made all the same, and say what is wrong.
 const LONGEST: Duration = Duration::from_secs(45);
-const POLL: Duration = Duration::from_millis(500);
+const POLLING: Polling = Polling {
+    first: Duration::from_millis(500),
+    longest: Duration::from_millis(500),
+};
 
 /// Since when it is in doubt that the runtime answers.
 #[derive(Default)]
@@ -36,18 +40,23 @@ impl Outage {
 
     /// Waits until the runtime answers a question, for as long as an outage is waited out; asks nothing where there is no doubt.
     pub(crate) async fn over(&self, service: &impl ImageService, image: &Reference) {
-        while let Some(since) = self.since() {
-            let error = match service.status(image).await {
-                Err(error) if is_silence(error.kind) => error,
+        let Some(since) = self.since() else {
+            return;
+        };
+        let ask = || async {
+            if self.since().is_none() {
+                return Ok(());
+            }
+            match service.status(image).await {
+                Err(error) if is_silence(error.kind) => Err(error),
                 // It answers, whatever it says.
                 _ => {
                     *self.lock() = None;
-                    return;
+                    Ok(())
                 }
-            };
-            if since.elapsed() >= LONGEST {
-                return;
             }
+        };
+        let tell = |error: &RuntimeError, _| {
             if self.is_news() {
                 warn!(
                     "the container runtime does not answer, waiting for it up to {}: {}",
@@ -55,8 +64,11 @@ impl Outage {
                     sanitize(&error.message)
                 );
             }
-            tokio::time::sleep(POLL).await;
-        }
+        };
+        // Where it stays away, the attempts that follow say what is wrong.
+        let _ = POLLING
+            .ask(Some(since + LONGEST), ask, |_| true, tell)
+            .await;
     }
 
     fn since(&self) -> Option<Instant> {

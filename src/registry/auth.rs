@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::transport::{Answer, Transport};
 use super::{Access, Error};
 use crate::credentials::secret::Login;
+use crate::retry::keyed::Keyed;
 
 mod challenge;
 mod service;
@@ -23,22 +24,32 @@ mod service;
 use service::{Token, TokenRequest};
 
 /// Repositories whose tokens are kept, far more than are pulled from at once.
-const SLOTS_MAX: usize = 256;
-
-type Slot = Arc<tokio::sync::Mutex<Option<Token>>>;
+const TOKENS_MAX: usize = 256;
 
 /// What a token is kept under: a token that one credential got is not shown for another, nor anonymously.
-#[derive(PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 struct Key {
     registry: String,
     repository: String,
     login: Option<Arc<Login>>,
 }
 
+impl Key {
+    fn of(access: Access<'_>) -> Self {
+        Self {
+            registry: access.registry().to_owned(),
+            repository: access.image.repository().to_owned(),
+            login: access.credential.map(|c| c.login.clone()),
+        }
+    }
+}
+
 /// The tokens at hand, by registry, repository and credential; and which registries take which password itself.
 #[derive(Default)]
 pub(super) struct Tokens {
-    slots: Mutex<HashMap<Key, Slot>>,
+    at_hand: Mutex<HashMap<Key, Token>>,
+    /// Held while a token is renewed, so that tasks that need the same one get it once.
+    renewals: Keyed<Key, tokio::sync::Mutex<()>>,
     basic: Mutex<HashSet<(String, Arc<Login>)>>,
 }
 
@@ -50,7 +61,9 @@ impl Tokens {
         {
             return basic(&credential.login);
         }
-        valid(&*self.slot(access).lock().await)
+        let key = Key::of(access);
+        let _renewal = self.renewals.lock(key.clone()).await;
+        self.valid(&key)
     }
 
     /// What to show the registry after its `answer`, a 401. `shown` is what that request carried: if another task has got
@@ -83,33 +96,34 @@ impl Tokens {
         if let Some(login) = login {
             self.forget_basic(access.registry(), login);
         }
-        let slot = self.slot(access);
-        let mut kept = slot.lock().await;
-        if let Some(newer) = valid(&kept).filter(|token| Some(token) != shown) {
+        let key = Key::of(access);
+        let _renewal = self.renewals.lock(key.clone()).await;
+        if let Some(newer) = self.valid(&key).filter(|token| Some(token) != shown) {
             return Ok(Some(newer));
         }
         let request = TokenRequest::new(bearer, access, answer.host(), answer.is_plain())?;
         let token = service::fetch(transport, request, login.map(|l| &**l)).await?;
         let header = token.header.clone();
-        *kept = Some(token);
+        self.keep(key, token);
         Ok(Some(header))
     }
 
-    fn slot(&self, access: Access<'_>) -> Slot {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = Key {
-            registry: access.registry().to_owned(),
-            repository: access.image.repository().to_owned(),
-            login: access.credential.map(|c| c.login.clone()),
-        };
-        if slots.len() >= SLOTS_MAX && !slots.contains_key(&key) {
-            // A slot in use is held elsewhere too and goes on to work; only its token will be fetched once more.
-            slots.retain(|_, slot| slot.try_lock().is_ok_and(|token| valid(&token).is_some()));
-            if slots.len() >= SLOTS_MAX {
-                slots.clear();
+    /// The header of a token that has not run out.
+    fn valid(&self, key: &Key) -> Option<HeaderValue> {
+        let at_hand = self.at_hand.lock().unwrap_or_else(PoisonError::into_inner);
+        let token = at_hand.get(key).filter(|token| token.is_valid())?;
+        Some(token.header.clone())
+    }
+
+    fn keep(&self, key: Key, token: Token) {
+        let mut at_hand = self.at_hand.lock().unwrap_or_else(PoisonError::into_inner);
+        if at_hand.len() >= TOKENS_MAX && !at_hand.contains_key(&key) {
+            at_hand.retain(|_, token| token.is_valid());
+            if at_hand.len() >= TOKENS_MAX {
+                at_hand.clear();
             }
         }
-        slots.entry(key).or_default().clone()
+        at_hand.insert(key, token);
     }
 
     fn takes_basic(&self, registry: &str, login: &Arc<Login>) -> bool {
@@ -119,7 +133,7 @@ impl Tokens {
 
     fn remember_basic(&self, registry: &str, login: &Arc<Login>) {
         let mut known = self.basic.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= SLOTS_MAX {
+        if known.len() >= TOKENS_MAX {
             known.clear();
         }
         known.insert((registry.to_owned(), login.clone()));
@@ -131,11 +145,10 @@ impl Tokens {
     }
 }
 
-fn valid(token: &Option<Token>) -> Option<HeaderValue> {
-    token
-        .as_ref()
-        .filter(|token| Instant::now() < token.until)
-        .map(|token| token.header.clone())
+impl Token {
+    fn is_valid(&self) -> bool {
+        Instant::now() < self.until
+    }
 }
 
 /// The header of a user and password (RFC 7617); an identity token is neither.

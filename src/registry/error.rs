@@ -1,20 +1,16 @@
-//! What can go wrong between this program and a registry.
+//! Errors of the registry client.
 
-use std::fmt::Write as _;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 
 use crate::credentials::secret::{Secret, redact};
 use crate::model::failure::FailureKind;
-use crate::model::text::excerpt;
+use crate::model::text::{causes, excerpt, join_causes};
+use crate::retry::retry_after::retry_after;
 
-/// Longest text of a registry's own that a message repeats, in characters.
-/// A registry may ask for an hour; nobody sits in an init container that long.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
-
-/// Why no client could be made.
+/// The reason why no client could be created.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// TLS could not be set up.
@@ -25,7 +21,7 @@ pub enum ClientError {
     Http(#[source] reqwest::Error),
 }
 
-/// Why a registry did not give what it was asked for.
+/// The reason why a request to a registry failed.
 ///
 /// No message holds a URL beyond its host: where a registry redirects to, the query is a credential.
 #[derive(Debug, thiserror::Error)]
@@ -33,49 +29,49 @@ pub enum Error {
     /// No connection: name, address, port, proxy or TLS.
     #[error("failed to reach {host}")]
     Unreachable {
-        /// Whom.
+        /// The host that was asked.
         host: String,
-        /// Why.
+        /// The reason.
         source: reqwest::Error,
     },
     /// The connection ended before the answer did.
-    #[error("failed to read the whole answer of {host}")]
+    #[error("failed to read the response from {host}")]
     Broken {
-        /// Whose.
+        /// The host that was asked.
         host: String,
-        /// Why.
+        /// The reason.
         source: reqwest::Error,
     },
     /// The answer ended, well formed, before all bytes had come.
-    #[error("failed to read the whole answer of {host}: {missing} bytes of {digest} are missing")]
+    #[error("incomplete response from {host}: {missing} bytes of {digest} are missing")]
     Short {
-        /// Whose.
+        /// The host that was asked.
         host: String,
-        /// Of what.
+        /// The digest of the blob.
         digest: String,
-        /// How many bytes.
+        /// The number of bytes.
         missing: u64,
     },
     /// The server gave something else than the part of a blob that was asked for.
-    #[error("{host} does not give parts of {digest}")]
+    #[error("unexpected response from {host}: not the requested range of {digest}")]
     Range {
-        /// Who.
+        /// The host that was asked.
         host: String,
-        /// Of what.
+        /// The digest of the blob.
         digest: String,
     },
     /// No byte came for as long as the client waits.
     #[error("{host} sent nothing for {seconds} s")]
     Stalled {
-        /// Who.
+        /// The host that was asked.
         host: String,
-        /// How long was waited.
+        /// The time limit.
         seconds: u64,
     },
-    /// An HTTP status that says no.
-    #[error("{host} answered {status}{}", said(detail))]
+    /// An HTTP status that is not a success.
+    #[error("{host} returned {status}{}", said(detail))]
     Refused {
-        /// Who.
+        /// The host that was asked.
         host: String,
         /// The status.
         status: StatusCode,
@@ -86,62 +82,60 @@ pub enum Error {
         /// `Retry-After`.
         retry_after: Option<Duration>,
     },
-    /// The registry wants credentials, and there are none for it.
-    #[error("{host} wants credentials")]
+    /// The registry requires authentication, and there are no credentials for it.
+    #[error("{host} requires authentication")]
     NoCredentials {
-        /// Who.
+        /// The host that was asked.
         host: String,
     },
-    /// The registry wants a user and password, and the credential is an identity token.
-    #[error("{host} wants a user and password, and the credential is an identity token")]
+    /// The registry requires a user and password, and the credential is an identity token.
+    #[error("{host} requires a user and password, but the credential is an identity token")]
     NotAPassword {
-        /// Who.
+        /// The host that was asked.
         host: String,
     },
-    /// The registry wants to be shown something that this client does not know of.
-    #[error("{host} wants credentials in a way that is not supported")]
+    /// The registry offers only authentication schemes that this client does not have.
+    #[error("{host} requires an authentication scheme that is not supported")]
     Scheme {
-        /// Who.
+        /// The host that was asked.
         host: String,
     },
-    /// The registry's challenge or the token service's answer makes no sense, or is not safe to follow.
+    /// The registry's challenge or the token service's response is malformed, or not safe to follow.
     #[error("failed to get a token for {host}: {reason}")]
     Token {
-        /// For whom.
+        /// The registry that the token is for.
         host: String,
-        /// Why not.
+        /// The reason.
         reason: &'static str,
     },
     /// A redirect that is not followed.
-    #[error("failed to follow a redirect of {host}: {reason}")]
+    #[error("failed to follow a redirect from {host}: {reason}")]
     Redirect {
-        /// Whose.
+        /// The host that was asked.
         host: String,
-        /// Why not.
+        /// The reason.
         reason: &'static str,
     },
-    /// More than is sensible.
-    #[error("{what} has more than {limit} bytes")]
+    /// A response that exceeds its limit.
+    #[error("{what} exceeds {limit} bytes")]
     TooLarge {
-        /// What.
+        /// The kind of content.
         what: &'static str,
         /// The limit.
         limit: u64,
     },
-    /// Content that has not the digest it was asked for by.
-    #[error("the registry answered other content than asked: {actual} for {expected}")]
+    /// Content of another digest than the requested one.
+    #[error("digest mismatch: expected {expected}, got {actual}")]
     Content {
-        /// What was asked for.
+        /// The requested content.
         expected: String,
-        /// What came.
+        /// The digest of the content that came.
         actual: String,
     },
     /// Content whose size is not the one that its descriptor tells.
-    #[error(
-        "the registry answered other content than asked: {digest} should have {expected} bytes"
-    )]
+    #[error("size mismatch: expected {expected} bytes of {digest}")]
     Size {
-        /// What was asked for.
+        /// The requested content.
         digest: String,
         /// The size in its descriptor.
         expected: u64,
@@ -153,22 +147,22 @@ pub enum Error {
         digest: String,
     },
     /// The image is in the registry in the format of 2014 only, whose content cannot be verified.
-    #[error("the registry has this image only in the obsolete manifest format schema 1")]
+    #[error("unsupported manifest: the registry has this image only as Docker schema 1")]
     Schema1,
     /// The image is for other platforms alone.
-    #[error("{image} is not made for {wanted}, only for {available}")]
+    #[error("no image for {wanted} in {image}, only for {available}")]
     Platform {
-        /// Which image.
+        /// The image.
         image: String,
-        /// What was wanted.
+        /// The wanted platform.
         wanted: String,
-        /// What there is, safe to show.
+        /// The available platforms, safe to show.
         available: String,
     },
     /// A manifest or index that cannot be used.
-    #[error("failed to understand the manifest: {reason}")]
+    #[error("invalid manifest: {reason}")]
     Manifest {
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }
@@ -198,7 +192,7 @@ impl Error {
         }
     }
 
-    /// How long the registry asked to wait, at most ten minutes.
+    /// The wait that the registry asked for, at most ten minutes.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Refused { retry_after, .. } => *retry_after,
@@ -211,27 +205,18 @@ impl Error {
         matches!(self, Self::Unreachable { source, .. } if source.is_connect())
     }
 
-    /// Whether the bytes that came before are good, so that the rest can be asked for.
+    /// Returns whether the bytes that came before are good, so that the rest can be asked for.
     pub fn is_cut(&self) -> bool {
         matches!(self, Self::Broken { .. } | Self::Short { .. })
     }
 
-    /// The error and its causes in one line.
+    /// The error and its causes in one line, without the names that HTTP libraries give themselves on the way to the cause.
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = std::error::Error::source(self);
-        while let Some(cause) = source {
-            let cause_text = cause.to_string();
-            // What the HTTP libraries call themselves on the way to the cause tells a reader nothing.
-            let noise = cause_text == "error sending request"
-                || cause_text.starts_with("client error (")
-                || text.ends_with(&cause_text);
-            if !noise {
-                let _ = write!(text, ": {}", excerpt(&cause_text));
-            }
-            source = cause.source();
-        }
-        text
+        let is_noise =
+            |text: &str| text == "error sending request" || text.starts_with("client error (");
+        let causes = causes(self).map(ToString::to_string);
+        let causes = causes.filter(|text| !is_noise(text));
+        join_causes(self.to_string(), causes.map(|text| excerpt(&text)))
     }
 
     /// The error that an answer stands for which is not a success. Its words are repeated without the `secrets`.
@@ -286,19 +271,6 @@ fn kind_of(status: StatusCode, body: &ErrorBody) -> FailureKind {
         500..=599 => FailureKind::Unavailable,
         _ => FailureKind::Other,
     }
-}
-
-/// `Retry-After` in seconds or as a date (RFC 9110, section 10.2.3).
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    let wait = match text.parse::<u64>() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => httpdate::parse_http_date(text)
-            .ok()?
-            .duration_since(SystemTime::now())
-            .unwrap_or_default(),
-    };
-    Some(wait.min(RETRY_AFTER_MAX))
 }
 
 /// The body of a registry's error (OCI distribution specification, "Error Codes"); token services have a `details` of their

@@ -154,16 +154,25 @@ impl ImageManifest {
     /// # Errors
     /// [`Error::Manifest`] where it is malformed, has too many layers or is of another kind of artifact.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
-        let manifest: Self = parse(bytes)?;
-        if manifest.layers.len() > LAYERS_MAX {
-            return Err(malformed(format!("more than {LAYERS_MAX} layers")));
-        }
+        let manifest = Self::parse_artifact(bytes)?;
         let config = manifest.config.media_type.as_str();
         if ![OCI_CONFIG, DOCKER_CONFIG].contains(&config) && !CONFIG_UNTYPED.contains(&config) {
             return Err(malformed(format!(
-                "no container image, its configuration is {}",
+                "not a container image: the configuration is {}",
                 excerpt(config)
             )));
+        }
+        Ok(manifest)
+    }
+
+    /// Parses the manifest of an image or of any other kind of artifact.
+    ///
+    /// # Errors
+    /// [`Error::Manifest`] where it is malformed or has too many layers.
+    pub(crate) fn parse_artifact(bytes: &[u8]) -> Result<Self, Error> {
+        let manifest: Self = parse(bytes)?;
+        if manifest.layers.len() > LAYERS_MAX {
+            return Err(malformed(format!("more than {LAYERS_MAX} layers")));
         }
         Ok(manifest)
     }
@@ -228,9 +237,14 @@ fn classify(bytes: &[u8], header: &str) -> Result<&'static str, Error> {
         (false, true) if known(said) == Some(DOCKER_MANIFEST) => Ok(DOCKER_MANIFEST),
         (true, false) if known(said).is_none_or(|t| t == OCI_INDEX) => Ok(OCI_INDEX),
         (false, true) if known(said).is_none_or(|t| t == OCI_MANIFEST) => Ok(OCI_MANIFEST),
-        (true, true) => Err(malformed("an index and an image at once".to_owned())),
-        (false, false) => Err(malformed(format!("no image or index ({})", excerpt(said)))),
-        _ => Err(malformed(format!("not what its type {said} says"))),
+        (true, true) => Err(malformed("both an index and an image".to_owned())),
+        (false, false) => Err(malformed(format!(
+            "neither an image nor an index ({})",
+            excerpt(said)
+        ))),
+        _ => Err(malformed(format!(
+            "the content does not match its media type {said}"
+        ))),
     }
 }
 

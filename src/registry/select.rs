@@ -58,7 +58,7 @@ impl Client {
             manifest = self.manifest(access, Some(&entry.digest)).await?;
         }
         Err(Error::Manifest {
-            reason: format!("more than {INDEX_DEPTH_MAX} indexes within one another"),
+            reason: format!("indexes nested more than {INDEX_DEPTH_MAX} deep"),
         })
     }
 }

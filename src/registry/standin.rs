@@ -3,35 +3,14 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
+pub(crate) use crate::fake_http::Asked;
+use crate::fake_http::on_tcp;
 use crate::model::digest::Digest;
 use crate::registry::digest::sha256;
 use crate::registry::manifest::OCI_INDEX;
-
-/// What was asked.
-#[derive(Debug, Clone)]
-pub(crate) struct Asked {
-    pub(crate) method: String,
-    /// With the query.
-    pub(crate) path: String,
-    headers: Vec<(String, String)>,
-    pub(crate) body: String,
-}
-
-impl Asked {
-    pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        let mut all = self.headers.iter();
-        all.find(|(n, _)| n.eq_ignore_ascii_case(name))
-            .map(|(_, v)| v.as_str())
-    }
-
-    fn range_from(&self) -> Option<usize> {
-        let range = self.header("range")?.strip_prefix("bytes=")?;
-        range.strip_suffix('-')?.parse().ok()
-    }
-}
 
 /// What to answer.
 #[derive(Debug, Clone)]
@@ -97,19 +76,17 @@ pub(crate) struct StandIn {
 
 impl StandIn {
     pub(crate) async fn start(answer: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let host = listener.local_addr().unwrap().to_string();
         let asked = Arc::new(Mutex::new(Vec::new()));
         let log = asked.clone();
         let answer = Arc::new(answer);
-        let task = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let (answer, log) = (answer.clone(), log.clone());
-                tokio::spawn(async move {
-                    let _ = serve(stream, &*answer, &log).await;
-                });
+        let (address, task) = on_tcp(move |stream| {
+            let (answer, log) = (answer.clone(), log.clone());
+            async move {
+                let _ = serve(stream, &*answer, &log).await;
             }
-        });
+        })
+        .await;
+        let host = address.to_string();
         Self { host, asked, task }
     }
 
@@ -138,34 +115,14 @@ async fn serve(
     answer: &(dyn Fn(&Asked) -> Reply + Send + Sync),
     log: &Mutex<Vec<Asked>>,
 ) -> std::io::Result<()> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await?);
-        if head[0] == 0x16 {
-            // A TLS greeting: what Go's server answers in clear.
-            stream
-                .write_all(b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n")
-                .await?;
-            return Ok(());
+    let asked = match Asked::read(&mut stream).await {
+        // What Go's server answers in clear.
+        Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
+            let told = b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n";
+            return stream.write_all(told).await;
         }
-    }
-    let head = String::from_utf8_lossy(&head);
-    let mut lines = head.lines();
-    let mut first = lines.next().unwrap_or_default().split(' ');
-    let mut asked = Asked {
-        body: String::new(),
-        method: first.next().unwrap_or_default().to_owned(),
-        path: first.next().unwrap_or_default().to_owned(),
-        headers: lines
-            .filter_map(|line| line.split_once(": "))
-            .map(|(n, v)| (n.to_owned(), v.to_owned()))
-            .collect(),
+        asked => asked?,
     };
-    if let Some(length) = asked.header("content-length") {
-        let mut body = vec![0; length.parse().unwrap_or_default()];
-        stream.read_exact(&mut body).await?;
-        asked.body = String::from_utf8_lossy(&body).into_owned();
-    }
     let reply = answer(&asked);
     let is_head = asked.method == "HEAD";
     log.lock().unwrap().push(asked);
@@ -244,7 +201,7 @@ impl Shelf {
             let body = r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown","detail":{"Tag":"x"}}]}"#;
             return Reply::new(404, body);
         };
-        let reply = match asked.range_from() {
+        let reply = match range_from(asked) {
             Some(from) if from >= body.len() => Reply::new(416, ""),
             Some(from) => {
                 let range = format!("bytes {from}-{}/{}", body.len() - 1, body.len());
@@ -257,4 +214,10 @@ impl Shelf {
             .with("content-type", media_type)
             .with("docker-content-digest", digest.as_str())
     }
+}
+
+/// The first byte that is asked for, where a range is asked for that has no end.
+fn range_from(asked: &Asked) -> Option<usize> {
+    let range = asked.header("range")?.strip_prefix("bytes=")?;
+    range.strip_suffix('-')?.parse().ok()
 }

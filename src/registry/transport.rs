@@ -16,6 +16,7 @@ use reqwest::Url;
 
 use super::{ClientError, Error, Options};
 use crate::credentials::secret::{Login, Secret};
+use crate::model::reference::served_at;
 
 const REDIRECTS_MAX: usize = 5;
 /// Enough for any error that a person reads.
@@ -140,7 +141,7 @@ impl Transport {
         let url = |scheme: &str| {
             Url::parse(&format!("{scheme}://{host}{path}")).map_err(|_| Error::Redirect {
                 host: host.to_owned(),
-                reason: "its name makes no URL",
+                reason: "the host name is not valid in a URL",
             })
         };
         if !is_loopback(host) {
@@ -186,14 +187,14 @@ impl Transport {
             if ask.form.is_some() {
                 return Err(Error::Redirect {
                     host: host_of(&url),
-                    reason: "a request for a token is not sent on",
+                    reason: "a token request with a secret is not redirected",
                 });
             }
             url = next_hop(&url, location)?;
         }
         Err(Error::Redirect {
             host: host_of(&url),
-            reason: "there are too many",
+            reason: "too many redirects",
         })
     }
 
@@ -368,15 +369,6 @@ pub(super) fn host_of(url: &Url) -> String {
     }
 }
 
-/// Docker Hub is named otherwise than it is served.
-fn served_at(registry: &str) -> &str {
-    if registry == "docker.io" {
-        "registry-1.docker.io"
-    } else {
-        registry
-    }
-}
-
 pub(super) fn is_loopback(host: &str) -> bool {
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
@@ -397,11 +389,11 @@ fn next_hop(from: &Url, location: &HeaderValue) -> Result<Url, Error> {
         .ok()
         .and_then(|text| from.join(text).ok())
         .filter(Url::has_host)
-        .ok_or_else(|| refused("it leads to no URL"))?;
+        .ok_or_else(|| refused("its target is not a URL"))?;
     match (from.scheme(), url.scheme()) {
         (_, "https") | ("http", "http") => {}
-        ("https", "http") => return Err(refused("it leads from https to http")),
-        _ => return Err(refused("it leads to neither https nor http")),
+        ("https", "http") => return Err(refused("its target downgrades https to http")),
+        _ => return Err(refused("its target is neither https nor http")),
     }
     // A user name in a URL would become an `Authorization` header.
     let _ = url.set_username("");

@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
+use super::retry_after::RETRY_AFTER_MAX;
 use crate::model::failure::FailureKind;
-
-/// The longest that a registry's own wish (`Retry-After`) is obeyed.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
 
 /// The wait after a failed attempt, the first being 1: exponential with full jitter, so that nodes that failed together
 /// do not come back together. A registry's own wish is a minimum, with the jitter on top.

@@ -1,14 +1,15 @@
-//! Whose turn it is at a registry: at most so many at once.
+//! A limit on what is under way at each registry at once.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
-/// A semaphore for each registry.
+use super::keyed::Keyed;
+
+/// A semaphore for each registry that is in use.
 pub(crate) struct RegistryLimiter {
     at_once: usize,
-    registries: Mutex<HashMap<String, Arc<Semaphore>>>,
+    registries: Keyed<String, Semaphore>,
 }
 
 impl RegistryLimiter {
@@ -16,17 +17,13 @@ impl RegistryLimiter {
     pub(crate) fn new(at_once: usize) -> Self {
         Self {
             at_once: at_once.max(1),
-            registries: Mutex::default(),
+            registries: Keyed::default(),
         }
     }
 
-    /// The registry's own.
+    /// The registry's semaphore. Whoever has a permit of it has to hold it, too.
     pub(crate) fn at(&self, registry: &str) -> Arc<Semaphore> {
-        let mut registries = self
-            .registries
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let new = || Arc::new(Semaphore::new(self.at_once));
-        Arc::clone(registries.entry(registry.to_owned()).or_insert_with(new))
+        let new = || Semaphore::new(self.at_once);
+        self.registries.get_or_insert_with(registry.to_owned(), new)
     }
 }

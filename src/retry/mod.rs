@@ -1,7 +1,10 @@
-//! When work is done again, and how much of it at once: back-off, limits for each registry, one task for many waiters.
+//! Back-off between attempts, repeated questions, a limit for each registry, locks by a key, one task for many waiters.
 //!
 //! It never does the work itself.
 
 pub(crate) mod backoff;
+pub(crate) mod keyed;
 pub(crate) mod limiter;
+pub(crate) mod polling;
+pub(crate) mod retry_after;
 pub(crate) mod single_flight;

@@ -1,43 +1,55 @@
 //! Lets lookups that come at the same time share one run of a program.
 //!
-//! Memory is bounded by a fixed number of lanes; two registries that fall into one wait for each other, no more.
+//! Memory is bounded: a registry's entry is there while somebody waits for it, and a few outcomes are kept longer.
 
-use std::hash::{BuildHasher, RandomState};
+use std::collections::VecDeque;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-const LANES: usize = 16;
+use super::keyed::Keyed;
+
+/// Outcomes that are kept for later lookups; beyond that, the oldest is forgotten.
+const KEPT_MAX: usize = 16;
 /// The longest that a failure is kept: whoever asks again later has the program run again.
 pub(crate) const FAILURE_KEPT_MAX: Duration = Duration::from_secs(5);
 
-/// What runs share.
+/// Runs that lookups share.
 pub(crate) struct SingleFlight<T> {
-    lanes: [Mutex<Option<Landed<T>>>; LANES],
-    hasher: RandomState,
+    registries: Keyed<String, Lane<T>>,
+    kept: std::sync::Mutex<VecDeque<Kept<T>>>,
 }
+
+/// The line of one registry, and its last run.
+type Lane<T> = Mutex<Option<Landed<T>>>;
 
 /// A run that is over.
 struct Landed<T> {
-    registry: String,
     key: String,
     outcome: Result<T, String>,
     ended: Instant,
     keep: Duration,
 }
 
+/// A lane whose last run still serves.
+struct Kept<T> {
+    lane: Arc<Lane<T>>,
+    until: Instant,
+}
+
 impl<T> Default for SingleFlight<T> {
     fn default() -> Self {
         Self {
-            lanes: std::array::from_fn(|_| Mutex::new(None)),
-            hasher: RandomState::new(),
+            registries: Keyed::default(),
+            kept: std::sync::Mutex::default(),
         }
     }
 }
 
 impl<T: Clone> SingleFlight<T> {
-    /// What `run` gives for the key, or gave to another lookup that this one waited for, or `cached`.
+    /// The outcome of `run` for the key, of the run of another lookup that this one waited for, or the `cached` value.
     ///
     /// Runs for one registry come one after the other, because the first may fill the cache for the rest. What went well is
     /// kept for `keep`; a failure for as long as it took, at most [`FAILURE_KEPT_MAX`], and for the whole registry, so that a
@@ -51,43 +63,54 @@ impl<T: Clone> SingleFlight<T> {
         run: impl Future<Output = Result<T, String>>,
     ) -> Result<T, String> {
         let arrived = Instant::now();
-        let lane = usize::try_from(self.hasher.hash_one(registry) % LANES as u64).unwrap_or(0);
-        let Some(lane) = self.lanes.get(lane) else {
-            return run.await;
-        };
+        self.forget(arrived);
+        let lane = self.registries.get(registry.to_owned());
         let mut landed = lane.lock().await;
         if let Some(value) = cached() {
             return Ok(value);
         }
-        if let Some(last) = landed
-            .as_ref()
-            .filter(|last| last.serves(registry, key, arrived))
-        {
+        if let Some(last) = landed.as_ref().filter(|last| last.serves(key, arrived)) {
             return last.outcome.clone();
         }
         let began = Instant::now();
         let outcome = run.await;
         let ended = Instant::now();
+        let keep = match outcome {
+            Ok(_) => keep,
+            Err(_) => (ended - began).min(FAILURE_KEPT_MAX),
+        };
         *landed = Some(Landed {
-            registry: registry.to_owned(),
             key: key.to_owned(),
-            keep: match outcome {
-                Ok(_) => keep,
-                Err(_) => (ended - began).min(FAILURE_KEPT_MAX),
-            },
             outcome: outcome.clone(),
             ended,
+            keep,
         });
+        drop(landed);
+        self.keep(lane, ended + keep);
         outcome
+    }
+
+    /// Holds a lane beyond those who wait in it.
+    fn keep(&self, lane: Arc<Lane<T>>, until: Instant) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.retain(|kept| !Arc::ptr_eq(&kept.lane, &lane));
+        kept.push_back(Kept { lane, until });
+        if kept.len() > KEPT_MAX {
+            kept.pop_front();
+        }
+    }
+
+    /// Lets go of the lanes whose last run serves nobody who comes now.
+    fn forget(&self, now: Instant) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.retain(|kept| now < kept.until);
     }
 }
 
 impl<T> Landed<T> {
-    fn serves(&self, registry: &str, key: &str, arrived: Instant) -> bool {
-        let same = match self.outcome {
-            Ok(_) => self.registry == registry && self.key == key,
-            Err(_) => self.registry == registry,
-        };
+    /// Returns whether the outcome is for a lookup that arrived then. A failure is the whole registry's.
+    fn serves(&self, key: &str, arrived: Instant) -> bool {
+        let same = self.outcome.is_err() || self.key == key;
         same && arrived < self.ended + self.keep
     }
 }
@@ -162,5 +185,21 @@ mod tests {
         );
         assert!(dropped.is_err());
         assert_eq!(next, Ok(0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn kept_outcomes_are_bounded() {
+        let flights = SingleFlight::default();
+        for registry in 0..3 * KEPT_MAX {
+            let run = async { Ok(registry) };
+            let keep = Duration::from_secs(60);
+            let name = registry.to_string();
+            let shared = flights.share(&name, "a", keep, || None, run).await;
+            assert_eq!(shared, Ok(registry));
+        }
+        let kept = || flights.kept.lock().map(|kept| kept.len());
+        assert_eq!(kept().ok(), Some(KEPT_MAX));
+        flights.forget(Instant::now() + Duration::from_secs(60));
+        assert_eq!(kept().ok(), Some(0));
     }
 }

@@ -23,8 +23,9 @@ use super::listed::{self, Lists, known};
 use crate::credentials::secret::{Credential, Login};
 use crate::model::failure::FailureKind;
 use crate::model::image_size::{LayerStorage, Usage};
-use crate::model::reference::Reference;
+use crate::model::reference::{Reference, served_at};
 use crate::model::stored_image::StoredImage;
+use crate::model::text::{causes, join_causes};
 use crate::runtime::error_kind;
 use crate::runtime::image_service::Status as Presence;
 use crate::runtime::image_service::{ImageService, Progress, RuntimeError, RuntimeInfo};
@@ -77,7 +78,7 @@ impl Cri {
         };
         let mut images = self.images.clone();
         let asked = images.image_status(request);
-        let answer = self.answer(asked, "whether it has the image", |s| failure(s, image));
+        let answer = self.answer(asked, "ImageStatus", |s| failure(s, image));
         Ok(answer.await?.into_inner().image)
     }
 
@@ -85,15 +86,15 @@ impl Cri {
     async fn images(&self) -> Result<Vec<Image>, RuntimeError> {
         let mut images = self.images.clone();
         let asked = images.list_images(ListImagesRequest::default());
-        let answer = self.answer(asked, "which images it has", unexplained);
+        let answer = self.answer(asked, "ListImages", unexplained);
         Ok(answer.await?.into_inner().images)
     }
 
-    /// What the runtime answers in time; where it does not, `what` it did not say.
+    /// The runtime's answer to a call of `method`, within the time limit.
     async fn answer<T>(
         &self,
         asked: impl Future<Output = Result<T, Status>>,
-        what: &str,
+        method: &str,
         failure: impl Fn(&Status) -> RuntimeError,
     ) -> Result<T, RuntimeError> {
         match tokio::time::timeout(STATUS_LIMIT, asked).await {
@@ -101,7 +102,7 @@ impl Cri {
             Err(_) => Err(RuntimeError::new(
                 FailureKind::Timeout,
                 format!(
-                    "{} did not say within {} s {what}",
+                    "no response from {} within {} s ({method})",
                     self.info.name,
                     STATUS_LIMIT.as_secs()
                 ),
@@ -154,12 +155,7 @@ impl ImageService for Cri {
                 pulled = self.pull_image(image, credential) => pulled,
                 never = downloads.watch(image, progress) => match never {},
             },
-        }
-        .inspect_err(|error| {
-            if error_kind::came(&error.message) {
-                progress.set_came();
-            }
-        })?;
+        }?;
         let (_, total) = progress.get();
         progress.set(total, total);
         // The image is there, whatever the runtime says of it now: a failure to ask is not a failure to pull.
@@ -187,7 +183,7 @@ impl ImageService for Cri {
     async fn usage(&self) -> Result<Usage, RuntimeError> {
         let mut images = self.images.clone();
         let asked = images.image_fs_info(ImageFsInfoRequest::default());
-        let answer = self.answer(asked, "what its images take", unexplained);
+        let answer = self.answer(asked, "ImageFsInfo", unexplained);
         let answer = answer.await?.into_inner();
         let filesystems = answer.image_filesystems.iter();
         let used = filesystems.filter_map(|fs| Some(fs.used_bytes.as_ref()?.value));
@@ -203,9 +199,7 @@ impl ImageService for Cri {
         let counted = answer.image_filesystems.iter().map(|fs| fs.timestamp);
         let counted = counted.min().filter(|_| bytes > 0);
         let content = downloads.content(counted);
-        let mut usage = self
-            .answer(content, "what its content takes", unexplained)
-            .await?;
+        let mut usage = self.answer(content, "content list", unexplained).await?;
         usage.bytes = usage.bytes.saturating_add(bytes);
         Ok(usage)
     }
@@ -216,8 +210,7 @@ impl Lists for Cri {
 
     async fn list(&self) -> Option<Vec<Image>> {
         let images = self.images().await;
-        let images =
-            images.inspect_err(|error| tracing::debug!("failed to list the images: {error}"));
+        let images = images.inspect_err(|error| tracing::debug!("failed to list images: {error}"));
         images.ok()
     }
 
@@ -253,7 +246,8 @@ fn asked_name(image: &Reference) -> Cow<'_, str> {
 /// The credential for one pull. `server_address` is always set, with its scheme, because containerd offers what has none
 /// to any host, mirrors too, and one without a scheme to none.
 fn auth_config(credential: &Credential, image: &Reference) -> AuthConfig {
-    let server_address = format!("https://{}", registry_host(image));
+    // containerd compares it with the host that it really asks.
+    let server_address = format!("https://{}", served_at(image.registry()));
     match &*credential.login {
         // Without a user containerd takes the two fields for no credential, and the encoded one for what it is.
         Login::Password { user, password } if user.expose().is_empty() => AuthConfig {
@@ -278,14 +272,6 @@ fn auth_config(credential: &Credential, image: &Reference) -> AuthConfig {
             server_address,
             ..AuthConfig::default()
         },
-    }
-}
-
-/// The host that is really asked: containerd compares it with the address that a credential is for.
-fn registry_host(image: &Reference) -> &str {
-    match image.registry() {
-        "docker.io" => "registry-1.docker.io",
-        host => host,
     }
 }
 
@@ -374,24 +360,17 @@ fn message(status: &Status) -> String {
     match (status.source().is_some(), text.is_empty()) {
         (true, _) => format!("failed to reach the container runtime: {text}"),
         (false, true) => format!(
-            "the container runtime gave no reason (gRPC {:?})",
+            "the container runtime returned an error without a message (gRPC {:?})",
             status.code()
         ),
         (false, false) => text,
     }
 }
 
-/// The status and all that caused it, each said once.
+/// The message of the status and its causes.
 fn words(status: &Status) -> String {
-    let mut text = status.message().to_owned();
-    let mut cause = status.source();
-    while let Some(error) = cause {
-        let words = error.to_string();
-        if !text.contains(&words) {
-            text = format!("{text}: {words}");
-        }
-        cause = error.source();
-    }
+    let causes = causes(status).map(ToString::to_string);
+    let text = join_causes(status.message().to_owned(), causes);
     crio::first_failure(&error_kind::tidy(&text)).into_owned()
 }
 

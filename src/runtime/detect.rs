@@ -1,4 +1,4 @@
-//! Which runtime is on this node.
+//! Detection of the runtime of this node.
 //!
 //! Looks at an explicit endpoint, or at the well-known sockets in their order. It opens nothing but these, and starts
 //! nothing: a runtime that is not running is not found.
@@ -8,22 +8,23 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::cri::Cri;
-use super::docker::Docker;
+use super::cri::{self, Cri};
+use super::docker::{self, Docker};
 use super::oci::{self, OciLayout};
-use super::socket;
+use super::socket::SocketError;
 use crate::credentials::secret::{Credential, redact};
 use crate::model::image_size::{LayerStorage, Usage};
 use crate::model::platform::Platform;
 use crate::model::reference::Reference;
 use crate::model::stored_image::StoredImage;
 use crate::model::text::chain;
+use crate::runtime::error_kind;
 use crate::runtime::image_service::{ImageService, Progress, RuntimeError, RuntimeInfo, Status};
 pub use endpoint::{Endpoint, EndpointError};
 
 mod endpoint;
 
-/// What is spoken on a socket.
+/// The protocol of a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Protocol {
     Cri,
@@ -131,6 +132,13 @@ impl ImageService for Runtime {
             Self::Docker(docker) => docker.pull(image, credential, progress).await,
             Self::Oci(layout) => layout.pull(image, credential, progress).await,
         };
+        // A daemon tells too late or too coarsely that bytes came, so its words for what failed count too.
+        let is_daemon = !matches!(self, Self::Oci(_));
+        let pulled = pulled.inspect_err(|error| {
+            if is_daemon && error_kind::came(&error.message) {
+                progress.set_came();
+            }
+        });
         // A registry may repeat what it was shown, and a runtime repeats what the registry says.
         pulled.map_err(|error| match credential {
             Some(credential) => RuntimeError {
@@ -171,16 +179,16 @@ impl ImageService for Runtime {
 pub struct Tried {
     /// The path.
     pub path: PathBuf,
-    /// What was wrong with it, on one line.
+    /// The reason why it was not usable, on one line.
     pub why: String,
 }
 
-/// Why there is no runtime to work with.
+/// The reason why no runtime was found.
 #[derive(Debug, thiserror::Error)]
 pub enum FindError {
     /// None of the well-known sockets answers.
     #[error(
-        "no usable container runtime: {}; if it listens elsewhere, say where with --runtime-endpoint (RUNTIME_ENDPOINT)",
+        "no usable container runtime: {}; if the runtime listens elsewhere, set --runtime-endpoint (RUNTIME_ENDPOINT)",
         list(.0)
     )]
     Nowhere(Vec<Tried>),
@@ -189,7 +197,7 @@ pub enum FindError {
     Unusable {
         /// The endpoint that was asked for.
         endpoint: Endpoint,
-        /// What was wrong with it, on one line.
+        /// The reason why it was not usable, on one line.
         why: String,
     },
 }
@@ -240,25 +248,22 @@ async fn find_among(
     let mut tried = Vec::new();
     for (path, protocol) in table {
         let path = path.as_ref();
-        let why = match socket::check(path).await {
-            Ok(()) => match connect(path, *protocol, time_limit).await {
-                Ok(runtime) => {
-                    tracing::debug!(path = %path.display(), %protocol, "found the runtime");
-                    return Ok(runtime);
-                }
-                Err(why) => why,
-            },
-            Err(error @ socket::SocketError::Missing) => {
-                tracing::debug!(path = %path.display(), %protocol, "no runtime: {error}");
-                tried.push(Tried {
-                    path: path.to_owned(),
-                    why: error.to_string(),
-                });
-                continue;
+        let unusable = match connect(path, *protocol, time_limit).await {
+            Ok(runtime) => {
+                tracing::debug!(path = %path.display(), %protocol, "found the runtime");
+                return Ok(runtime);
             }
-            Err(error) => chain(&error),
+            Err(unusable) => unusable,
         };
-        tracing::warn!(path = %path.display(), %protocol, "not a usable runtime: {why}");
+        let why = unusable.to_string();
+        match unusable {
+            Unusable::Socket(SocketError::Missing) => {
+                tracing::debug!(path = %path.display(), %protocol, "no runtime: {why}");
+            }
+            _ => {
+                tracing::warn!(path = %path.display(), %protocol, "not a usable runtime: {why}");
+            }
+        }
         tried.push(Tried {
             path: path.to_owned(),
             why,
@@ -282,17 +287,15 @@ async fn warn_of_others(taken: &Runtime, time_limit: Duration) {
             continue;
         }
         let limit = time_limit.min(OTHERS_LIMIT);
-        if socket::check(path.as_ref()).await.is_ok()
-            && connect(path.as_ref(), *protocol, limit).await.is_ok()
-        {
+        if connect(path.as_ref(), *protocol, limit).await.is_ok() {
             others.push(*other);
         }
     }
     if !others.is_empty() {
         let others = others.join(" and ");
         tracing::warn!(
-            "using {name}, the first of the well-known sockets that answers; {others} answers too, and has an image store of its own. If \
-             the pods of this node run with {others}, name its socket with --runtime-endpoint (RUNTIME_ENDPOINT)"
+            "using {name}, the first well-known socket that responds; {others} responds too and has its own image store. If the pods of \
+             this node run with {others}, set --runtime-endpoint (RUNTIME_ENDPOINT) to its socket"
         );
     }
 }
@@ -308,11 +311,12 @@ fn is_same_file(one: &Path, other: &Path) -> bool {
 
 /// Tries a socket of which nobody said what is spoken on it, first with what its name hints at.
 async fn connect_either(path: &Path, time_limit: Duration) -> Result<Runtime, String> {
-    socket::check(path).await.map_err(|error| chain(&error))?;
     let mut reasons = Vec::new();
     for protocol in by_name(path) {
         match connect(path, protocol, time_limit).await {
             Ok(runtime) => return Ok(runtime),
+            // Another protocol cannot be tried on it either.
+            Err(why @ Unusable::Socket(_)) => return Err(why.to_string()),
             Err(why) => {
                 tracing::debug!(path = %path.display(), %protocol, "not a usable runtime: {why}");
                 reasons.push(format!("as {protocol}: {why}"));
@@ -331,17 +335,44 @@ fn by_name(path: &Path) -> [Protocol; 2] {
     }
 }
 
-async fn connect(path: &Path, protocol: Protocol, time_limit: Duration) -> Result<Runtime, String> {
-    match protocol {
-        Protocol::Cri => match Cri::connect(path, time_limit).await {
-            Ok(cri) => Ok(Runtime::Cri(cri)),
-            Err(error) => Err(chain(&error)),
-        },
-        Protocol::Docker => match Docker::connect(path, time_limit).await {
-            Ok(docker) => Ok(Runtime::Docker(docker)),
-            Err(error) => Err(chain(&error)),
-        },
+/// The reason why a path leads to no runtime.
+#[derive(Debug, thiserror::Error)]
+enum Unusable {
+    /// The socket cannot be connected to.
+    #[error("{}", chain(.0))]
+    Socket(SocketError),
+    /// The server is not a runtime that can be used.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl From<cri::ConnectError> for Unusable {
+    fn from(error: cri::ConnectError) -> Self {
+        match error {
+            cri::ConnectError::Socket(error) => Self::Socket(error),
+            error => Self::Other(chain(&error)),
+        }
     }
+}
+
+impl From<docker::ConnectError> for Unusable {
+    fn from(error: docker::ConnectError) -> Self {
+        match error {
+            docker::ConnectError::Socket(error) => Self::Socket(error),
+            error => Self::Other(chain(&error)),
+        }
+    }
+}
+
+async fn connect(
+    path: &Path,
+    protocol: Protocol,
+    time_limit: Duration,
+) -> Result<Runtime, Unusable> {
+    Ok(match protocol {
+        Protocol::Cri => Runtime::Cri(Cri::connect(path, time_limit).await?),
+        Protocol::Docker => Runtime::Docker(Docker::connect(path, time_limit).await?),
+    })
 }
 
 #[cfg(test)]

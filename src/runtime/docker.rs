@@ -4,7 +4,6 @@
 //! removes or tags an image and never reads the Engine's own credentials. Dropping a future closes its connection, upon which the Engine
 //! stops the download.
 
-use std::error::Error as _;
 use std::path::Path;
 use std::pin::pin;
 use std::time::Duration;
@@ -25,14 +24,13 @@ use crate::credentials::secret::{Credential, Login};
 use crate::model::digest::Digest;
 use crate::model::failure::FailureKind;
 use crate::model::image_size::{LayerStorage, Usage};
-use crate::model::reference::Reference;
+use crate::model::reference::{DOCKER_HUB, DOCKER_HUB_URL, Reference};
 use crate::model::stored_image::StoredImage;
+use crate::model::text::{causes, clip};
 use crate::runtime::error_kind;
 use crate::runtime::image_service::{ImageService, Progress, RuntimeError, RuntimeInfo, Status};
-use classify::{kind_of, without_reference};
 use progress::Layers;
 
-mod classify;
 mod progress;
 mod usage;
 
@@ -41,7 +39,7 @@ const MESSAGE_MAX: usize = 1000;
 /// Base64 of JSON, in the alphabet for URLs (Engine API, "Authentication").
 const LOGIN_HEADER: &str = "x-registry-auth";
 
-/// Why a Docker Engine cannot be used.
+/// The reason why a Docker Engine cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// Nobody listens at the path, or not for us.
@@ -50,29 +48,27 @@ pub enum ConnectError {
     /// The path has bytes in it that are not UTF-8.
     #[error("the path is not UTF-8")]
     Path,
-    /// Nothing came back in time.
-    #[error("does not answer within {}", humantime::format_duration(*.0))]
+    /// No response within the time limit.
+    #[error("no response within {}", humantime::format_duration(*.0))]
     Silent(Duration),
-    /// Something came back that is not HTTP, or not the JSON that was asked for.
-    #[error("answers, but is no Docker Engine: {}", root(.0))]
+    /// The response is not HTTP, or not the requested JSON.
+    #[error("not a Docker Engine: {}", root(.0))]
     NotDocker(Box<bollard::errors::Error>),
     /// HTTP, but a refusal.
     #[error(
-        "answers GET /version with HTTP status {status}: is no Docker Engine, or one that forbids its use: {message}"
+        "not a Docker Engine, or access is denied: GET /version returned HTTP status {status}: {message}"
     )]
     Refused {
         /// The HTTP status.
         status: u16,
-        /// What it said.
+        /// The message of the response.
         message: String,
     },
     /// HTTP and JSON, but not the Engine's.
-    #[error("answers, but without the version of its API: is no Docker Engine")]
+    #[error("not a Docker Engine: GET /version returned no API version")]
     NoVersion,
-    /// An Engine from the future.
-    #[error(
-        "is a Docker Engine too new for this program, it speaks API {min} and later: upgrade harpoon"
-    )]
+    /// An Engine without an API version that this program speaks.
+    #[error("Docker Engine is too new for this version of harpoon: it requires API {min} or later")]
     TooNew {
         /// The oldest API version that the Engine speaks.
         min: String,
@@ -150,7 +146,7 @@ impl Docker {
             Err(_) => Err(RuntimeError::new(
                 FailureKind::Timeout,
                 format!(
-                    "the Docker Engine did not say within {} whether it has the image",
+                    "no response from Docker Engine within {} (image inspect)",
                     humantime::format_duration(self.time_limit)
                 ),
             )),
@@ -172,17 +168,14 @@ impl Docker {
             | Error::SocketNotFoundError(_)) => RuntimeError::new(
                 FailureKind::Unavailable,
                 format!(
-                    "lost the Docker Engine at {}: {}",
+                    "lost the connection to Docker Engine at {}: {}",
                     self.info.endpoint,
                     root(&error)
                 ),
             ),
             error => RuntimeError::new(
                 FailureKind::Other,
-                format!(
-                    "the Docker Engine's answer makes no sense: {}",
-                    root(&error)
-                ),
+                format!("unexpected response from Docker Engine: {}", root(&error)),
             ),
         }
     }
@@ -222,12 +215,7 @@ impl ImageService for Docker {
         let mut layers = Layers::default();
         let mut digest = None;
         while let Some(event) = events.next().await {
-            let event = event.map_err(|e| self.failure(image, e));
-            let event = event.inspect_err(|error| {
-                if error_kind::came(&error.message) {
-                    progress.set_came();
-                }
-            })?;
+            let event = event.map_err(|error| self.failure(image, error))?;
             if event.error_detail.is_some() {
                 return Err(failure(image, None, ""));
             }
@@ -243,7 +231,7 @@ impl ImageService for Docker {
         let inspect = self.inspect(image).await?.ok_or_else(|| {
             RuntimeError::new(
                 FailureKind::Unavailable,
-                "the Docker Engine ended the pull without an error, but does not have the image",
+                "Docker Engine ended the pull without an error, but does not have the image",
             )
         })?;
         let mut stored = stored(image, &inspect);
@@ -276,7 +264,7 @@ impl Lists for Docker {
         match tokio::time::timeout(self.time_limit, asked).await {
             Ok(Ok(images)) => Some(images),
             Ok(Err(error)) => {
-                tracing::debug!("failed to list the images: {}", root(&error));
+                tracing::debug!("failed to list images: {}", root(&error));
                 None
             }
             Err(_) => None,
@@ -305,7 +293,7 @@ impl Lists for Docker {
 /// The `X-Registry-Auth` of one pull.
 fn login(credential: &Credential, image: &Reference) -> DockerCredentials {
     let serveraddress = Some(match image.registry() {
-        "docker.io" => "https://index.docker.io/v1/".to_owned(),
+        DOCKER_HUB => DOCKER_HUB_URL.to_owned(),
         host => format!("https://{host}"),
     });
     match &*credential.login {
@@ -386,38 +374,22 @@ fn pulled_digest(event: &CreateImageInfo) -> Option<String> {
 }
 
 fn failure(image: &Reference, status: Option<u16>, message: &str) -> RuntimeError {
-    let kind = kind_of(status, &without_reference(message, image));
+    let kind = error_kind::docker::kind_for(status, message, image);
     let message = match (tidy(message), status) {
         (message, Some(status)) if message.is_empty() => {
-            format!("the Docker Engine answered with HTTP status {status} and no message")
+            format!("Docker Engine returned HTTP status {status} without a message")
         }
         (message, None) if message.is_empty() => {
-            "the Docker Engine reported an error without a message".to_owned()
+            "Docker Engine reported an error without a message".to_owned()
         }
         (message, _) => message,
     };
     RuntimeError::new(kind, message)
 }
 
-/// One line of bounded length, without the queries of URLs, since those of blob stores are signed and so are credentials.
+/// One line of bounded length, without credentials in URLs.
 fn tidy(message: &str) -> String {
-    let words = message.split(|c: char| c.is_whitespace() || c.is_control());
-    let words = words.filter(|word| !word.is_empty()).map(|word| {
-        let query = word.find("://").and_then(|_| word.find('?'));
-        match query {
-            Some(at) => format!("{}?…{}", &word[..at], end_of_url(&word[at..])),
-            None => word.to_owned(),
-        }
-    });
-    let line = words.collect::<Vec<_>>().join(" ");
-    match line.char_indices().nth(MESSAGE_MAX) {
-        Some((at, _)) => format!("{}…", &line[..at]),
-        None => line,
-    }
-}
-
-fn end_of_url(query: &str) -> &str {
-    query.find('"').map_or("", |quote| &query[quote..])
+    clip(&error_kind::tidy(message), MESSAGE_MAX)
 }
 
 fn not_docker(error: bollard::errors::Error) -> ConnectError {
@@ -434,15 +406,10 @@ fn not_docker(error: bollard::errors::Error) -> ConnectError {
     }
 }
 
-/// What is at the bottom of an error: the layers of an HTTP client above it say nothing to a person.
+/// The last cause of an error: the layers of an HTTP client above it say nothing to a person.
 fn root(error: &bollard::errors::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = error.to_string();
-        source = error.source();
-    }
-    tidy(&text)
+    let root = causes(error).last().map(ToString::to_string);
+    tidy(&root.unwrap_or_else(|| error.to_string()))
 }
 
 fn api_version(text: &str) -> Option<ClientVersion> {

@@ -3,9 +3,18 @@
 //!
 //! Image names are hostile and appear inside these texts, so what names the image is taken out before a rule sees the
 //! text. Pure: no I/O, and the text that people are shown is never shortened here.
+//!
+//! [`RULES`] serve every source. What the Docker Engine puts around a registry's answer is in `docker.rs`.
 
 use crate::model::failure::FailureKind;
 use crate::model::reference::Reference;
+use names::without_image;
+
+pub(super) mod docker;
+mod names;
+mod tidy;
+
+pub(super) use tidy::tidy;
 
 /// The system's errors for a store that is full, as Go prints them at the end of a chain: `write PATH: no space left on device`.
 const FULL: [&str; 2] = ["no space left on device", "disk quota exceeded"];
@@ -35,7 +44,7 @@ const REGISTRY_PROSE: &[&str] = &[
     "requesting bearer token",
 ];
 
-/// Which kind a text stands for: the first row with a phrase that the lower-case text has. The order matters, because
+/// Phrases of lower-case texts and the kinds they stand for. The first row that has a phrase of the text decides. The order matters, because
 /// texts are chains (`failed to …: unexpected status …: 503 Service Unavailable`) and the more telling link is to win.
 ///
 /// `pull access denied, repository does not exist or may require authorization` is what Docker Hub answers both for what
@@ -83,6 +92,7 @@ const RULES: &[(FailureKind, &[&str])] = &[
         FailureKind::InvalidReference,
         &[
             "invalid reference format",
+            "invalid tag format",
             "failed to parse image reference",
             "repository name must be lowercase",
             "repository name must be canonical",
@@ -155,6 +165,8 @@ const RULES: &[(FailureKind, &[&str])] = &[
             "failed size validation",
             "transport is closing",
             "transport error",
+            "transport connection broken",
+            "expected http 206 from byte range request",
         ],
     ),
     (
@@ -203,22 +215,22 @@ const RULES: &[(FailureKind, &[&str])] = &[
 ];
 
 /// The runtime's own words in a lower-case text: everything before the words of a registry.
-pub(crate) fn own_words(text: &str) -> &str {
+fn own_words(text: &str) -> &str {
     let ends = REGISTRY_PROSE.iter().filter_map(|phrase| text.find(phrase));
     &text[..ends.min().unwrap_or(text.len())]
 }
 
 /// Returns whether a text in lower case says that the node's store is full. That ends a run, so neither a registry's words nor the name of a file in
 /// a layer are enough: the error of the system has to end what the runtime itself says.
-pub(crate) fn is_full(text: &str) -> bool {
+fn is_full(text: &str) -> bool {
     let end = text.strip_suffix(": unknown").unwrap_or(text);
     let mut before = FULL.iter().filter_map(|error| end.strip_suffix(error));
     own_words(text) == text && before.any(|text| text.is_empty() || text.ends_with(": "))
 }
 
-/// Returns whether a pull failed over bytes that had come, by the runtime's words. containerd's content API is asked
+/// Returns whether a pull failed on bytes that the registry had sent, by the runtime's words. containerd's content API is asked
 /// too seldom to tell, and Docker with containerd's image store shows no progress of a small layer.
-pub(crate) fn came(message: &str) -> bool {
+pub(super) fn came(message: &str) -> bool {
     // containerd's, then those of CRI-O's image library.
     const WORDS: [&str; 8] = [
         "failed to extract layer",
@@ -244,19 +256,22 @@ fn is_local(kind: FailureKind) -> bool {
 }
 
 /// The kind of failure that a text stands for. The text must be without the image's name, as [`without_image`] makes it.
-pub(crate) fn kind_of(message: &str) -> FailureKind {
-    let text = message.trim().to_ascii_lowercase();
-    if is_full(&text) {
-        return FailureKind::NoSpace;
+fn kind_of(message: &str) -> FailureKind {
+    from_rules(&message.trim().to_ascii_lowercase()).unwrap_or(FailureKind::Other)
+}
+
+/// The kind that [`RULES`] give a text in lower case; `None` where none of them applies.
+fn from_rules(text: &str) -> Option<FailureKind> {
+    if is_full(text) {
+        return Some(FailureKind::NoSpace);
     }
-    let own = own_words(&text);
-    let says = |kind, phrase: &str| if is_local(kind) { own } else { &text }.contains(phrase);
+    let own = own_words(text);
+    let says = |kind, phrase: &str| if is_local(kind) { own } else { text }.contains(phrase);
     RULES
         .iter()
         .find(|(kind, phrases)| phrases.iter().any(|phrase| says(*kind, phrase)))
         .map(|(kind, _)| *kind)
-        .or_else(|| unresolved(&text).then_some(FailureKind::NotFound))
-        .unwrap_or(FailureKind::Other)
+        .or_else(|| unresolved(text).then_some(FailureKind::NotFound))
 }
 
 /// containerd ends a request that the registry answered with 404 in a bare `not found`. Its own store uses the same words
@@ -267,184 +282,8 @@ fn unresolved(text: &str) -> bool {
 }
 
 /// The kind of failure that a text stands for which may name the image.
-pub(crate) fn kind_for(message: &str, image: &Reference) -> FailureKind {
+pub(super) fn kind_for(message: &str, image: &Reference) -> FailureKind {
     kind_of(&without_image(message, image))
-}
-
-/// The text without what names the image: URLs, and every word that has its repository or its registry's host in it.
-///
-/// The tag, and a repository of one word, are taken out only where the text means them: a tag named `unauthorized`
-/// must not decide, and must not make the rest of a true `401 Unauthorized` unreadable either.
-pub(crate) fn without_image(message: &str, image: &Reference) -> String {
-    let names = Names::of(image);
-    let mut kept = String::with_capacity(message.len());
-    let mut previous = "";
-    let mut quoted = false;
-    for word in words(message) {
-        if word.starts_with(separates) {
-            quoted = !word.starts_with(char::is_whitespace);
-            kept.push_str(word);
-            continue;
-        }
-        if names.are_in(word, previous, quoted) {
-            // What ends the word may be the link between two errors of a chain.
-            let end = word.trim_end_matches([':', ',', ';', ']', ')', '.']).len();
-            kept.push_str(&word[end..]);
-        } else {
-            kept.push_str(word);
-        }
-        previous = word;
-    }
-    kept
-}
-
-/// The names of one image, in lower case, as they can stand in an error text.
-struct Names {
-    repository: String,
-    familiar: String,
-    registry: String,
-    tag: Option<String>,
-}
-
-impl Names {
-    fn of(image: &Reference) -> Self {
-        let repository = image.repository().to_ascii_lowercase();
-        let hub = image.registry() == "docker.io";
-        let familiar = repository
-            .strip_prefix("library/")
-            .filter(|_| hub)
-            .unwrap_or(&repository)
-            .to_owned();
-        // A digest overrides a tag that is written next to it, but the runtime may repeat both.
-        let tag = image.tag().map(str::to_ascii_lowercase).or_else(|| {
-            let name = image.as_written().split('@').next()?;
-            let (_, tag) = name
-                .rsplit_once('/')
-                .unwrap_or(("", name))
-                .1
-                .split_once(':')?;
-            Some(tag.to_ascii_lowercase())
-        });
-        Self {
-            repository,
-            familiar,
-            registry: image.registry().to_ascii_lowercase(),
-            tag,
-        }
-    }
-
-    fn are_in(&self, word: &str, previous: &str, quoted: bool) -> bool {
-        let word = word.to_ascii_lowercase();
-        if word.contains("://") || word.contains(&self.registry) {
-            return true;
-        }
-        if self.familiar.contains('/') && word.contains(&self.familiar) {
-            return true;
-        }
-        if word.contains('/') && word.contains(&self.repository) {
-            return true;
-        }
-        let bare = word.trim_matches(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-        let previous = previous.to_ascii_lowercase();
-        let named = quoted
-            || matches!(
-                previous.as_str(),
-                "for"
-                    | "image"
-                    | "manifest"
-                    | "tag"
-                    | "in"
-                    | "from"
-                    | "reference"
-                    | "repository"
-                    | "lookup"
-            );
-        let begins = |rest: &str| rest.starts_with(':') || rest.starts_with('@');
-        if bare
-            .strip_prefix(&self.familiar)
-            .is_some_and(|rest| begins(rest) || rest.is_empty() && named)
-        {
-            return true;
-        }
-        self.tag.as_ref().is_some_and(|tag| {
-            bare == tag && named
-                || bare
-                    .strip_suffix(tag.as_str())
-                    .is_some_and(|rest| rest.ends_with(':') && rest.len() > 1)
-        })
-    }
-}
-
-fn separates(c: char) -> bool {
-    c.is_whitespace() || matches!(c, '"' | '\'' | '`' | '\\')
-}
-
-/// Splits at white space, quotes and backslashes, and keeps these: joined, the words are the text again.
-fn words(text: &str) -> impl Iterator<Item = &str> {
-    text.split_inclusive(separates).flat_map(|piece| {
-        let at = piece
-            .char_indices()
-            .next_back()
-            .filter(|(_, c)| separates(*c))
-            .map_or(piece.len(), |(at, _)| at);
-        let (word, separator) = piece.split_at(at);
-        [word, separator].into_iter().filter(|w| !w.is_empty())
-    })
-}
-
-/// A text from outside, fit to be shown: on one line, without control characters, and without what may be a credential
-/// in an URL (a password, the signature of a redirect to a blob store).
-pub(crate) fn tidy(message: &str) -> String {
-    let mut text = String::with_capacity(message.len());
-    for word in words(message.trim()) {
-        if let Some(at) = word.find("://") {
-            push_url(&mut text, word, at + 3);
-        } else {
-            text.push_str(word);
-        }
-    }
-    let lines: Vec<&str> = text
-        .split(['\n', '\r'])
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect();
-    lines.join(" ").replace(|c: char| c.is_control(), " ")
-}
-
-/// Query parameters that name what is asked for, and are needed to understand a message.
-const PLAIN_PARAMETERS: [&str; 4] = ["ns", "scope", "service", "account"];
-
-fn push_url(text: &mut String, url: &str, host_at: usize) {
-    let (scheme, rest) = url.split_at(host_at);
-    text.push_str(scheme);
-    let host_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    let (host, rest) = rest.split_at(host_end);
-    match host.rsplit_once('@') {
-        Some((_, host)) => {
-            text.push_str("…@");
-            text.push_str(host);
-        }
-        None => text.push_str(host),
-    }
-    let Some((path, query)) = rest.split_once('?') else {
-        text.push_str(rest);
-        return;
-    };
-    text.push_str(path);
-    // What closes a sentence or a chain link is not part of the last value.
-    let end = query.trim_end_matches([':', ',', ';', ')', ']']).len();
-    let (query, closing) = query.split_at(end);
-    for (index, parameter) in query.split('&').enumerate() {
-        text.push(if index == 0 { '?' } else { '&' });
-        match parameter.split_once('=') {
-            Some((name, _)) if !PLAIN_PARAMETERS.contains(&name) => {
-                text.push_str(name);
-                text.push_str("=…");
-            }
-            _ => text.push_str(parameter),
-        }
-    }
-    text.push_str(closing);
 }
 
 #[cfg(test)]

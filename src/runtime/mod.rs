@@ -6,8 +6,8 @@
 pub mod cri;
 pub mod detect;
 pub mod docker;
-pub(crate) mod error_kind;
+mod error_kind;
 pub mod image_service;
 mod listed;
 pub mod oci;
-pub mod socket;
+mod socket;

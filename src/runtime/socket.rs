@@ -1,4 +1,4 @@
-//! The first look at a unix socket: why it cannot be what a runtime listens on, in words that say what to do.
+//! The probe of a unix socket: reasons why no runtime can be reached on it, and what to do.
 //!
 //! It connects and hangs up; it never sends a byte.
 
@@ -8,7 +8,7 @@ use std::path::Path;
 
 use tokio::net::UnixStream;
 
-/// Why nobody can be spoken to at a path.
+/// The reason why a socket cannot be connected to.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// No such file.
@@ -20,11 +20,11 @@ pub enum SocketError {
     /// The file or a directory on the way to it may not be used.
     #[error("permission denied: run as root, or as a user or group that owns the socket")]
     Denied,
-    /// A socket that nobody listens on.
-    #[error("connection refused: nobody listens any more, is the runtime running?")]
+    /// A socket that no process listens on.
+    #[error("connection refused: no process listens on the socket (is the runtime running?)")]
     Refused,
     /// The queue of the listener is full, because it does not take connections.
-    #[error("does not take connections: the runtime hangs or is overloaded")]
+    #[error("no connections accepted: the runtime hangs or is overloaded")]
     Busy,
     /// Anything else that the system says.
     #[error("failed to connect")]
@@ -43,11 +43,11 @@ impl From<io::Error> for SocketError {
     }
 }
 
-/// Checks that somebody listens at the path.
+/// Checks that a process listens on the socket at the path.
 ///
 /// # Errors
-/// Says why nobody can be spoken to there.
-pub(crate) async fn check(path: &Path) -> Result<(), SocketError> {
+/// The reason why no connection is possible.
+pub(super) async fn check(path: &Path) -> Result<(), SocketError> {
     let metadata = tokio::fs::metadata(path).await?;
     if !metadata.file_type().is_socket() {
         return Err(SocketError::NotASocket);

@@ -102,7 +102,7 @@ const RULES: &[Rule] = &[
     Rule {
         within: &[""],
         except: &[
-            "registry/error",
+            "retry/retry_after",
             "model/node_facts",
             "app/node_run",
             "runtime/oci/partial",

@@ -12,14 +12,13 @@ use serde_json::{Map, Value};
 use super::{shown, texts, user_or_token};
 use crate::credentials::program::{Program, ProgramError};
 use crate::credentials::secret::{Credential, Login};
+use crate::model::reference::{DOCKER_HUB, DOCKER_HUB_INDEX, DOCKER_HUB_URL};
 use crate::model::text::excerpt;
 use crate::retry::single_flight::SingleFlight;
 
 const LIMIT: Duration = Duration::from_secs(10);
 /// How long an answer is used again: long enough for the pulls of one run that begin together.
 const KEEP: Duration = Duration::from_secs(60);
-const DOCKER_HUB: &str = "docker.io";
-const DOCKER_HUB_URL: &str = "https://index.docker.io/v1/";
 /// What a helper says, on standard output, where it has nothing for the registry.
 const NOT_FOUND: &str = "credentials not found in native keychain";
 
@@ -123,7 +122,7 @@ impl Helpers {
     /// The helper's name, and what it is asked for.
     fn helper_for<'a>(&'a self, registry: &'a str) -> Option<(&'a str, &'a str)> {
         let aliases: &[&str] = if registry == DOCKER_HUB {
-            &[DOCKER_HUB_URL, "index.docker.io", DOCKER_HUB]
+            &[DOCKER_HUB_URL, DOCKER_HUB_INDEX, DOCKER_HUB]
         } else {
             &[registry]
         };

@@ -7,11 +7,7 @@
 
 use std::net::Ipv6Addr;
 
-use crate::model::reference::Reference;
-
-/// What `https://index.docker.io/v1/`, the key that `docker login` writes for Docker Hub, comes to.
-const DOCKER_HUB_KEY: &str = "index.docker.io";
-const DOCKER_HUB: &str = "docker.io";
+use crate::model::reference::{DOCKER_HUB, DOCKER_HUB_INDEX, Reference};
 
 /// Why a text is no pattern.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -95,7 +91,7 @@ impl Pattern {
 
     /// Whether this is Docker Hub's own key, which is for its images where no pattern matches.
     fn is_fallback_for(&self, image: &Reference) -> bool {
-        self.key == DOCKER_HUB_KEY && image.registry() == DOCKER_HUB
+        self.key == DOCKER_HUB_INDEX && image.registry() == DOCKER_HUB
     }
 
     /// Whether a lookup of the image could come to this pattern.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::basic::{self, BasicError};
 use crate::credentials::secret::{Credential, Secret};
-use crate::model::reference::Reference;
+use crate::model::reference::{DOCKER_HUB, DOCKER_HUB_INDEX, Reference};
 
 /// Why the two settings cannot be used. Holds neither of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -73,8 +73,8 @@ fn place(text: &str) -> Option<(String, Option<String>)> {
         .unwrap_or(text);
     let text = text.strip_suffix('/').unwrap_or(text);
     // The key that `docker login` writes is what people copy.
-    let text = if text == "index.docker.io/v1" {
-        "docker.io"
+    let text = if text.strip_suffix("/v1") == Some(DOCKER_HUB_INDEX) {
+        DOCKER_HUB
     } else {
         text
     };

@@ -3,11 +3,12 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 
 use super::*;
+use crate::fake_http::{Asked, on_tcp};
 
 /// What the server does with one request.
 pub(super) enum Reply {
@@ -40,18 +41,15 @@ impl Server {
     pub(super) async fn start(
         script: impl Fn(usize, &str) -> Reply + Send + Sync + 'static,
     ) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
         let requests = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&requests);
         let script = Arc::new(script);
-        let task = tokio::spawn(async move {
-            loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                let (script, seen) = (Arc::clone(&script), Arc::clone(&seen));
-                tokio::spawn(async move { answer(stream, &*script, &seen).await });
-            }
-        });
+        let (address, task) = on_tcp(move |stream| {
+            let (script, seen) = (Arc::clone(&script), Arc::clone(&seen));
+            async move { answer(stream, &*script, &seen).await }
+        })
+        .await;
+        let url = format!("http://{address}");
         let mut config = kube::Config::new(url.parse().unwrap());
         config.default_namespace = "own".to_owned();
         let mut cluster = Cluster::from_config(config).unwrap();
@@ -127,15 +125,9 @@ async fn answer(
     script: &(dyn Fn(usize, &str) -> Reply + Send + Sync),
     seen: &Mutex<Vec<String>>,
 ) {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        match stream.read_u8().await {
-            Ok(byte) => head.push(byte),
-            Err(_) => return,
-        }
-    }
-    let head = String::from_utf8(head).unwrap();
-    let path = head.split(' ').nth(1).unwrap().to_owned();
+    let Ok(Asked { head, path, .. }) = Asked::read(&mut stream).await else {
+        return;
+    };
     let number = {
         let mut seen = seen.lock().unwrap();
         seen.push(head);

@@ -46,15 +46,15 @@ impl TokenRequest {
     ) -> Result<Self, Error> {
         let realm = challenge
             .get("realm")
-            .ok_or_else(|| failed(host, "its challenge names no realm"))?;
+            .ok_or_else(|| failed(host, "the challenge has no realm"))?;
         let mut realm = Url::parse(realm)
             .ok()
             .filter(Url::has_host)
-            .ok_or_else(|| failed(host, "its challenge's realm is no URL"))?;
+            .ok_or_else(|| failed(host, "the challenge's realm is not a URL"))?;
         match realm.scheme() {
             "https" => {}
             "http" if plain && (access.credential.is_none() || is_loopback(&host_of(&realm))) => {}
-            _ => return Err(failed(host, "its challenge's realm is not https")),
+            _ => return Err(failed(host, "the challenge's realm is not https")),
         }
         // Nobody's credentials but the user's are ever shown to a token service.
         let _ = realm.set_username("");
@@ -118,10 +118,7 @@ pub(super) async fn fetch(
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED
     ) {
         // Else it would look as if the image were not there.
-        return Err(failed(
-            &host,
-            "there is no token service where the registry says",
-        ));
+        return Err(failed(&host, "no token service at the challenge's realm"));
     }
     let answer = answer.successful().await?;
     let body = answer.bytes("the token", TOKEN_BODY_MAX).await?;
@@ -172,14 +169,14 @@ struct TokenBody {
 }
 
 fn parse(host: &str, body: &[u8], asked_at: Instant) -> Result<Token, Error> {
-    let senseless = || failed(host, "the token service's answer makes no sense");
-    let body: TokenBody = serde_json::from_slice(body).map_err(|_| senseless())?;
+    let malformed = || failed(host, "unexpected response from the token service");
+    let body: TokenBody = serde_json::from_slice(body).map_err(|_| malformed())?;
     let token = [body.token, body.access_token]
         .into_iter()
         .flatten()
         .find(|token| !token.is_empty())
-        .ok_or_else(|| failed(host, "the token service gave none"))?;
-    let mut header = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| senseless())?;
+        .ok_or_else(|| failed(host, "the token service returned no token"))?;
+    let mut header = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| malformed())?;
     header.set_sensitive(true);
     let seconds = body
         .expires_in

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::challenge::{Challenge, parse_challenges};
 use super::*;
 use crate::credentials::secret::{Credential, Secret};
@@ -153,13 +155,20 @@ fn a_password_is_base64_and_its_header_shows_nothing() {
 #[tokio::test]
 async fn tokens_are_kept_for_a_bounded_number_of_repositories() {
     let tokens = Tokens::default();
-    for n in 0..SLOTS_MAX * 3 {
+    for n in 0..TOKENS_MAX * 3 {
         let image = Reference::parse(&format!("r.example/a{n}")).unwrap();
-        assert!(tokens.current(Access::anonymous(&image)).await.is_none());
+        let access = Access::anonymous(&image);
+        assert!(tokens.current(access).await.is_none());
+        let token = Token {
+            header: header_of("token"),
+            until: Instant::now() + Duration::from_secs(60),
+        };
+        tokens.keep(Key::of(access), token);
+        assert!(tokens.current(access).await.is_some());
     }
-    assert!(tokens.slots.lock().unwrap().len() <= SLOTS_MAX);
-    for n in 0..SLOTS_MAX * 3 {
+    assert!(tokens.at_hand.lock().unwrap().len() <= TOKENS_MAX);
+    for n in 0..TOKENS_MAX * 3 {
         tokens.remember_basic(&format!("r{n}"), &credential("a", "b").login);
     }
-    assert!(tokens.basic.lock().unwrap().len() <= SLOTS_MAX);
+    assert!(tokens.basic.lock().unwrap().len() <= TOKENS_MAX);
 }

@@ -132,7 +132,7 @@ async fn a_wrong_password_is_refused_once_by_a_named_host() {
         assert_eq!(error.kind(), FailureKind::Unauthorized);
         // The stand-in repeats what it was shown, as no server should.
         let expected = format!(
-            "{} answered 401 Unauthorized: UNAUTHORIZED: not Basic [secret]",
+            "{} returned 401 Unauthorized: UNAUTHORIZED: not Basic [secret]",
             registry.host
         );
         assert_eq!(error.chain(), expected);
@@ -185,7 +185,7 @@ async fn a_password_goes_to_the_token_service_alone_and_its_token_is_kept_for_it
     let error = ask(&client, &registry, Some(&wrong)).await.unwrap_err();
     assert_eq!(error.kind(), FailureKind::Unauthorized);
     let expected = format!(
-        "{} answered 401 Unauthorized: incorrect username or password",
+        "{} returned 401 Unauthorized: incorrect username or password",
         service.host
     );
     assert_eq!(error.chain(), expected);

@@ -1,8 +1,6 @@
-//! Connects to a CRI socket and finds out who answers there, or why nobody does.
+//! Connects to a CRI socket and identifies the runtime, or the reason why there is none.
 
 use std::error::Error as _;
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,42 +15,31 @@ use tonic::{Code, Status};
 
 use super::{message, words};
 use crate::runtime::image_service::RuntimeInfo;
+use crate::runtime::socket::{self, SocketError};
 
 /// Error texts travel in HTTP/2 trailers, and a text that names each of many mirrors is long.
 const HEADERS_MAX: u32 = 256 << 10;
 
-/// Why a socket is of no use. Each says what to do.
+/// The reason why a socket cannot be used, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// There is no such file.
-    #[error("there is no socket at {path}: is the container runtime running, and its socket mounted here?", path = .0.display())]
-    Missing(PathBuf),
-    /// The path leads to something else, such as the directory that a `hostPath` mount made of a missing socket.
-    #[error("{path} is not a socket: give the path of the container runtime's socket itself", path = .0.display())]
-    NotASocket(PathBuf),
-    /// The socket's file mode does not let this process in.
-    #[error("{path} may not be opened: run as root, or as a group that may write to the socket", path = .0.display())]
-    Permission(PathBuf, #[source] io::Error),
-    /// The socket's file is there, and no process listens.
-    #[error("nobody listens at {path}: the container runtime is stopped, or was restarted behind a stale mount", path = .0.display())]
-    Refused(PathBuf, #[source] io::Error),
-    /// Any other failure to open the socket.
-    #[error("failed to open the socket {path}", path = .0.display())]
-    Io(PathBuf, #[source] io::Error),
-    /// The connection was accepted, and then nothing came.
-    #[error("{path} does not answer within {limit}: the container runtime hangs or is overloaded", path = .0.display(), limit = humantime::format_duration(*.1))]
+    /// The socket cannot be connected to.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The connection was accepted, but no response came.
+    #[error("no response within {limit} at {path}: the container runtime hangs or is overloaded", path = .0.display(), limit = humantime::format_duration(*.1))]
     Silent(PathBuf, Duration),
     /// Something answers that does not speak gRPC, or no CRI.
-    #[error("what answers at {path} is not a container runtime that speaks CRI ({reason})", path = .path.display())]
+    #[error("no CRI server at {path}: {reason}", path = .path.display())]
     NotARuntime {
         /// The socket.
         path: PathBuf,
-        /// What it answered.
+        /// The response.
         reason: String,
     },
     /// containerd without its CRI plugin, as Docker's packages configure it.
     #[error(
-        "containerd {version} answers at {path}, but its CRI plugin is off: take \"cri\" out of disabled_plugins in its config.toml and restart it, or use Docker's socket if this node runs Docker",
+        "the CRI plugin of containerd {version} at {path} is disabled: remove \"cri\" from disabled_plugins in its config.toml and restart containerd, or use Docker's socket if this node runs Docker",
         path = .path.display()
     )]
     CriDisabled {
@@ -63,13 +50,13 @@ pub enum ConnectError {
     },
     /// A runtime that speaks CRI v1alpha2 and not v1.
     #[error(
-        "{name} {version} at {path} is too old: it speaks CRI v1alpha2 and harpoon needs CRI v1 (containerd 1.6, CRI-O 1.23 or later)",
+        "{name} {version} at {path} is too old: it supports CRI v1alpha2, but harpoon requires CRI v1 (containerd 1.6, CRI-O 1.23 or later)",
         path = .path.display()
     )]
     TooOld {
         /// The socket.
         path: PathBuf,
-        /// What the runtime calls itself.
+        /// The name that the runtime gives itself.
         name: String,
         /// Its version.
         version: String,
@@ -90,7 +77,7 @@ pub(super) async fn connect(
     time_limit: Duration,
 ) -> Result<(Channel, RuntimeInfo), ConnectError> {
     let answer = async {
-        open(path, time_limit).await?;
+        socket::check(path).await?;
         let channel = channel(path);
         let info = ask(&channel, path).await?;
         Ok((channel, info))
@@ -98,32 +85,6 @@ pub(super) async fn connect(
     tokio::time::timeout(time_limit, answer)
         .await
         .unwrap_or_else(|_| Err(ConnectError::Silent(path.to_owned(), time_limit)))
-}
-
-/// Opens the socket once and closes it again: only here is the reason of a failure known exactly.
-async fn open(path: &Path, time_limit: Duration) -> Result<(), ConnectError> {
-    let metadata = tokio::fs::metadata(path)
-        .await
-        .map_err(|e| refuse(path, e, time_limit))?;
-    if !metadata.file_type().is_socket() {
-        return Err(ConnectError::NotASocket(path.to_owned()));
-    }
-    UnixStream::connect(path)
-        .await
-        .map_err(|e| refuse(path, e, time_limit))?;
-    Ok(())
-}
-
-fn refuse(path: &Path, error: io::Error, time_limit: Duration) -> ConnectError {
-    let path = path.to_owned();
-    match error.kind() {
-        ErrorKind::NotFound => ConnectError::Missing(path),
-        ErrorKind::PermissionDenied => ConnectError::Permission(path, error),
-        ErrorKind::ConnectionRefused => ConnectError::Refused(path, error),
-        // The queue of connections that wait to be accepted is full.
-        ErrorKind::WouldBlock => ConnectError::Silent(path, time_limit),
-        _ => ConnectError::Io(path, error),
-    }
 }
 
 /// A channel that opens the socket anew whenever it has to. The URI is there because HTTP/2 wants an authority.
@@ -162,7 +123,7 @@ fn is_unimplemented(status: &Status) -> bool {
     status.code() == Code::Unimplemented
 }
 
-/// Who it is that does not know CRI v1.
+/// Identifies a server without CRI v1.
 async fn without_v1(channel: &Channel, path: &Path, status: &Status) -> ConnectError {
     let mut older = v1alpha2::runtime_service_client::RuntimeServiceClient::new(channel.clone());
     if let Ok(answer) = older.version(v1alpha2::VersionRequest::default()).await {

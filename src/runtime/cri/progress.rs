@@ -14,12 +14,12 @@ use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::{
     Info, InfoRequest, ListContentRequest, ListStatusesRequest, ReadContentRequest,
 };
-use serde::Deserialize;
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 use crate::model::reference::Reference;
+use crate::registry::manifest::{Descriptor, ImageManifest};
 use crate::runtime::image_service::Progress;
 
 /// The CRI plugin keeps everything in this namespace of containerd.
@@ -299,38 +299,19 @@ fn created(info: &Info) -> SystemTime {
         .unwrap_or(UNIX_EPOCH)
 }
 
-/// What an image manifest says of the blobs to fetch.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-struct Manifest {
-    config: Blob,
-    layers: Vec<Blob>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-struct Blob {
-    digest: String,
-    size: u64,
-}
+/// The blobs that an image manifest names, each once: a layer that is named twice, often the empty one, is fetched once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Manifest(Vec<Descriptor>);
 
 impl Manifest {
     /// Reads an image manifest; an index, a configuration or anything else is `None`.
     fn parse(text: &[u8]) -> Option<Self> {
-        let mut manifest: Self = serde_json::from_slice(text).ok()?;
-        if manifest.layers.len() > LAYERS_MAX {
-            return None;
-        }
-        // A layer that is named twice, often the empty one, is fetched once.
-        let mut seen = HashSet::new();
-        manifest
-            .layers
-            .retain(|layer| seen.insert(layer.digest.clone()));
-        Some(manifest)
+        let manifest = ImageManifest::parse_artifact(text).ok()?;
+        (manifest.layers.len() <= LAYERS_MAX).then(|| Self(manifest.blobs()))
     }
 
     fn blobs(&self) -> impl Iterator<Item = (&str, u64)> {
-        std::iter::once(&self.config)
-            .chain(&self.layers)
-            .map(|blob| (blob.digest.as_str(), blob.size))
+        self.0.iter().map(|blob| (blob.digest.as_str(), blob.size))
     }
 
     fn total(&self) -> u64 {
@@ -344,45 +325,47 @@ impl Manifest {
 mod tests {
     use super::*;
 
+    /// A descriptor of these bytes under this number.
+    fn blob(number: usize, size: u64) -> String {
+        format!(r#"{{"digest":"sha256:{number:064x}","size":{size}}}"#)
+    }
+
+    fn manifest(config: &str, layers: &[String]) -> String {
+        let layers = layers.join(",");
+        format!(r#"{{"schemaVersion":2,"config":{config},"layers":[{layers}]}}"#)
+    }
+
     #[test]
     fn only_an_image_manifest_is_one() {
-        let manifest = br#"{"schemaVersion":2,"config":{"digest":"sha256:c","size":10},
-            "layers":[{"digest":"sha256:a","size":100},{"digest":"sha256:b","size":7},{"digest":"sha256:a","size":100}]}"#;
-        let manifest = Manifest::parse(manifest).unwrap();
-        assert_eq!(manifest.total(), 117, "a layer named twice counts once");
-        assert_eq!(manifest.blobs().count(), 3);
+        let layers = [blob(1, 100), blob(2, 7), blob(1, 100)];
+        let text = manifest(&blob(3, 10), &layers);
+        let parsed = Manifest::parse(text.as_bytes()).unwrap();
+        assert_eq!(parsed.total(), 117, "a layer named twice counts once");
+        assert_eq!(parsed.blobs().count(), 3);
+        let index = format!(r#"{{"manifests":[{}]}}"#, blob(1, 1));
+        let negative = manifest(&blob(3, 10).replace("10", "-1"), &[]);
         for other in [
-            &br#"{"manifests":[{"digest":"sha256:a","size":1}]}"#[..],
-            br#"{"architecture":"amd64","os":"linux","rootfs":{},"config":{}}"#,
-            br#"{"config":{"digest":"sha256:c","size":-1},"layers":[]}"#,
-            b"{",
-            b"",
+            index.as_str(),
+            r#"{"architecture":"amd64","os":"linux","rootfs":{},"config":{}}"#,
+            &negative,
+            "{",
+            "",
         ] {
-            assert_eq!(Manifest::parse(other), None);
+            assert_eq!(Manifest::parse(other.as_bytes()), None, "{other}");
         }
     }
 
     #[test]
     fn sizes_that_overflow_do_not_panic() {
-        let manifest = format!(
-            r#"{{"config":{{"digest":"c","size":{max}}},"layers":[{{"digest":"a","size":{max}}}]}}"#,
-            max = u64::MAX
-        );
-        assert_eq!(
-            Manifest::parse(manifest.as_bytes()).unwrap().total(),
-            u64::MAX
-        );
+        let text = manifest(&blob(1, u64::MAX), &[blob(2, u64::MAX)]);
+        let parsed = Manifest::parse(text.as_bytes()).unwrap();
+        assert_eq!(parsed.total(), u64::MAX);
     }
 
     #[test]
     fn too_many_layers_are_not_followed() {
-        let layers: Vec<String> = (0..=LAYERS_MAX)
-            .map(|i| format!(r#"{{"digest":"sha256:{i}","size":1}}"#))
-            .collect();
-        let manifest = format!(
-            r#"{{"config":{{"digest":"c","size":1}},"layers":[{}]}}"#,
-            layers.join(",")
-        );
-        assert_eq!(Manifest::parse(manifest.as_bytes()), None);
+        let layers: Vec<String> = (0..=LAYERS_MAX).map(|number| blob(number, 1)).collect();
+        let text = manifest(&blob(0, 1), &layers);
+        assert_eq!(Manifest::parse(text.as_bytes()), None);
     }
 }

@@ -166,9 +166,9 @@ async fn a_path_without_a_listener_is_told_apart() {
     let stale = directory.path().join("stale");
     drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
     for (path, expected) in [
-        (directory.path().join("none"), "there is no socket at"),
-        (directory.path().to_owned(), "is not a socket"),
-        (stale, "nobody listens at"),
+        (directory.path().join("none"), "does not exist"),
+        (directory.path().to_owned(), "is not a unix socket"),
+        (stale, "no process listens"),
     ] {
         let error = Cri::connect(&path, SOON).await.unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");

@@ -15,7 +15,7 @@ pub enum Endpoint {
 /// That a text is no endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{value:?} is no runtime endpoint, expected unix:///path/to/socket, the absolute path of a socket, or oci:DIR"
+    "invalid runtime endpoint {value:?}: expected unix:///path/to/socket, the absolute path of a socket, or oci:DIR"
 )]
 pub struct EndpointError {
     /// The text as it was given.

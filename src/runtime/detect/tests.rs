@@ -2,9 +2,9 @@ use std::os::unix::net::UnixListener as StdListener;
 
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixListener;
 
 use super::*;
+use crate::fake_http::{Asked, on_unix};
 
 const LIMIT: Duration = Duration::from_millis(400);
 
@@ -25,20 +25,15 @@ fn http(status: &str, body: &str) -> &'static str {
 
 fn serve(dir: &TempDir, name: &str, does: Does) -> PathBuf {
     let path = dir.path().join(name);
-    let listener = UnixListener::bind(&path).unwrap();
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                match does {
-                    Does::Hang => tokio::time::sleep(Duration::from_secs(60)).await,
-                    Does::Close => {}
-                    Does::Say(text) => {
-                        let mut request = [0; 1024];
-                        let _ = stream.read(&mut request).await;
-                        let _ = stream.write_all(text.as_bytes()).await;
-                    }
-                }
-            });
+    on_unix(&path, move |mut stream| async move {
+        match does {
+            Does::Hang => tokio::time::sleep(Duration::from_secs(60)).await,
+            Does::Close => {}
+            Does::Say(text) => {
+                let mut request = [0; 1024];
+                let _ = stream.read(&mut request).await;
+                let _ = stream.write_all(text.as_bytes()).await;
+            }
         }
     });
     path
@@ -133,26 +128,26 @@ async fn every_way_in_which_a_socket_is_unusable() {
         (file.join("below"), "does not exist"),
         (file, "is not a unix socket"),
         (dir.path().to_owned(), "is not a unix socket"),
-        (stale, "connection refused: nobody listens any more"),
+        (stale, "connection refused: no process listens"),
         (
             serve(&dir, "hangs.sock", Does::Hang),
-            "as Docker: does not answer within 400ms",
+            "as Docker: no response within 400ms",
         ),
         (
             serve(&dir, "closes.sock", Does::Close),
-            "as Docker: answers, but is no Docker Engine: ",
+            "as Docker: not a Docker Engine: ",
         ),
         (
             serve(&dir, "garbage.sock", Does::Say("\0\x01what?\r\n\r\n")),
-            "as Docker: answers, but is no Docker Engine: ",
+            "as Docker: not a Docker Engine: ",
         ),
         (
             serve(&dir, "html.sock", Does::Say(http("200 OK", "<html>"))),
-            "as Docker: answers, but is no Docker Engine: ",
+            "as Docker: not a Docker Engine: ",
         ),
         (
             serve(&dir, "json.sock", Does::Say(http("200 OK", "{}"))),
-            "as Docker: answers, but without the version of its API",
+            "as Docker: not a Docker Engine: GET /version returned no API version",
         ),
         (
             serve(
@@ -160,7 +155,7 @@ async fn every_way_in_which_a_socket_is_unusable() {
                 "404.sock",
                 Does::Say(http("404 Not Found", "no such\npage")),
             ),
-            "with HTTP status 404: is no Docker Engine, or one that forbids its use: no such page",
+            "not a Docker Engine, or access is denied: GET /version returned HTTP status 404: no such page",
         ),
         (
             serve(
@@ -171,7 +166,7 @@ async fn every_way_in_which_a_socket_is_unusable() {
                     r#"{"Version":"99","ApiVersion":"2.9","MinAPIVersion":"2.1"}"#,
                 )),
             ),
-            "speaks API 2.1 and later: upgrade harpoon",
+            "requires API 2.1 or later",
         ),
     ];
     for (path, expected) in table {
@@ -250,9 +245,36 @@ async fn all_that_was_tried_is_named_when_nothing_answers() {
     let dir = dir.path().display();
     let expected = format!(
         "no usable container runtime: {dir}/none.sock: does not exist; \
-         {dir}/stale.sock: connection refused: nobody listens any more, is the runtime running?; \
-         {dir}/hangs.sock: does not answer within 400ms; \
-         if it listens elsewhere, say where with --runtime-endpoint (RUNTIME_ENDPOINT)"
+         {dir}/stale.sock: connection refused: no process listens on the socket (is the runtime running?); \
+         {dir}/hangs.sock: no response within 400ms; \
+         if the runtime listens elsewhere, set --runtime-endpoint (RUNTIME_ENDPOINT)"
     );
     assert_eq!(error, expected);
+}
+
+#[tokio::test]
+async fn failed_unpacking_says_bytes_came() {
+    let dir = TempDir::new().unwrap();
+    for (error, came) in [
+        (
+            "failed to extract layer sha256:f1a0: invalid tar header",
+            true,
+        ),
+        ("pull access denied", false),
+    ] {
+        let path = dir.path().join(format!("{came}.sock"));
+        on_unix(&path, move |mut stream| async move {
+            let body = match Asked::read(&mut stream).await {
+                Ok(asked) if asked.path.contains("/images/create") => {
+                    format!("{{\"errorDetail\":{{\"message\":\"{error}\"}}}}\r\n")
+                }
+                _ => r#"{"Version":"20.10.24","ApiVersion":"1.41"}"#.to_owned(),
+            };
+            let _ = stream.write_all(http("200 OK", &body).as_bytes()).await;
+        });
+        let runtime = connect(&path, Protocol::Docker, LIMIT).await.unwrap();
+        let (image, progress) = (Reference::parse("a/b:1").unwrap(), Progress::default());
+        runtime.pull(&image, None, &progress).await.unwrap_err();
+        assert_eq!(progress.came(), came, "{error}");
+    }
 }

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixListener;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
 use crate::credentials::secret::Secret;
+use crate::fake_http::{Asked, on_unix};
 use crate::registry::capture::Capture;
 
 const DIGEST: &str = "sha256:922ce9b11fafc8144f591a6ffa5a842eca0189094a19a5c1489296bb2fe96a85";
@@ -25,7 +25,7 @@ fn messages_are_one_line_without_signatures() {
         "Get \"https://blobs.example/x?X-Amz-Signature=secret&y=1\": dial tcp:\n\tbroken\u{1b}[31m";
     assert_eq!(
         tidy(signed),
-        "Get \"https://blobs.example/x?…\": dial tcp: broken [31m"
+        "Get \"https://blobs.example/x?X-Amz-Signature=…&y=…\": dial tcp: broken [31m"
     );
     assert_eq!(tidy(&"é".repeat(5000)).chars().count(), MESSAGE_MAX + 1);
     let empty = failure(&image("a"), Some(503), " \n");
@@ -145,37 +145,30 @@ fn the_sum_of_the_layers_never_goes_back() {
 /// `closed` when, in a pull that `stalls`, a client goes away before it has its answer.
 fn engine(dir: &TempDir, pull: &'static str) -> (PathBuf, UnboundedReceiver<String>) {
     let path = dir.path().join("docker.sock");
-    let listener = UnixListener::bind(&path).unwrap();
     let (seen, requests) = unbounded_channel();
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let seen = seen.clone();
-            tokio::spawn(async move {
-                let mut request = vec![0; 4096];
-                let n = stream.read(&mut request).await.unwrap_or(0);
-                let request = String::from_utf8_lossy(&request[..n]).into_owned();
-                let line = request.lines().next().unwrap_or_default().to_owned();
-                let version = r#"{"Version":"20.10.24","ApiVersion":"1.41"}"#;
-                let (status, body) = match line.as_str() {
-                    "" => return,
-                    l if l.contains("/version") => ("200 OK", version),
-                    l if l.contains("/images/create") => ("200 OK", pull),
-                    _ => ("404 Not Found", r#"{"message":"No such image"}"#),
-                };
-                let login = request.lines().filter_map(|l| l.split_once(": "));
-                let login = login.filter(|(n, _)| n.eq_ignore_ascii_case("x-registry-auth"));
-                let _ = seen.send(line);
-                for (_, login) in login {
-                    let _ = seen.send(format!("login {login}"));
-                }
-                let head = format!("HTTP/1.1 {status}\r\nconnection: close\r\n\r\n");
-                let _ = stream.write_all(head.as_bytes()).await;
-                let _ = stream.write_all(body.as_bytes()).await;
-                if body.contains("stalls") {
-                    let _ = stream.read(&mut [0; 8]).await;
-                    let _ = seen.send("closed".to_owned());
-                }
-            });
+    on_unix(&path, move |mut stream| {
+        let seen = seen.clone();
+        async move {
+            let Ok(asked) = Asked::read(&mut stream).await else {
+                return;
+            };
+            let version = r#"{"Version":"20.10.24","ApiVersion":"1.41"}"#;
+            let (status, body) = match asked.path.as_str() {
+                path if path.contains("/version") => ("200 OK", version),
+                path if path.contains("/images/create") => ("200 OK", pull),
+                _ => ("404 Not Found", r#"{"message":"No such image"}"#),
+            };
+            let _ = seen.send(asked.line().to_owned());
+            if let Some(login) = asked.header("x-registry-auth") {
+                let _ = seen.send(format!("login {login}"));
+            }
+            let head = format!("HTTP/1.1 {status}\r\nconnection: close\r\n\r\n");
+            let _ = stream.write_all(head.as_bytes()).await;
+            let _ = stream.write_all(body.as_bytes()).await;
+            if body.contains("stalls") {
+                let _ = stream.read(&mut [0; 8]).await;
+                let _ = seen.send("closed".to_owned());
+            }
         }
     });
     (path, requests)

@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use super::tidy;
 use crate::model::failure::FailureKind;
 use crate::model::text::chain;
+use crate::retry::polling::Polling;
 use crate::runtime::image_service::RuntimeError;
 
 /// The Engine adds up every image; before API 1.42 every volume too, whatever is asked.
@@ -30,9 +31,11 @@ const TIME_LIMIT: Duration = Duration::from_secs(120);
 const ANSWER_MAX: usize = 64 << 20;
 /// Error of an Engine that is answering the same question already.
 const BUSY: &str = "a disk usage operation is already running";
-/// The first wait for a busy Engine, and the longest.
-const BUSY_WAIT: Duration = Duration::from_millis(100);
-const BUSY_WAIT_MAX: Duration = Duration::from_secs(2);
+/// The pauses for a busy Engine. Jitter keeps two who wait for each other from meeting again.
+const BUSY_POLLING: Polling = Polling {
+    first: Duration::from_millis(100),
+    longest: Duration::from_secs(2),
+};
 
 /// Asks an Engine for its disk usage.
 #[derive(Debug)]
@@ -99,12 +102,12 @@ impl DiskUsage {
         }
         let asked = tokio::time::timeout(TIME_LIMIT, self.read_when_free());
         let text = asked.await.unwrap_or_else(|_| {
-            let why = format!("no answer within {} s", TIME_LIMIT.as_secs());
+            let why = format!("no response within {} s", TIME_LIMIT.as_secs());
             Err(Failed::Lost(why))
         });
         let answer = text.map_err(RuntimeError::from).and_then(|text| {
             sum(&text).ok_or_else(|| {
-                let said = "the Docker Engine's disk usage has no size of its layers";
+                let said = "unexpected response from Docker Engine: no size of the layers in its disk usage";
                 RuntimeError::new(FailureKind::Other, said)
             })
         });
@@ -117,16 +120,13 @@ impl DiskUsage {
 
     /// Asks until nobody else's question is in the way.
     async fn read_when_free(&self) -> Result<Vec<u8>, Failed> {
-        let mut wait = BUSY_WAIT;
-        loop {
-            match self.read().await {
-                Err(Failed::Refused { message, .. }) if message.contains(BUSY) => {}
-                answer => return answer,
-            }
-            // Half of it is jitter, so that two who wait for each other do not meet again.
-            tokio::time::sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-            wait = (wait * 2).min(BUSY_WAIT_MAX);
-        }
+        let is_busy = |failed: &Failed| match failed {
+            Failed::Refused { message, .. } => message.contains(BUSY),
+            Failed::Lost(_) => false,
+        };
+        BUSY_POLLING
+            .ask(None, || self.read(), is_busy, |_, _| {})
+            .await
     }
 
     async fn read(&self) -> Result<Vec<u8>, Failed> {
@@ -177,7 +177,7 @@ impl From<Failed> for RuntimeError {
                 (kind, format!("HTTP status {status}{colon}{message}"))
             }
         };
-        let said = format!("failed to ask the Docker Engine for its disk usage: {why}");
+        let said = format!("failed to get the disk usage of Docker Engine: {why}");
         Self::new(kind, tidy(&said))
     }
 }
@@ -193,7 +193,7 @@ async fn body(mut answer: Response<Incoming>) -> Result<Vec<u8>, Failed> {
         let frame = frame.map_err(lost)?;
         let data = frame.data_ref().map_or(&[][..], |data| data);
         if text.len() + data.len() > ANSWER_MAX {
-            return Err(Failed::Lost("the answer is too long".to_owned()));
+            return Err(Failed::Lost("the response is too long".to_owned()));
         }
         text.extend_from_slice(data);
     }
@@ -221,10 +221,10 @@ mod tests {
 
     use futures_util::future::join_all;
     use tempfile::TempDir;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::UnixListener;
+    use tokio::io::AsyncWriteExt;
 
     use super::*;
+    use crate::fake_http::{Asked, on_unix};
 
     const BUSY_ANSWER: (&str, &str) = (
         "500 Internal Server Error",
@@ -237,19 +237,16 @@ mod tests {
     fn engine(answers: &'static [(&str, &str)]) -> (TempDir, DiskUsage, Arc<AtomicUsize>) {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("docker.sock");
-        let listener = UnixListener::bind(&path).unwrap();
         let asked = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&asked);
-        tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                let nth = count.fetch_add(1, Ordering::SeqCst);
-                let (status, body) = answers.get(nth).or(answers.last()).unwrap();
-                tokio::spawn(async move {
-                    let _ = stream.read(&mut [0; 4096]).await;
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    let answer = format!("HTTP/1.1 {status}\r\nconnection: close\r\n\r\n{body}");
-                    let _ = stream.write_all(answer.as_bytes()).await;
-                });
+        on_unix(&path, move |mut stream| {
+            let nth = count.fetch_add(1, Ordering::SeqCst);
+            let (status, body) = answers.get(nth).or(answers.last()).unwrap();
+            async move {
+                let _ = Asked::read(&mut stream).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                let answer = format!("HTTP/1.1 {status}\r\nconnection: close\r\n\r\n{body}");
+                let _ = stream.write_all(answer.as_bytes()).await;
             }
         });
         let usage = DiskUsage::new(path.to_str().unwrap(), "/v1.41/system/df".to_owned());
@@ -284,7 +281,7 @@ mod tests {
         let error = usage.ask().await.unwrap_err();
         assert_eq!(error.kind, FailureKind::Other);
         let expected = format!(
-            "failed to ask the Docker Engine for its disk usage: HTTP status 403 Forbidden: {words}"
+            "failed to get the disk usage of Docker Engine: HTTP status 403 Forbidden: {words}"
         );
         assert_eq!(error.message, expected);
         assert_eq!(asked.load(Ordering::SeqCst), 1);

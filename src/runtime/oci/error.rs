@@ -1,4 +1,4 @@
-//! What can go wrong in an image layout directory.
+//! Errors of an image layout directory.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,17 +7,17 @@ use crate::model::failure::FailureKind;
 use crate::registry;
 use crate::runtime::image_service::RuntimeError;
 
-/// Why a directory is not opened as an image layout.
+/// The reason why a directory is not opened as an image layout.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// It cannot be made, read or written.
     #[error("failed to {doing} {path}", path = .path.display())]
     Io {
-        /// What was tried.
+        /// The operation.
         doing: &'static str,
-        /// On what.
+        /// The file or directory.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         source: io::Error,
     },
     /// It holds something else.
@@ -27,7 +27,7 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// A layout of a version that is not known.
-    #[error("failed to open {path}: it is no OCI image layout of version 1", path = .path.display())]
+    #[error("failed to open {path}: it is not an OCI image layout of version 1", path = .path.display())]
     Version {
         /// The directory.
         path: PathBuf,
@@ -35,7 +35,7 @@ pub enum OpenError {
     /// Something in it is not what only its owner can have made.
     #[error("failed to open {path}: it is {found}", path = .path.display())]
     Kind {
-        /// What.
+        /// The file or directory.
         path: PathBuf,
         /// Its kind.
         found: &'static str,
@@ -47,7 +47,7 @@ pub enum OpenError {
         path = .path.display()
     )]
     Owner {
-        /// What.
+        /// The file or directory.
         path: PathBuf,
         /// The number of its owner.
         owner: u32,
@@ -55,11 +55,11 @@ pub enum OpenError {
         ours: u32,
     },
     /// No registry client.
-    #[error("failed to make a registry client")]
+    #[error("failed to create a registry client")]
     Client(#[source] registry::ClientError),
 }
 
-/// Why an image is not in the layout afterwards.
+/// The reason why an image is not in the layout after a pull.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error(transparent)]
@@ -73,12 +73,12 @@ pub(super) enum Error {
         path: PathBuf,
         source: io::Error,
     },
-    #[error("failed to understand {path}: {reason}", path = .path.display())]
+    #[error("invalid {path}: {reason}", path = .path.display())]
     Index { path: PathBuf, reason: String },
-    #[error("failed to lock {path}: another process has held it for {seconds} s", path = .path.display())]
+    #[error("failed to lock {path}: held by another process for {seconds} s", path = .path.display())]
     Locked { path: PathBuf, seconds: u64 },
     /// What the layer's author says of it, for what the registry does not have.
-    #[error("the layer {digest} may not be distributed and is not in the registry")]
+    #[error("layer {digest} is non-distributable and not in the registry")]
     Foreign {
         digest: String,
         source: registry::Error,
@@ -101,7 +101,7 @@ impl Error {
     }
 }
 
-/// Whether there is no room, on the filesystem or within a quota.
+/// Returns whether there is no space left, on the filesystem or within a quota.
 pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(
         error.kind(),

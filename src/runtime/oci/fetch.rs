@@ -3,16 +3,14 @@
 //! The async side reads the network, the thread writes the file; between them are a few batches at most, so memory does not grow
 //! with the size of a layer. Dropping the future ends the thread, and what has come is kept to be resumed.
 
-use std::collections::HashMap;
-use std::hash::Hash;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{TryStreamExt, stream};
-use tokio::sync::{OwnedMutexGuard, Semaphore, mpsc, oneshot};
+use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -24,6 +22,8 @@ use crate::model::digest::Digest;
 use crate::model::failure::FailureKind;
 use crate::registry::manifest::Descriptor;
 use crate::registry::{self, Access, Blob, Client};
+use crate::retry::keyed::Keyed;
+use crate::retry::limiter::RegistryLimiter;
 use crate::runtime::image_service::Progress;
 
 /// Bytes handed to the writing thread at once. TLS records are 16 KiB; waking a thread for each would cost more than the write.
@@ -76,41 +76,22 @@ impl<'a> Gauge<'a> {
     }
 }
 
-/// Values shared by concurrent users, by a key.
-struct ByKey<K, V>(Mutex<HashMap<K, Weak<V>>>);
-
-impl<K, V> Default for ByKey<K, V> {
-    fn default() -> Self {
-        Self(Mutex::default())
-    }
-}
-
-impl<K: Eq + Hash, V: Default> ByKey<K, V> {
-    fn get(&self, key: K) -> Arc<V> {
-        let mut shared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        shared.retain(|_, value| value.strong_count() > 0);
-        let kept = shared.get(&key).and_then(Weak::upgrade);
-        let value = kept.unwrap_or_default();
-        shared.insert(key, Arc::downgrade(&value));
-        value
-    }
-}
-
-/// A permit for each part that is asked of a registry. One that trickles keeps its own alone.
-struct Parts(Semaphore);
-
-impl Default for Parts {
-    fn default() -> Self {
-        Self(Semaphore::new(PARTS_AT_ONCE))
-    }
-}
-
 /// State shared by the downloads of one process.
-#[derive(Default)]
 pub(super) struct Downloads {
-    any: ByKey<Digest, tokio::sync::Mutex<()>>,
-    own: ByKey<(String, Digest), tokio::sync::Mutex<()>>,
-    parts: ByKey<String, Parts>,
+    any: Keyed<Digest, Mutex<()>>,
+    own: Keyed<(String, Digest), Mutex<()>>,
+    /// A permit for each part that is asked of a registry. One that trickles keeps its own alone.
+    parts: RegistryLimiter,
+}
+
+impl Default for Downloads {
+    fn default() -> Self {
+        Self {
+            any: Keyed::default(),
+            own: Keyed::default(),
+            parts: RegistryLimiter::new(PARTS_AT_ONCE),
+        }
+    }
 }
 
 /// The right to download a blob from one registry.
@@ -123,12 +104,12 @@ impl Downloads {
     /// Waits for the turn at a blob, so that images that share it fetch it once: without end for its own registry, but not for
     /// long for another, which may trickle.
     async fn turn(&self, registry: &str, digest: &Digest) -> Guard {
-        let any = self.any.get(digest.clone()).lock_owned();
+        let any = self.any.lock(digest.clone());
         let any = tokio::time::timeout(OTHER_REGISTRY_WAIT, any).await.ok();
-        let own = self.own.get((registry.to_owned(), digest.clone()));
+        let own = self.own.lock((registry.to_owned(), digest.clone()));
         Guard {
             _any: any,
-            _own: own.lock_owned().await,
+            _own: own.await,
         }
     }
 }
@@ -156,7 +137,7 @@ impl OciLayout {
             let counted = AtomicU64::new(there);
             let download = Download {
                 client: &self.client,
-                parts: self.downloads.parts.get(registry.to_owned()),
+                parts: self.downloads.parts.at(registry),
                 access,
                 descriptor,
                 gauge,
@@ -276,7 +257,7 @@ impl From<registry::Error> for Stop {
 struct Download<'a> {
     client: &'a Client,
     /// A permit for each part that is asked for.
-    parts: Arc<Parts>,
+    parts: Arc<Semaphore>,
     access: Access<'a>,
     descriptor: &'a Descriptor,
     gauge: &'a Gauge<'a>,
@@ -305,7 +286,7 @@ impl Download<'_> {
                     match parts {
                         // One answer may go where many do not; if not, it knows why.
                         Err(Stop::Registry(error)) => {
-                            tracing::debug!(image = %self.access.image, digest = %self.descriptor.digest, got, %error, "going on without parts");
+                            tracing::debug!(image = %self.access.image, digest = %self.descriptor.digest, got, %error, "continuing without parts");
                             Ok(())
                         }
                         parts => parts,
@@ -319,7 +300,7 @@ impl Download<'_> {
                     if error.is_cut() && got > before && resumes < RESUMES =>
                 {
                     resumes += 1;
-                    tracing::debug!(image = %self.access.image, digest = %self.descriptor.digest, got, "the download was cut, going on");
+                    tracing::debug!(image = %self.access.image, digest = %self.descriptor.digest, got, "download interrupted, resuming");
                 }
                 Err(Stop::Registry(error)) => {
                     // So that the next attempt finds all that came.
@@ -362,8 +343,8 @@ impl Download<'_> {
         stream::iter(parts)
             .try_for_each_concurrent(PARTS_AT_ONCE, |(part, answer)| async move {
                 let _permit = match answer {
-                    Some(_) => self.parts.0.try_acquire().ok(),
-                    None => self.parts.0.acquire().await.ok(),
+                    Some(_) => self.parts.try_acquire().ok(),
+                    None => self.parts.acquire().await.ok(),
                 };
                 self.read_part(part, answer).await
             })

@@ -74,11 +74,11 @@ pub async fn open(dir: &Path, platform: Platform) -> Result<OciLayout, OpenError
 }
 
 impl OciLayout {
-    /// As [`open`], with a registry client of the caller's own.
+    /// As [`open`], with the given registry client.
     ///
     /// # Errors
     /// As [`open`].
-    pub async fn with_client(
+    async fn with_client(
         dir: &Path,
         platform: Platform,
         client: Client,

@@ -112,7 +112,7 @@ async fn a_wrong_password_is_unauthorized_and_says_by_whom() {
         .unwrap_err();
     assert_eq!(error.kind, FailureKind::Unauthorized);
     let expected = format!(
-        "{} answered 401 Unauthorized: incorrect username or password",
+        "{} returned 401 Unauthorized: incorrect username or password",
         service.host
     );
     assert_eq!(error.message, expected);

@@ -177,7 +177,7 @@ fn what_dockerd_20_10_says() {
     ];
     for (status, text, kind) in table {
         assert_eq!(kind_of(status, text), kind, "{text}");
-        let wrapped = without_reference(text, &image("127.0.0.1:25731/team/small:nope"));
+        let wrapped = without_image(text, &image("127.0.0.1:25731/team/small:nope"));
         assert_eq!(kind_of(status, &wrapped), kind, "{wrapped}");
     }
 }
@@ -493,7 +493,7 @@ fn what_dockerd_28_says_with_containerds_store() {
 #[track_caller]
 fn check_28(table: &[(Option<u16>, &str, FailureKind)]) {
     for (status, text, kind) in table {
-        let told = without_reference(text, &image("127.0.0.1:5000/team/app:1"));
+        let told = without_image(text, &image("127.0.0.1:5000/team/app:1"));
         assert_eq!(kind_of(*status, &told), *kind, "{text}");
     }
 }
@@ -575,7 +575,7 @@ fn names_and_registries_do_not_choose_the_kind() {
         ),
     ];
     for (name, status, text, kind) in table {
-        let text = without_reference(text, &image(name));
+        let text = without_image(text, &image(name));
         assert_eq!(kind_of(status, &text), kind, "{name}: {text}");
     }
 }
