@@ -1,18 +1,14 @@
 //! The keyring of a run: from the settings before anything is asked, and from what the cluster told of its pull secrets.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
-use tracing::warn;
 
 use crate::app::config::{self, ConfigError, CredentialSettings, settings};
-use crate::credentials::docker_config::DockerConfig;
+use crate::credentials::docker_config::ConfigFile;
 use crate::credentials::keyring::{self, Keyring, Private, PrivateError};
 use crate::credentials::provider::{Providers, TOKENS};
 use crate::discovery::workloads::ImageSecret;
 use crate::model::reference::Reference;
-use crate::model::text::{chain, sanitize};
+use crate::model::text::chain;
 
 /// Reads what the settings name.
 ///
@@ -36,16 +32,10 @@ pub(crate) fn keyring(settings: &CredentialSettings) -> Result<Keyring, ConfigEr
                 .map_err(|error| refused(&settings::CREDENTIAL_PROVIDER_CONFIG, file, &error))?,
         ),
     };
-    for provider in providers.iter().flat_map(Providers::dropped) {
-        warn!("credential provider ignored: {}", sanitize(provider));
-    }
     let docker_configs = match &settings.docker_configs {
         Some(files) => named(files)?,
-        None => usual(&settings.usual_docker_configs).into_iter().collect(),
+        None => vec![ConfigFile::first_of(settings.usual_docker_configs.clone())],
     };
-    for problem in docker_configs.iter().flat_map(DockerConfig::problems) {
-        warn!("{}", sanitize(problem));
-    }
     Ok(Keyring::new(keyring::Settings {
         private,
         docker_configs,
@@ -53,9 +43,9 @@ pub(crate) fn keyring(settings: &CredentialSettings) -> Result<Keyring, ConfigEr
     }))
 }
 
-fn named(files: &[PathBuf]) -> Result<Vec<DockerConfig>, ConfigError> {
+fn named(files: &[PathBuf]) -> Result<Vec<ConfigFile>, ConfigError> {
     let setting = &settings::REGISTRY_CONFIG;
-    let read = |file: &PathBuf| match DockerConfig::read(file) {
+    let read = |file: &PathBuf| match ConfigFile::named(file) {
         Ok(Some(config)) => Ok(config),
         Ok(None) => {
             let file = file.to_string_lossy();
@@ -72,52 +62,14 @@ fn named(files: &[PathBuf]) -> Result<Vec<DockerConfig>, ConfigError> {
     files.iter().map(read).collect()
 }
 
-/// The first of the usual files that exists.
-fn usual(files: &[PathBuf]) -> Option<DockerConfig> {
-    files
-        .iter()
-        .find_map(|file| match DockerConfig::read(file) {
-            Ok(config) => config,
-            Err(error) => {
-                warn!("{}", sanitize(&chain(&error)));
-                None
-            }
-        })
-}
-
 fn refused(setting: &config::Setting, file: &Path, error: &dyn std::error::Error) -> ConfigError {
     setting.refuse(&file.to_string_lossy(), &chain(error))
 }
 
-/// Adds the cluster's pull secrets, each for the images of the workloads that name it and for no other.
+/// Sets the cluster's pull secrets, each for the images of the workloads that name it and for no other, in place of those before.
 pub(crate) fn add_pull_secrets(keyring: &mut Keyring, secrets: Vec<ImageSecret>) {
-    // One secret serves many images: it is read once, and told of once if it is broken.
-    let mut read: HashMap<Arc<str>, Option<Arc<DockerConfig>>> = HashMap::new();
-    for secret in secrets {
-        let Ok(image) = Reference::of(&secret.image) else {
-            continue;
-        };
-        let config = read.entry(Arc::clone(&secret.name)).or_insert_with(|| {
-            let json = secret.config.json.expose().as_bytes();
-            let parsed = match secret.config.legacy {
-                true => DockerConfig::parse_legacy(&secret.name, json),
-                false => DockerConfig::parse(&secret.name, json),
-            };
-            match parsed {
-                Ok(config) => {
-                    for problem in config.problems() {
-                        warn!("{}", sanitize(problem));
-                    }
-                    Some(Arc::new(config))
-                }
-                Err(error) => {
-                    warn!("{}", sanitize(&chain(&error)));
-                    None
-                }
-            }
-        });
-        if let Some(config) = config {
-            keyring.scope(image.normalized().to_owned(), Arc::clone(config));
-        }
-    }
+    keyring.set_scoped(secrets.into_iter().filter_map(|secret| {
+        let image = Reference::of(&secret.image).ok()?;
+        Some((image.normalized().to_owned(), secret.config))
+    }));
 }

@@ -17,7 +17,9 @@ use crate::credentials::secret::{Credential, Login, Secret};
 use crate::model::reference::Reference;
 use crate::model::text::excerpt;
 
+mod files;
 mod helper;
+pub use files::ConfigFile;
 use helper::Helpers;
 
 /// Longest file that is read, in bytes: what Kubernetes takes for a secret.

@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 pub struct Secret(String);
 
 impl Secret {
-    /// LayerStorage a text from being shown.
+    /// Keeps a text from being shown.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }

@@ -14,7 +14,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::credentials::keyring::{Keyring, SOURCE_PAUSE};
+use crate::credentials::keyring::{self, Found, Keyring, SOURCE_PAUSE};
 use crate::credentials::secret::Credential;
 use crate::model::failure::FailureKind;
 use crate::model::outcome::Reason;
@@ -417,7 +417,7 @@ impl<S: ImageService, O: Fn(Event<'_>) + Sync> Run<'_, S, O> {
             progress: Arc::clone(&progress),
         });
         let limit = self.options.pull_timeout;
-        let pull = self.with_each_credential(reference, &progress);
+        let pull = self.pull(reference, &progress);
         let result = match tokio::time::timeout(limit, pull).await {
             Ok(result) => result,
             Err(_) => Err(RuntimeError::new(
@@ -431,27 +431,42 @@ impl<S: ImageService, O: Fn(Event<'_>) + Sync> Run<'_, S, O> {
         Attempt::Ended(attempt, result)
     }
 
-    async fn with_each_credential(
+    /// Makes one attempt: pulls with each credential for the image in turn, anonymously last, until one is let in.
+    async fn pull(
         &self,
         reference: &Reference,
         progress: &Progress,
     ) -> Result<Pulled, RuntimeError> {
-        let pull = async |credential: Option<&Credential>| {
-            self.service.pull(reference, credential, progress).await
-        };
-        let kind = |error: &RuntimeError| error.kind;
-        let pulled = self
-            .keyring
-            .with_each_until(reference, kind, || progress.came(), pull);
-        pulled.await.map_err(|refused| {
-            let pause = refused.source_failed.then_some(SOURCE_PAUSE);
-            RuntimeError {
-                message: refused.error.message.clone() + &refused.tried,
-                retry_after: refused.error.retry_after.max(pause),
-                source_failed: refused.source_failed,
-                ..refused.error
+        let found = self.keyring.lookup(reference).await;
+        let mut credentials = found.credentials.iter();
+        let mut refusal = None;
+        loop {
+            let credential = credentials.next();
+            let pulled = self.service.pull(reference, credential, progress).await;
+            let error = match pulled {
+                Ok(stored) => return Ok((stored, credential.cloned())),
+                Err(error) => error,
+            };
+            if progress.came() || !keyring::is_refusal(error.kind) {
+                return Err(error);
             }
-        })
+            let error = keyring::more_telling(refusal, error, |error| error.kind);
+            if credential.is_none() {
+                return Err(refused(error, &found));
+            }
+            refusal = Some(error);
+        }
+    }
+}
+
+/// The error of a pull that no credential was let in for.
+fn refused(error: RuntimeError, found: &Found) -> RuntimeError {
+    let pause = found.is_incomplete.then_some(SOURCE_PAUSE);
+    RuntimeError {
+        message: error.message + &found.tried(),
+        retry_after: error.retry_after.max(pause),
+        source_failed: found.is_incomplete,
+        ..error
     }
 }
 

@@ -104,6 +104,11 @@ impl Account {
         Ok(account)
     }
 
+    /// What [`Account::parse`] reads below the volume's directory.
+    pub(super) fn files(directory: &Path) -> [PathBuf; 2] {
+        [directory.to_owned(), directory.join(ANNOTATIONS)]
+    }
+
     /// The token of now, since the kubelet renews it; none where there is none for the audience.
     pub(super) fn token(&self) -> Option<Secret> {
         let files = fs::read_dir(&self.directory).ok()?;

@@ -132,7 +132,8 @@ fn at(path: &Path, what: &(impl ToString + ?Sized)) -> ProviderConfigError {
     }
 }
 
-fn files(config: &Path) -> Result<Vec<PathBuf>, ProviderConfigError> {
+/// The files of a configuration: itself, or those of the directory that it is, by name.
+pub(super) fn files(config: &Path) -> Result<Vec<PathBuf>, ProviderConfigError> {
     if !fs::metadata(config).map_err(|e| at(config, &e))?.is_dir() {
         return Ok(vec![config.to_owned()]);
     }

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::*;
+use crate::credentials::file_watch::CHECK_INTERVAL;
 use crate::credentials::program::tests::script;
 use crate::credentials::secret::Login;
 
@@ -189,7 +190,8 @@ async fn one_that_fails_hangs_or_answers_garbage_leaves_the_others() {
     ];
     let plugins: Vec<(&str, &str)> = scripts.iter().map(|(n, b, _)| (*n, b.as_str())).collect();
     let mut providers = providers(dir.path(), &plugins);
-    providers.providers[1].limit = Duration::from_millis(300);
+    let state = providers.state.get_mut().unwrap();
+    Arc::get_mut(&mut state.providers).unwrap()[1].limit = Duration::from_millis(300);
     let found = providers.lookup(&image("r.example/x")).await;
     assert_eq!(passwords(&found), ["p"]);
     let wanted: Vec<String> = scripts[..9]
@@ -213,4 +215,58 @@ async fn a_malformed_key_of_an_answer_does_not_lose_the_others() {
         found.problems[0]
             .starts_with("credential provider p, in its answer: the registry is malformed")
     );
+}
+
+/// The sources of the credentials for an image of `r.example`, after the interval of checks.
+async fn sources(providers: &Providers) -> Vec<String> {
+    tokio::time::sleep(CHECK_INTERVAL).await;
+    let found = providers.lookup(&image("r.example/x")).await;
+    assert!(found.problems.is_empty(), "{:?}", found.problems);
+    let credentials = found.credentials.iter();
+    credentials.map(|c| c.source.to_string()).collect()
+}
+
+const ONE: &str = r#""cacheKeyType":"Image","auth":{"r.example":{"username":"u","password":"p"}}"#;
+
+#[tokio::test]
+async fn changed_configuration_is_read_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let providers = providers(dir.path(), &[("old", &noting(ONE))]);
+    assert_eq!(sources(&providers).await, ["credential provider old"]);
+    let config = dir.path().join("config.yaml");
+    let yaml = fs::read_to_string(&config).unwrap();
+    fs::write(&config, yaml.replace("name: old", "name: new")).unwrap();
+    // Its program comes later: until then the previous configuration holds.
+    assert_eq!(sources(&providers).await, ["credential provider old"]);
+    script(dir.path(), "new", &noting(ONE));
+    assert_eq!(sources(&providers).await, ["credential provider new"]);
+}
+
+#[tokio::test]
+async fn broken_configuration_keeps_previous_providers() {
+    let dir = tempfile::tempdir().unwrap();
+    let providers = providers(dir.path(), &[("p", &noting(ONE))]);
+    let config = dir.path().join("config.yaml");
+    for broken in ["", "hunter2: [", "kind: Pod"] {
+        fs::write(&config, broken).unwrap();
+        assert_eq!(sources(&providers).await, ["credential provider p"]);
+    }
+    fs::remove_file(&config).unwrap();
+    assert_eq!(sources(&providers).await, ["credential provider p"]);
+    let made = std::process::Command::new("mkfifo").arg(&config).status();
+    assert!(made.unwrap().success());
+    assert_eq!(sources(&providers).await, ["credential provider p"]);
+}
+
+#[tokio::test]
+async fn unchanged_configuration_keeps_its_cache() {
+    let dir = tempfile::tempdir().unwrap();
+    let providers = providers(dir.path(), &[("p", &noting(ONE))]);
+    for _ in 0..2 {
+        // The plugin's own notes change the directory of programs once.
+        assert_eq!(sources(&providers).await, ["credential provider p"]);
+    }
+    let before = runs(dir.path());
+    assert_eq!(sources(&providers).await, ["credential provider p"]);
+    assert_eq!(runs(dir.path()), before);
 }

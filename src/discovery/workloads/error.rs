@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::node::NodeError;
 use super::pull_secrets::SecretError;
+use crate::credentials::docker_config::ConfigFileError;
 use crate::kube_api::error::{ListError, colon};
 use crate::model::candidate::Workload;
 use crate::model::workload_kind::WorkloadKind;
@@ -85,6 +86,12 @@ pub enum Warning {
         /// Why. Part of the message already: a warning is one line.
         error: SecretError,
     },
+    /// A Secret whose content is no docker configuration.
+    #[error(transparent)]
+    PullSecretContent(ConfigFileError),
+    /// An entry of a Secret's docker configuration that cannot be used.
+    #[error("{0}")]
+    PullSecretEntry(String),
     /// Others were not read after the API server went away, or refused the program altogether.
     #[error("{0} other pull secrets or service accounts were not read")]
     PullSecretsNotAsked(usize),

@@ -29,7 +29,7 @@ mod sightings;
 
 pub use error::{DiscoverError, Scope, Warning};
 pub use node::NodeError;
-pub use pull_secrets::{ImageSecret, SecretConfig, SecretError};
+pub use pull_secrets::{ImageSecret, SecretError};
 
 #[cfg(any(test, fuzzing))]
 mod fuzz;

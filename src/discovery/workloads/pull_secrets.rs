@@ -1,7 +1,7 @@
 //! Reads the pull secrets of the workloads that were found: each by its own name, with `get`, never a list.
 //!
-//! What a Secret holds is handed on as it is, in a type that cannot print it; it is not looked into here. Nothing that a
-//! decoder says of a Secret is shown, because decoders quote.
+//! A Secret is handed on parsed, in types that cannot print a credential. Nothing that a decoder says of a Secret is shown,
+//! because decoders quote.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -16,35 +16,44 @@ use super::Discovery;
 use super::object::{Name, SecretNames, or_default};
 use super::pulls::{MAX_NAMED, Means, Pulls};
 use super::strings::Strings;
+use crate::credentials::docker_config::{ConfigFileError, DockerConfig};
 use crate::credentials::secret::Secret;
 use crate::discovery::workloads::error::Warning;
 use crate::kube_api::connect::Cluster;
 use crate::kube_api::error::ListError;
 use crate::kube_api::get::{self, GetFault};
+use crate::model::text::sanitize;
 
 /// Requests under way at once. Every node asks, so each asks modestly.
 const AT_ONCE: usize = 4;
-/// The most bytes of secrets that are kept; one may have a mebibyte, and a cluster's together take some hundred kilobytes.
-const MAX_KEPT: usize = 16 << 20;
+/// The most bytes of secrets that are used; one may have a mebibyte, and a cluster's together take some hundred kilobytes.
+const MAX_READ: usize = 16 << 20;
 
 /// That an image may be pulled with a secret, since a workload that uses the image names it.
 #[derive(Debug, Clone)]
 pub struct ImageSecret {
     /// The image as the workload's template names it: the [`image`](crate::model::candidate::Candidate::image) of a candidate.
     pub image: Arc<str>,
-    /// Where the secret lies, for people: `Secret shop/registry`.
-    pub name: Arc<str>,
-    /// What it holds.
-    pub config: Arc<SecretConfig>,
+    /// The secret's credentials, under its name for people: `Secret shop/registry`.
+    pub config: Arc<DockerConfig>,
 }
 
-/// A docker configuration that a Secret holds, not looked into.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SecretConfig {
-    /// Whether it is of the older kind (`kubernetes.io/dockercfg`), which has the registries at its top.
-    pub legacy: bool,
+/// A docker configuration as a Secret holds it.
+struct SecretConfig {
+    /// True if it is of the older kind (`kubernetes.io/dockercfg`), which has the registries at its top.
+    is_legacy: bool,
     /// The JSON text.
-    pub json: Secret,
+    json: Secret,
+}
+
+impl SecretConfig {
+    fn parse(&self, name: &str) -> Result<DockerConfig, ConfigFileError> {
+        let json = self.json.expose().as_bytes();
+        match self.is_legacy {
+            true => DockerConfig::parse_legacy(name, json),
+            false => DockerConfig::parse(name, json),
+        }
+    }
 }
 
 /// Why a Secret or a ServiceAccount is of no use, in words that quote nothing from it.
@@ -122,11 +131,6 @@ pub(super) async fn add(cluster: &Cluster, mut pulls: Pulls, gone: bool, into: &
     let read = configs.iter().flatten().count();
     tracing::debug!(read, named = configs.len(), "read the pull secrets");
 
-    let names: Vec<Arc<str>> = pulls
-        .secrets
-        .iter()
-        .map(|name| format!("{} {name}", SECRET.kind).into())
-        .collect();
     // Sets of several workloads may overlap.
     let mut known = HashSet::new();
     for (image, means) in pulls.uses {
@@ -140,7 +144,6 @@ pub(super) async fn add(cluster: &Cluster, mut pulls: Pulls, gone: bool, into: &
             {
                 into.pull_secrets.push(ImageSecret {
                     image: Arc::clone(&into.candidates[image as usize].image),
-                    name: Arc::clone(&names[secret as usize]),
                     config: Arc::clone(config),
                 });
             }
@@ -179,26 +182,48 @@ impl Reader<'_> {
         secrets
     }
 
-    /// What each secret holds, in the secrets' order; `None` for one that is of no use.
-    async fn secrets(&mut self, secrets: &Strings) -> Vec<Option<Arc<SecretConfig>>> {
-        let mut kept = 0;
-        let mut keep = |config: SecretConfig| {
-            kept += config.json.expose().len();
-            if kept > MAX_KEPT {
+    /// The credentials of each secret, in the secrets' order; `None` for one that is of no use.
+    async fn secrets(&mut self, secrets: &Strings) -> Vec<Option<Arc<DockerConfig>>> {
+        let mut read = 0;
+        let mut bounded = |config: SecretConfig| {
+            read += config.json.expose().len();
+            if read > MAX_READ {
                 return Err(SecretError::TooMuch);
             }
-            Ok(Arc::new(config))
+            Ok(config)
         };
-        let configs: Vec<_> = futures_util::stream::iter(secrets.iter())
+        let answers: Vec<_> = futures_util::stream::iter(secrets.iter())
             .map(|name| self.ask(SECRET, name, config))
             .buffered(AT_ONCE)
-            .map(|answer| answer.and_then(&mut keep))
+            .map(|answer| answer.and_then(&mut bounded))
             .collect()
             .await;
-        let pairs = secrets.iter().zip(configs);
+        let pairs = secrets.iter().zip(answers);
         pairs
-            .map(|(name, config)| config.map_err(|error| self.fault(SECRET, name, error)).ok())
+            .map(|(name, answer)| match answer {
+                Ok(config) => self.parsed(name, &config),
+                Err(error) => {
+                    self.fault(SECRET, name, error);
+                    None
+                }
+            })
             .collect()
+    }
+
+    /// The credentials of a secret. What is wrong with single entries is a warning, and the others are used.
+    fn parsed(&mut self, name: &str, config: &SecretConfig) -> Option<Arc<DockerConfig>> {
+        match config.parse(&format!("{} {name}", SECRET.kind)) {
+            Ok(config) => {
+                for problem in config.problems() {
+                    self.warn(Warning::PullSecretEntry(sanitize(problem)));
+                }
+                Some(Arc::new(config))
+            }
+            Err(error) => {
+                self.warn(Warning::PullSecretContent(error));
+                None
+            }
+        }
     }
 
     /// Asks for the object `namespace/name` and decodes it.
@@ -284,7 +309,7 @@ struct Data {
 
 fn config(bytes: &[u8]) -> Result<SecretConfig, SecretError> {
     let object: SecretObject = serde_json::from_slice(bytes).map_err(|_| SecretError::Garbage)?;
-    let (key, value, legacy) = match object.what.as_str() {
+    let (key, value, is_legacy) = match object.what.as_str() {
         "kubernetes.io/dockerconfigjson" => (".dockerconfigjson", object.data.config_json, false),
         "kubernetes.io/dockercfg" => (".dockercfg", object.data.legacy, true),
         _ => return Err(SecretError::WrongType),
@@ -296,7 +321,7 @@ fn config(bytes: &[u8]) -> Result<SecretConfig, SecretError> {
         .map_err(|_| SecretError::Broken(key))?;
     let json = String::from_utf8(value).map_err(|_| SecretError::Broken(key))?;
     Ok(SecretConfig {
-        legacy,
+        is_legacy,
         json: Secret::new(json),
     })
 }

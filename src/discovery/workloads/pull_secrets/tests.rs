@@ -60,7 +60,7 @@ async fn found(server: &Server, pull_secrets: bool) -> (Vec<String>, Vec<String>
     let warnings = found.warnings.iter().map(ToString::to_string);
     (
         pairs
-            .map(|pair| format!("{} < {}", pair.image, pair.name))
+            .map(|pair| format!("{} < {}", pair.image, pair.config.name()))
             .collect(),
         warnings.collect(),
     )
@@ -258,7 +258,35 @@ fn the_text_is_handed_on_as_it_is() {
     };
     let new = of("dockerconfigjson", ".dockerconfigjson");
     let old = of("dockercfg", ".dockercfg");
-    assert!(!new.legacy && old.legacy);
+    assert!(!new.is_legacy && old.is_legacy);
     assert_eq!(new.json.expose(), VALUE);
     assert_eq!(old.json.expose(), VALUE);
+}
+
+#[tokio::test]
+async fn broken_content_is_told_without_its_values() {
+    let server = Server::start(|_, path| match path {
+        LIST => deployments(&[
+            ("a", "x", &named("json")),
+            ("a", "y", &named("entry")),
+            ("a", "z", &named("good")),
+        ]),
+        "/api/v1/namespaces/a/secrets/json" => {
+            secret("dockerconfigjson", ".dockerconfigjson", "{s3cr3t")
+        }
+        "/api/v1/namespaces/a/secrets/entry" => secret(
+            "dockerconfigjson",
+            ".dockerconfigjson",
+            r#"{"auths":{"r.example":{"auth":"s3cr3t!"},"s.example":{"auth":"dTpw"}}}"#,
+        ),
+        _ => good(),
+    })
+    .await;
+    let (pairs, warnings) = found(&server, true).await;
+    assert_eq!(pairs, ["y < Secret a/entry", "z < Secret a/good"]);
+    let expected = [
+        "Secret a/json is not JSON (line 1, column 2)",
+        r#"Secret a/entry, entry r.example: in "auth", it is not base64"#,
+    ];
+    assert_eq!(warnings, expected);
 }
