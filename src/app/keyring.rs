@@ -67,7 +67,7 @@ fn refused(setting: &config::Setting, file: &Path, error: &dyn std::error::Error
 }
 
 /// Sets the cluster's pull secrets, each for the images of the workloads that name it and for no other, in place of those before.
-pub(crate) fn add_pull_secrets(keyring: &mut Keyring, secrets: Vec<ImageSecret>) {
+pub(crate) fn set_pull_secrets(keyring: &mut Keyring, secrets: Vec<ImageSecret>) {
     keyring.set_scoped(secrets.into_iter().filter_map(|secret| {
         let image = Reference::of(&secret.image).ok()?;
         Some((image.normalized().to_owned(), secret.config))

@@ -7,7 +7,7 @@ use tracing::warn;
 use super::run::open;
 use super::{Exit, args, outcome};
 use crate::app::config::{self, Output};
-use crate::app::shutdown::Signals;
+use crate::app::shutdown::{GRACE, Shutdown};
 use crate::app::{keyring, node_run, telemetry};
 use crate::credentials::keyring::Keyring;
 use crate::planning::registry_probe::RegistryProbe;
@@ -40,7 +40,8 @@ pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
         sources.cluster.pull_secrets = false;
     }
     node_run::block_on(async {
-        let signals = Signals::listen().context("failed to listen for signals")?;
+        let shutdown = Shutdown::on_signal(Some(GRACE)).context(node_run::NO_SIGNALS)?;
+        let end = shutdown.or_deadline(None);
         let prepare = async {
             let runtime = match node_run::find_runtime(&settings).await {
                 Ok(runtime) => Some(runtime),
@@ -54,7 +55,7 @@ pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
             let platform = node_run::platform(&settings, source.node());
             let runtime = runtime.map(|runtime| runtime.for_platform(&platform));
             let found = source.find().await.context(node_run::NO_CANDIDATES)?;
-            keyring::add_pull_secrets(&mut keyring, found.pull_secrets);
+            keyring::set_pull_secrets(&mut keyring, found.pull_secrets);
             let probe = RegistryProbe::new(&keyring, platform, QUESTIONS);
             let selection = node_run::select(found.candidates, &policy, runtime.as_ref());
             let plan = node_run::plan(
@@ -63,15 +64,12 @@ pub(super) fn main(matches: &ArgMatches) -> Result<Exit> {
                 questions,
                 &probe,
                 found.sizes,
-                node_run::End {
-                    deadline: None,
-                    stop: None,
-                },
+                end,
             );
             let plan = plan.await?;
             anyhow::Ok((runtime, plan, probe.requests()))
         };
-        let (runtime, plan, requests) = signals.or(Box::pin(prepare)).await??;
+        let (runtime, plan, requests) = end.before(Box::pin(prepare)).await??;
         let outline = PlanReport {
             plan: &plan,
             runtime: runtime.as_ref().map(ImageService::info),
