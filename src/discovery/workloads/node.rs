@@ -9,12 +9,13 @@ use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 
-use super::object::{Facts, is_subdomain};
+use super::object::Facts;
 use super::scheduling::{NodeObject, RuntimeClass, Scheduling, requirements};
 use crate::discovery::workloads::error::{DiscoverError, Warning};
 use crate::kube_api::connect::Cluster;
 use crate::kube_api::error::ListError;
 use crate::kube_api::get::{self, GetFault};
+use crate::model::dns_name::is_subdomain;
 use crate::model::node_facts::NodeFacts;
 use crate::model::workload_kind::WorkloadKind;
 use crate::planning::node_match;

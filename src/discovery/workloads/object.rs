@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::scheduling::{Affinity, PodOs, Resources, Toleration};
 use crate::kube_api::decode::Element;
+use crate::model::dns_name::is_subdomain;
 use crate::model::workload_kind::WorkloadKind;
 
 /// The longest image reference that is kept. A registry's own limits end far below.
@@ -410,6 +411,7 @@ impl<'de> Visitor<'de> for SecretNamesVisitor {
         let mut found = SecretNames::default();
         while let Some(reference) = seq.next_element::<LocalObjectReference>()? {
             found.listed = true;
+            // Nothing else comes into the path of a request.
             if let Some(name) = reference.name.0
                 && is_subdomain(&name)
                 && found.names.len() < MAX_PULL_SECRETS
@@ -426,17 +428,6 @@ impl<'de> Visitor<'de> for SecretNamesVisitor {
 struct LocalObjectReference {
     #[serde(default, deserialize_with = "or_default")]
     name: Name,
-}
-
-/// Whether a text is a DNS subdomain (RFC 1123) in lower case, as the names of Secrets and ServiceAccounts are. Nothing
-/// else comes into the path of a request for one.
-pub(super) fn is_subdomain(text: &str) -> bool {
-    let is_label = |label: &str| {
-        let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        let ends_well = !label.starts_with('-') && !label.ends_with('-');
-        !label.is_empty() && ends_well && label.bytes().all(inner)
-    };
-    text.len() <= MAX_NAME && text.split('.').all(is_label)
 }
 
 /// An image as a template names it.

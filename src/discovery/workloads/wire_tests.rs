@@ -56,7 +56,7 @@ impl Server {
         config.default_namespace = "own".to_owned();
         let mut cluster = Cluster::from_config(config).unwrap();
         cluster.patience.idle = Duration::from_secs(1);
-        cluster.patience.backoff = Duration::from_millis(10);
+        cluster.patience.pace = 0.01;
         cluster.patience.longest_pause = Duration::from_secs(2);
         Self {
             cluster,
@@ -551,4 +551,16 @@ async fn dropping_the_future_ends_the_request_and_the_decoder() {
     let ended = tokio::time::timeout(Duration::from_millis(100), asked).await;
     assert!(ended.is_err());
     // A decoder that went on would hold up the runtime's end; a test that hangs here is the failure.
+}
+
+#[tokio::test]
+async fn client_serves_other_requests() {
+    let server = Server::start(|_, _| refuse(200, r#"{"major":"1"}"#)).await;
+    let client = server.cluster.client().clone();
+    let request = http::Request::get("/version").body(Vec::new()).unwrap();
+    assert_eq!(
+        client.request_text(request).await.unwrap(),
+        r#"{"major":"1"}"#
+    );
+    assert_eq!(server.paths(), ["/version"]);
 }
