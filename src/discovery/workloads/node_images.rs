@@ -4,7 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Deserializer};
 
-use super::object::{Image, or_default};
+use super::name::or_default;
+use super::object::Image;
 use super::scheduling::NodeInfo;
 use crate::kube_api::connect::Cluster;
 use crate::kube_api::decode::Element;

@@ -12,13 +12,12 @@ use base64::engine::general_purpose::STANDARD;
 use futures_util::StreamExt;
 use serde::Deserialize;
 
-use super::Discovery;
-use super::object::{Name, SecretNames, or_default};
+use super::name::{Name, or_default};
+use super::object::SecretNames;
 use super::pulls::{MAX_NAMED, Means, Pulls};
 use super::strings::Strings;
 use crate::credentials::docker_config::{ConfigFileError, DockerConfig};
 use crate::credentials::secret::Secret;
-use crate::discovery::workloads::error::Warning;
 use crate::kube_api::connect::Cluster;
 use crate::kube_api::error::ListError;
 use crate::kube_api::get::{self, GetFault};
@@ -94,6 +93,33 @@ pub enum SecretError {
     NotAsked,
 }
 
+/// What could not be found out of the pull secrets, while the rest was.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretWarning {
+    /// A Secret, or the ServiceAccount that names some, that is of no use.
+    #[error("{kind} {name}: {error}")]
+    Unread {
+        /// `Secret` or `ServiceAccount`.
+        kind: &'static str,
+        /// Its namespace and name, `shop/registry`.
+        name: String,
+        /// Why. Part of the message already: a warning is one line.
+        error: SecretError,
+    },
+    /// A Secret whose content is no docker configuration.
+    #[error(transparent)]
+    Content(ConfigFileError),
+    /// An entry of a Secret's docker configuration that cannot be used.
+    #[error("{0}")]
+    Entry(String),
+    /// Others were not read after the API server went away, or refused the program altogether.
+    #[error("{0} other pull secrets or service accounts were not read")]
+    NotAsked(usize),
+    /// More different pull secrets than anybody has.
+    #[error("the workloads name more than {0} pull secrets: the others were left out")]
+    TooMany(usize),
+}
+
 /// What is read, in the words of the API.
 #[derive(Clone, Copy)]
 struct Resource {
@@ -110,27 +136,28 @@ const ACCOUNT: Resource = Resource {
     plural: "serviceaccounts",
 };
 
-/// Reads the secrets, and adds them, and what is wrong with them, to what was found. `gone` says that the API server
-/// does not answer any more, so that nothing is asked.
-pub(super) async fn add(cluster: &Cluster, mut pulls: Pulls, gone: bool, into: &mut Discovery) {
+/// Reads the secrets: those of each image, as the accumulator numbers them, and what is wrong with some. `gone` says that the API
+/// server does not answer any more, so that nothing is asked.
+pub(super) async fn read(cluster: &Cluster, mut pulls: Pulls, gone: bool) -> PullSecrets {
     let mut reader = Reader {
         cluster,
         stopped: AtomicBool::new(gone),
         not_asked: 0,
-        warnings: &mut into.warnings,
+        warnings: Vec::new(),
     };
     let accounts = reader.accounts(&mut pulls).await;
     let configs = reader.secrets(&pulls.secrets).await;
     if pulls.overflown {
-        reader.warn(Warning::TooManyPullSecrets(MAX_NAMED));
+        reader.warn(SecretWarning::TooMany(MAX_NAMED));
     }
     if reader.not_asked > 0 {
         let not_asked = reader.not_asked;
-        reader.warn(Warning::PullSecretsNotAsked(not_asked));
+        reader.warn(SecretWarning::NotAsked(not_asked));
     }
     let read = configs.iter().flatten().count();
     tracing::debug!(read, named = configs.len(), "read the pull secrets");
 
+    let mut of_images = Vec::new();
     // Sets of several workloads may overlap.
     let mut known = HashSet::new();
     for (image, means) in pulls.uses {
@@ -142,13 +169,22 @@ pub(super) async fn add(cluster: &Cluster, mut pulls: Pulls, gone: bool, into: &
             if let Some(config) = &configs[secret as usize]
                 && known.insert((image, secret))
             {
-                into.pull_secrets.push(ImageSecret {
-                    image: Arc::clone(&into.candidates[image as usize].image),
-                    config: Arc::clone(config),
-                });
+                of_images.push((image, Arc::clone(config)));
             }
         }
     }
+    PullSecrets {
+        of_images,
+        warnings: reader.warnings,
+    }
+}
+
+/// The secrets that were read.
+pub(super) struct PullSecrets {
+    /// Pairs of an image, as the accumulator numbers them, and the credentials of one of its secrets.
+    pub(super) of_images: Vec<(u32, Arc<DockerConfig>)>,
+    /// What could not be found out. Logged already.
+    pub(super) warnings: Vec<SecretWarning>,
 }
 
 struct Reader<'a> {
@@ -156,7 +192,7 @@ struct Reader<'a> {
     /// Nothing more is to be asked.
     stopped: AtomicBool,
     not_asked: usize,
-    warnings: &'a mut Vec<Warning>,
+    warnings: Vec<SecretWarning>,
 }
 
 impl Reader<'_> {
@@ -215,12 +251,12 @@ impl Reader<'_> {
         match config.parse(&format!("{} {name}", SECRET.kind)) {
             Ok(config) => {
                 for problem in config.problems() {
-                    self.warn(Warning::PullSecretEntry(sanitize(problem)));
+                    self.warn(SecretWarning::Entry(sanitize(problem)));
                 }
                 Some(Arc::new(config))
             }
             Err(error) => {
-                self.warn(Warning::PullSecretContent(error));
+                self.warn(SecretWarning::Content(error));
                 None
             }
         }
@@ -264,14 +300,14 @@ impl Reader<'_> {
             self.not_asked += 1;
             return;
         }
-        self.warn(Warning::PullSecret {
+        self.warn(SecretWarning::Unread {
             kind: what.kind,
             name: name.to_owned(),
             error,
         });
     }
 
-    fn warn(&mut self, warning: Warning) {
+    fn warn(&mut self, warning: SecretWarning) {
         tracing::warn!("{warning}");
         self.warnings.push(warning);
     }
