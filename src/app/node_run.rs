@@ -36,7 +36,7 @@ use crate::runtime::detect::{FindError, Runtime, find};
 use crate::runtime::image_service::{ImageService, RuntimeError, RuntimeInfo};
 
 /// What an error of a source begins with.
-pub(crate) const NO_CANDIDATES: &str = "failed to find out which images to pull";
+pub(crate) const NO_CANDIDATES: &str = "failed to determine which images to pull";
 /// The error of a program that signals could not stop.
 pub(crate) const NO_SIGNALS: &str = "failed to listen for signals";
 /// How long a runtime may take to say that it is there.
@@ -86,7 +86,7 @@ pub(crate) async fn presence(runtime: &Runtime, selection: &Selection) -> Presen
             Err(error) => {
                 warn!(
                     image = image.as_written(),
-                    "failed to ask the runtime for the image: {}",
+                    "failed to look up the image in the runtime: {}",
                     sanitize(&error.message)
                 );
                 None
@@ -109,7 +109,7 @@ async fn usage(runtime: &Runtime) -> Result<Usage, RuntimeError> {
         }
         let jittered = wait.mul_f64(0.5 + fastrand::f64() / 2.0);
         warn!(
-            "failed to ask the runtime what its store holds, asking again in {}: {}",
+            "failed to get disk usage from the runtime, retrying in {}: {}",
             text::seconds(jittered),
             sanitize(&error.message)
         );
@@ -191,7 +191,7 @@ async fn moved(
         if let Moved::Unknown(unknown) = moved {
             warn!(
                 image = name,
-                "failed to find out whether the tag has moved: {}",
+                "failed to check whether the tag has moved: {}",
                 sanitize(&unknown.message)
             );
         }
@@ -208,14 +208,13 @@ async fn store_usage(runtime: Option<&Runtime>, questions: Questions) -> Result<
         Ok(usage) => Ok(usage),
         Err(error) if questions.store.disk_budget.is_none() => {
             warn!(
-                "failed to ask the runtime what its store holds: {}",
+                "failed to get disk usage from the runtime: {}",
                 sanitize(&error.message)
             );
             Ok(Usage::default())
         }
-        Err(error) => Err(error).context(
-            "failed to ask the runtime what its store holds, so --disk-budget cannot be kept",
-        ),
+        Err(error) => Err(error)
+            .context("failed to get disk usage from the runtime; cannot enforce --disk-budget"),
     }
 }
 
@@ -350,9 +349,7 @@ impl Run {
                 Some(interrupted @ Interrupted(_)) => Report {
                     runtime: found,
                     node: self.node.clone(),
-                    error: Some(format!(
-                        "{interrupted} before it was known which images there are"
-                    )),
+                    error: Some(format!("{interrupted} before images were discovered")),
                     images: Vec::new(),
                     elapsed: self.started.elapsed(),
                 },
@@ -466,7 +463,7 @@ async fn stagger(start: &StartSettings, node: Option<&NodeFacts>) -> Duration {
             text::seconds(age)
         ),
         Some(_) => info!("waiting {shown} for this node's turn (--stagger)"),
-        None => info!("waiting {shown} for this node's turn (--stagger); its age is not known"),
+        None => info!("waiting {shown} for this node's turn (--stagger); node age unknown"),
     }
     tokio::time::sleep(delay).await;
     delay

@@ -40,7 +40,7 @@ pub(crate) struct Interrupted(pub(crate) Interrupt);
 
 /// The deadline of a run passed before its images were known.
 #[derive(Debug, thiserror::Error)]
-#[error("the deadline of the run (--deadline) passed before it was known which images there are")]
+#[error("the deadline of the run (--deadline) passed before images were discovered")]
 pub(crate) struct DeadlinePassed;
 
 /// The request to stop, of which each clone knows. By default it never comes.

@@ -49,7 +49,7 @@ pub(crate) fn fuzz_answer(data: &[u8]) {
                 assert!(!format!("{entry:?}").is_empty());
             }
         }
-        Err(words) => assert!(words.starts_with("its answer")),
+        Err(words) => assert!(words.starts_with("the ")),
     }
 }
 
@@ -236,7 +236,7 @@ impl Provider {
                 request["serviceAccountAnnotations"] = serde_json::json!(account.annotations());
             }
             (Some(account), None) if account.is_required() => {
-                return Err("its service account token is gone".to_owned());
+                return Err("service account token not found".to_owned());
             }
             _ => {}
         }

@@ -126,7 +126,7 @@ impl<'a> RegistryProbe<'a> {
                 Ok(digest) if stored.known.contains(&digest) => Moved::No,
                 Ok(digest) => Moved::Yes(match &stored.digest {
                     Some(here) => format!("its tag has moved from {here} to {digest}"),
-                    None => format!("its tag stands for {digest}, which is not here"),
+                    None => format!("its tag resolves to {digest}, which is not present"),
                 }),
                 Err(unknown) => Moved::Unknown(unknown),
             };

@@ -120,7 +120,7 @@ pub async fn execute<S: ImageService>(
     let (kind, why) = match halt {
         Some(Halt::Deadline) => (
             FailureKind::Timeout,
-            "not done by the deadline of the run".to_owned(),
+            "not finished by the deadline of the run (--deadline)".to_owned(),
         ),
         Some(Halt::NoSpace(index)) => (
             FailureKind::NoSpace,
@@ -128,7 +128,7 @@ pub async fn execute<S: ImageService>(
         ),
         Some(Halt::Told) | None => (
             FailureKind::Other,
-            "the run was interrupted before the image was there".to_owned(),
+            "the run was interrupted before the image was pulled".to_owned(),
         ),
     };
     let unfinished = |(index, report): (usize, Option<ImageReport>)| {
@@ -305,7 +305,7 @@ impl<'a, S: ImageService, O: Fn(Event<'_>) + Sync> Run<'a, S, O> {
             message = report.message.clone().unwrap_or_default();
         }
         let image = &image.image;
-        format!("the run ended because there was no space left for {image}: {message}")
+        format!("the run ended: no space left for {image}: {message}")
     }
 
     fn finished(&self, index: usize, report: &ImageReport) {
@@ -394,14 +394,14 @@ impl<'a, S: ImageService, O: Fn(Event<'_>) + Sync> Run<'a, S, O> {
                     |size| size.map_err(|unknown| unknown.message),
                 )
             }
-            _ => Err("nobody was asked".to_owned()),
+            _ => Err("no registry was asked".to_owned()),
         };
         match asked {
             Ok(known) => {
                 let bytes = on_disk(&known, self.service.layer_storage());
                 format!("; the image needs about {} on disk", size(bytes))
             }
-            Err(why) => format!("; how much the image needs is not known: {why}"),
+            Err(why) => format!("; image size unknown: {why}"),
         }
     }
 
@@ -448,7 +448,7 @@ impl<'a, S: ImageService, O: Fn(Event<'_>) + Sync> Run<'a, S, O> {
             Err(_) => Err(RuntimeError::new(
                 FailureKind::Timeout,
                 format!(
-                    "not done within {} (--pull-timeout)",
+                    "not finished within {} (--pull-timeout)",
                     humantime::format_duration(limit)
                 ),
             )),

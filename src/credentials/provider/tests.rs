@@ -142,33 +142,29 @@ async fn one_that_fails_hangs_or_answers_garbage_leaves_the_others() {
         (
             "fails",
             "echo hunter2; echo no role >&2; exit 7".to_owned(),
-            "it ended with exit status: 7, saying: no role",
+            "exit status: 7, stderr: no role",
         ),
-        (
-            "hangs",
-            "sleep 1000".to_owned(),
-            "it did not answer within 300ms",
-        ),
+        ("hangs", "sleep 1000".to_owned(), "no response within 300ms"),
         (
             "garbage",
             "echo hunter2; echo odd >&2".to_owned(),
-            "its answer is not JSON, saying: odd",
+            "the response is not JSON, stderr: odd",
         ),
-        ("nothing", "exit 0".to_owned(), "its answer is not JSON"),
+        ("nothing", "exit 0".to_owned(), "the response is not JSON"),
         (
             "other",
             format!("echo '{other_version}'"),
-            "its answer has another apiVersion than it was asked in",
+            "the apiVersion of the response differs from that of the request",
         ),
         (
             "kind",
             r#"echo '{"kind":"Pod"}'"#.to_owned(),
-            "its answer is no CredentialProviderResponse",
+            "the response is not a CredentialProviderResponse",
         ),
         (
             "key",
             format!("echo '{}'", answer(r#""cacheKeyType":"hunter2""#)),
-            "its answer's cacheKeyType is none of Image, Registry and Global",
+            "the cacheKeyType of the response is not Image, Registry or Global",
         ),
         (
             "duration",
@@ -176,7 +172,7 @@ async fn one_that_fails_hangs_or_answers_garbage_leaves_the_others() {
                 "echo '{}'",
                 answer(r#""cacheKeyType":"Image","cacheDuration":"hunter2""#)
             ),
-            "its answer's cacheDuration is no duration such as 12h",
+            "the cacheDuration of the response is not a duration such as 12h",
         ),
         (
             "auth",
@@ -184,7 +180,7 @@ async fn one_that_fails_hangs_or_answers_garbage_leaves_the_others() {
                 "echo '{}'",
                 answer(r#""cacheKeyType":"Image","auth":"hunter2""#)
             ),
-            "its answer has a field that is not of the CredentialProviderResponse's form",
+            "the response has a malformed field",
         ),
         ("good", good, ""),
     ];
@@ -212,8 +208,7 @@ async fn a_malformed_key_of_an_answer_does_not_lose_the_others() {
     assert_eq!(passwords(&found), ["p"]);
     assert_eq!(found.problems.len(), 1);
     assert!(
-        found.problems[0]
-            .starts_with("credential provider p, in its answer: the registry is malformed")
+        found.problems[0].starts_with("credential provider p, response: the registry is malformed")
     );
 }
 

@@ -44,7 +44,7 @@ pub enum NodeError {
     #[error("it is larger than 1.5 MiB")]
     TooLarge,
     /// The answer is something else.
-    #[error("the API server's answer cannot be read as one")]
+    #[error("unexpected response from the API server")]
     Garbage,
     /// One of more than anybody has.
     #[error("not read: the workloads name more than 100 RuntimeClasses")]
@@ -55,7 +55,7 @@ pub enum NodeError {
 #[derive(Debug, thiserror::Error)]
 pub enum NodeWarning {
     /// The node could not be read, so nothing is known to be of no use on it.
-    #[error("node {name}: {error}; no workload is left out for where it can run")]
+    #[error("node {name}: {error}; node filtering disabled")]
     Node {
         /// Its name.
         name: String,
@@ -63,7 +63,7 @@ pub enum NodeWarning {
         error: NodeError,
     },
     /// A RuntimeClass that some template names is of no use.
-    #[error("RuntimeClass {name}: {error}; its workloads are judged as if they had none")]
+    #[error("RuntimeClass {name}: {error}; ignored for node filtering")]
     RuntimeClass {
         /// Its name.
         name: String,

@@ -77,16 +77,16 @@ pub enum SecretError {
     #[error("left out: the pull secrets together are larger than 16 MiB")]
     TooMuch,
     /// The answer is something else.
-    #[error("the API server's answer cannot be read as one")]
+    #[error("unexpected response from the API server")]
     Garbage,
     /// A Secret of another use.
-    #[error("its type is neither kubernetes.io/dockerconfigjson nor kubernetes.io/dockercfg")]
+    #[error("unsupported type, expected kubernetes.io/dockerconfigjson or kubernetes.io/dockercfg")]
     WrongType,
     /// It lacks the one key that counts.
-    #[error("it has no value for the key {0}")]
+    #[error("the key {0} has no value")]
     NoValue(&'static str),
     /// The value is no text in base64.
-    #[error("its value for the key {0} is broken")]
+    #[error("the value of the key {0} is malformed")]
     Broken(&'static str),
     /// The API server was not asked any more; counted, not told for each.
     #[error("not asked")]
