@@ -7,7 +7,7 @@ use crate::discovery::workloads::DiscoverError;
 use crate::discovery::{Found, Source, SourceError};
 
 /// The beginning of the errors of a source.
-const NO_CANDIDATES: &str = "failed to find out which images to pull";
+const NO_CANDIDATES: &str = "failed to determine which images to pull";
 
 /// The images file where it exists, else the cluster.
 ///

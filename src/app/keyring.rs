@@ -1,18 +1,14 @@
 //! The keyring of a run: from the settings before anything is asked, and from what the cluster told of its pull secrets.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
-use tracing::warn;
 
 use crate::app::settings::{CredentialSettings, SettingError};
-use crate::credentials::docker_config::DockerConfig;
+use crate::credentials::docker_config::ConfigFile;
 use crate::credentials::keyring::{self, Keyring, Private, PrivateError};
 use crate::credentials::provider::{Providers, TOKENS};
 use crate::discovery::workloads::ImageSecret;
 use crate::model::reference::Reference;
-use crate::model::text::{chain, sanitize};
+use crate::model::text::chain;
 
 /// Reads what the settings name.
 ///
@@ -36,16 +32,10 @@ pub(crate) fn keyring(settings: &CredentialSettings) -> Result<Keyring, SettingE
                 .map_err(|error| refused("credential-provider-config", file, &error))?,
         ),
     };
-    for provider in providers.iter().flat_map(Providers::dropped) {
-        warn!("credential provider ignored: {}", sanitize(provider));
-    }
     let docker_configs = match &settings.docker_configs {
         Some(files) => named(files)?,
-        None => usual(&settings.usual_docker_configs).into_iter().collect(),
+        None => vec![ConfigFile::first_of(settings.usual_docker_configs.clone())],
     };
-    for problem in docker_configs.iter().flat_map(DockerConfig::problems) {
-        warn!("{}", sanitize(problem));
-    }
     Ok(Keyring::new(keyring::Settings {
         private,
         docker_configs,
@@ -53,9 +43,9 @@ pub(crate) fn keyring(settings: &CredentialSettings) -> Result<Keyring, SettingE
     }))
 }
 
-fn named(files: &[PathBuf]) -> Result<Vec<DockerConfig>, SettingError> {
+fn named(files: &[PathBuf]) -> Result<Vec<ConfigFile>, SettingError> {
     let setting = "registry-config";
-    let read = |file: &PathBuf| match DockerConfig::read(file) {
+    let read = |file: &PathBuf| match ConfigFile::named(file) {
         Ok(Some(config)) => Ok(config),
         Ok(None) => {
             let file = file.to_string_lossy();
@@ -67,19 +57,6 @@ fn named(files: &[PathBuf]) -> Result<Vec<DockerConfig>, SettingError> {
         Err(error) => Err(refused(setting, file, &error)),
     };
     files.iter().map(read).collect()
-}
-
-/// The first of the usual files that exists.
-fn usual(files: &[PathBuf]) -> Option<DockerConfig> {
-    files
-        .iter()
-        .find_map(|file| match DockerConfig::read(file) {
-            Ok(config) => config,
-            Err(error) => {
-                warn!("{}", sanitize(&chain(&error)));
-                None
-            }
-        })
 }
 
 fn refused(setting: &str, file: &Path, error: &dyn std::error::Error) -> SettingError {
@@ -106,35 +83,10 @@ pub(crate) fn secret_refused() -> SettingError {
     )
 }
 
-/// Adds the cluster's pull secrets, each for the images of the workloads that name it and for no other.
-pub(crate) fn add_pull_secrets(keyring: &mut Keyring, secrets: Vec<ImageSecret>) {
-    // One secret serves many images: it is read once, and told of once if it is broken.
-    let mut read: HashMap<Arc<str>, Option<Arc<DockerConfig>>> = HashMap::new();
-    for secret in secrets {
-        let Ok(image) = Reference::of(&secret.image) else {
-            continue;
-        };
-        let config = read.entry(Arc::clone(&secret.name)).or_insert_with(|| {
-            let json = secret.config.json.expose().as_bytes();
-            let parsed = match secret.config.legacy {
-                true => DockerConfig::parse_legacy(&secret.name, json),
-                false => DockerConfig::parse(&secret.name, json),
-            };
-            match parsed {
-                Ok(config) => {
-                    for problem in config.problems() {
-                        warn!("{}", sanitize(problem));
-                    }
-                    Some(Arc::new(config))
-                }
-                Err(error) => {
-                    warn!("{}", sanitize(&chain(&error)));
-                    None
-                }
-            }
-        });
-        if let Some(config) = config {
-            keyring.scope(image.normalized().to_owned(), Arc::clone(config));
-        }
-    }
+/// Sets the cluster's pull secrets, each for the images of the workloads that name it and for no other, in place of those before.
+pub(crate) fn set_pull_secrets(keyring: &mut Keyring, secrets: Vec<ImageSecret>) {
+    keyring.set_scoped(secrets.into_iter().filter_map(|secret| {
+        let image = Reference::of(&secret.image).ok()?;
+        Some((image.normalized().to_owned(), secret.config))
+    }));
 }

@@ -10,7 +10,7 @@ use tracing::{debug, info, warn};
 use crate::app::candidates;
 use crate::app::keyring;
 use crate::app::settings::{PullSettings, RuntimeSettings, StartSettings, StoreSettings};
-use crate::app::shutdown::{Interrupt, Interrupted, Signals};
+use crate::app::shutdown::{End, GRACE, Interrupt, Interrupted, Shutdown};
 use crate::app::start_delay;
 use crate::credentials::keyring::Keyring;
 use crate::discovery::Source;
@@ -23,7 +23,9 @@ use crate::model::platform::Platform;
 use crate::model::reference::Reference;
 use crate::model::text::sanitize;
 use crate::planning::disk_budget::{DiskBudget, Tally};
-use crate::planning::plan::{self, Action, Facts, Moved, Plan, Policy, Presence, Selection};
+use crate::planning::plan::{
+    self, Action, Facts, Moved, Plan, Policy, Presence, Selection, Unknown,
+};
 use crate::planning::registry_probe::RegistryProbe;
 use crate::pulling::executor;
 use crate::report::progress::{Screen, Watch};
@@ -32,6 +34,8 @@ use crate::retry::polling::Polling;
 use crate::runtime::detect::{FindError, Runtime, find};
 use crate::runtime::image_service::{ImageService, RuntimeError, RuntimeInfo};
 
+/// The error of a program that signals could not stop.
+pub(crate) const NO_SIGNALS: &str = "failed to listen for signals";
 /// How long a runtime may take to say that it is there.
 const FIND_LIMIT: Duration = Duration::from_secs(5);
 /// Time limit for a runtime that is away while planning asks for its usage.
@@ -81,7 +85,7 @@ pub(crate) async fn presence(runtime: &Runtime, selection: &Selection) -> Presen
             Err(error) => {
                 warn!(
                     image = image.as_written(),
-                    "failed to ask the runtime for the image: {}",
+                    "failed to look up the image in the runtime: {}",
                     sanitize(&error.message)
                 );
                 None
@@ -96,7 +100,7 @@ async fn usage(runtime: &Runtime) -> Result<Usage, RuntimeError> {
     let is_away = |error: &RuntimeError| error.kind == FailureKind::Unavailable;
     let tell = |error: &RuntimeError, pause| {
         warn!(
-            "failed to ask the runtime what its store holds, asking again in {}: {}",
+            "failed to get disk usage from the runtime, retrying in {}: {}",
             text::seconds(pause),
             sanitize(&error.message)
         );
@@ -126,31 +130,6 @@ impl Questions {
     }
 }
 
-/// The limits of a run: its deadline, and the signal to stop.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct End<'a> {
-    pub(crate) deadline: Option<tokio::time::Instant>,
-    /// Cancelled when the run is told to stop.
-    pub(crate) stop: Option<&'a CancellationToken>,
-}
-
-impl End<'_> {
-    /// Waits for work; none where the end came first.
-    async fn before<T>(self, work: impl Future<Output = T>) -> Option<T> {
-        let stopped = async {
-            match self.stop {
-                Some(stop) => stop.cancelled().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            biased;
-            () = stopped => None,
-            done = by(self.deadline, work) => done.ok(),
-        }
-    }
-}
-
 /// Finds out about the selection what the questions are, first of the runtime, then of registries, and makes the plan.
 /// `sizes` are those that are known already.
 ///
@@ -164,7 +143,7 @@ pub(crate) async fn plan(
     runtime: Option<&Runtime>,
     questions: Questions,
     probe: &RegistryProbe<'_>,
-    mut sizes: HashMap<String, Size>,
+    sizes: HashMap<String, Size>,
     end: End<'_>,
 ) -> Result<Plan> {
     let mut facts = Facts::default();
@@ -173,65 +152,84 @@ pub(crate) async fn plan(
         facts.presence = presence.unwrap_or_default();
     }
     if questions.store.refresh {
-        let moved = probe.moved(selection.movable(&facts.presence));
-        facts.moved = end.before(moved).await.unwrap_or_default();
-        for (name, moved) in &facts.moved {
-            if let Moved::Unknown(unknown) = moved {
-                warn!(
-                    image = name,
-                    "failed to find out whether the tag has moved: {}",
-                    sanitize(&unknown.message)
-                );
-            }
-        }
+        let moved = end.before(moved(&selection, &facts.presence, probe)).await;
+        facts.moved = moved.unwrap_or_default();
     }
-    if questions.need_sizes() {
-        let usage = match runtime {
-            Some(runtime) => end.before(usage(runtime)).await,
-            None => Some(Ok(Usage::default())),
-        };
-        let Some(usage) = usage else {
-            return Ok(against(selection, facts));
-        };
-        let keeps = runtime.map_or(LayerStorage::Both, ImageService::layer_storage);
-        let usage = match usage {
-            Ok(usage) => usage,
-            Err(error) if questions.store.disk_budget.is_none() => {
-                warn!(
-                    "failed to ask the runtime what its store holds: {}",
-                    sanitize(&error.message)
-                );
-                Usage::default()
-            }
-            Err(error) => {
-                return Err(error).context(
-                    "failed to ask the runtime what its store holds, so --disk-budget cannot be kept",
-                );
-            }
-        };
+    if questions.need_sizes()
+        && let Ok(usage) = end.before(store_usage(runtime, questions)).await
+    {
+        let usage = usage?;
         facts.tally = Tally::new(usage.blobs.clone());
-        let budget = questions.store.disk_budget;
-        facts.room = budget.map(|budget| DiskBudget::new(budget, keeps, usage));
-        let present = |image: &Reference| facts.presence.contains_key(&*selection.key(image));
-        // What others tell of a tag that has moved may be of what it stood for before.
-        for image in selection.wanted().filter(|image| present(image)) {
-            sizes.remove(image.normalized());
+        // Without sizes there is no budget to keep, since nothing is pulled any more.
+        let asked = weigh(&selection, &facts, sizes, probe);
+        if let Ok(sizes) = end.before(asked).await {
+            let keeps = runtime.map_or(LayerStorage::Both, ImageService::layer_storage);
+            let budget = questions.store.disk_budget;
+            facts.room = budget.map(|budget| DiskBudget::new(budget, keeps, usage));
+            facts.sizes = sizes;
         }
-        let coming = selection.wanted().filter(|image| {
-            let name = image.normalized();
-            let moved = matches!(facts.moved.get(name), Some(Moved::Yes(_)));
-            !sizes.contains_key(name) && (moved || !present(image))
-        });
-        let Some(asked) = end.before(probe.sizes(coming)).await else {
-            facts.room = None;
-            return Ok(against(selection, facts));
-        };
-        facts.sizes = asked;
-        facts
-            .sizes
-            .extend(sizes.into_iter().map(|(name, size)| (name, Ok(size))));
     }
     Ok(against(selection, facts))
+}
+
+/// The images that are here and whose tags have moved in their registries, by normalised reference.
+async fn moved(
+    selection: &Selection,
+    presence: &Presence,
+    probe: &RegistryProbe<'_>,
+) -> HashMap<String, Moved> {
+    let moved = probe.moved(selection.movable(presence)).await;
+    for (name, moved) in &moved {
+        if let Moved::Unknown(unknown) = moved {
+            warn!(
+                image = name,
+                "failed to check whether the tag has moved: {}",
+                sanitize(&unknown.message)
+            );
+        }
+    }
+    moved
+}
+
+/// Usage of the runtime's store; nothing if there is no runtime, or if it does not tell and there is no budget.
+async fn store_usage(runtime: Option<&Runtime>, questions: Questions) -> Result<Usage> {
+    let Some(runtime) = runtime else {
+        return Ok(Usage::default());
+    };
+    match usage(runtime).await {
+        Ok(usage) => Ok(usage),
+        Err(error) if questions.store.disk_budget.is_none() => {
+            warn!(
+                "failed to get disk usage from the runtime: {}",
+                sanitize(&error.message)
+            );
+            Ok(Usage::default())
+        }
+        Err(error) => Err(error)
+            .context("failed to get disk usage from the runtime; cannot enforce --disk-budget"),
+    }
+}
+
+/// Sizes of the images that are not here or have moved, by normalised reference: those that are known, the others from registries.
+async fn weigh(
+    selection: &Selection,
+    facts: &Facts,
+    mut known: HashMap<String, Size>,
+    probe: &RegistryProbe<'_>,
+) -> HashMap<String, Result<Size, Unknown>> {
+    let present = |image: &Reference| facts.presence.contains_key(&*selection.key(image));
+    // What others tell of a tag that has moved may be of what it stood for before.
+    for image in selection.wanted().filter(|image| present(image)) {
+        known.remove(image.normalized());
+    }
+    let coming = selection.wanted().filter(|image| {
+        let name = image.normalized();
+        let moved = matches!(facts.moved.get(name), Some(Moved::Yes(_)));
+        !known.contains_key(name) && (moved || !present(image))
+    });
+    let mut sizes = probe.sizes(coming).await;
+    sizes.extend(known.into_iter().map(|(name, size)| (name, Ok(size))));
+    sizes
 }
 
 /// [`plan::select`] for this runtime, and in the debug log how long it took.
@@ -306,17 +304,29 @@ impl Run {
         }
     }
 
-    /// The flow from its one end to the other. A signal that comes before there is a plan leaves a report too.
+    /// The flow from its one end to the other, or until a signal.
     pub(crate) async fn main(
-        mut self,
+        self,
         source: impl Future<Output = Result<Source>>,
         start: &StartSettings,
         policy: &Policy,
     ) -> Result<Ended> {
-        let signals = Signals::listen().context("failed to listen for signals")?;
+        let shutdown = Shutdown::on_signal(Some(GRACE)).context(NO_SIGNALS)?;
+        Box::pin(self.until(&shutdown, source, start, policy)).await
+    }
+
+    /// The flow from its one end to the other, or until the request to stop. One that comes before there is a plan leaves a
+    /// report too.
+    pub(crate) async fn until(
+        mut self,
+        shutdown: &Shutdown,
+        source: impl Future<Output = Result<Source>>,
+        start: &StartSettings,
+        policy: &Policy,
+    ) -> Result<Ended> {
         let mut found = None;
         let report = match self
-            .until_done(source, start, policy, &signals, &mut found)
+            .until_done(source, start, policy, shutdown, &mut found)
             .await
         {
             Ok(report) => report,
@@ -324,9 +334,7 @@ impl Run {
                 Some(interrupted @ Interrupted(_)) => Report {
                     runtime: found,
                     node: self.settings.node.clone(),
-                    error: Some(format!(
-                        "{interrupted} before it was known which images there are"
-                    )),
+                    error: Some(format!("{interrupted} before images were discovered")),
                     images: Vec::new(),
                     elapsed: self.started.elapsed(),
                 },
@@ -335,7 +343,7 @@ impl Run {
         };
         Ok(Ended {
             report,
-            interrupt: signals.which(),
+            interrupt: shutdown.interrupt(),
         })
     }
 
@@ -345,7 +353,7 @@ impl Run {
         source: impl Future<Output = Result<Source>>,
         start: &StartSettings,
         policy: &Policy,
-        signals: &Signals,
+        shutdown: &Shutdown,
         about: &mut Option<RuntimeInfo>,
     ) -> Result<Report> {
         let open = async {
@@ -353,27 +361,23 @@ impl Run {
             *about = Some(runtime.info().clone());
             anyhow::Ok((runtime, source.await?))
         };
-        let (runtime, source) = signals.or(by(self.deadline(), open)).await???;
+        let (runtime, source) = shutdown.or_deadline(self.deadline()).before(open).await??;
         // Who waits for its turn has not begun: neither the deadline nor the time that is reported counts it.
-        self.started += signals.or(stagger(start, source.node())).await?;
+        let turn = stagger(start, source.node());
+        self.started += shutdown.or_deadline(None).before(turn).await?;
+        let end = shutdown.or_deadline(self.deadline());
 
         let mut keyring = std::mem::take(&mut self.keyring);
         let platform = platform(&self.settings.runtime, source.node());
         let runtime = runtime.for_platform(&platform);
-        let found = signals
-            .or(by(self.deadline(), Box::pin(candidates::find(source))))
-            .await???;
-        keyring::add_pull_secrets(&mut keyring, found.pull_secrets);
+        let found = end.before(Box::pin(candidates::find(source))).await??;
+        keyring::set_pull_secrets(&mut keyring, found.pull_secrets);
         let probe = RegistryProbe::new(&keyring, platform, self.settings.pull.registry_concurrency);
         let questions = Questions {
             store: self.settings.store,
             sizes: false,
         };
         let selection = select(found.candidates, policy, Some(&runtime));
-        let end = End {
-            deadline: self.deadline(),
-            stop: Some(signals.stop()),
-        };
         let plan = plan(
             selection,
             Some(&runtime),
@@ -384,7 +388,7 @@ impl Run {
         );
         let plan = Box::pin(plan).await?;
         let images = self
-            .execute(&plan, &runtime, &keyring, &probe, signals.stop())
+            .execute(&plan, &runtime, &keyring, &probe, shutdown.token())
             .await;
         warn_of_credentials(&images);
         Ok(Report {
@@ -443,7 +447,7 @@ async fn stagger(start: &StartSettings, node: Option<&NodeFacts>) -> Duration {
             text::seconds(age)
         ),
         Some(_) => info!("waiting {shown} for this node's turn (--stagger)"),
-        None => info!("waiting {shown} for this node's turn (--stagger); its age is not known"),
+        None => info!("waiting {shown} for this node's turn (--stagger); node age unknown"),
     }
     tokio::time::sleep(delay).await;
     delay
@@ -467,23 +471,5 @@ fn warn_of_credentials(images: &[ImageReport]) {
             "{with} images were pulled with a credential: on this node every namespace can use them now, unless the kubelet \
              verifies pulls (imagePullCredentialsVerificationPolicy, KEP-2535)"
         );
-    }
-}
-
-/// The run's deadline passed before it was known which images there are.
-#[derive(Debug, thiserror::Error)]
-#[error("the deadline of the run (--deadline) passed before it was known which images there are")]
-struct DeadlinePassed;
-
-/// Waits for work until the deadline.
-async fn by<T>(
-    deadline: Option<tokio::time::Instant>,
-    work: impl Future<Output = T>,
-) -> Result<T, DeadlinePassed> {
-    match deadline {
-        Some(end) => tokio::time::timeout_at(end, work)
-            .await
-            .map_err(|_| DeadlinePassed),
-        None => Ok(work.await),
     }
 }

@@ -1,15 +1,20 @@
-//! SIGTERM and SIGINT, as a value that is passed in where something can be cancelled.
+//! The request to stop, as a value that is passed in where something can be cancelled, and the signals that make it.
 
-use std::sync::OnceLock;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
+use anyhow::Result;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tokio_util::sync::CancellationToken;
 
-/// How long a run that was told to stop may take to say what became of it.
-const GRACE: Duration = Duration::from_millis(1500);
+/// Time that a run has to report after it was told to stop.
+pub(crate) const GRACE: Duration = Duration::from_millis(1500);
+/// A signal within this time of the first is part of the same request: `timeout` signals a program and then its group.
+const SAME_REQUEST: Duration = Duration::from_millis(100);
+/// Interval of checks for a second signal.
+const POLL: Duration = Duration::from_millis(20);
 
-/// Which signal ended the run.
+/// The signal that ended a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Interrupt {
     /// SIGINT.
@@ -33,58 +38,106 @@ impl Interrupt {
 #[error("interrupted by {}", match .0 { Interrupt::Int => "SIGINT", Interrupt::Term => "SIGTERM" })]
 pub(crate) struct Interrupted(pub(crate) Interrupt);
 
-/// Whether a signal has come.
-#[derive(Clone, Default)]
-pub(crate) struct Signals {
-    stop: CancellationToken,
-    which: std::sync::Arc<OnceLock<Interrupt>>,
+/// The deadline of a run passed before its images were known.
+#[derive(Debug, thiserror::Error)]
+#[error("the deadline of the run (--deadline) passed before images were discovered")]
+pub(crate) struct DeadlinePassed;
+
+/// The request to stop, of which each clone knows. By default it never comes.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Shutdown {
+    token: CancellationToken,
+    which: Arc<OnceLock<Interrupt>>,
 }
 
-impl Signals {
-    /// Listens from now on, on a thread of its own: a reader that neither reads nor closes the output would hold up
-    /// the report, and with it the whole program, for ever.
+impl Shutdown {
+    /// Listens for signals from now on. The first is a request to stop; the second, or the end of `grace` after the first, ends
+    /// the program at once. Without `grace` the program may take any time to stop.
+    ///
+    /// It listens on a thread of its own: a reader that neither reads nor closes the output would hold up the report, and with
+    /// it the whole program, for ever.
     ///
     /// # Errors
     /// Those of installing the handlers and of starting the thread.
-    pub(crate) fn listen() -> std::io::Result<Self> {
-        let mut arriving = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
-        let signals = Self::default();
-        let told = signals.clone();
+    pub(crate) fn on_signal(grace: Option<Duration>) -> std::io::Result<Self> {
+        let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
+        let shutdown = Self::default();
+        let told = shutdown.clone();
         std::thread::Builder::new()
             .name("signals".to_owned())
             .spawn(move || {
-                let which = match arriving.forever().next() {
+                let which = match signals.forever().next() {
                     Some(SIGINT) => Interrupt::Int,
                     _ => Interrupt::Term,
                 };
-                told.which.get_or_init(|| which);
-                told.stop.cancel();
-                std::thread::sleep(GRACE);
+                told.request(which);
+                let end = grace.map(|grace| Instant::now() + grace);
+                std::thread::sleep(SAME_REQUEST);
+                signals.pending().for_each(drop);
+                while end.is_none_or(|end| Instant::now() < end)
+                    && signals.pending().next().is_none()
+                {
+                    std::thread::sleep(POLL);
+                }
                 abandon(which)
             })?;
-        Ok(signals)
+        Ok(shutdown)
     }
 
-    /// Cancelled when a signal comes.
-    pub(crate) fn stop(&self) -> &CancellationToken {
-        &self.stop
+    /// Requests the stop. Only the first request counts.
+    pub(crate) fn request(&self, which: Interrupt) {
+        self.which.get_or_init(|| which);
+        self.token.cancel();
+    }
+
+    /// Cancelled when the stop is requested.
+    pub(crate) fn token(&self) -> &CancellationToken {
+        &self.token
     }
 
     /// The signal that came, if one did.
-    pub(crate) fn which(&self) -> Option<Interrupt> {
+    pub(crate) fn interrupt(&self) -> Option<Interrupt> {
         self.which.get().copied()
     }
 
-    /// Waits for what is under way, or for a signal.
+    /// The end of work that has this deadline, or none.
+    pub(crate) fn or_deadline(&self, deadline: Option<tokio::time::Instant>) -> End<'_> {
+        End {
+            deadline,
+            shutdown: self,
+        }
+    }
+}
+
+/// The end of work: the request to stop, or the deadline.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct End<'a> {
+    deadline: Option<tokio::time::Instant>,
+    shutdown: &'a Shutdown,
+}
+
+impl End<'_> {
+    /// Waits for work.
     ///
     /// # Errors
-    /// [`Interrupted`] where the signal came first.
-    pub(crate) async fn or<T>(&self, work: impl Future<Output = T>) -> Result<T, Interrupted> {
+    /// [`Interrupted`] or [`DeadlinePassed`] if the end came first.
+    pub(crate) async fn before<T>(self, work: impl Future<Output = T>) -> Result<T> {
         tokio::select! {
             biased;
-            () = self.stop.cancelled() => Err(Interrupted(self.which().unwrap_or(Interrupt::Term))),
-            result = work => Ok(result),
+            () = self.shutdown.token.cancelled() => {
+                let which = self.shutdown.interrupt().unwrap_or(Interrupt::Term);
+                Err(Interrupted(which).into())
+            }
+            done = work => Ok(done),
+            () = passed(self.deadline) => Err(DeadlinePassed.into()),
         }
+    }
+}
+
+async fn passed(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -95,4 +148,40 @@ impl Signals {
 )]
 fn abandon(which: Interrupt) -> ! {
     std::process::exit(which.exit_code().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn first_request_cancels_every_clone() {
+        let shutdown = Shutdown::default();
+        let (told, end) = (shutdown.clone(), shutdown.or_deadline(None));
+        assert_eq!(end.before(ready(7)).await.unwrap(), 7);
+        let (cut, ()) = tokio::join!(end.before(pending::<()>()), async {
+            told.request(Interrupt::Int);
+            told.request(Interrupt::Term);
+        });
+        let error = cut.unwrap_err();
+        let Interrupted(which) = error.downcast_ref().unwrap();
+        assert_eq!(*which, Interrupt::Int);
+        assert_eq!(shutdown.interrupt(), Some(Interrupt::Int));
+        // What is asked for after the end is not begun.
+        let late = end.before(async { panic!("begun") });
+        assert!(late.await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn deadline_ends_work_without_request() {
+        let shutdown = Shutdown::default();
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+        let end = shutdown.or_deadline(Some(deadline));
+        let error = end.before(pending::<()>()).await.unwrap_err();
+        assert!(error.is::<DeadlinePassed>());
+        assert_eq!(end.before(ready(7)).await.unwrap(), 7);
+        assert!(!shutdown.token().is_cancelled());
+    }
 }

@@ -5,7 +5,7 @@ use tracing::warn;
 
 use super::args::{Format, PlanArgs};
 use super::{Exit, outcome};
-use crate::app::shutdown::Signals;
+use crate::app::shutdown::{GRACE, Shutdown};
 use crate::app::{candidates, keyring, node_run, telemetry};
 use crate::credentials::keyring::Keyring;
 use crate::planning::registry_probe::RegistryProbe;
@@ -39,7 +39,8 @@ pub(super) fn main(args: PlanArgs) -> Result<Exit> {
         sources.cluster.pull_secrets = false;
     }
     node_run::block_on(async {
-        let signals = Signals::listen().context("failed to listen for signals")?;
+        let shutdown = Shutdown::on_signal(Some(GRACE)).context(node_run::NO_SIGNALS)?;
+        let end = shutdown.or_deadline(None);
         let prepare = async {
             let runtime = match node_run::find_runtime(&settings).await {
                 Ok(runtime) => Some(runtime),
@@ -53,7 +54,7 @@ pub(super) fn main(args: PlanArgs) -> Result<Exit> {
             let platform = node_run::platform(&settings, source.node());
             let runtime = runtime.map(|runtime| runtime.for_platform(&platform));
             let found = candidates::find(source).await?;
-            keyring::add_pull_secrets(&mut keyring, found.pull_secrets);
+            keyring::set_pull_secrets(&mut keyring, found.pull_secrets);
             let probe = RegistryProbe::new(&keyring, platform, QUESTIONS);
             let selection = node_run::select(found.candidates, &policy, runtime.as_ref());
             let plan = node_run::plan(
@@ -62,15 +63,12 @@ pub(super) fn main(args: PlanArgs) -> Result<Exit> {
                 questions,
                 &probe,
                 found.sizes,
-                node_run::End {
-                    deadline: None,
-                    stop: None,
-                },
+                end,
             );
             let plan = plan.await?;
             anyhow::Ok((runtime, plan, probe.requests()))
         };
-        let (runtime, plan, requests) = signals.or(Box::pin(prepare)).await??;
+        let (runtime, plan, requests) = end.before(Box::pin(prepare)).await??;
         let outline = PlanReport {
             plan: &plan,
             runtime: runtime.as_ref().map(ImageService::info),

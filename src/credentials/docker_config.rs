@@ -17,7 +17,9 @@ use crate::credentials::secret::{Credential, Login, Secret};
 use crate::model::reference::Reference;
 use crate::model::text::excerpt;
 
+mod files;
 mod helper;
+pub use files::ConfigFile;
 use helper::Helpers;
 
 /// Longest file that is read, in bytes: what Kubernetes takes for a secret.
@@ -53,7 +55,7 @@ pub enum ConfigFileError {
         column: usize,
     },
     /// It is JSON of another kind.
-    #[error("{name} is no docker configuration: {what} must be an object")]
+    #[error("{name} is not a docker configuration: {what} must be an object")]
     Shape {
         /// The file or secret.
         name: String,
@@ -253,7 +255,7 @@ fn object(name: &str, json: &[u8]) -> Result<Map<String, Value>, ConfigFileError
         Ok(Value::Object(map)) => Ok(map),
         Ok(_) => Err(ConfigFileError::Shape {
             name: name.to_owned(),
-            what: "the whole",
+            what: "the document",
         }),
         Err(error) => Err(ConfigFileError::Json {
             name: name.to_owned(),
@@ -271,7 +273,7 @@ fn login(entry: &Value) -> Result<Option<Login>, String> {
     let text = |field: &'static str| match fields.get(field) {
         None | Some(Value::Null) => Ok(""),
         Some(Value::String(text)) => Ok(text.as_str()),
-        Some(_) => Err(format!("{field:?} must be a text")),
+        Some(_) => Err(format!("{field:?} must be a string")),
     };
     let token = text("identitytoken")?;
     if !token.is_empty() {
@@ -286,7 +288,7 @@ fn login(entry: &Value) -> Result<Option<Login>, String> {
         }
         (true, false) => user_or_token(user.to_owned(), password.to_owned()),
         (true, true) if password.is_empty() => return Ok(None),
-        (true, true) => return Err("there is a password and no \"username\"".to_owned()),
+        (true, true) => return Err("password without \"username\"".to_owned()),
     };
     Ok(Some(match login {
         Login::Password { user, password } if user.expose() == TOKEN_USER => {

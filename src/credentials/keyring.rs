@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 
-use super::docker_config::{DockerConfig, Entry};
+use super::docker_config::{ConfigFile, DockerConfig, Entry};
 use super::provider::Providers;
 use crate::credentials::secret::Credential;
 use crate::model::failure::FailureKind;
@@ -32,7 +32,7 @@ pub struct Settings {
     /// `PRIVATE_REGISTRY`.
     pub private: Option<Private>,
     /// Docker config files, in the order in which they are asked.
-    pub docker_configs: Vec<DockerConfig>,
+    pub docker_configs: Vec<ConfigFile>,
     /// The kubelet's plugins.
     pub providers: Option<Providers>,
 }
@@ -52,7 +52,7 @@ pub struct Found {
     pub credentials: Vec<Credential>,
     /// Sources that should have been asked and failed, each as a sentence without any secret in it.
     pub problems: Vec<String>,
-    /// A program that knows credentials gave no answer; it may give one later.
+    /// A program that knows credentials gave no answer; it may give one after [`SOURCE_PAUSE`].
     pub is_incomplete: bool,
 }
 
@@ -65,12 +65,16 @@ impl Keyring {
         }
     }
 
-    /// Adds what is for one image alone, which is named as [`Reference::normalized`] does. Within it, only what matches the image
-    /// is used. Several for one image are one to the matching rules, as a pod's pull secrets are to the kubelet.
-    pub fn scope(&mut self, normalised_image: String, config: Arc<DockerConfig>) {
-        let configs = self.scoped.entry(normalised_image).or_default();
-        if !configs.iter().any(|known| Arc::ptr_eq(known, &config)) {
-            configs.push(config);
+    /// Sets what is for single images alone, each named as [`Reference::normalized`] does, in place of all that was set before: a
+    /// keyring that lives long holds what is in use now. Within a configuration, only what matches the image is used. Several for
+    /// one image are one to the matching rules, as a pod's pull secrets are to the kubelet.
+    pub fn set_scoped(&mut self, configs: impl IntoIterator<Item = (String, Arc<DockerConfig>)>) {
+        self.scoped = HashMap::new();
+        for (image, config) in configs {
+            let known = self.scoped.entry(image).or_default();
+            if !known.iter().any(|known| Arc::ptr_eq(known, &config)) {
+                known.push(config);
+            }
         }
     }
 
@@ -78,20 +82,17 @@ impl Keyring {
     pub async fn lookup(&self, image: &Reference) -> Found {
         let mut found = Found::default();
         found.add(self.settings.private.iter().filter_map(|p| p.lookup(image)));
+        let files = self.settings.docker_configs.iter();
+        let configs: Vec<_> = files.filter_map(ConfigFile::current).collect();
         // The programs of all sources are asked at once: each may take its time.
-        let helpers = join_all(
-            self.settings
-                .docker_configs
-                .iter()
-                .map(|config| config.ask_helper(image)),
-        );
+        let helpers = join_all(configs.iter().map(|config| config.ask_helper(image)));
         let (helped, provided) = tokio::join!(helpers, async {
             match &self.settings.providers {
                 Some(providers) => providers.lookup(image).await,
                 None => Found::default(),
             }
         });
-        for (config, helped) in self.settings.docker_configs.iter().zip(helped) {
+        for (config, helped) in configs.iter().zip(helped) {
             // Where a helper is named, it knows better than what is left in the file.
             match helped {
                 Ok(credential) => found.add(credential.iter()),
@@ -116,89 +117,17 @@ impl Keyring {
     }
 }
 
-/// That nobody was let in.
-#[derive(Debug)]
-pub struct Refused<E> {
-    /// What the first that was refused was told, or what no other credential can change.
-    pub error: E,
-    /// Which credentials were tried in vain, and which could not be, for the end of a message; often empty.
-    pub tried: String,
-    /// A source of credentials gave no answer, so that another try after [`SOURCE_PAUSE`] may have one that is let in.
-    pub source_failed: bool,
-}
-
-impl Keyring {
-    /// Tries the credentials for the image in order, anonymously last, until one is let in; says which one that was.
-    ///
-    /// Many registries say "not found" to those who may not see, and some have words of their own for a login that they
-    /// refuse, so these answers are no end either.
-    ///
-    /// # Errors
-    /// [`Refused`].
-    pub async fn with_each<T, E>(
-        &self,
-        image: &Reference,
-        kind: impl Fn(&E) -> FailureKind,
-        attempt: impl AsyncFn(Option<&Credential>) -> Result<T, E>,
-    ) -> Result<(T, Option<Credential>), Refused<E>> {
-        self.with_each_until(image, kind, || false, attempt).await
-    }
-
-    /// The same, and ends with the first failure after which `is_let_in` says that no other credential can help.
-    ///
-    /// # Errors
-    /// [`Refused`].
-    pub async fn with_each_until<T, E>(
-        &self,
-        image: &Reference,
-        kind: impl Fn(&E) -> FailureKind,
-        is_let_in: impl Fn() -> bool,
-        attempt: impl AsyncFn(Option<&Credential>) -> Result<T, E>,
-    ) -> Result<(T, Option<Credential>), Refused<E>> {
-        let is_refusal = |error: &E| !is_let_in() && is_refusal(kind(error));
-        let found = self.lookup(image).await;
-        let mut refusal: Option<E> = None;
-        for credential in &found.credentials {
-            match attempt(Some(credential)).await {
-                Ok(answer) => return Ok((answer, Some(credential.clone()))),
-                Err(error) if is_refusal(&error) => {
-                    refusal = Some(telling(refusal, error, &kind));
-                }
-                Err(error) => return Err(Refused::at_once(error)),
-            }
-        }
-        match attempt(None).await {
-            Ok(answer) => Ok((answer, None)),
-            Err(error) if !is_refusal(&error) => Err(Refused::at_once(error)),
-            Err(error) => Err(Refused {
-                error: telling(refusal, error, &kind),
-                tried: found.tried(),
-                source_failed: found.is_incomplete,
-            }),
-        }
-    }
-}
-
-impl<E> Refused<E> {
-    fn at_once(error: E) -> Self {
-        Self {
-            error,
-            tried: String::new(),
-            source_failed: false,
-        }
-    }
-}
-
-/// Whether another credential may be let in.
-fn is_refusal(kind: FailureKind) -> bool {
+/// Returns whether a failure is a refusal, after which another credential may be let in. Many registries say "not found" to
+/// those who may not see, and some have words of their own for a login that they refuse.
+pub fn is_refusal(kind: FailureKind) -> bool {
     matches!(
         kind,
         FailureKind::Unauthorized | FailureKind::NotFound | FailureKind::Other
     )
 }
 
-/// Which of two refusals tells more: "not found" is said by those who could see, else the first.
-fn telling<E>(first: Option<E>, next: E, kind: &impl Fn(&E) -> FailureKind) -> E {
+/// The more telling of two refusals: "not found" is said by those who could see, else the first.
+pub fn more_telling<E>(first: Option<E>, next: E, kind: impl Fn(&E) -> FailureKind) -> E {
     match first {
         Some(first) if kind(&next) != FailureKind::NotFound => first,
         _ => next,
@@ -206,8 +135,8 @@ fn telling<E>(first: Option<E>, next: E, kind: &impl Fn(&E) -> FailureKind) -> E
 }
 
 impl Found {
-    /// Which credentials were tried in vain, and which could not be, for the end of a message.
-    fn tried(&self) -> String {
+    /// The credentials that were tried in vain, and those that could not be, for the end of a message; often empty.
+    pub fn tried(&self) -> String {
         let mut text = String::new();
         if !self.credentials.is_empty() {
             let sources: Vec<&str> = self.credentials.iter().map(|c| &*c.source).collect();

@@ -3,6 +3,7 @@
 //! It never prints a credential and knows neither Kubernetes nor the command line.
 
 pub mod docker_config;
+mod file_watch;
 pub mod keyring;
 mod program;
 pub mod provider;

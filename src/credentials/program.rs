@@ -33,16 +33,16 @@ const WITHHELD: &str = "PRIVATE_REGISTRY_AUTH";
 /// Why a program gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProgramError {
-    #[error("it could not be started: {0}")]
+    #[error("failed to start: {0}")]
     Start(io::Error),
-    #[error("it could not be talked to: {0}")]
+    #[error("failed to communicate: {0}")]
     Talk(io::Error),
-    #[error("it did not answer within {}", humantime::format_duration(*.0))]
+    #[error("no response within {}", humantime::format_duration(*.0))]
     Timeout(Duration),
-    #[error("its answer is longer than {ANSWER_MAX} bytes")]
+    #[error("the response is longer than {ANSWER_MAX} bytes")]
     TooLong,
     /// The answer is kept apart from the text: some protocols say in it why they failed.
-    #[error("it ended with {status}{}", said(.stderr))]
+    #[error("{status}{}", said(.stderr))]
     Failed {
         status: ExitStatus,
         stderr: Vec<u8>,
@@ -262,7 +262,7 @@ fn said(stderr: &[u8]) -> String {
     }
     let surplus = text.chars().count().saturating_sub(STDERR_SHOWN);
     let end: String = text.chars().skip(surplus).collect();
-    format!(", saying: {}", excerpt(&end))
+    format!(", stderr: {}", excerpt(&end))
 }
 
 #[cfg(test)]

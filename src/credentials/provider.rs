@@ -10,13 +10,16 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::time::Instant;
+use tracing::{info, warn};
 
 use super::docker_config::Entry;
+use super::file_watch::FileWatch;
 use super::keyring::pattern::Pattern;
 use super::keyring::{Found, matching};
 use super::program::Program;
 use crate::credentials::secret::{Secret, redact};
 use crate::model::reference::Reference;
+use crate::model::text::{chain, excerpt, sanitize};
 use crate::retry::single_flight::SingleFlight;
 
 mod account;
@@ -46,15 +49,29 @@ pub(crate) fn fuzz_answer(data: &[u8]) {
                 assert!(!format!("{entry:?}").is_empty());
             }
         }
-        Err(words) => assert!(words.starts_with("its answer")),
+        Err(words) => assert!(words.starts_with("the ")),
     }
 }
 
-/// The plugins of one configuration, in its order.
+/// The plugins of one configuration, in its order. It is read again after it has changed.
 #[derive(Debug)]
 pub struct Providers {
-    providers: Vec<Provider>,
-    dropped: Vec<String>,
+    place: Place,
+    state: Mutex<State>,
+}
+
+/// The paths that a configuration is read from.
+#[derive(Debug)]
+struct Place {
+    config: PathBuf,
+    bin_dir: PathBuf,
+    tokens: PathBuf,
+}
+
+#[derive(Debug)]
+struct State {
+    providers: Arc<Vec<Provider>>,
+    watch: FileWatch,
 }
 
 /// One plugin.
@@ -89,21 +106,40 @@ impl Providers {
     /// # Errors
     /// A configuration that the kubelet would not start with either.
     pub fn read(config: &Path, bin_dir: &Path, tokens: &Path) -> Result<Self, ProviderConfigError> {
-        let read = config::read(config, bin_dir, tokens)?;
-        Ok(Self {
-            providers: read.providers,
-            dropped: read.dropped,
-        })
+        let place = Place {
+            config: config.to_owned(),
+            bin_dir: bin_dir.to_owned(),
+            tokens: tokens.to_owned(),
+        };
+        let watch = FileWatch::new(place.watched());
+        let providers = Arc::new(place.read()?);
+        let state = Mutex::new(State { providers, watch });
+        Ok(Self { place, state })
     }
 
-    /// The providers of the configuration that are not asked, each with why: for a warning when it is read.
-    pub fn dropped(&self) -> impl Iterator<Item = &str> {
-        self.dropped.iter().map(String::as_str)
+    /// The plugins of the present configuration. A new one that cannot be used leaves the previous one in place, with a warning.
+    fn current(&self) -> Arc<Vec<Provider>> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.watch.has_changed(|| self.place.watched()) {
+            let config = excerpt(&self.place.config.display().to_string());
+            match self.place.read_again() {
+                Ok(providers) => {
+                    info!("read {config} again after a change");
+                    state.providers = Arc::new(providers);
+                }
+                Err(problem) => warn!(
+                    "failed to read changed credential providers, keeping the previous ones: {}",
+                    sanitize(&problem)
+                ),
+            }
+        }
+        Arc::clone(&state.providers)
     }
 
     /// What the plugins that are for this image say.
     pub(crate) async fn lookup(&self, image: &Reference) -> Found {
-        let asked = self.providers.iter().filter(|p| p.is_for(image));
+        let providers = self.current();
+        let asked = providers.iter().filter(|p| p.is_for(image));
         let answers = join_all(asked.map(|p| p.ask(image))).await;
         let mut found = Found::default();
         let mut entries: Vec<Entry> = Vec::new();
@@ -121,6 +157,35 @@ impl Providers {
         }
         found.credentials = matching(entries.iter(), image).cloned().collect();
         found
+    }
+}
+
+impl Place {
+    /// Reads the configuration, and warns of the providers that are not asked.
+    fn read(&self) -> Result<Vec<Provider>, ProviderConfigError> {
+        let read = config::read(&self.config, &self.bin_dir, &self.tokens)?;
+        for provider in &read.dropped {
+            warn!("credential provider ignored: {}", sanitize(provider));
+        }
+        Ok(read.providers)
+    }
+
+    fn read_again(&self) -> Result<Vec<Provider>, String> {
+        // A pipe may never have a writer.
+        if self.config.exists() && !self.config.is_file() && !self.config.is_dir() {
+            let config = excerpt(&self.config.display().to_string());
+            return Err(format!("{config} is neither a file nor a directory"));
+        }
+        self.read().map_err(|error| chain(&error))
+    }
+
+    /// All that the providers are made of: a plugin may come after its configuration, and a token after both.
+    fn watched(&self) -> Vec<PathBuf> {
+        let mut paths = config::files(&self.config).unwrap_or_default();
+        paths.push(self.config.clone());
+        paths.push(self.bin_dir.clone());
+        paths.extend(Account::files(&self.tokens));
+        paths
     }
 }
 
@@ -171,7 +236,7 @@ impl Provider {
                 request["serviceAccountAnnotations"] = serde_json::json!(account.annotations());
             }
             (Some(account), None) if account.is_required() => {
-                return Err("its service account token is gone".to_owned());
+                return Err("service account token not found".to_owned());
             }
             _ => {}
         }

@@ -1,25 +1,42 @@
 //! A credential for a registry, in a type that cannot print it.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use secrecy::{ExposeSecret, SecretString};
 
 /// A text that is not shown: neither its `Debug` output nor anything else of it holds the value, and there is no
-/// `Display`. Only [`Secret::expose`] gives it out, to what is sent to a registry or a runtime.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Secret(String);
+/// `Display`. Only [`Secret::expose`] gives it out, to what is sent to a registry or a runtime. Its memory is overwritten
+/// when it is dropped.
+#[derive(Clone)]
+pub struct Secret(SecretString);
+
+impl PartialEq for Secret {
+    fn eq(&self, other: &Self) -> bool {
+        self.expose() == other.expose()
+    }
+}
+
+impl Eq for Secret {}
+
+impl Hash for Secret {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.expose().hash(state);
+    }
+}
 
 impl Secret {
-    /// LayerStorage a text from being shown.
+    /// Keeps a text from being shown.
     pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
+        Self(SecretString::from(text.into()))
     }
 
     /// The text itself. To be called only where it is sent.
     pub fn expose(&self) -> &str {
-        &self.0
+        self.0.expose_secret()
     }
 }
 

@@ -27,7 +27,7 @@ pub enum SourceError {
     #[error("the images file {0} does not exist")]
     NoFile(PathBuf),
     /// There is no images file, and no cluster that can be asked.
-    #[error("there is no images file at {path}, and no cluster to ask")]
+    #[error("no images file at {path}, and no cluster")]
     NoCluster {
         /// Where the images file was looked for.
         path: String,
@@ -157,7 +157,7 @@ async fn age(settings: &workloads::Settings) -> Option<NodeFacts> {
         Ok(facts) => facts,
         Err(error) => {
             warn!(
-                "failed to find out how old this node is: {}",
+                "failed to determine the age of this node: {}",
                 sanitize(&error)
             );
             None

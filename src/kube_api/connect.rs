@@ -13,6 +13,8 @@ use kube::{Client, Config};
 use tokio::runtime::Handle;
 
 use super::error::{ConnectError, KubeconfigProblem, TransportError};
+use crate::model::failure::FailureKind;
+use crate::retry::backoff;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A credential plugin may have somebody log in with a browser, so it gets minutes.
@@ -20,20 +22,20 @@ const PLUGIN_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A cluster's API server, and how patient to be with it.
 pub struct Cluster {
-    pub(crate) client: Client,
+    client: Client,
     pub(crate) default_namespace: String,
     /// Scheme, host and port.
     pub(crate) server: String,
     pub(crate) patience: Patience,
 }
 
-/// How long to wait, and how often to try again.
+/// Time limits for an API server, and the waits between tries.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Patience {
     /// The longest time without a byte.
     pub(crate) idle: Duration,
-    /// The first pause before another try; it doubles.
-    pub(crate) backoff: Duration,
+    /// The waits between tries, as a part of those of [`backoff::wait`].
+    pub(crate) pace: f64,
     /// The longest pause that the API server can ask for.
     pub(crate) longest_pause: Duration,
 }
@@ -42,9 +44,18 @@ impl Default for Patience {
     fn default() -> Self {
         Self {
             idle: Duration::from_secs(30),
-            backoff: Duration::from_secs(1),
+            pace: 1.0,
             longest_pause: Duration::from_secs(30),
         }
+    }
+}
+
+impl Patience {
+    /// Sleeps before another try, the first being 1: for a random part of a time that doubles, after what the API server asked for.
+    pub(crate) async fn pause(&self, tried: u32, asked: Option<Duration>) {
+        let asked = asked.unwrap_or_default().min(self.longest_pause);
+        let wait = backoff::wait(FailureKind::Other, tried, None);
+        tokio::time::sleep(asked + wait.mul_f64(self.pace)).await;
     }
 }
 
@@ -57,6 +68,11 @@ impl Cluster {
     /// The API server: scheme, host and port.
     pub fn server(&self) -> &str {
         &self.server
+    }
+
+    /// The client, for requests beyond those of this module. It gives out no credential and cannot be printed.
+    pub fn client(&self) -> &Client {
+        &self.client
     }
 
     /// Needs a runtime; may run a credential plugin, so it may block.

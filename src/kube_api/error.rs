@@ -12,7 +12,7 @@ use crate::model::text::one_line;
 pub enum ConnectError {
     /// Neither way of finding a cluster is open.
     #[error(
-        "no cluster is known: KUBERNETES_SERVICE_HOST is not set, so this is no pod with a service account, and there is no kubeconfig: KUBECONFIG is not set and {0} does not exist"
+        "no cluster configured: KUBERNETES_SERVICE_HOST and KUBECONFIG are not set, and {0} does not exist"
     )]
     NoCluster(String),
     /// The kubeconfig cannot be used.
@@ -136,10 +136,10 @@ pub enum ListError {
     #[error("the API server sent nothing for {}", humantime::format_duration(*.0))]
     Stalled(Duration),
     /// The answer ended before the list did.
-    #[error("the API server's answer broke off{}", .0.as_ref().map(|e| format!(": {e}")).unwrap_or_default())]
+    #[error("the response of the API server ended early{}", .0.as_ref().map(|e| format!(": {e}")).unwrap_or_default())]
     Cut(Option<TransportError>),
     /// The answer is something else.
-    #[error("the API server's answer is no list of Kubernetes objects: {0}")]
+    #[error("unexpected response from the API server: {0}")]
     Garbage(Undecodable),
     /// Pages without end.
     #[error("the API server's list does not end: {0}")]
@@ -148,7 +148,7 @@ pub enum ListError {
     #[error("the API server's list expired {0} times before it was read to its end")]
     Expired(u32),
     /// The API server went away, so that it was not asked any more.
-    #[error("not asked: the API server is gone")]
+    #[error("skipped: the API server is unreachable")]
     NotAsked,
 }
 

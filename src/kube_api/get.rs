@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::error::{ListError, TransportError};
 use crate::kube_api::connect::Cluster;
-use crate::kube_api::request::{self, ListFault, MAX_TRIES, PageFault};
+use crate::kube_api::request::{self, ListFault, PageFault};
 
 /// The most bytes that an object may take; etcd's own limit.
 const MAX_OBJECT_BYTES: usize = 3 << 19;
@@ -24,31 +24,20 @@ pub(crate) enum GetFault {
 
 /// The bytes of the object at `path`.
 pub(crate) async fn object(cluster: &Cluster, path: &str) -> Result<Vec<u8>, GetFault> {
-    let mut tried = 0;
-    loop {
-        let fault = match request::send(cluster, path).await {
-            Ok(response) => match read(cluster.patience.idle, response.into_body()).await {
-                Ok(Some(bytes)) => return Ok(bytes),
-                Ok(None) => return Err(GetFault::TooLarge),
-                Err(error) => PageFault::Passing(error, None),
-            },
-            Err(fault) => fault,
-        };
-        tried += 1;
-        match fault {
-            PageFault::Passing(error, after) if tried < MAX_TRIES => {
-                tracing::debug!(path, tried, %error, "trying an object again");
-                request::pause(&cluster.patience, tried - 1, after).await;
-            }
-            PageFault::Passing(error, _) => return Err(GetFault::Failed(error)),
-            // What has gone is no more there than what never was.
-            PageFault::Gone(_) | PageFault::Final(ListFault::NotFound) => {
-                return Err(GetFault::NotFound);
-            }
-            PageFault::Final(ListFault::Unauthorized(_)) => return Err(GetFault::Unauthorized),
-            PageFault::Final(ListFault::Forbidden) => return Err(GetFault::Forbidden),
-            PageFault::Final(ListFault::Failed(error)) => return Err(GetFault::Failed(error)),
-        }
+    let read = request::retrying(cluster, path, async || {
+        let response = request::send(cluster, path).await?;
+        let read = read(cluster.patience.idle, response.into_body()).await;
+        read.map_err(|error| PageFault::Passing(error, None))
+    });
+    match read.await {
+        Ok(Some(bytes)) => Ok(bytes),
+        Ok(None) => Err(GetFault::TooLarge),
+        Err(PageFault::Passing(error, _)) => Err(GetFault::Failed(error)),
+        // What has gone is no more there than what never was.
+        Err(PageFault::Gone(_) | PageFault::Final(ListFault::NotFound)) => Err(GetFault::NotFound),
+        Err(PageFault::Final(ListFault::Unauthorized(_))) => Err(GetFault::Unauthorized),
+        Err(PageFault::Final(ListFault::Forbidden)) => Err(GetFault::Forbidden),
+        Err(PageFault::Final(ListFault::Failed(error))) => Err(GetFault::Failed(error)),
     }
 }
 

@@ -1,7 +1,8 @@
 //! Sends requests to the API server and reads its answers, with the API server's own wishes for retries.
 //!
-//! It never retries by itself; [`pause`] is for callers that do.
+//! [`retrying`] is the one loop that tries again what failed in passing.
 
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,12 +13,13 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::connect::{Cluster, Patience};
+use super::connect::Cluster;
 use super::decode::{self, Element, PageEnd};
 use super::error::{ListError, TransportError, Undecodable, clip};
 use crate::retry::retry_after::retry_after;
 
-pub(crate) const MAX_TRIES: u32 = 4;
+/// Tries of one request, the first included.
+const MAX_TRIES: u32 = 4;
 
 /// Of an error's body, only so much is read.
 const MAX_STATUS_BYTES: usize = 64 << 10;
@@ -46,11 +48,27 @@ impl From<ListError> for PageFault {
     }
 }
 
-/// Sleeps for a random part of a time that doubles with each try, after what the API server asked for.
-pub(crate) async fn pause(patience: &Patience, tried: u32, asked: Option<Duration>) {
-    let most = patience.backoff * 2_u32.saturating_pow(tried);
-    let asked = asked.unwrap_or_default().min(patience.longest_pause);
-    tokio::time::sleep(asked + most.mul_f64(fastrand::f64())).await;
+/// Makes an attempt until it succeeds, fails for good, or has failed in passing too often. `what` is for the debug log.
+///
+/// # Errors
+/// That of the last attempt.
+pub(crate) async fn retrying<T>(
+    cluster: &Cluster,
+    what: impl fmt::Debug,
+    mut attempt: impl AsyncFnMut() -> Result<T, PageFault>,
+) -> Result<T, PageFault> {
+    let mut tried = 0;
+    loop {
+        let outcome = attempt().await;
+        tried += 1;
+        match outcome {
+            Err(PageFault::Passing(error, after)) if tried < MAX_TRIES => {
+                tracing::debug!(?what, tried, %error, "retrying");
+                cluster.patience.pause(tried, after).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Asks for `path` and gives back the answer if it is a good one.
@@ -60,7 +78,7 @@ pub(crate) async fn send(cluster: &Cluster, path: &str) -> Result<Response<Body>
         .header(header::ACCEPT, "application/json")
         .body(Body::empty())
         .map_err(|error| ListError::Transport(TransportError(kube::Error::HttpError(error))))?;
-    let response = match timeout(idle, cluster.client.send(request)).await {
+    let response = match timeout(idle, cluster.client().send(request)).await {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => {
             let error = ListError::Transport(TransportError(error));

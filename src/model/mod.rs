@@ -4,6 +4,7 @@
 
 pub mod candidate;
 pub mod digest;
+pub mod dns_name;
 pub mod failure;
 pub mod image_size;
 pub mod node_facts;

@@ -363,7 +363,7 @@ impl Planner {
                 Some(Moved::Yes(message)) => image.note = Some(message),
                 Some(Moved::Unknown(unknown)) => {
                     image.note = Some(format!(
-                        "whether its tag has moved is not known: {}",
+                        "failed to check whether the tag has moved: {}",
                         unknown.message
                     ));
                     return Step::Present(Box::new(stored));
@@ -383,7 +383,7 @@ impl Planner {
                     let why = size_unknown(&unknown.message);
                     return Step::Skip(Reason::Failure(unknown.kind), why);
                 }
-                image.note = Some(format!("its size is not known: {}", unknown.message));
+                image.note = Some(format!("size unknown: {}", unknown.message));
                 if has_budget {
                     return Step::Pull(reference);
                 }
@@ -421,15 +421,13 @@ fn fits(room: &mut DiskBudget, place: usize, size: Option<&Size>) -> Result<(), 
             Ok(_) => Ok(()),
             Err(short) => Err(too_large(short, room.budget())),
         },
-        None => {
-            Err("nobody was asked for its size, so that --disk-budget could not be kept".to_owned())
-        }
+        None => Err("size unknown; cannot enforce --disk-budget".to_owned()),
     }
 }
 
 /// The message for an image whose size nobody could tell, under a budget.
 pub fn size_unknown(why: &str) -> String {
-    format!("its size is not known: {why}, so that --disk-budget could not be kept")
+    format!("size unknown; cannot enforce --disk-budget: {why}")
 }
 
 /// What is said of an image that does not fit.
@@ -553,10 +551,10 @@ fn refused(
     taken: &mut usize,
 ) -> Option<(Reason, String)> {
     if let Some(prefix) = policy.ignore.iter().find(|p| p.matches(reference)) {
-        return Some((Reason::Ignored, format!("--ignore {prefix} names it")));
+        return Some((Reason::Ignored, format!("excluded by --ignore {prefix}")));
     }
     if !policy.only.is_empty() && !policy.only.iter().any(|p| p.matches(reference)) {
-        let message = format!("it is outside of --only {}", List(&policy.only));
+        let message = format!("not matched by --only {}", List(&policy.only));
         return Some((Reason::NotOnly, message));
     }
     if let Some(message) = mismatch {
@@ -565,7 +563,7 @@ fn refused(
     if let Some(limit) = policy.limit
         && *taken >= limit
     {
-        let message = format!("{limit} images come before it (--limit)");
+        let message = format!("over --limit {limit}");
         return Some((Reason::Limit, message));
     }
     *taken += 1;

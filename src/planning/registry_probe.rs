@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use tokio::time::Instant;
 
-use crate::credentials::keyring::{Keyring, Refused, SOURCE_PAUSE};
+use crate::credentials::keyring::{self, Found, Keyring, SOURCE_PAUSE};
 use crate::credentials::secret::Credential;
 use crate::model::failure::FailureKind;
 use crate::model::image_size::{Blob, Size};
@@ -126,7 +126,7 @@ impl<'a> RegistryProbe<'a> {
                 Ok(digest) if stored.known.contains(&digest) => Moved::No,
                 Ok(digest) => Moved::Yes(match &stored.digest {
                     Some(here) => format!("its tag has moved from {here} to {digest}"),
-                    None => format!("its tag stands for {digest}, which is not here"),
+                    None => format!("its tag resolves to {digest}, which is not present"),
                 }),
                 Err(unknown) => Moved::Unknown(unknown),
             };
@@ -166,17 +166,13 @@ impl<'a> RegistryProbe<'a> {
         let work = async {
             let mut tried = 0;
             loop {
-                let asked = self
-                    .keyring
-                    .with_each(image, registry::Error::kind, &question);
-                let refused = match asked.await {
-                    Ok((answer, _)) => return Ok(answer),
-                    Err(refused) => refused,
+                let (unknown, scope) = match self.ask_once(image, &question).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(failed) => failed,
                 };
-                let unknown = unknown(&refused);
                 tried += 1;
                 if tried == pace.tries() || !unknown.is_retryable {
-                    return Err((unknown, scope(&refused.error)));
+                    return Err((unknown, scope));
                 }
                 let wait = backoff::wait(unknown.kind, tried, unknown.retry_after);
                 tokio::time::sleep(wait.min(WAIT_MAX)).await;
@@ -198,6 +194,32 @@ impl<'a> RegistryProbe<'a> {
             Ok(_) | Err((_, None)) => left_alone.answered(image),
         }
         answer.map_err(|(unknown, _)| unknown)
+    }
+
+    /// Asks with each credential for the image in turn, anonymously last, until one is let in.
+    async fn ask_once<T>(
+        &self,
+        image: &Reference,
+        question: impl AsyncFn(Option<&Credential>) -> Result<T, registry::Error>,
+    ) -> Result<T, (Unknown, Option<Scope>)> {
+        let found = self.keyring.lookup(image).await;
+        let mut credentials = found.credentials.iter();
+        let mut refusal = None;
+        loop {
+            let credential = credentials.next();
+            let error = match question(credential).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            if !keyring::is_refusal(error.kind()) {
+                return Err((unknown(&error, None), scope(&error)));
+            }
+            let error = keyring::more_telling(refusal, error, registry::Error::kind);
+            if credential.is_none() {
+                return Err((unknown(&error, Some(&found)), scope(&error)));
+            }
+            refusal = Some(error);
+        }
     }
 
     fn left_alone(&self) -> MutexGuard<'_, LeftAlone> {
@@ -225,14 +247,16 @@ impl Pace {
     }
 }
 
-fn unknown(refused: &Refused<registry::Error>) -> Unknown {
-    let kind = refused.error.kind();
-    let pause = refused.source_failed.then_some(SOURCE_PAUSE);
+/// The reason why a registry did not tell; with what was found, if no credential was let in.
+fn unknown(error: &registry::Error, refused: Option<&Found>) -> Unknown {
+    let kind = error.kind();
+    let source_failed = refused.is_some_and(|found| found.is_incomplete);
+    let pause = source_failed.then_some(SOURCE_PAUSE);
     Unknown {
         kind,
-        message: refused.error.chain() + &refused.tried,
-        retry_after: refused.error.retry_after().max(pause),
-        is_retryable: kind.is_retryable() || refused.source_failed,
+        message: error.chain() + &refused.map(Found::tried).unwrap_or_default(),
+        retry_after: error.retry_after().max(pause),
+        is_retryable: kind.is_retryable() || source_failed,
     }
 }
 

@@ -75,7 +75,7 @@ impl<'a> Store<'a> {
         match usage {
             Ok(usage) => room.observe(usage),
             Err(error) => warn!(
-                "failed to ask the runtime what its store holds, going on by our own count: {}",
+                "failed to get disk usage from the runtime, using harpoon's own count: {}",
                 sanitize(&error.message)
             ),
         }
@@ -95,7 +95,7 @@ impl<'a> Store<'a> {
             return Ok(size);
         }
         let Some(probe) = self.probe else {
-            let why = size_unknown("nobody was asked");
+            let why = size_unknown("no registry was asked");
             return Err(RuntimeError::new(FailureKind::Other, why));
         };
         let size = probe.size(image).await.map_err(|unknown| RuntimeError {

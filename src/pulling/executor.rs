@@ -14,7 +14,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::credentials::keyring::{Keyring, SOURCE_PAUSE};
+use crate::credentials::keyring::{self, Found, Keyring, SOURCE_PAUSE};
 use crate::credentials::secret::Credential;
 use crate::model::failure::FailureKind;
 use crate::model::outcome::Reason;
@@ -113,100 +113,28 @@ pub async fn execute<S: ImageService>(
     stop: &CancellationToken,
     observe: &(impl Fn(Event<'_>) + Sync),
 ) -> Vec<ImageReport> {
-    let run = Run {
-        service,
-        keyring,
-        options,
-        observe,
-        queue: Queue::new(Limits {
-            at_once: options.concurrency.max(1),
-            of_one: options.registry_concurrency.max(1),
-            quiet: if service.tells_progress() {
-                QUIET
-            } else {
-                QUIET_UNTOLD
-            },
-            unpacking: QUIET_UNTOLD,
-        }),
-        outage: Outage::default(),
-        store: Store::new(plan.room().cloned(), options.probe),
-    };
-    // A registry that was asked too much before the first pull is one pull's concern as much as the next one's.
-    for registry in options.probe.iter().flat_map(|i| i.rate_limited()) {
-        let wait = backoff::wait(FailureKind::RateLimited, 1, None);
-        run.queue.hold(&registry, wait);
-    }
+    let run = Run::new(plan, service, keyring, options, observe);
     let states: Vec<State> = plan.images().iter().map(|_| State::default()).collect();
     let mut reports: Vec<Option<ImageReport>> = plan.images().iter().map(without_pull).collect();
-    let mut pulls: FuturesUnordered<_> = plan
-        .images()
-        .iter()
-        .enumerate()
-        .filter_map(|(index, image)| match &image.step {
-            Step::Pull(reference) => Some(run.image(index, image, reference, &states[index])),
-            _ => None,
-        })
-        .collect();
-    let mut starting = pin!(run.queue.run());
-    let halt = loop {
-        let next = tokio::select! {
-            biased;
-            () = stop.cancelled() => break Some(Halt::Told),
-            () = until(options.deadline) => break Some(Halt::Deadline),
-            next = pulls.next() => next,
-            never = &mut starting => match never {},
-        };
-        let Some((index, report)) = next else {
-            break None;
-        };
-        if report.reason == Some(Reason::Failure(FailureKind::NoSpace)) {
-            reports[index] = Some(report);
-            break Some(Halt::NoSpace(index));
-        }
-        observe(Event::Finished {
-            index,
-            report: &report,
-        });
-        reports[index] = Some(report);
-    };
-    drop(pulls);
+    let halt = run.pull_until_halt(&states, &mut reports, stop).await;
     let (kind, why) = match halt {
         Some(Halt::Deadline) => (
             FailureKind::Timeout,
-            "not done by the deadline of the run".to_owned(),
+            "not finished by the deadline of the run (--deadline)".to_owned(),
         ),
-        Some(Halt::NoSpace(index)) => {
-            // Pulling is over by now, so that this takes its time from nobody.
-            let needed = tokio::select! {
-                () = stop.cancelled() => String::new(),
-                () = until(options.deadline) => String::new(),
-                needed = run.needed(&plan.images()[index]) => needed,
-            };
-            let full = reports[index].as_mut();
-            let message = full.map_or(String::new(), |report| {
-                report.message.get_or_insert_default().push_str(&needed);
-                observe(Event::Finished { index, report });
-                report.message.clone().unwrap_or_default()
-            });
-            let image = &plan.images()[index].image;
-            (
-                FailureKind::NoSpace,
-                format!("the run ended because there was no space left for {image}: {message}"),
-            )
-        }
+        Some(Halt::NoSpace(index)) => (
+            FailureKind::NoSpace,
+            run.explain_no_space(index, &mut reports, stop).await,
+        ),
         Some(Halt::Told) | None => (
             FailureKind::Other,
-            "the run was interrupted before the image was there".to_owned(),
+            "the run was interrupted before the image was pulled".to_owned(),
         ),
     };
     let unfinished = |(index, report): (usize, Option<ImageReport>)| {
         report.unwrap_or_else(|| {
-            let image = &plan.images()[index];
-            let report = states[index].halted(image, kind, &why);
-            observe(Event::Finished {
-                index,
-                report: &report,
-            });
+            let report = states[index].halted(&plan.images()[index], kind, &why);
+            run.finished(index, &report);
             report
         })
     };
@@ -269,6 +197,7 @@ type Pulled = (StoredImage, Option<Credential>);
 
 /// What all pulls of one run share.
 struct Run<'a, S, O> {
+    plan: &'a Plan,
     service: &'a S,
     keyring: &'a Keyring,
     options: &'a Options<'a>,
@@ -286,7 +215,103 @@ enum Attempt {
     Ended(u32, Result<Pulled, RuntimeError>),
 }
 
-impl<S: ImageService, O: Fn(Event<'_>) + Sync> Run<'_, S, O> {
+impl<'a, S: ImageService, O: Fn(Event<'_>) + Sync> Run<'a, S, O> {
+    fn new(
+        plan: &'a Plan,
+        service: &'a S,
+        keyring: &'a Keyring,
+        options: &'a Options<'a>,
+        observe: &'a O,
+    ) -> Self {
+        let queue = Queue::new(Limits {
+            at_once: options.concurrency.max(1),
+            of_one: options.registry_concurrency.max(1),
+            quiet: match service.tells_progress() {
+                true => QUIET,
+                false => QUIET_UNTOLD,
+            },
+            unpacking: QUIET_UNTOLD,
+        });
+        // A registry that was asked too much before the first pull is one pull's concern as much as the next one's.
+        for registry in options.probe.iter().flat_map(|i| i.rate_limited()) {
+            let wait = backoff::wait(FailureKind::RateLimited, 1, None);
+            queue.hold(&registry, wait);
+        }
+        Self {
+            plan,
+            service,
+            keyring,
+            options,
+            observe,
+            queue,
+            outage: Outage::default(),
+            store: Store::new(plan.room().cloned(), options.probe),
+        }
+    }
+
+    /// Pulls, and fills in the reports, until all are done or the run ends early.
+    async fn pull_until_halt(
+        &self,
+        states: &[State],
+        reports: &mut [Option<ImageReport>],
+        stop: &CancellationToken,
+    ) -> Option<Halt> {
+        let images = self.plan.images().iter().zip(states).enumerate();
+        let mut pulls: FuturesUnordered<_> = images
+            .filter_map(|(index, (image, state))| match &image.step {
+                Step::Pull(reference) => Some(self.image(index, image, reference, state)),
+                _ => None,
+            })
+            .collect();
+        let mut starting = pin!(self.queue.run());
+        loop {
+            let next = tokio::select! {
+                biased;
+                () = stop.cancelled() => return Some(Halt::Told),
+                () = until(self.options.deadline) => return Some(Halt::Deadline),
+                next = pulls.next() => next,
+                never = &mut starting => match never {},
+            };
+            let (index, report) = next?;
+            let is_full = report.reason == Some(Reason::Failure(FailureKind::NoSpace));
+            if !is_full {
+                self.finished(index, &report);
+            }
+            reports[index] = Some(report);
+            if is_full {
+                return Some(Halt::NoSpace(index));
+            }
+        }
+    }
+
+    /// Completes the report of the image for which there was no space. Returns the reason for the images that were not tried.
+    async fn explain_no_space(
+        &self,
+        index: usize,
+        reports: &mut [Option<ImageReport>],
+        stop: &CancellationToken,
+    ) -> String {
+        let image = &self.plan.images()[index];
+        // Pulling is over by now, so that this takes its time from nobody.
+        let needed = tokio::select! {
+            () = stop.cancelled() => String::new(),
+            () = until(self.options.deadline) => String::new(),
+            needed = self.needed(image) => needed,
+        };
+        let mut message = String::new();
+        if let Some(report) = &mut reports[index] {
+            report.message.get_or_insert_default().push_str(&needed);
+            self.finished(index, report);
+            message = report.message.clone().unwrap_or_default();
+        }
+        let image = &image.image;
+        format!("the run ended: no space left for {image}: {message}")
+    }
+
+    fn finished(&self, index: usize, report: &ImageReport) {
+        (self.observe)(Event::Finished { index, report });
+    }
+
     /// Attempts one image until it is there or no further attempt makes sense.
     async fn image(
         &self,
@@ -369,14 +394,14 @@ impl<S: ImageService, O: Fn(Event<'_>) + Sync> Run<'_, S, O> {
                     |size| size.map_err(|unknown| unknown.message),
                 )
             }
-            _ => Err("nobody was asked".to_owned()),
+            _ => Err("no registry was asked".to_owned()),
         };
         match asked {
             Ok(known) => {
                 let bytes = on_disk(&known, self.service.layer_storage());
                 format!("; the image needs about {} on disk", size(bytes))
             }
-            Err(why) => format!("; how much the image needs is not known: {why}"),
+            Err(why) => format!("; image size unknown: {why}"),
         }
     }
 
@@ -417,13 +442,13 @@ impl<S: ImageService, O: Fn(Event<'_>) + Sync> Run<'_, S, O> {
             progress: Arc::clone(&progress),
         });
         let limit = self.options.pull_timeout;
-        let pull = self.with_each_credential(reference, &progress);
+        let pull = self.pull(reference, &progress);
         let result = match tokio::time::timeout(limit, pull).await {
             Ok(result) => result,
             Err(_) => Err(RuntimeError::new(
                 FailureKind::Timeout,
                 format!(
-                    "not done within {} (--pull-timeout)",
+                    "not finished within {} (--pull-timeout)",
                     humantime::format_duration(limit)
                 ),
             )),
@@ -431,27 +456,42 @@ impl<S: ImageService, O: Fn(Event<'_>) + Sync> Run<'_, S, O> {
         Attempt::Ended(attempt, result)
     }
 
-    async fn with_each_credential(
+    /// Makes one attempt: pulls with each credential for the image in turn, anonymously last, until one is let in.
+    async fn pull(
         &self,
         reference: &Reference,
         progress: &Progress,
     ) -> Result<Pulled, RuntimeError> {
-        let pull = async |credential: Option<&Credential>| {
-            self.service.pull(reference, credential, progress).await
-        };
-        let kind = |error: &RuntimeError| error.kind;
-        let pulled = self
-            .keyring
-            .with_each_until(reference, kind, || progress.came(), pull);
-        pulled.await.map_err(|refused| {
-            let pause = refused.source_failed.then_some(SOURCE_PAUSE);
-            RuntimeError {
-                message: refused.error.message.clone() + &refused.tried,
-                retry_after: refused.error.retry_after.max(pause),
-                source_failed: refused.source_failed,
-                ..refused.error
+        let found = self.keyring.lookup(reference).await;
+        let mut credentials = found.credentials.iter();
+        let mut refusal = None;
+        loop {
+            let credential = credentials.next();
+            let pulled = self.service.pull(reference, credential, progress).await;
+            let error = match pulled {
+                Ok(stored) => return Ok((stored, credential.cloned())),
+                Err(error) => error,
+            };
+            if progress.came() || !keyring::is_refusal(error.kind) {
+                return Err(error);
             }
-        })
+            let error = keyring::more_telling(refusal, error, |error| error.kind);
+            if credential.is_none() {
+                return Err(refused(error, &found));
+            }
+            refusal = Some(error);
+        }
+    }
+}
+
+/// The error of a pull that no credential was let in for.
+fn refused(error: RuntimeError, found: &Found) -> RuntimeError {
+    let pause = found.is_incomplete.then_some(SOURCE_PAUSE);
+    RuntimeError {
+        message: error.message + &found.tried(),
+        retry_after: error.retry_after.max(pause),
+        source_failed: found.is_incomplete,
+        ..error
     }
 }
 

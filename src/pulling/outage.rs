@@ -59,7 +59,7 @@ impl Outage {
         let tell = |error: &RuntimeError, _| {
             if self.is_news() {
                 warn!(
-                    "the container runtime does not answer, waiting for it up to {}: {}",
+                    "the container runtime is not responding, waiting up to {}: {}",
                     humantime::format_duration(LONGEST),
                     sanitize(&error.message)
                 );

@@ -47,7 +47,7 @@ impl<'a> Ask<'a> {
         }
     }
 
-    /// LayerStorage the login out of what is told of the answer.
+    /// Removes the login from what is reported of the answer.
     pub(super) fn concealing(mut self, login: Option<&Login>) -> Self {
         self.secrets
             .extend(login.into_iter().flat_map(Login::secrets));

@@ -1,10 +1,11 @@
 //! The commands that pull nothing, and the program's manners: help, version, completions, pause, closed streams.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::bed::{self, Harpoon};
+use crate::bed::{self, Harpoon, Running};
 
 #[test]
 fn the_version_names_the_commit() {
@@ -168,10 +169,9 @@ fn closed_streams_are_no_reason_to_panic() {
     }
 }
 
-#[test]
-fn a_signal_ends_it_although_nobody_reads_the_full_pipe_that_it_writes_to() {
-    let place = tempfile::tempdir().unwrap();
-    let list = place.path().join("images");
+/// A plan that is stuck in its write to a full pipe.
+fn stuck_in_a_write(place: &Path) -> Running {
+    let list = place.join("images");
     let names: String = (0..5000).map(|n| format!("app/image-{n}\n")).collect();
     std::fs::write(&list, names).unwrap();
     // Opened for reading too, the pipe never breaks.
@@ -184,8 +184,30 @@ fn a_signal_ends_it_although_nobody_reads_the_full_pipe_that_it_writes_to() {
     running.wait_for("names 5000 images", Duration::from_secs(40));
     std::thread::sleep(Duration::from_millis(500));
     assert!(!running.has_ended());
+    running
+}
+
+#[test]
+fn a_signal_ends_it_although_nobody_reads_the_full_pipe_that_it_writes_to() {
+    let place = tempfile::tempdir().unwrap();
+    let running = stuck_in_a_write(place.path());
     let told = Instant::now();
     running.signal(Signal::TERM);
     let output = running.wait().expect(143);
     assert!(told.elapsed() < Duration::from_secs(2), "{output}");
+}
+
+#[test]
+fn second_signal_ends_it_at_once() {
+    let place = tempfile::tempdir().unwrap();
+    let running = stuck_in_a_write(place.path());
+    let told = Instant::now();
+    // Both are one request, as `timeout` makes it.
+    running.signal(Signal::INT);
+    running.signal(Signal::INT);
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(!running.has_ended());
+    running.signal(Signal::TERM);
+    let output = running.wait().expect(130);
+    assert!(told.elapsed() < Duration::from_secs(1), "{output}");
 }

@@ -1,6 +1,7 @@
 //! Private registries, by the whole program: which credential is for which image, tried in which order, and told nowhere.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 use std::sync::LazyLock;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::bed::faulty::{Fault, Proxy};
+use crate::bed::faulty::{Fault, Gate, Proxy, Seen};
 use crate::bed::{self, Harpoon, Output, PASSWORD, Registry, USER, token, unique};
 
 /// Base64 as `docker login` writes it.
@@ -184,6 +185,86 @@ fn two_registries_have_a_credential_each_and_the_second_of_two_is_tried() {
             );
         },
     );
+}
+
+/// Pulls two images of a registry with a password, one after the other, and has `rotate` change the docker config in the midst of the
+/// first. The config is at first good for the first image alone.
+fn pull_while_rotating(
+    config_file: &str,
+    prepare: impl FnOnce(&Path, [&str; 2]),
+    rotate: impl FnOnce(&Path),
+) -> [String; 2] {
+    let (gate, private) = (Gate::new(), bed::registry_with_password());
+    let held = Proxy::holding_blobs(private.url(), &gate);
+    // A plan of equals is in the order of names.
+    let images = ["rotated/a", "rotated/b"].map(|name| {
+        let pushed = private.push(&unique(name)).reference;
+        held.reference(pushed.split_once('/').expect("a path").1)
+    });
+    let pull = Harpoon::new(["pull", "--output=json", "--log-level=trace"])
+        .args(["--concurrency=1", &images[0], &images[1]])
+        .env("RUNTIME_ENDPOINT", bed::containerd().endpoint())
+        .env("REGISTRY_CONFIG", config_file);
+    let password = auth(USER, PASSWORD);
+    let config = |second: &str| {
+        let auths = json!({&images[0]: {"auth": password}, &images[1]: {"auth": second}});
+        json!({ "auths": auths }).to_string()
+    };
+    let stale = auth(USER, "stale-pass");
+    prepare(pull.home(), [&config(&stale), &config(&password)]);
+    let running = pull.start();
+    bed::eventually("the first pull is held", Duration::from_secs(40), || {
+        held.count(Seen::is_blob) > 0
+    });
+    rotate(pull.home());
+    // Files are checked once a second.
+    std::thread::sleep(Duration::from_millis(1100));
+    gate.open();
+    let output = running.wait();
+    tells_no_secret(&output, &["stale-pass", &stale, PASSWORD, &password]);
+    assert!(told(&output, &images[0]).starts_with("pulled - file "));
+    [told(&output, &images[1]), output.stderr]
+}
+
+#[test]
+fn rotated_config_serves_the_next_pull() {
+    // As the kubelet mounts a Secret: a link to a link that it replaces.
+    let prepare = |home: &Path, configs: [&str; 2]| {
+        let volume = home.join("secret");
+        for (version, config) in ["v1", "v2"].into_iter().zip(configs) {
+            fs::create_dir_all(volume.join(version)).expect("volume");
+            fs::write(volume.join(version).join("config.json"), config).expect("config");
+        }
+        symlink("v1", volume.join("..data")).expect("link");
+        symlink("..data/config.json", volume.join("config.json")).expect("link");
+    };
+    let rotate = |home: &Path| {
+        let volume = home.join("secret");
+        symlink("v2", volume.join("..data_tmp")).expect("link");
+        fs::rename(volume.join("..data_tmp"), volume.join("..data")).expect("rotate");
+    };
+    let [told, stderr] = pull_while_rotating("secret/config.json", prepare, rotate);
+    assert_eq!(told, "pulled - file secret/config.json 1", "{stderr}");
+    assert!(
+        stderr.contains("read file secret/config.json again"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn broken_rotation_keeps_previous_config() {
+    let file = "config.json";
+    let prepare = |home: &Path, [_, good]: [&str; 2]| {
+        fs::write(home.join(file), good).expect("config");
+    };
+    let rotate = |home: &Path| {
+        let good = fs::read(home.join(file)).expect("config");
+        fs::write(home.join(file), &good[..good.len() - 9]).expect("config");
+    };
+    let [told, stderr] = pull_while_rotating(file, prepare, rotate);
+    assert_eq!(told, "pulled - file config.json 1", "{stderr}");
+    let warning = "failed to read changed credentials, keeping the previous ones: file config.json is not JSON";
+    assert_eq!(stderr.matches(warning).count(), 1, "{stderr}");
 }
 
 #[test]

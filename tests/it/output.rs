@@ -492,7 +492,7 @@ fn interrupted_discovery_leaves_a_report() {
         });
         running.signal(signal);
         let output = running.wait().expect(code);
-        let why = "interrupted by SIGTERM before it was known which images there are";
+        let why = "interrupted by SIGTERM before images were discovered";
         assert!(output.stderr.contains("error: "), "{output}");
         if format == "text" {
             assert!(output.stdout.contains(why), "{output}");

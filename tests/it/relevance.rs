@@ -397,7 +397,7 @@ fn a_node_that_cannot_be_read_filters_nothing() {
         (
             cluster.token(),
             &missing,
-            ["does not exist", "no workload is left out"],
+            ["does not exist", "node filtering disabled"],
         ),
     ] {
         let plan = plan(cluster, token, &namespace).env("WORKLOADS", "deployments");

@@ -77,7 +77,7 @@ fn a_node_whose_age_is_not_known_waits() {
     for harpoon in [missing, listed] {
         let output = harpoon.env("STAGGER", "100ms").run().expect(0);
         assert!(
-            output.stderr.contains("(--stagger); its age is not known"),
+            output.stderr.contains("(--stagger); node age unknown"),
             "{output}"
         );
     }

@@ -4,12 +4,11 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
 
-use super::values::{
-    List, Parsed, all, is_dns_label, is_key, items, list, path, single, switch, text,
-};
+use super::values::{List, Parsed, all, is_key, items, list, path, single, switch, text};
 use super::{ClusterCredentialArgs, RuntimeArgs};
 use crate::app::settings::Sources;
 use crate::discovery::workloads::{Namespaces, Settings as ClusterSettings};
+use crate::model::dns_name::is_label;
 use crate::model::workload_kind::WorkloadKind;
 
 /// Where candidates come from.
@@ -80,7 +79,7 @@ impl ClusterArgs {
 fn namespaces(text: &str) -> Parsed<Namespaces> {
     let expected = "expected namespaces separated by commas (lower-case letters, digits and -, at most 63 characters), or *";
     let List(names) = all(text, expected, |name| {
-        (name == "*" || is_dns_label(name)).then(|| name.to_owned())
+        (name == "*" || is_label(name)).then(|| name.to_owned())
     })?;
     Ok(match names {
         names if names.is_empty() => Namespaces::Default,

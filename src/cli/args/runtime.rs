@@ -2,8 +2,9 @@
 
 use clap::Args;
 
-use super::values::{Parsed, is_dns_name, single};
+use super::values::{Parsed, single};
 use crate::app::settings::RuntimeSettings;
+use crate::model::dns_name::is_subdomain;
 use crate::model::platform::Platform;
 use crate::runtime::detect::Endpoint;
 
@@ -44,7 +45,7 @@ fn platform(text: &str) -> Parsed<Platform> {
 }
 
 fn node_name(text: &str) -> Parsed<String> {
-    match is_dns_name(text) {
+    match is_subdomain(text) {
         true => Ok(text.to_owned()),
         false => Err(
             "expected a node's name: lower-case letters, digits, - and ., at most 253 characters"

@@ -10,6 +10,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, Command};
 
 use crate::app::settings::SettingError;
+use crate::model::dns_name::is_subdomain;
 use crate::model::text::sanitize;
 
 /// A value that is not accepted.
@@ -162,21 +163,6 @@ pub(super) fn whole(text: &str, max: u64) -> Option<u64> {
     number.filter(|_| digits)
 }
 
-/// Whether Kubernetes accepts the text as the name of an object (RFC 1123 subdomain).
-pub(super) fn is_dns_name(text: &str) -> bool {
-    text.len() <= 253 && text.split('.').all(is_dns_label)
-}
-
-/// Whether Kubernetes accepts the text as the name of a namespace (RFC 1123 label).
-pub(super) fn is_dns_label(text: &str) -> bool {
-    let bytes = text.as_bytes();
-    let alnum = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    bytes.len() <= 63
-        && bytes.first().is_some_and(alnum)
-        && bytes.last().is_some_and(alnum)
-        && bytes.iter().all(|b| alnum(b) || *b == b'-')
-}
-
 /// Whether Kubernetes accepts the text as the key of a taint or a label.
 pub(super) fn is_key(text: &str) -> bool {
     let (prefix, name) = match text.split_once('/') {
@@ -190,5 +176,5 @@ pub(super) fn is_key(text: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(b))
         && bytes.first().is_some_and(u8::is_ascii_alphanumeric)
         && bytes.last().is_some_and(u8::is_ascii_alphanumeric)
-        && prefix.is_none_or(is_dns_name)
+        && prefix.is_none_or(is_subdomain)
 }

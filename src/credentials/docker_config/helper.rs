@@ -159,10 +159,7 @@ async fn get(program: Program, server: &str) -> Result<Option<Arc<Login>>, Strin
         Err(error) => return Err(error.to_string()),
     };
     let Ok(found) = serde_json::from_slice::<Found>(&output.answer.0) else {
-        return Err(format!(
-            "its answer is not what the credential helper protocol has{}",
-            output.said()
-        ));
+        return Err(format!("unexpected response{}", output.said()));
     };
     if found.user.is_empty() && found.secret.is_empty() {
         return Ok(None);

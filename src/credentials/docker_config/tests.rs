@@ -85,7 +85,7 @@ fn one_broken_entry_does_not_lose_the_others() {
         [
             r#"Secret shop/registry, entry b.example: in "auth", it is not base64"#,
             "Secret shop/registry, entry c example: the registry is malformed, expected HOST, HOST:PORT or either with a path behind",
-            r#"Secret shop/registry, entry d.example: "auth" must be a text"#,
+            r#"Secret shop/registry, entry d.example: "auth" must be a string"#,
         ]
     );
 }

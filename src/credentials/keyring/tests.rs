@@ -147,16 +147,16 @@ async fn sources_are_tried_in_order_and_each_login_once() {
     let mut keyring = Keyring::new(Settings {
         private: Some(private("r.example")),
         docker_configs: vec![
-            config("one", &auths("1")),
-            config("two", &auths("hunter:2")),
-            config("three", &auths("3")),
+            config("one", &auths("1")).into(),
+            config("two", &auths("hunter:2")).into(),
+            config("three", &auths("3")).into(),
         ],
         providers: None,
     });
-    keyring.scope(
+    keyring.set_scoped([(
         "r.example/x:latest".to_owned(),
         Arc::new(config("Secret shop/a", &auths("4"))),
-    );
+    )]);
     assert_eq!(
         tried(&keyring, "r.example/x").await,
         [
@@ -182,16 +182,16 @@ async fn what_is_scoped_is_for_its_image_alone_and_matched_within() {
     );
     let (a, b) = (Arc::new(a), Arc::new(b));
     let mut keyring = Keyring::default();
-    for name in [
+    let names = [
         "r.example/team/x:1",
         "docker.io/org/app:latest",
         "docker.io/library/nginx:latest",
         "quay.io/x:latest",
-    ] {
-        keyring.scope(name.to_owned(), Arc::clone(&a));
-        keyring.scope(name.to_owned(), Arc::clone(&b));
-        keyring.scope(name.to_owned(), Arc::clone(&b));
-    }
+    ];
+    keyring.set_scoped(names.iter().flat_map(|name| {
+        let configs = [&a, &b, &b].into_iter();
+        configs.map(|config| ((*name).to_owned(), Arc::clone(config)))
+    }));
     // The longer path wins over the order of secrets, as in the kubelet.
     assert_eq!(
         tried(&keyring, "r.example/team/x:1").await,
@@ -205,12 +205,29 @@ async fn what_is_scoped_is_for_its_image_alone_and_matched_within() {
 }
 
 #[tokio::test]
+async fn scoped_credentials_follow_what_is_used() {
+    let json = r#"{"auths":{"r.example":{"auth":"dTph"}}}"#;
+    let secret = Arc::new(config("Secret shop/a", json));
+    let mut keyring = Keyring::default();
+    for cycle in 0..3 {
+        let name = format!("r.example/x:{cycle}");
+        keyring.set_scoped([(name.clone(), Arc::clone(&secret))]);
+        assert_eq!(tried(&keyring, &name).await, ["Secret shop/a a"]);
+        assert_eq!((keyring.scoped.len(), Arc::strong_count(&secret)), (1, 2));
+    }
+    assert!(tried(&keyring, "r.example/x:0").await.is_empty());
+    keyring.set_scoped([]);
+    assert!(tried(&keyring, "r.example/x:2").await.is_empty());
+}
+
+#[tokio::test]
 async fn a_broken_entry_is_told_of_where_it_matters() {
     let keyring = Keyring::new(Settings {
         docker_configs: vec![config(
             "file /c.json",
             r#"{"auths":{"r.example":{"auth":"hunter2!"},"index.docker.io":{"auth":7},"s.example":{"auth":"dTpw"}}}"#,
-        )],
+        )
+        .into()],
         ..Settings::default()
     });
     let found = keyring.lookup(&image("r.example/x")).await;
@@ -233,13 +250,13 @@ async fn nothing_prints_a_secret() {
         "u.example":{"username":"robot","password":["hunter2"]}}}"#;
     let mut keyring = Keyring::new(Settings {
         private: Some(Private::parse("r.example", &Secret::new("cm9ib3Q6aHVudGVyMg==")).unwrap()),
-        docker_configs: vec![config("one", json)],
+        docker_configs: vec![config("one", json).into()],
         providers: None,
     });
-    keyring.scope(
+    keyring.set_scoped([(
         "r.example/x:latest".to_owned(),
         Arc::new(config("two", json)),
-    );
+    )]);
     let mut shown = format!("{keyring:?}{keyring:#?}");
     for name in ["r.example/x", "s.example/x", "t.example/x", "u.example/x"] {
         shown += &format!("{:?}", keyring.lookup(&image(name)).await);

@@ -35,7 +35,7 @@ async fn is_asked_on_standard_input_and_answers_on_standard_output() {
         .await
         .unwrap();
     assert!(output.answer.is("to asked"));
-    assert_eq!(output.said(), ", saying: aside");
+    assert_eq!(output.said(), ", stderr: aside");
     assert!(!format!("{output:?}").contains("asked"));
 }
 
@@ -52,10 +52,7 @@ async fn a_failure_tells_the_end_of_standard_error_and_never_the_answer() {
     let body = "echo hunter2; i=0; while [ $i -lt 3000 ]; do printf 'noise '; i=$((i+1)); done >&2; printf '\\033[31mno token\\n' >&2; exit 3";
     let error = run(body, MINUTE).await.unwrap_err();
     let shown = error.to_string();
-    assert!(
-        shown.starts_with("it ended with exit status: 3, saying: "),
-        "{shown}"
-    );
+    assert!(shown.starts_with("exit status: 3, stderr: "), "{shown}");
     assert!(shown.ends_with("\\u{1b}[31mno token"), "{shown}");
     assert!(shown.len() < 700, "{}", shown.len());
     assert!(!format!("{shown}{error:?}").contains("hunter2"));
@@ -87,7 +84,7 @@ async fn one_that_hangs_is_ended_with_what_it_started() {
     let program = Program::new(script(dir.path(), "p", &body));
     let limit = Duration::from_secs(5);
     let error = program.run(b"", limit).await.unwrap_err();
-    assert_eq!(error.to_string(), "it did not answer within 5s");
+    assert_eq!(error.to_string(), "no response within 5s");
     let pids = fs::read_to_string(&pids).unwrap();
     let began = Instant::now();
     for pid in pids.split_whitespace() {
@@ -159,12 +156,12 @@ async fn child_holding_stdout_loses_no_answer() {
         match answered {
             Ok(output) => {
                 assert!(output.answer.is("yes") && status == "0");
-                assert_eq!(output.said(), ", saying: aside");
+                assert_eq!(output.said(), ", stderr: aside");
             }
             Err(error) => {
                 assert_eq!(
                     error.to_string(),
-                    format!("it ended with exit status: {status}, saying: aside")
+                    format!("exit status: {status}, stderr: aside")
                 );
             }
         }

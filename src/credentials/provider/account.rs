@@ -75,33 +75,42 @@ impl Account {
             outlives_token,
             annotations: BTreeMap::new(),
         };
-        if account.token().is_none() {
-            return match is_required {
-                true => Err(format!(
-                    "its plugin needs a service account token for the audience {}, and {} holds none",
-                    excerpt(audience),
-                    directory.display()
-                )),
-                false => Ok(account),
-            };
+        if account.token().is_some() {
+            account.take_annotations(fields)?;
+        } else if is_required {
+            return Err(format!(
+                "its plugin needs a service account token for the audience {}, and {} holds none",
+                excerpt(audience),
+                directory.display()
+            ));
         }
-        let mut has = account.read_annotations();
+        Ok(account)
+    }
+
+    /// Reads the annotations that the plugin asks for.
+    fn take_annotations(&mut self, fields: &Map<String, Value>) -> Result<(), String> {
+        let mut has = self.read_annotations();
         for key in texts(fields, "requiredServiceAccountAnnotationKeys")? {
             let Some(value) = has.remove(&key) else {
                 return Err(format!(
                     "its plugin needs the annotation {}, and {} has none",
                     excerpt(&key),
-                    directory.join(ANNOTATIONS).display()
+                    self.directory.join(ANNOTATIONS).display()
                 ));
             };
-            account.annotations.insert(key, value);
+            self.annotations.insert(key, value);
         }
         for key in texts(fields, "optionalServiceAccountAnnotationKeys")? {
             if let Some(value) = has.remove(&key) {
-                account.annotations.insert(key, value);
+                self.annotations.insert(key, value);
             }
         }
-        Ok(account)
+        Ok(())
+    }
+
+    /// What [`Account::parse`] reads below the volume's directory.
+    pub(super) fn files(directory: &Path) -> [PathBuf; 2] {
+        [directory.to_owned(), directory.join(ANNOTATIONS)]
     }
 
     /// The token of now, since the kubelet renews it; none where there is none for the audience.

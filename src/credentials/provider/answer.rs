@@ -61,27 +61,28 @@ struct Auth {
 impl Answer {
     /// Reads what the plugin `name` wrote, which was asked in `api_version` and has to answer in it.
     pub(super) fn parse(name: &str, api_version: &str, json: &[u8]) -> Result<Self, &'static str> {
-        let kind: Kind = serde_json::from_slice(json).map_err(|_| "its answer is not JSON")?;
+        let kind: Kind = serde_json::from_slice(json).map_err(|_| "the response is not JSON")?;
         if kind.kind != "CredentialProviderResponse" {
-            return Err("its answer is no CredentialProviderResponse");
+            return Err("the response is not a CredentialProviderResponse");
         }
         if kind.api_version != api_version {
-            return Err("its answer has another apiVersion than it was asked in");
+            return Err("the apiVersion of the response differs from that of the request");
         }
-        let response: Response = serde_json::from_slice(json).map_err(
-            |_| "its answer has a field that is not of the CredentialProviderResponse's form",
-        )?;
+        let response: Response =
+            serde_json::from_slice(json).map_err(|_| "the response has a malformed field")?;
         let key_type = match response.cache_key_type.as_deref() {
             Some("Image") => KeyType::Image,
             Some("Registry") => KeyType::Registry,
             Some("Global") => KeyType::Global,
-            _ => return Err("its answer's cacheKeyType is none of Image, Registry and Global"),
+            _ => return Err("the cacheKeyType of the response is not Image, Registry or Global"),
         };
         let keep = match response.cache_duration.as_deref().map(go_duration::parse) {
             None => None,
             // To the kubelet, what is kept until a time that is past is not kept.
             Some(Some(keep)) => Some(keep.unwrap_or(Duration::ZERO)),
-            Some(None) => return Err("its answer's cacheDuration is no duration such as 12h"),
+            Some(None) => {
+                return Err("the cacheDuration of the response is not a duration such as 12h");
+            }
         };
         let source: Arc<str> = Arc::from(format!("credential provider {name}"));
         let (mut entries, mut problems) = (Vec::new(), Vec::new());
@@ -100,7 +101,7 @@ impl Answer {
                         source: Arc::clone(&source),
                     },
                 }),
-                Err(error) => problems.push(format!("{source}, in its answer: {error}")),
+                Err(error) => problems.push(format!("{source}, response: {error}")),
             }
         }
         Ok(Self {

@@ -39,7 +39,7 @@ impl Cache {
             .map(|(answer, _)| Arc::clone(answer))
     }
 
-    /// LayerStorage an answer. What has expired goes, and where it is full, what would expire next.
+    /// Keeps an answer. What has expired goes, and where it is full, what would expire next.
     pub(super) fn put(&mut self, key: Key, answer: &Arc<Answer>, keep: Duration, now: Instant) {
         self.answers.retain(|_, (_, expires)| *expires > now);
         if keep.is_zero() {

@@ -96,7 +96,7 @@ pub(super) fn read(
         .map_err(|e| at(&bin_dir, &e))?
         .is_dir()
     {
-        return Err(at(&bin_dir, "it is no directory"));
+        return Err(at(&bin_dir, "not a directory"));
     }
     let mut read = Read::default();
     for file in files(config)? {
@@ -117,7 +117,7 @@ pub(super) fn read(
                 }
             };
             if read.providers.iter().any(|p| p.name == provider.name) {
-                return Err(refused("there are two of this name".to_owned()));
+                return Err(refused("duplicate name".to_owned()));
             }
             read.providers.push(provider);
         }
@@ -132,7 +132,8 @@ fn at(path: &Path, what: &(impl ToString + ?Sized)) -> ProviderConfigError {
     }
 }
 
-fn files(config: &Path) -> Result<Vec<PathBuf>, ProviderConfigError> {
+/// The files of a configuration: itself, or those of the directory that it is, by name.
+pub(super) fn files(config: &Path) -> Result<Vec<PathBuf>, ProviderConfigError> {
     if !fs::metadata(config).map_err(|e| at(config, &e))?.is_dir() {
         return Ok(vec![config.to_owned()]);
     }
@@ -155,26 +156,23 @@ fn files(config: &Path) -> Result<Vec<PathBuf>, ProviderConfigError> {
 
 /// The items of a file's `providers`.
 fn entries(path: &Path) -> Result<Vec<Value>, ProviderConfigError> {
-    let bytes = read_bounded(path)?.ok_or_else(|| at(path, "there is no such file"))?;
+    let bytes = read_bounded(path)?.ok_or_else(|| at(path, "does not exist"))?;
     let text = std::str::from_utf8(&bytes).map_err(|_| at(path, "it is not UTF-8"))?;
     // The parser's own words are left out, because they quote what may be a credential in `env`.
     let root: Value = serde_saphyr::from_str(text).map_err(|error| match error.location() {
         Some(place) => at(
             path,
             &format!(
-                "it is neither YAML nor JSON (line {}, column {})",
+                "neither YAML nor JSON (line {}, column {})",
                 place.line(),
                 place.column()
             ),
         ),
-        None => at(path, "it is neither YAML nor JSON"),
+        None => at(path, "neither YAML nor JSON"),
     })?;
     let text = |field| root.get(field).and_then(Value::as_str).unwrap_or_default();
     if text("kind") != "CredentialProviderConfig" || !KINDS.contains(&text("apiVersion")) {
-        let what = format!(
-            "it is no CredentialProviderConfig of {}",
-            KINDS.join(" or ")
-        );
+        let what = format!("not a CredentialProviderConfig of {}", KINDS.join(" or "));
         return Err(at(path, &what));
     }
     match root.get("providers") {
@@ -192,7 +190,7 @@ fn provider(value: &Value, bin_dir: &Path, tokens: &Path) -> Result<Provider, Re
         || name == ".."
         || name.contains(|c: char| c == '/' || c.is_whitespace() || c.is_control())
     {
-        return Err("name must be a file's name, without / and blanks".into());
+        return Err("name must be a file name without / or whitespace".into());
     }
     let api_version = text(fields, "apiVersion")?.unwrap_or_default();
     if !PROTOCOLS.contains(&api_version) {
@@ -301,12 +299,12 @@ pub(super) fn text<'a>(
     match fields.get(field) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
-        Some(_) => Err(format!("{field} must be a text")),
+        Some(_) => Err(format!("{field} must be a string")),
     }
 }
 
 pub(super) fn texts(fields: &Map<String, Value>, field: &str) -> Result<Vec<String>, String> {
-    let malformed = || format!("{field} must be a list of texts");
+    let malformed = || format!("{field} must be a list of strings");
     match fields.get(field) {
         None | Some(Value::Null) => Ok(Vec::new()),
         Some(Value::Array(items)) => items

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::*;
+use crate::credentials::file_watch::CHECK_INTERVAL;
 use crate::credentials::program::tests::script;
 use crate::credentials::secret::Login;
 
@@ -141,33 +142,29 @@ async fn one_that_fails_hangs_or_answers_garbage_leaves_the_others() {
         (
             "fails",
             "echo hunter2; echo no role >&2; exit 7".to_owned(),
-            "it ended with exit status: 7, saying: no role",
+            "exit status: 7, stderr: no role",
         ),
-        (
-            "hangs",
-            "sleep 1000".to_owned(),
-            "it did not answer within 300ms",
-        ),
+        ("hangs", "sleep 1000".to_owned(), "no response within 300ms"),
         (
             "garbage",
             "echo hunter2; echo odd >&2".to_owned(),
-            "its answer is not JSON, saying: odd",
+            "the response is not JSON, stderr: odd",
         ),
-        ("nothing", "exit 0".to_owned(), "its answer is not JSON"),
+        ("nothing", "exit 0".to_owned(), "the response is not JSON"),
         (
             "other",
             format!("echo '{other_version}'"),
-            "its answer has another apiVersion than it was asked in",
+            "the apiVersion of the response differs from that of the request",
         ),
         (
             "kind",
             r#"echo '{"kind":"Pod"}'"#.to_owned(),
-            "its answer is no CredentialProviderResponse",
+            "the response is not a CredentialProviderResponse",
         ),
         (
             "key",
             format!("echo '{}'", answer(r#""cacheKeyType":"hunter2""#)),
-            "its answer's cacheKeyType is none of Image, Registry and Global",
+            "the cacheKeyType of the response is not Image, Registry or Global",
         ),
         (
             "duration",
@@ -175,7 +172,7 @@ async fn one_that_fails_hangs_or_answers_garbage_leaves_the_others() {
                 "echo '{}'",
                 answer(r#""cacheKeyType":"Image","cacheDuration":"hunter2""#)
             ),
-            "its answer's cacheDuration is no duration such as 12h",
+            "the cacheDuration of the response is not a duration such as 12h",
         ),
         (
             "auth",
@@ -183,13 +180,14 @@ async fn one_that_fails_hangs_or_answers_garbage_leaves_the_others() {
                 "echo '{}'",
                 answer(r#""cacheKeyType":"Image","auth":"hunter2""#)
             ),
-            "its answer has a field that is not of the CredentialProviderResponse's form",
+            "the response has a malformed field",
         ),
         ("good", good, ""),
     ];
     let plugins: Vec<(&str, &str)> = scripts.iter().map(|(n, b, _)| (*n, b.as_str())).collect();
     let mut providers = providers(dir.path(), &plugins);
-    providers.providers[1].limit = Duration::from_millis(300);
+    let state = providers.state.get_mut().unwrap();
+    Arc::get_mut(&mut state.providers).unwrap()[1].limit = Duration::from_millis(300);
     let found = providers.lookup(&image("r.example/x")).await;
     assert_eq!(passwords(&found), ["p"]);
     let wanted: Vec<String> = scripts[..9]
@@ -210,7 +208,60 @@ async fn a_malformed_key_of_an_answer_does_not_lose_the_others() {
     assert_eq!(passwords(&found), ["p"]);
     assert_eq!(found.problems.len(), 1);
     assert!(
-        found.problems[0]
-            .starts_with("credential provider p, in its answer: the registry is malformed")
+        found.problems[0].starts_with("credential provider p, response: the registry is malformed")
     );
+}
+
+/// The sources of the credentials for an image of `r.example`, after the interval of checks.
+async fn sources(providers: &Providers) -> Vec<String> {
+    tokio::time::sleep(CHECK_INTERVAL).await;
+    let found = providers.lookup(&image("r.example/x")).await;
+    assert!(found.problems.is_empty(), "{:?}", found.problems);
+    let credentials = found.credentials.iter();
+    credentials.map(|c| c.source.to_string()).collect()
+}
+
+const ONE: &str = r#""cacheKeyType":"Image","auth":{"r.example":{"username":"u","password":"p"}}"#;
+
+#[tokio::test]
+async fn changed_configuration_is_read_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let providers = providers(dir.path(), &[("old", &noting(ONE))]);
+    assert_eq!(sources(&providers).await, ["credential provider old"]);
+    let config = dir.path().join("config.yaml");
+    let yaml = fs::read_to_string(&config).unwrap();
+    fs::write(&config, yaml.replace("name: old", "name: new")).unwrap();
+    // Its program comes later: until then the previous configuration holds.
+    assert_eq!(sources(&providers).await, ["credential provider old"]);
+    script(dir.path(), "new", &noting(ONE));
+    assert_eq!(sources(&providers).await, ["credential provider new"]);
+}
+
+#[tokio::test]
+async fn broken_configuration_keeps_previous_providers() {
+    let dir = tempfile::tempdir().unwrap();
+    let providers = providers(dir.path(), &[("p", &noting(ONE))]);
+    let config = dir.path().join("config.yaml");
+    for broken in ["", "hunter2: [", "kind: Pod"] {
+        fs::write(&config, broken).unwrap();
+        assert_eq!(sources(&providers).await, ["credential provider p"]);
+    }
+    fs::remove_file(&config).unwrap();
+    assert_eq!(sources(&providers).await, ["credential provider p"]);
+    let made = std::process::Command::new("mkfifo").arg(&config).status();
+    assert!(made.unwrap().success());
+    assert_eq!(sources(&providers).await, ["credential provider p"]);
+}
+
+#[tokio::test]
+async fn unchanged_configuration_keeps_its_cache() {
+    let dir = tempfile::tempdir().unwrap();
+    let providers = providers(dir.path(), &[("p", &noting(ONE))]);
+    for _ in 0..2 {
+        // The plugin's own notes change the directory of programs once.
+        assert_eq!(sources(&providers).await, ["credential provider p"]);
+    }
+    let before = runs(dir.path());
+    assert_eq!(sources(&providers).await, ["credential provider p"]);
+    assert_eq!(runs(dir.path()), before);
 }

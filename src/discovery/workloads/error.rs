@@ -3,8 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::node::NodeError;
-use super::pull_secrets::SecretError;
+use super::node::NodeWarning;
+use super::pull_secrets::SecretWarning;
 use crate::kube_api::error::{ListError, colon};
 use crate::model::candidate::Workload;
 use crate::model::workload_kind::WorkloadKind;
@@ -75,38 +75,12 @@ pub enum Warning {
     /// An image reference that cannot be one.
     #[error("{0}: an image reference is longer than 4096 characters and was left out")]
     ImageTooLong(Arc<Workload>),
-    /// A Secret, or the ServiceAccount that names some, that is of no use.
-    #[error("{kind} {name}: {error}")]
-    PullSecret {
-        /// `Secret` or `ServiceAccount`.
-        kind: &'static str,
-        /// Its namespace and name, `shop/registry`.
-        name: String,
-        /// Why. Part of the message already: a warning is one line.
-        error: SecretError,
-    },
-    /// Others were not read after the API server went away, or refused the program altogether.
-    #[error("{0} other pull secrets or service accounts were not read")]
-    PullSecretsNotAsked(usize),
-    /// More different pull secrets than anybody has.
-    #[error("the workloads name more than {0} pull secrets: the others were left out")]
-    TooManyPullSecrets(usize),
-    /// This node could not be read, so nothing is known to be of no use on it.
-    #[error("node {name}: {error}; no workload is left out for where it can run")]
-    Node {
-        /// Its name.
-        name: String,
-        /// Why. Part of the message already: a warning is one line.
-        error: NodeError,
-    },
-    /// A RuntimeClass that some template names is of no use.
-    #[error("RuntimeClass {name}: {error}; its workloads are judged as if they had none")]
-    RuntimeClass {
-        /// Its name.
-        name: String,
-        /// Why. Part of the message already: a warning is one line.
-        error: NodeError,
-    },
+    /// About the pull secrets.
+    #[error(transparent)]
+    PullSecret(#[from] SecretWarning),
+    /// About this node.
+    #[error(transparent)]
+    Node(#[from] NodeWarning),
 }
 
 /// Why nothing at all could be found out.

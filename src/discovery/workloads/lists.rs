@@ -16,7 +16,7 @@ use crate::discovery::workloads::error::Scope;
 use crate::kube_api::connect::Cluster;
 use crate::kube_api::decode::PageEnd;
 use crate::kube_api::error::ListError;
-use crate::kube_api::request::{ListFault, MAX_TRIES, PageFault, decode_each, pause, send};
+use crate::kube_api::request::{ListFault, PageFault, decode_each, retrying, send};
 use crate::model::workload_kind::{WorkloadKind, percent_encode};
 
 /// Objects a page, as kubectl asks for.
@@ -67,8 +67,8 @@ pub(super) async fn read(
             Err(PageFault::Gone(None)) => {
                 tracing::debug!(?query, "the list expired while it was read: starting again");
                 into.rollback(start);
-                pause(&cluster.patience, restarts, None).await;
                 restarts += 1;
+                cluster.patience.pause(restarts, None).await;
                 objects = 0;
                 token = None;
                 tokens.clear();
@@ -97,22 +97,15 @@ async fn read_page(
     here: &mut Option<LocalNode>,
     into: &mut Accumulator,
 ) -> Result<PageEnd, PageFault> {
-    let mut tried = 0;
-    loop {
+    retrying(cluster, query, async || {
         let start = into.checkpoint();
         let page = try_page(cluster, query, token, here, into).await;
         if page.is_err() {
             into.rollback(start);
         }
-        tried += 1;
-        match page {
-            Err(PageFault::Passing(error, after)) if tried < MAX_TRIES => {
-                tracing::debug!(?query, tried, %error, "trying a page again");
-                pause(&cluster.patience, tried - 1, after).await;
-            }
-            page => return page,
-        }
-    }
+        page
+    })
+    .await
 }
 
 async fn try_page(

@@ -7,8 +7,10 @@
 //! | --- | --- | --- |
 //! | `lists.rs` | one list, page by page, with retries | network |
 //! | `node.rs` | reads this node and judges the workloads by it | network |
+//! | `name.rs` | names and other texts of bounded length | none |
 //! | `node_images.rs` | what other nodes say that images weigh | network |
 //! | `scheduling.rs` | what templates and nodes say of who runs where | none |
+//! | `requirements.rs` | what a template requires of a node | none |
 //! | `object.rs` | the fields that are read of an object, and what they mean | none |
 //! | `accumulate.rs` | objects to images and their users; what owns what | none |
 //! | `sightings.rs` | images that the pods of a workload have and its template lacks | none |
@@ -19,24 +21,27 @@
 
 mod accumulate;
 mod lists;
+mod name;
 mod node;
 mod node_images;
 mod object;
 mod pull_secrets;
 mod pulls;
+mod requirements;
 mod scheduling;
 mod sightings;
 
 pub use error::{DiscoverError, Scope, Warning};
-pub use node::NodeError;
-pub use pull_secrets::{ImageSecret, SecretConfig, SecretError};
+pub use node::{NodeError, NodeWarning};
+pub use pull_secrets::{ImageSecret, SecretError, SecretWarning};
 
 #[cfg(any(test, fuzzing))]
 mod fuzz;
 #[cfg(any(test, fuzzing))]
 pub(crate) use fuzz::fuzz_page;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use crate::kube_api::connect::Cluster;
 use crate::kube_api::error::ListError;
@@ -50,6 +55,7 @@ use crate::model::workload_kind::WorkloadKind;
 use accumulate::Accumulator;
 use lists::Query;
 use node::LocalNode;
+use pull_secrets::PullSecrets;
 
 /// Which namespaces to scan.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,7 +114,7 @@ pub struct Discovery {
 #[derive(Default)]
 pub struct ThisNode {
     here: Option<LocalNode>,
-    unread: Option<Warning>,
+    unread: Option<NodeWarning>,
 }
 
 impl ThisNode {
@@ -120,19 +126,34 @@ impl ThisNode {
         let Some(name) = &settings.node else {
             return Ok(Self::default());
         };
-        let startup_taints = &settings.startup_taints;
-        Ok(
-            match LocalNode::read(cluster, name, startup_taints).await? {
-                Ok(here) => Self {
+        let error = match LocalNode::read(cluster, name, &settings.startup_taints).await {
+            Ok(here) => {
+                return Ok(Self {
                     here: Some(here),
                     unread: None,
-                },
-                Err(warning) => Self {
+                });
+            }
+            Err(error) => error,
+        };
+        let server = cluster.server.clone();
+        match error {
+            NodeError::Unauthorized => Err(DiscoverError::Unauthorized {
+                server,
+                message: String::new(),
+            }),
+            NodeError::Failed(source) if source.is_unreachable() => {
+                Err(DiscoverError::Unreachable { server, source })
+            }
+            error => {
+                let name = name.clone();
+                let warning = NodeWarning::Node { name, error };
+                tracing::warn!("{warning}");
+                Ok(Self {
                     here: None,
                     unread: Some(warning),
-                },
-            },
-        )
+                })
+            }
+        }
     }
 
     /// What is known of it.
@@ -152,63 +173,50 @@ pub async fn discover(
     settings: &Settings,
     node: ThisNode,
 ) -> Result<Discovery, DiscoverError> {
-    let scopes = scopes(cluster, settings);
-    // Owners are read before what they own.
-    let mut kinds = settings.workloads.clone();
-    kinds.sort_unstable();
-    kinds.dedup();
-
-    let platform = settings
-        .platform
-        .clone()
-        .or_else(|| node.facts()?.platform.clone());
-    let mut scan = Scan {
-        cluster,
-        here: node.here,
-        selector: settings.selector.as_deref(),
-        cached: settings.watch_cache,
-        found: match settings.pull_secrets {
-            true => Accumulator::with_pull_secrets(),
-            false => Accumulator::default(),
-        }
-        .include_idle(settings.include_idle)
-        .single_kind(kinds.len() == 1),
-        warnings: Vec::new(),
-        succeeded: 0,
-        gone: false,
-        cronjobs: 0,
-    };
-    for scope in &scopes {
-        let mut listed = Some(0);
-        for &kind in &kinds {
-            let objects = scan.list(scope, kind).await?;
-            listed = listed.and_then(|sum| Some(sum + objects?));
-        }
-        if listed == Some(0) {
-            scan.explain_emptiness(scope, kinds.len()).await;
-        }
+    let platform = settings.platform.clone();
+    let platform = platform.or_else(|| node.facts()?.platform.clone());
+    let mut scan = Scan::new(cluster, settings, node.here);
+    for scope in scopes(cluster, settings) {
+        scan.list_all(&scope, &settings.workloads).await?;
     }
-    let pulls = scan.found.take_pulls();
-    let gone = scan.gone;
+    let (pulls, gone) = (scan.found.take_pulls(), scan.gone);
     let judged = scan.here.take().map(|here| here.warnings);
     let mut discovery = scan.finish()?;
-    discovery
-        .warnings
-        .extend(node.unread.into_iter().chain(judged.into_iter().flatten()));
+    let of_node = node.unread.into_iter().chain(judged.into_iter().flatten());
+    discovery.warnings.extend(of_node.map(Warning::from));
     if let Some(pulls) = pulls {
-        pull_secrets::add(cluster, pulls, gone, &mut discovery).await;
+        let read = pull_secrets::read(cluster, pulls, gone).await;
+        discovery.add_pull_secrets(read);
     }
     if settings.sizes && !gone {
         let platform = platform.unwrap_or_else(Platform::current);
-        let images = discovery.candidates.iter();
-        let wanted = images.filter_map(|candidate| {
+        discovery.sizes = node_images::sizes(cluster, &platform, &discovery.images()).await;
+    }
+    Ok(discovery)
+}
+
+impl Discovery {
+    fn add_pull_secrets(&mut self, read: PullSecrets) {
+        let candidates = &self.candidates;
+        let secrets = read.of_images.into_iter();
+        self.pull_secrets
+            .extend(secrets.map(|(image, config)| ImageSecret {
+                image: Arc::clone(&candidates[image as usize].image),
+                config,
+            }));
+        self.warnings
+            .extend(read.warnings.into_iter().map(Warning::from));
+    }
+
+    /// The normalised references of the images that were found.
+    fn images(&self) -> HashSet<String> {
+        let images = self.candidates.iter();
+        let normalized = images.filter_map(|candidate| {
             let reference = Reference::of(&candidate.image).ok()?;
             Some(reference.normalized().to_owned())
         });
-        let wanted = wanted.collect();
-        discovery.sizes = node_images::sizes(cluster, &platform, &wanted).await;
+        normalized.collect()
     }
-    Ok(discovery)
 }
 
 /// The namespaces to scan, each once, in the order given.
@@ -243,7 +251,47 @@ struct Scan<'a> {
     cronjobs: usize,
 }
 
-impl Scan<'_> {
+impl<'a> Scan<'a> {
+    fn new(cluster: &'a Cluster, settings: &'a Settings, here: Option<LocalNode>) -> Self {
+        let kinds: HashSet<_> = settings.workloads.iter().collect();
+        let found = match settings.pull_secrets {
+            true => Accumulator::with_pull_secrets(),
+            false => Accumulator::default(),
+        };
+        Self {
+            cluster,
+            here,
+            selector: settings.selector.as_deref(),
+            cached: settings.watch_cache,
+            found: found
+                .include_idle(settings.include_idle)
+                .single_kind(kinds.len() == 1),
+            warnings: Vec::new(),
+            succeeded: 0,
+            gone: false,
+            cronjobs: 0,
+        }
+    }
+
+    /// Reads the lists of these kinds.
+    async fn list_all(
+        &mut self,
+        scope: &Scope,
+        kinds: &[WorkloadKind],
+    ) -> Result<(), DiscoverError> {
+        // Owners are read before what they own.
+        let kinds = BTreeSet::from_iter(kinds);
+        let mut listed = Some(0);
+        for &kind in &kinds {
+            let objects = self.list(scope, *kind).await?;
+            listed = listed.and_then(|sum| Some(sum + objects?));
+        }
+        if listed == Some(0) {
+            self.explain_emptiness(scope, kinds.len()).await;
+        }
+        Ok(())
+    }
+
     /// Reads one list; `None` when it failed, which is a warning.
     async fn list(
         &mut self,

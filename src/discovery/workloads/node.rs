@@ -9,12 +9,13 @@ use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 
-use super::object::{Facts, is_subdomain};
-use super::scheduling::{NodeObject, RuntimeClass, Scheduling, requirements};
-use crate::discovery::workloads::error::{DiscoverError, Warning};
+use super::object::Facts;
+use super::requirements::requirements;
+use super::scheduling::{NodeObject, RuntimeClass, Scheduling};
 use crate::kube_api::connect::Cluster;
 use crate::kube_api::error::ListError;
 use crate::kube_api::get::{self, GetFault};
+use crate::model::dns_name::is_subdomain;
 use crate::model::node_facts::NodeFacts;
 use crate::model::workload_kind::WorkloadKind;
 use crate::planning::node_match;
@@ -43,11 +44,32 @@ pub enum NodeError {
     #[error("it is larger than 1.5 MiB")]
     TooLarge,
     /// The answer is something else.
-    #[error("the API server's answer cannot be read as one")]
+    #[error("unexpected response from the API server")]
     Garbage,
     /// One of more than anybody has.
     #[error("not read: the workloads name more than 100 RuntimeClasses")]
     TooMany,
+}
+
+/// What could not be found out of this node, while the rest was.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeWarning {
+    /// The node could not be read, so nothing is known to be of no use on it.
+    #[error("node {name}: {error}; node filtering disabled")]
+    Node {
+        /// Its name.
+        name: String,
+        /// Why. Part of the message already: a warning is one line.
+        error: NodeError,
+    },
+    /// A RuntimeClass that some template names is of no use.
+    #[error("RuntimeClass {name}: {error}; ignored for node filtering")]
+    RuntimeClass {
+        /// Its name.
+        name: String,
+        /// Why. Part of the message already: a warning is one line.
+        error: NodeError,
+    },
 }
 
 /// The node that the workloads are judged by.
@@ -61,49 +83,24 @@ pub(super) struct LocalNode {
     /// The API server stopped answering, which the lists will say.
     gone: bool,
     /// What was not found out. Logged already.
-    pub(super) warnings: Vec<Warning>,
+    pub(super) warnings: Vec<NodeWarning>,
 }
 
 impl LocalNode {
-    /// Reads the Node. That it cannot be read is a warning, unless nothing else could be read either.
+    /// Reads the Node.
     pub(super) async fn read(
         cluster: &Cluster,
         name: &str,
         startup_taints: &[String],
-    ) -> Result<Result<Self, Warning>, DiscoverError> {
-        let error = match get::object(cluster, &format!("/api/v1/nodes/{name}")).await {
-            Ok(bytes) => {
-                let object = decode::<NodeObject>(&bytes);
-                let known = object.and_then(|node| {
-                    let facts = node.facts();
-                    let mut node = node.named(name).ok_or(NodeError::Garbage)?;
-                    node.age = facts.age();
-                    node.startup_taints = startup_taints.to_vec();
-                    Ok(Self::new(node, facts))
-                });
-                match known {
-                    Ok(here) => return Ok(Ok(here)),
-                    Err(error) => error,
-                }
-            }
-            Err(GetFault::Unauthorized) => {
-                return Err(DiscoverError::Unauthorized {
-                    server: cluster.server.clone(),
-                    message: String::new(),
-                });
-            }
-            Err(GetFault::Failed(source)) if source.is_unreachable() => {
-                return Err(DiscoverError::Unreachable {
-                    server: cluster.server.clone(),
-                    source,
-                });
-            }
-            Err(fault) => NodeError::of(fault, "nodes", ""),
-        };
-        let name = name.to_owned();
-        let warning = Warning::Node { name, error };
-        tracing::warn!("{warning}");
-        Ok(Err(warning))
+    ) -> Result<Self, NodeError> {
+        let bytes = get::object(cluster, &format!("/api/v1/nodes/{name}")).await;
+        let bytes = bytes.map_err(|fault| NodeError::of(fault, "nodes", ""))?;
+        let object = decode::<NodeObject>(&bytes)?;
+        let facts = object.facts();
+        let mut node = object.named(name).ok_or(NodeError::Garbage)?;
+        node.age = facts.age();
+        node.startup_taints = startup_taints.to_vec();
+        Ok(Self::new(node, facts))
     }
 
     fn new(node: node_match::Node, facts: NodeFacts) -> Self {
@@ -167,7 +164,7 @@ impl LocalNode {
         };
         let class = class.map_err(|error| {
             let name = name.to_owned();
-            let warning = Warning::RuntimeClass { name, error };
+            let warning = NodeWarning::RuntimeClass { name, error };
             tracing::warn!("{warning}");
             self.warnings.push(warning);
         });

@@ -4,11 +4,12 @@ use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Deserializer};
 
-use super::object::{Image, or_default};
+use super::name::or_default;
+use super::object::Image;
 use super::scheduling::NodeInfo;
 use crate::kube_api::connect::Cluster;
 use crate::kube_api::decode::Element;
-use crate::kube_api::request::{self, ListFault, MAX_TRIES, PageFault};
+use crate::kube_api::request::{self, ListFault, PageFault};
 use crate::model::image_size::Size;
 use crate::model::platform::Platform;
 use crate::model::reference::Reference;
@@ -61,18 +62,11 @@ pub(super) async fn sizes(
     if wanted.is_empty() {
         return sizes;
     }
-    let mut tried = 0;
-    let fault = loop {
-        let read = read(cluster, platform, wanted, &mut sizes).await;
-        tried += 1;
-        match read {
-            Ok(()) => return sizes,
-            Err(PageFault::Passing(error, after)) if tried < MAX_TRIES => {
-                tracing::debug!(tried, %error, "trying the Nodes again");
-                request::pause(&cluster.patience, tried - 1, after).await;
-            }
-            Err(fault) => break fault,
-        }
+    let listed = request::retrying(cluster, PATH, async || {
+        read(cluster, platform, wanted, &mut sizes).await
+    });
+    let Err(fault) = listed.await else {
+        return sizes;
     };
     let elsewhere = "sizes of images are asked of registries instead";
     match fault {

@@ -4,20 +4,19 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::marker::PhantomData;
 use std::sync::Arc;
 
-use serde::de::{self, IgnoredAny, SeqAccess, Visitor};
+use serde::de::{IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use super::name::{Name, Text, or_default};
 use super::scheduling::{Affinity, PodOs, Resources, Toleration};
 use crate::kube_api::decode::Element;
+use crate::model::dns_name::is_subdomain;
 use crate::model::workload_kind::WorkloadKind;
 
 /// The longest image reference that is kept. A registry's own limits end far below.
 pub(super) const MAX_IMAGE: usize = 4096;
-/// Kubernetes names end at 253 characters, labels at 63.
-const MAX_NAME: usize = 253;
 /// The most running Jobs of one CronJob that are read.
 const MAX_ACTIVE: usize = 100;
 /// The most pull secrets of one pod template that are read.
@@ -55,74 +54,66 @@ impl Facts {
         from: D,
     ) -> Result<Self, D::Error> {
         Ok(match kind {
-            WorkloadKind::Pods => {
-                let pod = Object::<PodSpec>::deserialize(from)?;
-                let phase = pod.status.phase.0.as_deref();
-                Self {
-                    pods: 1,
-                    finished: matches!(phase, Some("Succeeded" | "Failed")),
-                    suspended: false,
-                    active: Vec::new(),
-                    template: pod.spec,
-                    mismatch: None,
-                    metadata: pod.metadata,
-                }
-            }
-            WorkloadKind::CronJobs => {
-                let cron = Object::<CronJobSpec, CronJobStatus>::deserialize(from)?;
-                let active = cron.status.active.into_iter().take(MAX_ACTIVE);
-                Self {
-                    pods: u64::from(!cron.spec.suspend),
-                    finished: false,
-                    suspended: cron.spec.suspend,
-                    active: active.map(|job| job.uid).collect(),
-                    template: cron.spec.job_template.spec.template.spec,
-                    mismatch: None,
-                    metadata: cron.metadata,
-                }
-            }
-            WorkloadKind::Jobs => {
-                let job = Object::<Templated>::deserialize(from)?;
-                let pods = if job.spec.suspend {
-                    0
-                } else {
-                    pods(job.spec.parallelism)
-                };
-                Self {
-                    pods,
-                    finished: job.status.conditions.iter().any(Condition::ends_a_job),
-                    suspended: job.spec.suspend,
-                    active: Vec::new(),
-                    template: job.spec.template.spec,
-                    mismatch: None,
-                    metadata: job.metadata,
-                }
-            }
+            WorkloadKind::Pods => Object::deserialize(from).map(Self::of_pod)?,
+            WorkloadKind::CronJobs => Object::deserialize(from).map(Self::of_cron_job)?,
+            WorkloadKind::Jobs => Object::deserialize(from).map(Self::of_job)?,
             WorkloadKind::DaemonSets => {
                 let set = Object::<Templated>::deserialize(from)?;
-                Self {
-                    pods: pods(Some(set.status.desired_number_scheduled)),
-                    finished: false,
-                    suspended: false,
-                    active: Vec::new(),
-                    template: set.spec.template.spec,
-                    mismatch: None,
-                    metadata: set.metadata,
-                }
+                let scheduled = set.status.desired_number_scheduled;
+                Self::of_template(set.metadata, set.spec.template, pods(Some(scheduled)))
             }
             WorkloadKind::Deployments | WorkloadKind::StatefulSets | WorkloadKind::ReplicaSets => {
                 let set = Object::<Templated>::deserialize(from)?;
-                Self {
-                    pods: pods(set.spec.replicas),
-                    finished: false,
-                    suspended: false,
-                    active: Vec::new(),
-                    template: set.spec.template.spec,
-                    mismatch: None,
-                    metadata: set.metadata,
-                }
+                Self::of_template(set.metadata, set.spec.template, pods(set.spec.replicas))
             }
         })
+    }
+
+    fn of_pod(pod: Object<PodSpec>) -> Self {
+        let phase = pod.status.phase.0.as_deref();
+        let finished = matches!(phase, Some("Succeeded" | "Failed"));
+        let template = Template { spec: pod.spec };
+        Self {
+            finished,
+            ..Self::of_template(pod.metadata, template, 1)
+        }
+    }
+
+    fn of_cron_job(cron: Object<CronJobSpec, CronJobStatus>) -> Self {
+        let suspended = cron.spec.suspend;
+        let active = cron.status.active.into_iter().take(MAX_ACTIVE);
+        let template = cron.spec.job_template.spec.template;
+        Self {
+            suspended,
+            active: active.map(|job| job.uid).collect(),
+            ..Self::of_template(cron.metadata, template, u64::from(!suspended))
+        }
+    }
+
+    fn of_job(job: Object<Templated>) -> Self {
+        let suspended = job.spec.suspend;
+        let pods = match suspended {
+            true => 0,
+            false => pods(job.spec.parallelism),
+        };
+        Self {
+            suspended,
+            finished: job.status.conditions.iter().any(Condition::ends_a_job),
+            ..Self::of_template(job.metadata, job.spec.template, pods)
+        }
+    }
+
+    /// A workload that runs for good.
+    fn of_template(metadata: Metadata, template: Template, pods: u64) -> Self {
+        Self {
+            metadata,
+            pods,
+            finished: false,
+            suspended: false,
+            active: Vec::new(),
+            template: template.spec,
+            mismatch: None,
+        }
     }
 }
 
@@ -352,36 +343,6 @@ impl Condition {
     }
 }
 
-/// A name that Kubernetes could have given; `None` for what is absent, too long, or not plain ASCII.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(super) struct Name(pub(super) Option<Box<str>>);
-
-impl Name {
-    pub(super) fn as_str(&self) -> &str {
-        self.0.as_deref().unwrap_or_default()
-    }
-
-    /// Of a pull policy: the API server writes `Always` itself where a template has none and the tag is `latest`.
-    fn is_always(&self) -> bool {
-        self.as_str() == "Always"
-    }
-}
-
-impl From<&str> for Name {
-    fn from(text: &str) -> Self {
-        let plain = !text.is_empty()
-            && text.len() <= MAX_NAME
-            && text.bytes().all(|b| b.is_ascii_graphic());
-        Self(plain.then(|| text.into()))
-    }
-}
-
-impl<'de> Deserialize<'de> for Name {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_str(Text(PhantomData))
-    }
-}
-
 /// The names of an `imagePullSecrets` list, each once.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct SecretNames {
@@ -410,6 +371,7 @@ impl<'de> Visitor<'de> for SecretNamesVisitor {
         let mut found = SecretNames::default();
         while let Some(reference) = seq.next_element::<LocalObjectReference>()? {
             found.listed = true;
+            // Nothing else comes into the path of a request.
             if let Some(name) = reference.name.0
                 && is_subdomain(&name)
                 && found.names.len() < MAX_PULL_SECRETS
@@ -426,17 +388,6 @@ impl<'de> Visitor<'de> for SecretNamesVisitor {
 struct LocalObjectReference {
     #[serde(default, deserialize_with = "or_default")]
     name: Name,
-}
-
-/// Whether a text is a DNS subdomain (RFC 1123) in lower case, as the names of Secrets and ServiceAccounts are. Nothing
-/// else comes into the path of a request for one.
-pub(super) fn is_subdomain(text: &str) -> bool {
-    let is_label = |label: &str| {
-        let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        let ends_well = !label.starts_with('-') && !label.ends_with('-');
-        !label.is_empty() && ends_well && label.bytes().all(inner)
-    };
-    text.len() <= MAX_NAME && text.split('.').all(is_label)
 }
 
 /// An image as a template names it.
@@ -462,30 +413,6 @@ impl From<&str> for Image {
 
 impl<'de> Deserialize<'de> for Image {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_str(Text(PhantomData))
+        from.deserialize_str(Text::default())
     }
-}
-
-/// Makes a `T` of a string without owning the string, however long it is.
-struct Text<T>(PhantomData<T>);
-
-impl<T: for<'a> From<&'a str>> Visitor<'_> for Text<T> {
-    type Value = T;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a string")
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
-        Ok(text.into())
-    }
-}
-
-/// The default for `null`, which is how Go writes an empty slice.
-pub(super) fn or_default<'de, D, T>(from: D) -> Result<T, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Deserialize<'de> + Default,
-{
-    Option::<T>::deserialize(from).map(Option::unwrap_or_default)
 }

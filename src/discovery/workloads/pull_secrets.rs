@@ -1,7 +1,7 @@
 //! Reads the pull secrets of the workloads that were found: each by its own name, with `get`, never a list.
 //!
-//! What a Secret holds is handed on as it is, in a type that cannot print it; it is not looked into here. Nothing that a
-//! decoder says of a Secret is shown, because decoders quote.
+//! A Secret is handed on parsed, in types that cannot print a credential. Nothing that a decoder says of a Secret is shown,
+//! because decoders quote.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -12,39 +12,47 @@ use base64::engine::general_purpose::STANDARD;
 use futures_util::StreamExt;
 use serde::Deserialize;
 
-use super::Discovery;
-use super::object::{Name, SecretNames, or_default};
+use super::name::{Name, or_default};
+use super::object::SecretNames;
 use super::pulls::{MAX_NAMED, Means, Pulls};
 use super::strings::Strings;
+use crate::credentials::docker_config::{ConfigFileError, DockerConfig};
 use crate::credentials::secret::Secret;
-use crate::discovery::workloads::error::Warning;
 use crate::kube_api::connect::Cluster;
 use crate::kube_api::error::ListError;
 use crate::kube_api::get::{self, GetFault};
+use crate::model::text::sanitize;
 
 /// Requests under way at once. Every node asks, so each asks modestly.
 const AT_ONCE: usize = 4;
-/// The most bytes of secrets that are kept; one may have a mebibyte, and a cluster's together take some hundred kilobytes.
-const MAX_KEPT: usize = 16 << 20;
+/// The most bytes of secrets that are used; one may have a mebibyte, and a cluster's together take some hundred kilobytes.
+const MAX_READ: usize = 16 << 20;
 
 /// That an image may be pulled with a secret, since a workload that uses the image names it.
 #[derive(Debug, Clone)]
 pub struct ImageSecret {
     /// The image as the workload's template names it: the [`image`](crate::model::candidate::Candidate::image) of a candidate.
     pub image: Arc<str>,
-    /// Where the secret lies, for people: `Secret shop/registry`.
-    pub name: Arc<str>,
-    /// What it holds.
-    pub config: Arc<SecretConfig>,
+    /// The secret's credentials, under its name for people: `Secret shop/registry`.
+    pub config: Arc<DockerConfig>,
 }
 
-/// A docker configuration that a Secret holds, not looked into.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SecretConfig {
-    /// Whether it is of the older kind (`kubernetes.io/dockercfg`), which has the registries at its top.
-    pub legacy: bool,
+/// A docker configuration as a Secret holds it.
+struct SecretConfig {
+    /// True if it is of the older kind (`kubernetes.io/dockercfg`), which has the registries at its top.
+    is_legacy: bool,
     /// The JSON text.
-    pub json: Secret,
+    json: Secret,
+}
+
+impl SecretConfig {
+    fn parse(&self, name: &str) -> Result<DockerConfig, ConfigFileError> {
+        let json = self.json.expose().as_bytes();
+        match self.is_legacy {
+            true => DockerConfig::parse_legacy(name, json),
+            false => DockerConfig::parse(name, json),
+        }
+    }
 }
 
 /// Why a Secret or a ServiceAccount is of no use, in words that quote nothing from it.
@@ -69,20 +77,47 @@ pub enum SecretError {
     #[error("left out: the pull secrets together are larger than 16 MiB")]
     TooMuch,
     /// The answer is something else.
-    #[error("the API server's answer cannot be read as one")]
+    #[error("unexpected response from the API server")]
     Garbage,
     /// A Secret of another use.
-    #[error("its type is neither kubernetes.io/dockerconfigjson nor kubernetes.io/dockercfg")]
+    #[error("unsupported type, expected kubernetes.io/dockerconfigjson or kubernetes.io/dockercfg")]
     WrongType,
     /// It lacks the one key that counts.
-    #[error("it has no value for the key {0}")]
+    #[error("the key {0} has no value")]
     NoValue(&'static str),
     /// The value is no text in base64.
-    #[error("its value for the key {0} is broken")]
+    #[error("the value of the key {0} is malformed")]
     Broken(&'static str),
     /// The API server was not asked any more; counted, not told for each.
     #[error("not asked")]
     NotAsked,
+}
+
+/// What could not be found out of the pull secrets, while the rest was.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretWarning {
+    /// A Secret, or the ServiceAccount that names some, that is of no use.
+    #[error("{kind} {name}: {error}")]
+    Unread {
+        /// `Secret` or `ServiceAccount`.
+        kind: &'static str,
+        /// Its namespace and name, `shop/registry`.
+        name: String,
+        /// Why. Part of the message already: a warning is one line.
+        error: SecretError,
+    },
+    /// A Secret whose content is no docker configuration.
+    #[error(transparent)]
+    Content(ConfigFileError),
+    /// An entry of a Secret's docker configuration that cannot be used.
+    #[error("{0}")]
+    Entry(String),
+    /// Others were not read after the API server went away, or refused the program altogether.
+    #[error("{0} other pull secrets or service accounts were not read")]
+    NotAsked(usize),
+    /// More different pull secrets than anybody has.
+    #[error("the workloads name more than {0} pull secrets: the others were left out")]
+    TooMany(usize),
 }
 
 /// What is read, in the words of the API.
@@ -101,32 +136,28 @@ const ACCOUNT: Resource = Resource {
     plural: "serviceaccounts",
 };
 
-/// Reads the secrets, and adds them, and what is wrong with them, to what was found. `gone` says that the API server
-/// does not answer any more, so that nothing is asked.
-pub(super) async fn add(cluster: &Cluster, mut pulls: Pulls, gone: bool, into: &mut Discovery) {
+/// Reads the secrets: those of each image, as the accumulator numbers them, and what is wrong with some. `gone` says that the API
+/// server does not answer any more, so that nothing is asked.
+pub(super) async fn read(cluster: &Cluster, mut pulls: Pulls, gone: bool) -> PullSecrets {
     let mut reader = Reader {
         cluster,
         stopped: AtomicBool::new(gone),
         not_asked: 0,
-        warnings: &mut into.warnings,
+        warnings: Vec::new(),
     };
     let accounts = reader.accounts(&mut pulls).await;
     let configs = reader.secrets(&pulls.secrets).await;
     if pulls.overflown {
-        reader.warn(Warning::TooManyPullSecrets(MAX_NAMED));
+        reader.warn(SecretWarning::TooMany(MAX_NAMED));
     }
     if reader.not_asked > 0 {
         let not_asked = reader.not_asked;
-        reader.warn(Warning::PullSecretsNotAsked(not_asked));
+        reader.warn(SecretWarning::NotAsked(not_asked));
     }
     let read = configs.iter().flatten().count();
     tracing::debug!(read, named = configs.len(), "read the pull secrets");
 
-    let names: Vec<Arc<str>> = pulls
-        .secrets
-        .iter()
-        .map(|name| format!("{} {name}", SECRET.kind).into())
-        .collect();
+    let mut of_images = Vec::new();
     // Sets of several workloads may overlap.
     let mut known = HashSet::new();
     for (image, means) in pulls.uses {
@@ -138,14 +169,22 @@ pub(super) async fn add(cluster: &Cluster, mut pulls: Pulls, gone: bool, into: &
             if let Some(config) = &configs[secret as usize]
                 && known.insert((image, secret))
             {
-                into.pull_secrets.push(ImageSecret {
-                    image: Arc::clone(&into.candidates[image as usize].image),
-                    name: Arc::clone(&names[secret as usize]),
-                    config: Arc::clone(config),
-                });
+                of_images.push((image, Arc::clone(config)));
             }
         }
     }
+    PullSecrets {
+        of_images,
+        warnings: reader.warnings,
+    }
+}
+
+/// The secrets that were read.
+pub(super) struct PullSecrets {
+    /// Pairs of an image, as the accumulator numbers them, and the credentials of one of its secrets.
+    pub(super) of_images: Vec<(u32, Arc<DockerConfig>)>,
+    /// What could not be found out. Logged already.
+    pub(super) warnings: Vec<SecretWarning>,
 }
 
 struct Reader<'a> {
@@ -153,7 +192,7 @@ struct Reader<'a> {
     /// Nothing more is to be asked.
     stopped: AtomicBool,
     not_asked: usize,
-    warnings: &'a mut Vec<Warning>,
+    warnings: Vec<SecretWarning>,
 }
 
 impl Reader<'_> {
@@ -179,26 +218,48 @@ impl Reader<'_> {
         secrets
     }
 
-    /// What each secret holds, in the secrets' order; `None` for one that is of no use.
-    async fn secrets(&mut self, secrets: &Strings) -> Vec<Option<Arc<SecretConfig>>> {
-        let mut kept = 0;
-        let mut keep = |config: SecretConfig| {
-            kept += config.json.expose().len();
-            if kept > MAX_KEPT {
+    /// The credentials of each secret, in the secrets' order; `None` for one that is of no use.
+    async fn secrets(&mut self, secrets: &Strings) -> Vec<Option<Arc<DockerConfig>>> {
+        let mut read = 0;
+        let mut bounded = |config: SecretConfig| {
+            read += config.json.expose().len();
+            if read > MAX_READ {
                 return Err(SecretError::TooMuch);
             }
-            Ok(Arc::new(config))
+            Ok(config)
         };
-        let configs: Vec<_> = futures_util::stream::iter(secrets.iter())
+        let answers: Vec<_> = futures_util::stream::iter(secrets.iter())
             .map(|name| self.ask(SECRET, name, config))
             .buffered(AT_ONCE)
-            .map(|answer| answer.and_then(&mut keep))
+            .map(|answer| answer.and_then(&mut bounded))
             .collect()
             .await;
-        let pairs = secrets.iter().zip(configs);
+        let pairs = secrets.iter().zip(answers);
         pairs
-            .map(|(name, config)| config.map_err(|error| self.fault(SECRET, name, error)).ok())
+            .map(|(name, answer)| match answer {
+                Ok(config) => self.parsed(name, &config),
+                Err(error) => {
+                    self.fault(SECRET, name, error);
+                    None
+                }
+            })
             .collect()
+    }
+
+    /// The credentials of a secret. What is wrong with single entries is a warning, and the others are used.
+    fn parsed(&mut self, name: &str, config: &SecretConfig) -> Option<Arc<DockerConfig>> {
+        match config.parse(&format!("{} {name}", SECRET.kind)) {
+            Ok(config) => {
+                for problem in config.problems() {
+                    self.warn(SecretWarning::Entry(sanitize(problem)));
+                }
+                Some(Arc::new(config))
+            }
+            Err(error) => {
+                self.warn(SecretWarning::Content(error));
+                None
+            }
+        }
     }
 
     /// Asks for the object `namespace/name` and decodes it.
@@ -239,14 +300,14 @@ impl Reader<'_> {
             self.not_asked += 1;
             return;
         }
-        self.warn(Warning::PullSecret {
+        self.warn(SecretWarning::Unread {
             kind: what.kind,
             name: name.to_owned(),
             error,
         });
     }
 
-    fn warn(&mut self, warning: Warning) {
+    fn warn(&mut self, warning: SecretWarning) {
         tracing::warn!("{warning}");
         self.warnings.push(warning);
     }
@@ -284,7 +345,7 @@ struct Data {
 
 fn config(bytes: &[u8]) -> Result<SecretConfig, SecretError> {
     let object: SecretObject = serde_json::from_slice(bytes).map_err(|_| SecretError::Garbage)?;
-    let (key, value, legacy) = match object.what.as_str() {
+    let (key, value, is_legacy) = match object.what.as_str() {
         "kubernetes.io/dockerconfigjson" => (".dockerconfigjson", object.data.config_json, false),
         "kubernetes.io/dockercfg" => (".dockercfg", object.data.legacy, true),
         _ => return Err(SecretError::WrongType),
@@ -296,7 +357,7 @@ fn config(bytes: &[u8]) -> Result<SecretConfig, SecretError> {
         .map_err(|_| SecretError::Broken(key))?;
     let json = String::from_utf8(value).map_err(|_| SecretError::Broken(key))?;
     Ok(SecretConfig {
-        legacy,
+        is_legacy,
         json: Secret::new(json),
     })
 }

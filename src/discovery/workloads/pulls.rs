@@ -6,8 +6,9 @@
 
 use indexmap::IndexSet;
 
-use super::object::{PodSpec, is_subdomain};
+use super::object::PodSpec;
 use super::strings::{Strings, index, intern};
+use crate::model::dns_name::is_subdomain;
 use crate::model::workload_kind::WorkloadKind;
 
 /// The most different Secrets and ServiceAccounts that are read. A cluster with more namespaces than that is unknown;

@@ -1,15 +1,15 @@
 //! What Nodes, pod templates and RuntimeClasses say about who runs where, as JSON, made into the plain values of
-//! [`relevance`](crate::planning::node_match). Pure.
+//! [`node_match`]. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::object::{Name, PodSpec, or_default};
+use super::name::{Name, or_default};
 use crate::model::node_facts::NodeFacts;
 use crate::model::platform::Platform;
-use crate::planning::node_match::{self, Requirements};
+use crate::planning::node_match;
 
 /// `spec.affinity` of a pod: what is required of the node is read, preferences are not.
 #[derive(Debug, Default, Deserialize)]
@@ -68,7 +68,7 @@ pub(super) struct Toleration {
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct PodOs {
     #[serde(default, deserialize_with = "or_default")]
-    name: Name,
+    pub(super) name: Name,
 }
 
 /// `resources` of a container.
@@ -83,7 +83,7 @@ pub(super) struct Resources {
 /// A quantity, which the API server writes as text.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
-enum Quantity {
+pub(super) enum Quantity {
     Text(String),
     Number(f64),
     Other(IgnoredAny),
@@ -94,9 +94,9 @@ enum Quantity {
 #[serde(rename_all = "camelCase")]
 pub(super) struct Scheduling {
     #[serde(default, deserialize_with = "or_default")]
-    node_selector: BTreeMap<String, String>,
+    pub(super) node_selector: BTreeMap<String, String>,
     #[serde(default, deserialize_with = "or_default")]
-    tolerations: Vec<Toleration>,
+    pub(super) tolerations: Vec<Toleration>,
 }
 
 /// The part of a RuntimeClass that is read, the same in `node.k8s.io/v1` and `v1beta1`.
@@ -213,44 +213,23 @@ impl NodeObject {
     }
 }
 
-/// What a template requires of a node, together with its RuntimeClass. The RuntimeClass admission plugin merges the two
-/// when a pod is made; a key that both have with different values it refuses, and here no node has both.
-pub(super) fn requirements(template: &PodSpec, class: Option<&Scheduling>) -> Requirements {
-    let none = Scheduling::default();
-    let class = class.unwrap_or(&none);
-    let pairs = template.node_selector.iter().chain(&class.node_selector);
-    let tolerations = template.tolerations.iter().chain(&class.tolerations);
-    let required = template.affinity.node_affinity.required.as_ref();
-    let extended = || template.resources().flat_map(Resources::extended);
-    let requested: BTreeSet<&str> = extended().map(|(name, _)| name).collect();
-    let needed = extended().filter(|(_, quantity)| !quantity.is_zero());
-    Requirements {
-        node_name: template.node_name.as_str().to_owned(),
-        node_selector: pairs.map(|(k, v)| (k.clone(), v.clone())).collect(),
-        affinity: required.map(|r| r.node_selector_terms.iter().map(Term::plain).collect()),
-        tolerations: tolerations
-            .map(Toleration::plain)
-            .chain(requested.into_iter().map(tolerated_for))
-            .collect(),
-        os: template.os.name.as_str().to_owned(),
-        extended_resources: needed.map(|(name, _)| name.to_owned()).collect(),
-    }
-}
-
-/// The toleration that the admission plugin ExtendedResourceToleration adds to a pod that requests an extended resource.
-/// Without the plugin such pods stay off tainted nodes, which a template does not tell.
-fn tolerated_for(resource: &str) -> node_match::Toleration {
-    node_match::Toleration {
-        key: resource.to_owned(),
-        operator: "Exists".to_owned(),
-        effect: "NoSchedule".to_owned(),
-        ..node_match::Toleration::default()
+impl Affinity {
+    /// The terms of what is required, if anything is.
+    pub(super) fn required(&self) -> Option<Vec<node_match::Term>> {
+        let required = self.node_affinity.required.as_ref()?;
+        Some(
+            required
+                .node_selector_terms
+                .iter()
+                .map(Term::plain)
+                .collect(),
+        )
     }
 }
 
 impl Resources {
     /// The extended resources. A limit alone is a request too, as the API server defaults it in pods.
-    fn extended(&self) -> impl Iterator<Item = (&str, &Quantity)> {
+    pub(super) fn extended(&self) -> impl Iterator<Item = (&str, &Quantity)> {
         let all = self.limits.iter().chain(&self.requests);
         let all = all.map(|(name, quantity)| (name.as_str(), quantity));
         all.filter(|(name, _)| is_extended_resource(name))
@@ -264,7 +243,7 @@ fn is_extended_resource(name: &str) -> bool {
 }
 
 impl Quantity {
-    fn is_zero(&self) -> bool {
+    pub(super) fn is_zero(&self) -> bool {
         match self {
             Self::Text(text) => text == "0",
             Self::Number(number) => *number == 0.0,
@@ -297,7 +276,7 @@ impl Expression {
 }
 
 impl Toleration {
-    fn plain(&self) -> node_match::Toleration {
+    pub(super) fn plain(&self) -> node_match::Toleration {
         node_match::Toleration {
             key: self.key.clone(),
             operator: self.operator.clone(),

@@ -331,7 +331,7 @@ fn what_does_not_fit_the_budget_is_skipped_and_smaller_ones_still_fit() {
             "a pull",
             "b skip disk_budget: needs about 9 B on disk, and 4 B are left of 10 B (--disk-budget)",
             "c pull",
-            "d skip unauthorized: its size is not known: registry said so, so that --disk-budget could not be kept",
+            "d skip unauthorized: size unknown; cannot enforce --disk-budget: registry said so",
         ]
     );
     let shared: Vec<_> = plan
@@ -345,10 +345,7 @@ fn what_does_not_fit_the_budget_is_skipped_and_smaller_ones_still_fit() {
 
     // Without a budget all are pulled, and what is not known is told.
     let plan = select(images, &Policy::default()).against(facts(&sizes, None));
-    assert_eq!(
-        told(&plan)[3],
-        "d pull: its size is not known: registry said so"
-    );
+    assert_eq!(told(&plan)[3], "d pull: size unknown: registry said so");
     assert_eq!(plan.downloads().unknown, 1);
 }
 
@@ -369,10 +366,10 @@ fn unavailable_size_is_pulled_under_budget() {
     assert_eq!(
         told(&plan),
         [
-            "a pull: its size is not known: registry said so",
+            "a pull: size unknown: registry said so",
             "b pull",
-            "c pull: its size is not known: registry said so",
-            "d skip not_found: its size is not known: registry said so, so that --disk-budget could not be kept",
+            "c pull: size unknown: registry said so",
+            "d skip not_found: size unknown; cannot enforce --disk-budget: registry said so",
         ]
     );
     assert_eq!(plan.downloads().unknown, 2);
@@ -445,7 +442,7 @@ fn only_what_may_have_moved_is_asked_for_and_pulled_again_if_it_has() {
             "same:latest present",
             "fixed:1 present",
             &pinned,
-            "silent present: whether its tag has moved is not known: registry said so",
+            "silent present: failed to check whether the tag has moved: registry said so",
             "absent pull",
             "always:1 pull: its tag has moved",
         ]

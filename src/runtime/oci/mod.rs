@@ -182,7 +182,7 @@ impl OciLayout {
         .into())
     }
 
-    /// LayerStorage the manifest, then enters the image into `index.json`: from then on it is there.
+    /// Writes the manifest, then enters the image into `index.json`: from then on it is there.
     async fn record(
         &self,
         image: &Reference,

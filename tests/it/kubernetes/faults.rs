@@ -142,7 +142,7 @@ fn a_list_that_never_comes_is_an_error_after_a_few_tries() {
     cluster.deployment(&namespace, "web", 1, "web:1");
     let cases = [
         (Fault::Close, "no answer from the API server"),
-        (Fault::CutAfter(100), "broke off"),
+        (Fault::CutAfter(100), "ended early"),
         (Fault::status(500), "the API server answered 500"),
     ];
     for (fault, why) in cases {

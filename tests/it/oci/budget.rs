@@ -103,5 +103,5 @@ fn bad_repository_fails_alone_under_budget() {
         "{output}"
     );
     let message = report(&output, &images[0])["message"].to_string();
-    assert!(message.contains("its size is not known"), "{message}");
+    assert!(message.contains("size unknown"), "{message}");
 }

@@ -84,7 +84,7 @@ fn a_registry_that_stays_bad_has_its_reason<R: Runtime>() {
             Fault::Stall,
             "0",
             "failed timeout 1",
-            "not done within 2s (--pull-timeout)",
+            "not finished within 2s (--pull-timeout)",
         ),
     ];
     std::thread::scope(|scope| {
@@ -231,7 +231,7 @@ fn planning_outlasts_restart_of_runtime<R: Runtime>() {
     });
     runtime.kill();
     gate.open();
-    running.wait_for("what its store holds, asking again in", PATIENCE);
+    running.wait_for("disk usage from the runtime, retrying in", PATIENCE);
     runtime.restart();
     let output = running.wait().expect(0);
     check(&output, &[(&image, "present 0")]);

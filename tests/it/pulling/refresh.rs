@@ -155,13 +155,13 @@ fn a_registry_that_is_away_leaves_what_is_here<R: Runtime>() {
     assert_eq!(line, format!("present {}", first.digest), "{output}");
     let message = message.as_str().unwrap();
     assert!(
-        message.starts_with("whether its tag has moved is not known: "),
+        message.starts_with("failed to check whether the tag has moved: "),
         "{output}"
     );
     assert!(
         output
             .stderr
-            .contains("failed to find out whether the tag has moved"),
+            .contains("failed to check whether the tag has moved"),
         "{output}"
     );
 }

@@ -101,12 +101,9 @@ async fn a_failure_shows_standard_error_alone() {
     let error = ask("echo hunter2; echo no session >&2; exit 1", "x")
         .await
         .unwrap_err();
-    assert_eq!(error, "it ended with exit status: 1, saying: no session");
+    assert_eq!(error, "exit status: 1, stderr: no session");
     let error = ask("echo hunter2; echo odd >&2", "x").await.unwrap_err();
-    assert_eq!(
-        error,
-        "its answer is not what the credential helper protocol has, saying: odd"
-    );
+    assert_eq!(error, "unexpected response, stderr: odd");
 }
 
 #[tokio::test]
@@ -114,7 +111,7 @@ async fn a_missing_helper_is_a_problem_with_its_name_and_file() {
     let (helpers, _) = helpers(r#"{"credsStore":"no-such-helper-here"}"#);
     let error = helpers.ask("a.example").await.unwrap_err();
     assert!(
-        error.starts_with("helper no-such-helper-here (/c.json) failed: it could not be started"),
+        error.starts_with("helper no-such-helper-here (/c.json) failed: failed to start"),
         "{error}"
     );
 }

@@ -64,15 +64,15 @@ fn a_configuration_of_each_version_in_yaml_and_json() {
 #[test]
 fn what_the_kubelet_refuses_is_refused_by_the_providers_name() {
     let cases = [
-        ("name: ecr", "name: ../ecr", "name must be a file's name"),
-        ("name: ecr", "name: '..'", "name must be a file's name"),
-        ("name: ecr", "name: 'e cr'", "name must be a file's name"),
-        ("name: ecr", "name: ''", "name must be a file's name"),
-        ("name: ecr", "name: 7", "name must be a text"),
+        ("name: ecr", "name: ../ecr", "name must be a file name"),
+        ("name: ecr", "name: '..'", "name must be a file name"),
+        ("name: ecr", "name: 'e cr'", "name must be a file name"),
+        ("name: ecr", "name: ''", "name must be a file name"),
+        ("name: ecr", "name: 7", "name must be a string"),
         ("name: ecr", "name: other", "failed to find its program"),
         ("\"12h\"", "\"-1h\"", "defaultCacheDuration must be"),
         ("\"12h\"", "soon", "defaultCacheDuration must be"),
-        ("\"12h\"", "5", "defaultCacheDuration must be a text"),
+        ("\"12h\"", "5", "defaultCacheDuration must be a string"),
         (
             "  defaultCacheDuration: \"12h\"\n",
             "",
@@ -93,7 +93,7 @@ fn what_the_kubelet_refuses_is_refused_by_the_providers_name() {
             "public.ecr.aws:x",
             "matchImages public.ecr.aws:x: the registry is malformed",
         ),
-        ("[get-credentials]", "[1]", "args must be a list of texts"),
+        ("[get-credentials]", "[1]", "args must be a list of strings"),
         (
             "- name: AWS_PROFILE",
             "- nam: AWS_PROFILE",
@@ -116,10 +116,7 @@ fn what_the_kubelet_refuses_is_refused_by_the_providers_name() {
     let twice = parse(&format!("{HEAD}{GOOD}{GOOD}"))
         .unwrap_err()
         .to_string();
-    assert!(
-        twice.ends_with("provider ecr: there are two of this name"),
-        "{twice}"
-    );
+    assert!(twice.ends_with("provider ecr: duplicate name"), "{twice}");
 }
 
 #[test]

@@ -60,7 +60,7 @@ async fn found(server: &Server, pull_secrets: bool) -> (Vec<String>, Vec<String>
     let warnings = found.warnings.iter().map(ToString::to_string);
     (
         pairs
-            .map(|pair| format!("{} < {}", pair.image, pair.name))
+            .map(|pair| format!("{} < {}", pair.image, pair.config.name()))
             .collect(),
         warnings.collect(),
     )
@@ -165,22 +165,23 @@ async fn what_is_of_no_use_is_told_by_name_and_the_others_go_on() {
     .await;
     let (pairs, warnings) = found(&server, true).await;
     assert_eq!(pairs, ["good < Secret a/good"]);
-    let types = "its type is neither kubernetes.io/dockerconfigjson nor kubernetes.io/dockercfg";
+    let types =
+        "unsupported type, expected kubernetes.io/dockerconfigjson or kubernetes.io/dockercfg";
     let expected = [
         r#"ServiceAccount a/default: not allowed to read it: needs the RBAC verb "get" on "serviceaccounts" in apiGroup """#.to_owned(),
         "ServiceAccount b/default: does not exist".to_owned(),
-        "ServiceAccount c/default: the API server's answer cannot be read as one".to_owned(),
+        "ServiceAccount c/default: unexpected response from the API server".to_owned(),
         "Secret a/404: does not exist".to_owned(),
         r#"Secret a/403: not allowed to read it: needs the RBAC verb "get" on "secrets" in apiGroup """#.to_owned(),
         "Secret a/410: does not exist".to_owned(),
         format!("Secret a/type: {types}"),
         format!("Secret a/opaque: {types}"),
-        "Secret a/key: it has no value for the key .dockercfg".to_owned(),
-        "Secret a/empty: it has no value for the key .dockerconfigjson".to_owned(),
-        "Secret a/base64: its value for the key .dockerconfigjson is broken".to_owned(),
-        "Secret a/utf8: its value for the key .dockerconfigjson is broken".to_owned(),
-        "Secret a/garbage: the API server's answer cannot be read as one".to_owned(),
-        "Secret a/string: the API server's answer cannot be read as one".to_owned(),
+        "Secret a/key: the key .dockercfg has no value".to_owned(),
+        "Secret a/empty: the key .dockerconfigjson has no value".to_owned(),
+        "Secret a/base64: the value of the key .dockerconfigjson is malformed".to_owned(),
+        "Secret a/utf8: the value of the key .dockerconfigjson is malformed".to_owned(),
+        "Secret a/garbage: unexpected response from the API server".to_owned(),
+        "Secret a/string: unexpected response from the API server".to_owned(),
         "Secret a/400: failed to read it: the API server answered 400: no way".to_owned(),
         "Secret a/large: it is larger than 1.5 MiB".to_owned(),
     ];
@@ -258,7 +259,35 @@ fn the_text_is_handed_on_as_it_is() {
     };
     let new = of("dockerconfigjson", ".dockerconfigjson");
     let old = of("dockercfg", ".dockercfg");
-    assert!(!new.legacy && old.legacy);
+    assert!(!new.is_legacy && old.is_legacy);
     assert_eq!(new.json.expose(), VALUE);
     assert_eq!(old.json.expose(), VALUE);
+}
+
+#[tokio::test]
+async fn broken_content_is_told_without_its_values() {
+    let server = Server::start(|_, path| match path {
+        LIST => deployments(&[
+            ("a", "x", &named("json")),
+            ("a", "y", &named("entry")),
+            ("a", "z", &named("good")),
+        ]),
+        "/api/v1/namespaces/a/secrets/json" => {
+            secret("dockerconfigjson", ".dockerconfigjson", "{s3cr3t")
+        }
+        "/api/v1/namespaces/a/secrets/entry" => secret(
+            "dockerconfigjson",
+            ".dockerconfigjson",
+            r#"{"auths":{"r.example":{"auth":"s3cr3t!"},"s.example":{"auth":"dTpw"}}}"#,
+        ),
+        _ => good(),
+    })
+    .await;
+    let (pairs, warnings) = found(&server, true).await;
+    assert_eq!(pairs, ["y < Secret a/entry", "z < Secret a/good"]);
+    let expected = [
+        "Secret a/json is not JSON (line 1, column 2)",
+        r#"Secret a/entry, entry r.example: in "auth", it is not base64"#,
+    ];
+    assert_eq!(warnings, expected);
 }

@@ -134,7 +134,8 @@ async fn lasting_runtime_outage_ends() {
 async fn arrived_bytes_end_the_credentials() {
     let auths = |user: &str| {
         let json = format!(r#"{{"auths":{{"a.io":{{"username":"{user}","password":"p"}}}}}}"#);
-        DockerConfig::parse(user, json.as_bytes()).expect("config")
+        let config = DockerConfig::parse(user, json.as_bytes());
+        config.expect("config").into()
     };
     let keyring = Keyring::new(Settings {
         docker_configs: ["one", "two", "three"].map(auths).into(),

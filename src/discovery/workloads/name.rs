@@ -1,0 +1,70 @@
+//! Texts and fields of objects, decoded without more than is kept of them. Pure.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer};
+
+/// Kubernetes names end at 253 characters, labels at 63.
+const MAX_NAME: usize = 253;
+
+/// A name that Kubernetes could have given; `None` for what is absent, too long, or not plain ASCII.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Name(pub(super) Option<Box<str>>);
+
+impl Name {
+    pub(super) fn as_str(&self) -> &str {
+        self.0.as_deref().unwrap_or_default()
+    }
+
+    /// Of a pull policy: the API server writes `Always` itself where a template has none and the tag is `latest`.
+    pub(super) fn is_always(&self) -> bool {
+        self.as_str() == "Always"
+    }
+}
+
+impl From<&str> for Name {
+    fn from(text: &str) -> Self {
+        let plain = !text.is_empty()
+            && text.len() <= MAX_NAME
+            && text.bytes().all(|b| b.is_ascii_graphic());
+        Self(plain.then(|| text.into()))
+    }
+}
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_str(Text::default())
+    }
+}
+
+/// Makes a `T` of a string without owning the string, however long it is.
+pub(super) struct Text<T>(PhantomData<T>);
+
+impl<T> Default for Text<T> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T: for<'a> From<&'a str>> Visitor<'_> for Text<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        Ok(text.into())
+    }
+}
+
+/// The default for `null`, which is how Go writes an empty slice.
+pub(super) fn or_default<'de, D, T>(from: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Option::<T>::deserialize(from).map(Option::unwrap_or_default)
+}

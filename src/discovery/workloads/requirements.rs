@@ -1,0 +1,41 @@
+//! What a pod template requires of a node, its RuntimeClass included. Pure.
+
+use std::collections::BTreeSet;
+
+use super::object::PodSpec;
+use super::scheduling::{Resources, Scheduling, Toleration};
+use crate::planning::node_match::{self, Requirements};
+
+/// What a template requires of a node, together with its RuntimeClass. The RuntimeClass admission plugin merges the two
+/// when a pod is made; a key that both have with different values it refuses, and here no node has both.
+pub(super) fn requirements(template: &PodSpec, class: Option<&Scheduling>) -> Requirements {
+    let none = Scheduling::default();
+    let class = class.unwrap_or(&none);
+    let pairs = template.node_selector.iter().chain(&class.node_selector);
+    let tolerations = template.tolerations.iter().chain(&class.tolerations);
+    let extended = || template.resources().flat_map(Resources::extended);
+    let requested: BTreeSet<&str> = extended().map(|(name, _)| name).collect();
+    let needed = extended().filter(|(_, quantity)| !quantity.is_zero());
+    Requirements {
+        node_name: template.node_name.as_str().to_owned(),
+        node_selector: pairs.map(|(k, v)| (k.clone(), v.clone())).collect(),
+        affinity: template.affinity.required(),
+        tolerations: tolerations
+            .map(Toleration::plain)
+            .chain(requested.into_iter().map(tolerated_for))
+            .collect(),
+        os: template.os.name.as_str().to_owned(),
+        extended_resources: needed.map(|(name, _)| name.to_owned()).collect(),
+    }
+}
+
+/// The toleration that the admission plugin ExtendedResourceToleration adds to a pod that requests an extended resource.
+/// Without the plugin such pods stay off tainted nodes, which a template does not tell.
+fn tolerated_for(resource: &str) -> node_match::Toleration {
+    node_match::Toleration {
+        key: resource.to_owned(),
+        operator: "Exists".to_owned(),
+        effect: "NoSchedule".to_owned(),
+        ..node_match::Toleration::default()
+    }
+}
