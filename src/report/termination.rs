@@ -89,6 +89,7 @@ mod tests {
             bytes: None,
             digest: None,
             credential: None,
+            is_sealed: false,
         }
     }
 
