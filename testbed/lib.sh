@@ -11,9 +11,11 @@ runtimes=${HARPOON_RUNTIMES:-debian}
 
 die() { echo "${0##*/}: $*" >&2; exit 1; }
 
-# The mirror that the machine's own packages come from.
+# The mirror that the machine's own packages come from; Debian's own on another distribution, such as Ubuntu.
 debian_mirror() {
   local mirror
+  # shellcheck source=/dev/null
+  [ "$(. /etc/os-release && echo "$ID")" = debian ] || { echo http://deb.debian.org/debian; return; }
   mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.sources /etc/apt/sources.list.d/*.list 2>/dev/null |
     sed -n 's/^URIs: *\([^ ]*\).*/\1/p; s/^deb  *\(\[[^]]*\] *\)\?\([^ ]*\).*/\2/p' | sed -n 1p || true)
   [ -n "$mirror" ] || die "found no Debian mirror in /etc/apt"

@@ -47,7 +47,7 @@ fn rendered_files_match_the_chart() {
     }
     for (component, values, name) in ROLES {
         let objects = objects(values);
-        let name = format!("\nmetadata:\n  name: {name}\n");
+        let name = format!("\nmetadata:\n  name: \"{name}\"\n");
         let is_role =
             |object: &&str| object.contains("kind: Role") || object.contains("kind: ClusterRole");
         let roles = objects

@@ -137,23 +137,80 @@ fn changed_image_list_rolls_out() {
 #[test]
 fn two_releases_share_no_object() {
     let names = |values: &Value| -> Vec<String> {
-        let objects = rendered(values);
-        let cluster = objects
-            .iter()
-            .filter(|o| o["metadata"]["namespace"].is_null());
-        cluster
-            .map(|o| format!("{} {}", o["kind"], o["metadata"]["name"]))
+        let objects = rendered(values).into_iter();
+        objects
+            .map(|o| {
+                let metadata = &o["metadata"];
+                format!(
+                    "{} {} {}",
+                    o["kind"], metadata["namespace"], metadata["name"]
+                )
+            })
             .collect()
     };
-    let settings = json!({"NAMESPACES": "*"});
-    let first = names(
-        &json!({"settings": settings, "namespaceOverride": "one", "openshift": {"enabled": true}}),
+    for settings in [
+        json!({"NAMESPACES": "*"}),
+        json!({"NAMESPACES": "shop", "PULL_SECRETS": true}),
+    ] {
+        let first = names(
+            &json!({"settings": settings, "namespaceOverride": "one", "openshift": {"enabled": true}}),
+        );
+        let second = names(
+            &json!({"settings": settings, "namespaceOverride": "two", "openshift": {"enabled": true}}),
+        );
+        assert!(first.len() >= 6, "{first:?}");
+        assert!(first.iter().all(|name| !second.contains(name)), "{first:?}");
+    }
+}
+
+#[test]
+fn texts_that_look_like_numbers_stay_texts() {
+    let values = json!({"fullnameOverride": "123", "namespaceOverride": "456", "registrySecret": "789",
+        "serviceAccount": {"name": "1e3"}, "priorityClass": {"name": "0x1"}, "images": ["nginx"], "openshift": {"enabled": true}});
+    for object in rendered(&values) {
+        assert!(object["metadata"]["name"].is_string(), "{object}");
+        let namespace = &object["metadata"]["namespace"];
+        assert!(namespace.is_null() || namespace == "456", "{object}");
+    }
+    let objects = rendered(&values);
+    let pod = pod(&objects);
+    assert_eq!(pod["serviceAccountName"], "1e3");
+    assert_eq!(pod["priorityClassName"], "0x1");
+    assert_eq!(
+        named(&pod["volumes"], "registry")["secret"]["secretName"],
+        "789"
     );
-    let second = names(
-        &json!({"settings": settings, "namespaceOverride": "two", "openshift": {"enabled": true}}),
+}
+
+#[test]
+fn null_values_get_their_defaults() {
+    let null = json!({"settings": null, "cloud": null, "runtime": null, "serviceAccount": null, "priorityClass": null,
+        "updateStrategy": null, "securityContext": null, "podSecurityContext": null, "openshift": null, "podLabels": null,
+        "podAnnotations": null, "commonLabels": null, "revisionHistoryLimit": null, "affinity": null, "image": null});
+    let objects = rendered(&null);
+    let set = daemon_set(&objects);
+    assert!(set["spec"]["revisionHistoryLimit"].is_null());
+    let run = &pod(&objects)["initContainers"][0];
+    assert_eq!(
+        named(&run["volumeMounts"], "runtime")["mountPath"],
+        "/run/containerd"
     );
-    assert!(first.len() >= 6, "{first:?}");
-    assert!(first.iter().all(|name| !second.contains(name)), "{first:?}");
+    assert_eq!(pod(&objects)["serviceAccountName"], "harpoon");
+}
+
+#[test]
+fn users_labels_replace_no_label() {
+    let values = json!({"commonLabels": {"app.kubernetes.io/name": "x", "team": "a"}, "images": ["nginx"],
+        "podLabels": {"app.kubernetes.io/instance": "y", "sidecar.istio.io/inject": "true"},
+        "podAnnotations": {"checksum/images": "z"}});
+    let objects = rendered(&values);
+    let template = &daemon_set(&objects)["spec"]["template"]["metadata"];
+    let labels = &template["labels"];
+    assert_eq!(labels["app.kubernetes.io/name"], "harpoon");
+    assert_eq!(labels["app.kubernetes.io/instance"], "harpoon");
+    assert_eq!(labels["sidecar.istio.io/inject"], "true");
+    assert_eq!(labels["team"], "a");
+    assert_ne!(template["annotations"]["checksum/images"], "z");
 }
 
 #[test]
@@ -260,6 +317,25 @@ fn wrong_values_are_refused() {
         (
             json!({"settings": {"PULL_SECRETS": true, "NAMESPACES": "*"}}),
             "a ClusterRole would open every Secret",
+        ),
+        (json!({"settings": {"LIMIT": "0"}}), "LIMIT"),
+        (json!({"settings": {"PULL_TIMEOUT": "5x"}}), "PULL_TIMEOUT"),
+        (json!({"settings": {"DISK_BUDGET": "."}}), "DISK_BUDGET"),
+        (
+            json!({"settings": {"STAGGER": "5m"}, "nodeRelevance": false}),
+            "settings.STAGGER requires nodeRelevance",
+        ),
+        (
+            json!({"settings": {"LIMIT": 3}, "extraEnv": [{"name": "LIMIT", "value": "4"}]}),
+            "extraEnv: the chart sets LIMIT itself",
+        ),
+        (
+            json!({"images": ["a"], "secretNames": ["a"]}),
+            "secretNames has no meaning",
+        ),
+        (
+            json!({"priorityClass": {"name": "system-node-critical"}}),
+            "the prefix system- is reserved",
         ),
         (
             json!({"secretNames": ["a"]}),
