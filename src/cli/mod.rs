@@ -8,7 +8,7 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior,
 
 use crate::app::settings::SettingError;
 use crate::app::telemetry;
-use crate::model::text::sanitize;
+use crate::model::text::{clip_bytes, sanitize};
 use crate::report::termination;
 use crate::runtime::detect::FindError;
 
@@ -38,7 +38,7 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// The exit code that the design gives it.
+    /// The exit code of the program.
     pub fn code(self) -> u8 {
         match self {
             Self::Done => 0,
@@ -129,6 +129,6 @@ fn ended(result: anyhow::Result<Exit>, leaves_message: bool) -> ExitCode {
 /// Leaves an error to the kubelet as the container's termination message. Where that fails, standard error has it all the same.
 fn terminated(error: &str) {
     let lines: Vec<String> = error.trim_end().lines().map(sanitize).collect();
-    let message = termination::shortened(&lines.join("\n"), termination::MAX_BYTES);
+    let message = clip_bytes(&lines.join("\n"), termination::MAX_BYTES);
     let _ = termination::write(termination::PATH.as_ref(), &message);
 }

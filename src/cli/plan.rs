@@ -5,11 +5,13 @@ use tracing::warn;
 
 use super::args::{Format, PlanArgs};
 use super::{Exit, outcome};
+use crate::app::settings::RuntimeSettings;
 use crate::app::shutdown::{GRACE, Shutdown};
 use crate::app::{candidates, keyring, node_run, telemetry};
 use crate::credentials::keyring::Keyring;
 use crate::planning::registry_probe::RegistryProbe;
 use crate::report::{PlanReport, json, text};
+use crate::runtime::detect::Runtime;
 use crate::runtime::image_service::ImageService;
 
 /// Questions to one registry that are under way at once.
@@ -42,14 +44,7 @@ pub(super) fn main(args: PlanArgs) -> Result<Exit> {
         let shutdown = Shutdown::on_signal(Some(GRACE)).context(node_run::NO_SIGNALS)?;
         let end = shutdown.or_deadline(None);
         let prepare = async {
-            let runtime = match node_run::find_runtime(&settings).await {
-                Ok(runtime) => Some(runtime),
-                Err(error) if settings.endpoint.is_some() => return Err(error.into()),
-                Err(error) => {
-                    warn!("planning without a runtime: {error:#}");
-                    None
-                }
-            };
+            let runtime = runtime_at_hand(&settings).await?;
             let source = candidates::open(&sources).await?;
             let platform = node_run::platform(&settings, source.node());
             let runtime = runtime.map(|runtime| runtime.for_platform(&platform));
@@ -81,4 +76,16 @@ pub(super) fn main(args: PlanArgs) -> Result<Exit> {
         })?;
         Ok(Exit::Done)
     })
+}
+
+/// The runtime of this node. Without one, a plan is made all the same, unless its endpoint was set.
+async fn runtime_at_hand(settings: &RuntimeSettings) -> Result<Option<Runtime>> {
+    match node_run::find_runtime(settings).await {
+        Ok(runtime) => Ok(Some(runtime)),
+        Err(error) if settings.endpoint.is_some() => Err(error.into()),
+        Err(error) => {
+            warn!("planning without a runtime: {error:#}");
+            Ok(None)
+        }
+    }
 }

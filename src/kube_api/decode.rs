@@ -13,6 +13,9 @@ use serde::Deserialize;
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use tokio::sync::mpsc;
 
+use super::QUOTED_MAX;
+use crate::model::text::one_line;
+
 /// The most bytes that one object may take. etcd's own limit is 1.5 MiB, in a denser encoding.
 pub(crate) const MAX_OBJECT_BYTES: u64 = 8 << 20;
 /// The most objects in one answer. The watch cache gives all that there are in one; nobody has more than this.
@@ -45,7 +48,7 @@ impl std::error::Error for DecodeError {}
 impl fmt::Display for DecodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // serde quotes the offending value, whatever its length.
-        f.write_str(&super::error::clip(&self.0.to_string()))
+        f.write_str(&one_line(&self.0.to_string(), QUOTED_MAX))
     }
 }
 

@@ -2,6 +2,9 @@
 //!
 //! It never decides what is read.
 
+/// Characters of a text from outside that an error or a log shows.
+const QUOTED_MAX: usize = 300;
+
 pub mod connect;
 pub(crate) mod decode;
 pub mod error;

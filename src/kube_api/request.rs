@@ -13,9 +13,11 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::QUOTED_MAX;
 use super::connect::Cluster;
 use super::decode::{self, Element, PageEnd};
-use super::error::{ListError, TransportError, Undecodable, clip};
+use super::error::{ListError, TransportError, Undecodable};
+use crate::model::text::one_line;
 use crate::retry::retry_after::retry_after;
 
 /// Tries of one request, the first included.
@@ -111,7 +113,7 @@ async fn refusal(idle: Duration, response: Response<Body>) -> PageFault {
     let code = response.status();
     let after = retry_after(response.headers());
     let status = read_status(idle, response.into_body()).await;
-    let message = clip(&status.message.unwrap_or_default());
+    let message = one_line(&status.message.unwrap_or_default(), QUOTED_MAX);
     match code {
         StatusCode::GONE => {
             let next = status.metadata.and_then(|meta| meta.next);

@@ -30,7 +30,7 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
-    /// Every kind, in the order of the design's list.
+    /// Every kind, in the order of reports.
     pub const ALL: [Self; 10] = [
         Self::InvalidReference,
         Self::Unauthorized,

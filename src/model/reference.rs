@@ -78,6 +78,58 @@ pub struct Reference {
     digest: Option<Box<Digest>>,
 }
 
+/// The parts of a reference as it was written.
+struct Parts<'a> {
+    registry: &'a str,
+    path: &'a str,
+    tag: &'a str,
+    digest: Option<Digest>,
+}
+
+fn check_characters(text: &str) -> Result<(), ReferenceError> {
+    if text.is_empty() {
+        return Err(ReferenceError::Empty);
+    }
+    if text.bytes().all(|b| b.is_ascii_graphic()) {
+        return Ok(());
+    }
+    match text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        true => Err(ReferenceError::Blank),
+        false => Err(ReferenceError::NotAscii),
+    }
+}
+
+fn split(text: &str) -> Result<Parts<'_>, ReferenceError> {
+    let (registry, rest) = split_registry(text);
+    if !is_host(registry) {
+        return Err(ReferenceError::Host);
+    }
+    let (rest, digest) = match split_at(rest, b'@') {
+        Some((rest, digest)) => (rest, Some(Digest::parse(digest)?)),
+        None => (rest, None),
+    };
+    let (path, tag) = match split_at(rest, b':') {
+        Some((path, tag)) if is_tag(tag) => (path, tag),
+        Some(_) => return Err(ReferenceError::Tag),
+        None => (rest, "latest"),
+    };
+    if path.bytes().any(|b| b.is_ascii_uppercase()) {
+        return Err(ReferenceError::UpperCase);
+    }
+    if !is_path(path) {
+        return Err(ReferenceError::Repository);
+    }
+    if is_image_id(text) {
+        return Err(ReferenceError::ImageId);
+    }
+    Ok(Parts {
+        registry,
+        path,
+        tag,
+        digest,
+    })
+}
+
 impl Reference {
     /// Parses a reference as users write it: `nginx`, `quay.io/org/app:1.2`, `localhost:5000/a@sha256:…`.
     ///
@@ -93,38 +145,13 @@ impl Reference {
     /// Names the first part that is malformed.
     pub fn of(written: &Arc<str>) -> Result<Self, ReferenceError> {
         let text = &**written;
-        if text.is_empty() {
-            return Err(ReferenceError::Empty);
-        }
-        if !text.bytes().all(|b| b.is_ascii_graphic()) {
-            let is_blank = text.chars().any(|c| c.is_whitespace() || c.is_control());
-            return Err(match is_blank {
-                true => ReferenceError::Blank,
-                false => ReferenceError::NotAscii,
-            });
-        }
-        let (registry, rest) = split_registry(text);
-        if !is_host(registry) {
-            return Err(ReferenceError::Host);
-        }
-        let (rest, digest) = match split_at(rest, b'@') {
-            Some((rest, digest)) => (rest, Some(Digest::parse(digest)?)),
-            None => (rest, None),
-        };
-        let (path, tag) = match split_at(rest, b':') {
-            Some((path, tag)) if is_tag(tag) => (path, tag),
-            Some(_) => return Err(ReferenceError::Tag),
-            None => (rest, "latest"),
-        };
-        if path.bytes().any(|b| b.is_ascii_uppercase()) {
-            return Err(ReferenceError::UpperCase);
-        }
-        if !is_path(path) {
-            return Err(ReferenceError::Repository);
-        }
-        if is_image_id(text) {
-            return Err(ReferenceError::ImageId);
-        }
+        check_characters(text)?;
+        let Parts {
+            registry,
+            path,
+            tag,
+            digest,
+        } = split(text)?;
         let library = match registry == DOCKER_HUB && !path.contains('/') {
             true => "library/",
             false => "",

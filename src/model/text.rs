@@ -37,6 +37,18 @@ pub(crate) fn clip(text: &str, most: usize) -> String {
     }
 }
 
+/// At most so many bytes of a text, cut between characters, with an ellipsis where something was cut.
+pub(crate) fn clip_bytes(text: &str, max: usize) -> String {
+    if text.len() <= max {
+        return text.to_owned();
+    }
+    let mut end = max.saturating_sub('…'.len_utf8());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}…", &text[..end])
+}
+
 /// The beginning of a text, sanitized. For text whose length its author chooses.
 pub fn excerpt(text: &str) -> String {
     sanitize(&clip(text, EXCERPT_MAX))

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::text::closing;
 use super::{Outcome, Report};
-use crate::model::text::sanitize;
+use crate::model::text::{clip_bytes, sanitize};
 
 /// Where the kubelet mounts the file, unless the pod says otherwise (`terminationMessagePath`).
 pub const PATH: &str = "/dev/termination-log";
@@ -43,7 +43,7 @@ pub fn message(report: &Report) -> String {
         if let Some(text) = &image.message {
             let _ = write!(line, ": {}", sanitize(text));
         }
-        let line = shortened(&line, 400);
+        let line = clip_bytes(&line, 400);
         let more = format!("\nand {} more failed", failed.len() - told);
         if message.len() + line.len() + more.len() > MAX_BYTES {
             message.push_str(&more);
@@ -51,19 +51,7 @@ pub fn message(report: &Report) -> String {
         }
         message.push_str(&line);
     }
-    shortened(&message, MAX_BYTES)
-}
-
-/// At most so many bytes of a text, cut between characters, with an ellipsis where something was cut.
-pub fn shortened(text: &str, max: usize) -> String {
-    if text.len() <= max {
-        return text.to_owned();
-    }
-    let mut end = max.saturating_sub('…'.len_utf8());
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    format!("{}…", &text[..end])
+    clip_bytes(&message, MAX_BYTES)
 }
 
 #[cfg(test)]

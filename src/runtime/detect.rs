@@ -63,11 +63,6 @@ const WELL_KNOWN: &[(&str, &str, Protocol)] = &[
 /// Time limit for a further runtime to say that it is there.
 const OTHERS_LIMIT: Duration = Duration::from_secs(1);
 
-/// The name of each well-known runtime and the path of its socket, in the order in which they are tried.
-pub fn well_known() -> impl Iterator<Item = (&'static str, &'static str)> {
-    WELL_KNOWN.iter().map(|(name, path, _)| (*name, *path))
-}
-
 /// The runtime of this node.
 pub enum Runtime {
     /// A CRI server: containerd, CRI-O, cri-dockerd.
