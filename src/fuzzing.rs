@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_texts_are_survived() {
+    fn hostile_texts_never_panic() {
         let mutations = std::env::var("FUZZ_MUTATIONS").map_or(MUTATIONS, |n| n.parse().unwrap());
         for (name, _) in TARGETS {
             let texts = corpus(name);

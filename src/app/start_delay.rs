@@ -29,7 +29,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_has_one_delay_for_ever() {
+    fn delay_is_stable_per_node_name() {
         // Golden: a new version must not start all nodes at other times.
         for (node, expected) in [("node-1", 62.8), ("ip-10-0-0-1.ec2.internal", 291.6)] {
             assert!(

@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_quotes_a_password_is_redacted_too() {
+    fn quoted_password_is_redacted() {
         let password = r#"hunter2 "two\ü&"#;
         let login = Login::Password {
             user: Secret::new("robot"),

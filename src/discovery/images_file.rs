@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_become_candidates_and_nothing_else_does() {
+    fn only_image_lines_become_candidates() {
         let table: [(&str, &[&str]); 9] = [
             ("", &[]),
             ("nginx:1.27\nredis\n", &["nginx:1.27", "redis"]),
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_text_is_named_with_its_line() {
+    fn binary_content_is_refused_with_line() {
         assert!(
             read(b"a\nb\0c\n")
                 .unwrap_err()
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_is_none_and_a_link_is_followed() {
+    fn missing_file_is_none_symlink_works() {
         let dir = tempfile::tempdir().unwrap();
         assert!(
             read_images_file(&dir.path().join("images"))
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_regular_file_is_refused_without_hanging() {
+    fn special_file_is_refused_without_hanging() {
         let dir = tempfile::tempdir().unwrap();
         let error = read_images_file(dir.path()).unwrap_err();
         assert!(matches!(error, ListError::NotAFile(_)), "{error}");
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endless_file_is_refused() {
+    fn oversized_file_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("images");
         let file = File::create(&path).unwrap();

@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_is_named_without_its_password() {
+    fn server_name_omits_password() {
         let url = "https://user:secret@api.example:6443/k8s/clusters/c-1"
             .parse()
             .unwrap();
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn loopback_and_no_proxy_are_spoken_to_directly() {
+    fn loopback_and_no_proxy_bypass_proxy() {
         let environment = Matcher::builder()
             .https("http://proxy:3128")
             .no(".internal,10.0.0.0/8")
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_kubeconfig_is_not_quoted() {
+    fn broken_kubeconfig_is_not_quoted() {
         let text = "users:\n- name: a\n  user: {token: s3cr3t, password: [s3cr3t]}\n";
         let error = Kubeconfig::from_yaml(text).unwrap_err();
         let said = ConnectError::Kubeconfig(KubeconfigProblem(error)).to_string();

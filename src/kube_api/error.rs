@@ -184,7 +184,7 @@ mod tests {
     use std::os::unix::process::ExitStatusExt;
 
     #[test]
-    fn a_failed_credential_plugin_is_not_quoted() {
+    fn failed_credential_plugin_is_not_quoted() {
         let ran = || kube::client::AuthError::AuthExecRun {
             cmd: "plugin --secret s3cr3t".to_owned(),
             out: Box::new(std::process::Output {

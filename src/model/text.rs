@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_from_outside_cannot_command_a_terminal() {
+    fn foreign_text_cannot_control_terminal() {
         assert_eq!(
             sanitize("a\u{1b}[31mb\nc\u{202e}d é"),
             "a\\u{1b}[31mb\\nc\\u{202e}d é"
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_seen_is_shown() {
+    fn invisible_characters_are_escaped() {
         // OSC, C1's CSI and DCS, every Bidi_Control, zero widths, separators, tags.
         for c in "\u{1b}\u{7}\u{9b}\u{90}\u{9c}\u{61c}\u{200e}\u{202a}\u{202e}\u{2066}\u{2069}\u{200b}\u{200d}\u{feff}\u{2028}\u{2029}\u{85}\u{e0041}\u{7f}\r"
             .chars()
@@ -114,13 +114,13 @@ mod tests {
     }
 
     #[test]
-    fn an_excerpt_ends() {
+    fn excerpt_is_bounded() {
         assert_eq!(excerpt("short"), "short");
         assert_eq!(excerpt(&"é".repeat(900)), format!("{}…", "é".repeat(500)));
     }
 
     #[test]
-    fn repeated_cause_is_said_once() {
+    fn repeated_cause_is_shown_once() {
         let causes = ["no such file: x", "no such file", "x", "other"].map(str::to_owned);
         assert_eq!(
             join_causes("failed to open: no such file: x".to_owned(), causes),

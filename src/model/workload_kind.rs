@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_round_trip_and_paths_are_the_api_servers() {
+    fn names_and_paths_match_api_server() {
         for kind in WorkloadKind::ALL {
             assert_eq!(WorkloadKind::parse(kind.plural()), Some(kind));
         }
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn owners_are_told_apart_by_group() {
+    fn owners_are_distinguished_by_group() {
         let of = WorkloadKind::of_owner;
         assert_eq!(of("apps/v1", "ReplicaSet"), Some(WorkloadKind::ReplicaSets));
         assert_eq!(

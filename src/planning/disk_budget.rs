@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_broken_promise_would_have_brought_is_counted_for_who_shares_it() {
+    fn failed_reservation_passes_to_sharing_images() {
         let mut room = DiskBudget::new(100, LayerStorage::Packed, Usage::default());
         let shared = ('a', 80);
         assert_eq!(room.promise(0, &size(&[shared, ('b', 5)])), Ok(85));

@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn platforms_rank_as_containerd_ranks_them() {
+    fn platforms_rank_like_containerd() {
         for (wanted, best_first, never) in [
             (
                 "linux/amd64",

@@ -312,7 +312,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_long_name_keeps_its_end_and_fits() {
+    fn long_name_keeps_its_end() {
         let image = "registry.example/team/with/a/long/name/service:v1.2.3";
         for columns in [100, 79, 40, 10] {
             let name = Layout::of(columns).name(image);

@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn the_message_fits_and_says_how_many_did_not() {
+    fn message_fits_and_counts_omitted_images() {
         let report = Report {
             runtime: Some(RuntimeInfo {
                 name: "containerd".to_owned(),

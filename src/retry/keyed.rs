@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_leave_when_nobody_holds() {
+    fn unused_entries_are_removed() {
         let values = Keyed::<u32, u32>::default();
         let held = values.get(0);
         for key in 1..1000 {

@@ -55,7 +55,7 @@ mod tests {
     };
 
     #[tokio::test(start_paused = true)]
-    async fn asks_until_failure_is_final() {
+    async fn polling_ends_with_final_failure() {
         let mut asked = 0;
         let mut pauses = Vec::new();
         let ask = || {

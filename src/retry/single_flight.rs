@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn lookups_of_one_key_at_once_share_a_run_that_is_not_kept() {
+    async fn concurrent_lookups_share_one_run() {
         let (flights, runs) = (SingleFlight::default(), AtomicU32::new(0));
         let both = tokio::join!(
             ask(&flights, &runs, "a", 0, false),
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn another_key_runs_by_itself_and_a_kept_answer_serves_again() {
+    async fn keys_run_separately_and_keep_answers() {
         let (flights, runs) = (SingleFlight::default(), AtomicU32::new(0));
         let both = tokio::join!(
             ask(&flights, &runs, "a", 0, false),
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn failure_serves_registry_for_seconds() {
+    async fn failure_is_shared_across_registry_briefly() {
         let (flights, runs) = (SingleFlight::default(), AtomicU32::new(0));
         assert!(ask(&flights, &runs, "a", 0, true).await.is_err());
         assert!(ask(&flights, &runs, "b", 0, true).await.is_err());
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_dropped_run_leaves_the_next_in_line_to_run() {
+    async fn dropped_run_passes_to_next_waiter() {
         let (flights, runs) = (SingleFlight::default(), AtomicU32::new(0));
         let brief = Duration::from_secs(1);
         let (dropped, next) = tokio::join!(

@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_compared_whole_and_normalised() {
+    fn names_are_compared_whole_and_normalized() {
         let digest = format!("sha256:{}", "a".repeat(64));
         let names = |image: &&[String]| image.to_vec();
         let nginx = [

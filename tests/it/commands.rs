@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use crate::bed::{self, Harpoon, Running};
 
 #[test]
-fn the_version_names_the_commit() {
+fn version_names_the_commit() {
     let output = Harpoon::new(["--version"]).run().expect(0);
     let version = output.stdout.trim();
     let commit = version
@@ -56,7 +56,7 @@ pub(crate) fn listens_for_signals(pid: u32) -> bool {
 }
 
 #[test]
-fn pause_sleeps_until_it_is_told_and_opens_nothing() {
+fn pause_opens_nothing_until_signaled() {
     for signal in [Signal::TERM, Signal::INT] {
         let running = Harpoon::new(["pause"]).start();
         let descriptors = format!("/proc/{}/fd", running.pid());
@@ -86,7 +86,7 @@ fn pause_sleeps_until_it_is_told_and_opens_nothing() {
 }
 
 #[test]
-fn a_command_that_holds_credentials_leaves_no_core_dump() {
+fn commands_with_credentials_never_dump_core() {
     for arguments in [["run", "--images-file=images"], ["pull", "r.example/x"]] {
         // A runtime that never says a word, so that there is a process to look at. Each has its own, since whoever ended
         // may have left a connection that nobody accepted.
@@ -143,7 +143,7 @@ fn pause_reaps_orphans_as_process_1() {
 }
 
 #[test]
-fn closed_streams_are_no_reason_to_panic() {
+fn closed_streams_never_cause_panic() {
     for redirect in [">&-", "2>&-", ">&- 2>&-", ">/dev/full", "2>/dev/full"] {
         for command in ["plan", "--help", "completions"] {
             let harpoon = Harpoon::new([command]).under([
@@ -188,7 +188,7 @@ fn stuck_in_a_write(place: &Path) -> Running {
 }
 
 #[test]
-fn a_signal_ends_it_although_nobody_reads_the_full_pipe_that_it_writes_to() {
+fn signal_ends_run_despite_full_pipe() {
     let place = tempfile::tempdir().unwrap();
     let running = stuck_in_a_write(place.path());
     let told = Instant::now();
@@ -198,7 +198,7 @@ fn a_signal_ends_it_although_nobody_reads_the_full_pipe_that_it_writes_to() {
 }
 
 #[test]
-fn second_signal_ends_it_at_once() {
+fn second_signal_exits_at_once() {
     let place = tempfile::tempdir().unwrap();
     let running = stuck_in_a_write(place.path());
     let told = Instant::now();

@@ -91,7 +91,7 @@ fn tells_no_secret(output: &Output, secrets: &[&str]) {
 }
 
 #[test]
-fn one_private_registry_from_the_environment() {
+fn private_registry_comes_from_environment() {
     let registry = bed::registry_with_password();
     let image = registry.push(&unique("private/one")).reference;
     let right = auth(USER, PASSWORD);
@@ -120,7 +120,7 @@ fn one_private_registry_from_the_environment() {
 }
 
 #[test]
-fn a_wrong_password_and_none_are_unauthorized_and_not_tried_again() {
+fn unauthorized_is_not_retried() {
     let registry = bed::registry_with_password();
     let image = registry.push(&unique("private/wrong")).reference;
     let wrong = auth(USER, "not-the-password");
@@ -148,7 +148,7 @@ fn a_wrong_password_and_none_are_unauthorized_and_not_tried_again() {
 }
 
 #[test]
-fn two_registries_have_a_credential_each_and_the_second_of_two_is_tried() {
+fn each_registry_tries_its_own_credentials() {
     let (one, two) = (
         bed::registry_with_password(),
         Registry::with_password("other", "0ther pass"),
@@ -268,7 +268,7 @@ fn broken_rotation_keeps_previous_config() {
 }
 
 #[test]
-fn the_usual_docker_config_is_found_and_a_named_one_has_to_be_there() {
+fn named_docker_config_must_exist() {
     let registry = bed::registry_with_password();
     let image = registry.push(&unique("usual/a")).reference;
     let pull = Harpoon::new(["pull", "--output=json", &image])
@@ -311,7 +311,7 @@ fn the_usual_docker_config_is_found_and_a_named_one_has_to_be_there() {
 }
 
 #[test]
-fn nobody_is_given_a_credential_that_is_not_theirs() {
+fn credential_never_goes_to_other_registry() {
     // The name of the trusted registry is in the path of the other, which sees all that it is sent.
     let other = bed::registry();
     let name = format!("registry.company.com/{}", unique("trap"));
@@ -340,7 +340,7 @@ fn nobody_is_given_a_credential_that_is_not_theirs() {
 }
 
 #[test]
-fn a_registry_with_a_token_service() {
+fn token_service_credentials_work() {
     let plain = bed::registry();
     let name = unique("token/app");
     let pushed = plain.push(&name);
@@ -405,7 +405,7 @@ fn with_plugin(image: &str, registry: &str, mode: &str) -> Harpoon {
 }
 
 #[test]
-fn a_plugin_of_the_kubelet_gives_its_credential_and_no_more() {
+fn kubelet_plugin_provides_its_credential() {
     let registry = bed::registry_with_password();
     let image = registry.push(&unique("plugin/app")).reference;
     let pull = with_plugin(&image, registry.address(), "answer")
@@ -439,7 +439,7 @@ fn a_plugin_of_the_kubelet_gives_its_credential_and_no_more() {
 }
 
 #[test]
-fn a_plugin_that_fails_is_told_with_its_own_words() {
+fn failing_plugin_is_reported_with_stderr() {
     let registry = bed::registry_with_password();
     let image = registry.push(&unique("plugin/fails")).reference;
     for (mode, word) in [
@@ -482,7 +482,7 @@ fn a_plugin_that_fails_is_told_with_its_own_words() {
 }
 
 #[test]
-fn plugin_that_failed_is_asked_again() {
+fn failed_plugin_is_retried() {
     let registry = bed::registry_with_password();
     let push = || registry.push(&unique("plugin/late")).reference;
     let (image, weighed) = (push(), push());
@@ -502,7 +502,7 @@ fn plugin_that_failed_is_asked_again() {
 }
 
 #[test]
-fn a_credential_in_the_wrong_setting_is_refused_and_not_shown() {
+fn misplaced_credential_is_refused_unquoted() {
     let basic = auth("someone", "private-pass");
     let content = docker_config(&[("r.example", "someone", "private-pass")]);
     let with_user = "https://someone:private-pass@r.example";
@@ -549,7 +549,7 @@ fn a_credential_in_the_wrong_setting_is_refused_and_not_shown() {
 }
 
 #[test]
-fn a_docker_credential_helper_is_asked() {
+fn docker_credential_helper_is_used() {
     let registry = bed::registry_with_password();
     let image = registry.push(&unique("helper/app")).reference;
     let pull = Harpoon::new(["pull", "--output=json", &image])
@@ -592,7 +592,7 @@ fn create_deployment(namespace: &str, name: &str, image: &str, secret: &str) {
 }
 
 #[test]
-fn pull_secrets_are_read_with_the_documented_rights_and_used_for_their_own_images() {
+fn pull_secrets_serve_their_own_images() {
     let (cluster, registry) = (bed::kubernetes(), bed::registry_with_password());
     let (shop, other) = (cluster.namespace(), cluster.namespace());
     let mine = registry.push(&unique("secrets/mine")).reference;
@@ -655,7 +655,7 @@ fn pull_secrets_are_read_with_the_documented_rights_and_used_for_their_own_image
 }
 
 #[test]
-fn a_whole_run_tells_its_secrets_nowhere() {
+fn run_leaks_no_secrets() {
     let registry = bed::registry_with_password();
     let images = [
         registry.push(&unique("quiet/a")).reference,

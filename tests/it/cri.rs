@@ -10,7 +10,7 @@ use crate::bed::{Harpoon, containerd, eventually, registry, unique};
 use crate::pulling::{PATIENCE, check, entry, pull};
 
 #[test]
-fn a_cancelled_download_does_not_go_on() {
+fn cancelled_download_stops() {
     let name = unique("cancelled");
     registry()
         .image(&format!("{name}:1"))
@@ -61,7 +61,7 @@ fn a_cancelled_download_does_not_go_on() {
 }
 
 #[test]
-fn a_reference_with_a_digest_is_pulled_and_found() {
+fn digest_reference_is_pulled_and_found() {
     let name = unique("pinned");
     let pushed = registry().push(&format!("{name}:1"));
     let by_digest = registry().reference(&format!("{name}@{}", pushed.digest));
@@ -85,7 +85,7 @@ fn a_reference_with_a_digest_is_pulled_and_found() {
 }
 
 #[test]
-fn presence_is_told_by_the_whole_reference() {
+fn presence_requires_the_whole_reference() {
     let name = unique("similar");
     let [one, longer, deeper] =
         ["", "-more", "/deeper"].map(|end| registry().push(&format!("{name}{end}:1")).reference);
@@ -107,7 +107,7 @@ fn presence_is_told_by_the_whole_reference() {
 }
 
 #[test]
-fn the_report_for_people_says_the_same() {
+fn text_report_matches_json() {
     let pushed = registry()
         .image(&format!("{}:1", unique("readable")))
         .size(50_000)

@@ -101,7 +101,7 @@ fn named<'a>(list: &'a Value, name: &str) -> &'a Value {
 }
 
 #[test]
-fn only_the_init_container_sees_the_node_and_the_cluster() {
+fn only_init_container_sees_the_node() {
     for (variant, objects) in variants() {
         let pod = pod(&objects);
         assert_eq!(pod["automountServiceAccountToken"], false, "{variant}");
@@ -180,7 +180,7 @@ fn check_volumes(variant: &str, pod: &Value) {
 }
 
 #[test]
-fn every_variant_is_taken_by_the_api_server_with_all_its_fields() {
+fn api_server_accepts_every_variant() {
     let cluster = bed::kubernetes();
     for namespace in ["harpoon", "fleet-system", "shop", "web"] {
         cluster.ensure_namespace(namespace);
@@ -236,7 +236,7 @@ fn assert_holds(answer: &Value, posted: &Value, place: &str) {
 }
 
 #[test]
-fn a_group_of_its_socket_is_all_of_root_that_containerd_takes() {
+fn containerd_needs_only_socket_group() {
     let containerd = bed::containerd();
     let socket = containerd.socket();
     let image = bed::registry().push(&bed::unique("deploy")).reference;
@@ -272,7 +272,7 @@ fn a_group_of_its_socket_is_all_of_root_that_containerd_takes() {
 }
 
 #[test]
-fn the_old_tools_daemon_set_works_with_another_image() {
+fn old_tools_daemonset_runs_harpoon() {
     // As its YAML has it: no arguments, Docker's socket and the list at their places, and the five variables.
     let (docker, registry) = (bed::docker(), bed::registry_with_password());
     let [first, second, other] = ["old/a", "old/b", "older/c"].map(|name| {

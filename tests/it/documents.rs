@@ -51,7 +51,7 @@ fn all_are_there(document: &str, at_least: usize) {
 }
 
 #[test]
-fn the_fault_matrix_names_real_tests() {
+fn fault_matrix_names_real_tests() {
     all_are_there("docs/reliability.md", 60);
     // Every fault says by which test it is known.
     let text =
@@ -67,7 +67,7 @@ fn the_fault_matrix_names_real_tests() {
 }
 
 #[test]
-fn the_threat_model_names_real_tests() {
+fn threat_model_names_real_tests() {
     all_are_there("docs/threat-model.md", 20);
 }
 

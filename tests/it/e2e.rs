@@ -46,7 +46,7 @@ const STEPS: &[(&str, Step)] = &[
 ];
 
 #[test]
-fn on_a_cluster_of_one_node() {
+fn all_steps_pass_on_single_node() {
     let cluster = Cluster::start();
     let failed = STEPS.iter().filter(|(name, step)| {
         let began = Instant::now();

@@ -56,7 +56,7 @@ impl Scratch {
 }
 
 #[test]
-fn the_program_alone_pulls_and_asks_the_cluster() {
+fn lone_program_pulls_and_queries_cluster() {
     let scratch = Scratch::new();
     scratch.harpoon(&["--version"]).run().expect(0);
     let image = registry().push(&format!("{}:1", unique("web")));
@@ -84,7 +84,7 @@ fn the_program_alone_pulls_and_asks_the_cluster() {
 }
 
 #[test]
-fn a_private_authority_is_trusted_when_it_is_mounted() {
+fn mounted_private_authority_is_trusted() {
     let (registry, scratch) = (Registry::with_tls(), Scratch::new());
     scratch.copy(registry.ca(), "/ca/ca.crt");
     scratch.copy(registry.ca(), "/empty/not-a-certificate");
@@ -111,7 +111,7 @@ fn a_private_authority_is_trusted_when_it_is_mounted() {
 }
 
 #[test]
-fn pause_holds_hardly_any_memory() {
+fn pause_uses_little_memory() {
     let running = Harpoon::new(["pause"]).start();
     bed::eventually("pause handles signals", Duration::from_secs(10), || {
         listens_for_signals(running.pid())
@@ -130,7 +130,7 @@ fn pause_holds_hardly_any_memory() {
 }
 
 #[test]
-fn the_first_request_comes_soon_after_the_start() {
+fn first_request_follows_start_quickly() {
     let scratch = Scratch::new();
     let first_request = || {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -181,7 +181,7 @@ fn inspect(archive: &Path, options: &[&str]) -> Value {
 }
 
 #[test]
-fn the_image_is_the_program_alone_and_always_the_same() {
+fn image_is_reproducible_with_one_file() {
     let directory = bed::directory();
     let [first, second] = ["a.tar", "b.tar"].map(|name| directory.path().join(name));
     let program = stripped(directory.path());
@@ -221,7 +221,7 @@ fn the_image_is_the_program_alone_and_always_the_same() {
 }
 
 #[test]
-fn an_image_of_two_architectures_is_an_index() {
+fn two_architectures_make_an_index() {
     let directory = bed::directory();
     let archive = directory.path().join("both.tar");
     let program = stripped(directory.path());

@@ -30,7 +30,7 @@ fn file(harpoon: &Harpoon, bytes: impl AsRef<[u8]>) -> PathBuf {
 }
 
 #[test]
-fn it_is_found_where_a_config_map_is_mounted() {
+fn mounted_config_map_is_found() {
     // As a kubelet mounts it: a link to a file in a directory that is a link too.
     let config = directory();
     let version = config.path().join("..2026_11_23");
@@ -46,7 +46,7 @@ fn it_is_found_where_a_config_map_is_mounted() {
 }
 
 #[test]
-fn the_flag_beats_the_variable_which_beats_the_default() {
+fn flag_precedes_variable_and_default() {
     let config = directory();
     std::fs::write(config.path().join("images"), "default:1\n").unwrap();
     let files = directory();
@@ -62,7 +62,7 @@ fn the_flag_beats_the_variable_which_beats_the_default() {
 }
 
 #[test]
-fn comments_blanks_and_foreign_line_ends_are_dropped_and_nothing_else() {
+fn only_comments_and_blanks_are_dropped() {
     let plan = plan();
     let text = "\u{feff}# what we need\r\n\r\nredis:7\r\n  \t nginx:1.27 \t\r\n   # indented\r\nquay.io/a/b:1 # why\r\n\
         UPPER/case:1\nredis:7\ndocker.io/library/redis:7\nlast:1";
@@ -89,7 +89,7 @@ fn comments_blanks_and_foreign_line_ends_are_dropped_and_nothing_else() {
 }
 
 #[test]
-fn it_wins_over_the_cluster_which_is_not_even_asked() {
+fn images_file_prevents_cluster_discovery() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     cluster.deployment(&namespace, "web", 1, "cluster:1");
@@ -117,7 +117,7 @@ fn it_wins_over_the_cluster_which_is_not_even_asked() {
 }
 
 #[test]
-fn without_a_file_and_without_a_cluster_both_are_named() {
+fn missing_file_and_cluster_are_named() {
     for command in ["plan", "run"] {
         let harpoon = Harpoon::new([command]).pod();
         let store = harpoon.home().join("store");
@@ -141,7 +141,7 @@ fn without_a_file_and_without_a_cluster_both_are_named() {
 }
 
 #[test]
-fn what_is_there_but_no_list_is_an_error_that_names_it() {
+fn invalid_file_is_refused_by_name() {
     let refused = |path: &Path, why: &str| {
         let output = plan().arg("--images-file").arg(path).run().expect(1);
         assert_eq!(output.stdout, "");
@@ -171,7 +171,7 @@ fn what_is_there_but_no_list_is_an_error_that_names_it() {
 }
 
 #[test]
-fn an_empty_file_is_done_with_a_warning() {
+fn empty_file_succeeds_with_warning() {
     for text in ["", "\n\n", "# nothing yet\n"] {
         for command in ["plan", "run"] {
             let harpoon = Harpoon::new([command, "--output", "json"]);
@@ -194,7 +194,7 @@ fn an_empty_file_is_done_with_a_warning() {
 }
 
 #[test]
-fn a_million_lines_are_no_list_of_a_node_unless_they_are_comments() {
+fn million_images_are_refused_comments_allowed() {
     let plan = plan();
     let lines: String = (0..1_000_000)
         .map(|n| format!("app/image-{n}:1\n"))
@@ -220,7 +220,7 @@ fn a_million_lines_are_no_list_of_a_node_unless_they_are_comments() {
 /// A kubelet that updates a ConfigMap puts another directory in the place of the first, at any moment; and the file may
 /// be taken away.
 #[test]
-fn a_file_that_vanishes_or_changes_is_read_whole_or_not_at_all() {
+fn changing_file_is_never_read_partially() {
     let config = directory();
     for (version, count) in [("one", 2000), ("two", 3000)] {
         std::fs::create_dir(config.path().join(version)).unwrap();

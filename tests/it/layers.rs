@@ -320,7 +320,7 @@ fn rules_can_fail() {
 }
 
 #[test]
-fn the_main_file_stays_thin() {
+fn main_file_stays_short() {
     let main = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/main.rs"))
         .expect("main.rs");
     assert!(main.lines().count() < 40);

@@ -150,7 +150,7 @@ fn lies_fail_their_own_image(
 }
 
 #[test]
-fn lies_fail_their_own_image_with_containerd() {
+fn containerd_fails_only_malformed_images() {
     lies_fail_their_own_image(containerd().endpoint(), LIES.iter(), |image| {
         containerd().has(image)
     });
@@ -159,7 +159,7 @@ fn lies_fail_their_own_image_with_containerd() {
 /// Docker Engine 20.10 reads what has no end until its memory has, whatever its client does: nothing harpoon can stop, and
 /// the end of the daemon that other tests use.
 #[test]
-fn lies_fail_their_own_image_with_docker() {
+fn docker_fails_only_malformed_images() {
     let lies = LIES
         .iter()
         .filter(|(what, _)| !what.ends_with("without end"));
@@ -167,7 +167,7 @@ fn lies_fail_their_own_image_with_docker() {
 }
 
 #[test]
-fn lies_fail_their_own_image_with_a_layout() {
+fn layout_fails_only_malformed_images() {
     let place = bed::directory();
     let index = place.path().join("store/index.json");
     let endpoint = format!("oci:{}", place.path().join("store").display());
@@ -205,7 +205,7 @@ fn what_cannot_be_reached_fails_alone(endpoint: &str, tls: Option<&str>) {
 }
 
 #[test]
-fn what_cannot_be_reached_fails_alone_with_containerd() {
+fn containerd_fails_only_unreachable_images() {
     // containerd does not look at the certificates of loopback addresses.
     let name = "tls.registry.example";
     containerd().map_host(name, kubernetes().server());
@@ -213,12 +213,12 @@ fn what_cannot_be_reached_fails_alone_with_containerd() {
 }
 
 #[test]
-fn what_cannot_be_reached_fails_alone_with_docker() {
+fn docker_fails_only_unreachable_images() {
     what_cannot_be_reached_fails_alone(docker().endpoint(), None);
 }
 
 #[test]
-fn what_cannot_be_reached_fails_alone_with_a_layout() {
+fn layout_fails_only_unreachable_images() {
     let place = bed::directory();
     let endpoint = format!("oci:{}", place.path().join("store").display());
     let (_, host) = kubernetes().server().split_once("://").unwrap();

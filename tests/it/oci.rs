@@ -220,7 +220,7 @@ fn this_machine() -> String {
 }
 
 #[test]
-fn images_of_all_kinds_arrive_and_other_programs_read_them() {
+fn all_image_kinds_work_with_skopeo() {
     let bundle = Bundle::new();
     let oci = registry().image(&unique("oci")).layers(3).push();
     let docker = registry().reference(&format!("{}:v2.1", unique("docker")));
@@ -274,7 +274,7 @@ fn images_of_all_kinds_arrive_and_other_programs_read_them() {
 }
 
 #[test]
-fn what_is_there_is_present_and_no_blob_is_asked_for() {
+fn present_image_requests_no_blobs() {
     let proxy = Proxy::start(registry().url(), |_| Fault::Pass);
     let [image, index] = ["image", "index"].map(|kind| format!("{}:1", unique(kind)));
     registry().push(&image);
@@ -318,7 +318,7 @@ fn what_is_there_is_present_and_no_blob_is_asked_for() {
 }
 
 #[test]
-fn of_an_index_the_platform_that_was_asked_for_is_taken() {
+fn index_pull_takes_requested_platform() {
     let platforms = ["linux/amd64", "linux/arm64", "linux/arm/v7"];
     let name = format!("{}:1", unique("many"));
     let pushed = registry().image(&name).platforms(&platforms).push();
@@ -366,7 +366,7 @@ fn of_an_index_the_platform_that_was_asked_for_is_taken() {
 }
 
 #[test]
-fn an_image_under_several_spellings_is_pulled_once() {
+fn spellings_of_one_image_pull_once() {
     let proxy = Proxy::start(registry().url(), |_| Fault::Pass);
     let name = unique("spelt");
     registry().push(&name);
@@ -399,7 +399,7 @@ fn an_image_under_several_spellings_is_pulled_once() {
 }
 
 #[test]
-fn one_image_that_fails_keeps_no_other_from_coming() {
+fn failed_image_does_not_stop_others() {
     let good = ["a", "b"].map(|kind| registry().push(&unique(kind)).reference);
     let missing = registry().reference(&unique("missing"));
     let denied = registry_with_password().push(&unique("denied")).reference;
@@ -429,7 +429,7 @@ fn one_image_that_fails_keeps_no_other_from_coming() {
 }
 
 #[test]
-fn containerd_imports_what_was_pulled() {
+fn containerd_imports_pulled_layout() {
     let oci = format!("{}:latest", registry().push(&unique("import")).reference);
     let docker = registry().reference(&format!("{}:1", unique("import")));
     let [from, to] = [&oci, &docker].map(|image| format!("docker://{image}"));
@@ -461,7 +461,7 @@ fn containerd_imports_what_was_pulled() {
 }
 
 #[test]
-fn a_directory_is_shared_with_skopeo() {
+fn layout_is_shared_with_skopeo() {
     let [theirs, ours, later] =
         ["theirs", "ours", "later"].map(|kind| registry().push(&format!("{}:1", unique(kind))));
     let bundle = Bundle::new();

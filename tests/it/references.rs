@@ -197,7 +197,7 @@ fn containerd_takes(socket: PathBuf, text: &str) -> bool {
 }
 
 #[test]
-fn what_containerd_and_skopeo_refuse_is_refused() {
+fn parser_agrees_with_containerd_and_skopeo() {
     let nothing = Proxy::start(registry().url(), |_| Fault::status(404));
     let containerd = Containerd::start();
     containerd.map_host("_default", &nothing.url());

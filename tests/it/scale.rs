@@ -104,7 +104,7 @@ fn check(output: &Output) {
 }
 
 #[test]
-fn a_large_cluster_is_read_in_little_memory() {
+fn large_cluster_needs_little_memory() {
     let cluster = large();
     let output = plan(cluster, cluster.server()).run().expect_quietly(0);
     check(&output);
@@ -130,7 +130,7 @@ fn resident(output: &Output) -> u64 {
 }
 
 #[test]
-fn a_large_cluster_is_read_page_by_page_and_compressed() {
+fn large_cluster_is_read_in_pages() {
     let cluster = large();
     let proxy = Proxy::start_tls(cluster.server(), cluster.ca(), |_| Fault::Pass);
     check(&plan(cluster, &proxy.url()).run().expect_quietly(0));

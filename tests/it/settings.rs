@@ -77,7 +77,7 @@ const BAD: &[(&str, &str, &str)] = &[
 ];
 
 #[test]
-fn a_bad_value_is_refused_by_flag_and_by_variable() {
+fn bad_values_are_refused_everywhere() {
     for (flag, value, accepted) in BAD {
         let variable = flag.to_uppercase().replace('-', "_");
         let by_flag = Harpoon::new(["run".to_owned(), format!("--{flag}={value}")]);
@@ -118,7 +118,7 @@ fn a_bad_value_is_refused_by_flag_and_by_variable() {
 }
 
 #[test]
-fn a_flag_beats_its_variable_and_an_empty_variable_is_not_set() {
+fn flag_precedes_its_variable() {
     let images = ["a", "b", "c"];
     let plan = |variable: &str, flag: Option<&str>| {
         let harpoon = harpoon("plan", &images).env("LIMIT", variable);
@@ -135,7 +135,7 @@ fn a_flag_beats_its_variable_and_an_empty_variable_is_not_set() {
 }
 
 #[test]
-fn selection_settings_do_what_they_say() {
+fn selection_settings_take_effect() {
     let images = [
         "quay.io/a/one",
         "quay.io/b/two",
@@ -168,7 +168,7 @@ fn selection_settings_do_what_they_say() {
 }
 
 #[test]
-fn output_node_and_log_settings_do_what_they_say() {
+fn output_node_and_log_settings_apply() {
     let harpoon = harpoon("plan", &["a"]).env("NODE_NAME", "node-1");
     let output = harpoon.run().expect(0);
     assert_eq!(output.json()["node"], "node-1");
@@ -194,7 +194,7 @@ fn output_node_and_log_settings_do_what_they_say() {
 }
 
 #[test]
-fn pull_settings_do_what_they_say() {
+fn pull_settings_take_effect() {
     // Nobody listens there: every attempt fails at once, so that the attempts can be counted.
     let image = "127.0.0.1:1/none:1";
     let pull = |arguments: &[&str]| {
@@ -212,7 +212,7 @@ fn pull_settings_do_what_they_say() {
 }
 
 #[test]
-fn the_help_names_every_setting_and_its_variable() {
+fn help_names_settings_and_variables() {
     let help = |arguments: &[&str]| {
         Harpoon::new(arguments.iter().copied())
             .run()
@@ -337,7 +337,7 @@ fn settings_page_has_every_setting() {
 }
 
 #[test]
-fn prefix_with_scheme_names_what_fits() {
+fn prefix_with_scheme_is_refused() {
     for (variable, value) in [
         ("IGNORE", "https://quay.io"),
         ("ONLY", "quay.io,https://quay.io"),
@@ -390,7 +390,7 @@ fn empty_variables_are_not_set() {
 }
 
 #[test]
-fn second_variable_names_the_runtime() {
+fn cri_tools_variable_is_the_fallback() {
     let second = |first: &str| {
         let harpoon = harpoon("plan", &["a"]).env("CONTAINER_RUNTIME_ENDPOINT", "tcp://x:1");
         harpoon.env("RUNTIME_ENDPOINT", first).run()

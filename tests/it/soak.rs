@@ -87,7 +87,7 @@ fn empty(containerd: &Containerd) {
 }
 
 #[test]
-fn many_runs_with_random_faults_leave_nothing_behind() {
+fn many_faulty_runs_leave_nothing_behind() {
     let (rounds, started) = (rounds(), Instant::now());
     eprintln!("seed {SEED}, {rounds} rounds");
     let mut random = fastrand::Rng::with_seed(SEED);

@@ -21,7 +21,7 @@ fn run(cluster: &Kubernetes, namespace: &str, node: &str) -> Harpoon {
 }
 
 #[test]
-fn a_new_node_starts_at_once_and_an_old_one_waits_for_its_turn() {
+fn only_old_node_waits_before_start() {
     let cluster = kubernetes();
     let (namespace, node) = (cluster.namespace(), unique("node"));
     cluster.create("/api/v1/nodes", json!({"metadata": {"name": node}}));
@@ -63,7 +63,7 @@ fn a_new_node_starts_at_once_and_an_old_one_waits_for_its_turn() {
 }
 
 #[test]
-fn a_node_whose_age_is_not_known_waits() {
+fn node_of_unknown_age_waits() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     let image = registry().push(&format!("{}:1", unique("web"))).reference;
@@ -84,7 +84,7 @@ fn a_node_whose_age_is_not_known_waits() {
 }
 
 #[test]
-fn a_list_from_the_watch_cache_is_the_same() {
+fn watch_cache_gives_the_same_list() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     for name in ["a", "b", "c"] {

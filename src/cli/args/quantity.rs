@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantities_are_kubernetes() {
+    fn quantities_follow_kubernetes() {
         for (text, expected) in [
             ("1", 1),
             ("20Gi", 20 << 30),

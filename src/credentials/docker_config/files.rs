@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn usual_file_may_come_and_go() {
+    async fn default_file_may_appear_and_vanish() {
         let dir = tempfile::tempdir().unwrap();
         let (first, second) = (dir.path().join("1.json"), dir.path().join("2.json"));
         let file = ConfigFile::first_of(vec![first.clone(), second.clone()]);

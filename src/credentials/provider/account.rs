@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn unusable_attributes_say_why() {
+    fn unusable_attributes_name_the_reason() {
         let dir = volume(&[json!("a")], "");
         for (attributes, wanted) in [
             (json!("x"), "must be an object"),

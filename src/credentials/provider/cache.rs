@@ -72,7 +72,7 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
 
     #[test]
-    fn answers_for_an_image_a_registry_and_all() {
+    fn answers_are_cached_by_key_type() {
         let now = Instant::now();
         let mut cache = Cache::default();
         let mut put = |key| {
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_nothing_for_no_time_and_never_more_than_its_bound() {
+    fn cache_drops_zero_durations_and_overflow() {
         let now = Instant::now();
         let mut cache = Cache::default();
         cache.put(Key::Global, &answer(), Duration::ZERO, now);

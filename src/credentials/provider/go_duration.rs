@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_go_writes() {
+    fn go_durations_are_parsed() {
         let good = [
             ("0", 0.0),
             ("0s", 0.0),

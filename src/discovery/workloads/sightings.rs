@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn fitting_pods_count_alone() {
+    fn only_fitting_pods_count() {
         let mut sightings = Sightings::default();
         let reason: Arc<str> = "taint".into();
         sightings.checkpoint();
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn page_taken_back_restores_counts() {
+    fn page_rollback_restores_counts() {
         let mut sightings = Sightings::default();
         let list = sightings.checkpoint();
         sightings.checkpoint();

@@ -214,7 +214,7 @@ async fn with_budget(
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_others_put_into_the_store_counts_against_the_budget() {
+async fn foreign_content_counts_against_budget() {
     let pulled: &[Answer] = &[Answer::Pulled];
     let script = [("a", pulled), ("b", pulled), ("c", pulled)];
     let check = async |usage: &[u64]| lines(&with_budget(&script, &[30, 40, 10], usage).await.0);
@@ -242,7 +242,7 @@ async fn what_others_put_into_the_store_counts_against_the_budget() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_image_whose_place_depends_on_others_waits_for_them() {
+async fn image_waits_for_budget_of_others() {
     // While `a` is under way the store counts half of it, so `b` would not fit beside its promise; then it does.
     let pulled: &[Answer] = &[Answer::Pulled];
     let (reports, service) =
@@ -256,7 +256,7 @@ async fn an_image_whose_place_depends_on_others_waits_for_them() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_space_says_how_much_was_needed() {
+async fn no_space_error_gives_needed_size() {
     let full: &[Answer] = &[Answer::Fails(FailureKind::NoSpace)];
     let (reports, _) = with_budget(&[("a", full)], &[90_000_000], &[0]).await;
     assert_eq!(lines(&reports), ["a skipped disk_budget 0"]);
@@ -269,7 +269,7 @@ async fn no_space_says_how_much_was_needed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_registry_gets_no_more_than_its_share() {
+async fn registry_concurrency_is_limited() {
     let pulled: &[Answer] = &[Answer::Pulled];
     let images = ["quay.io/a", "quay.io/b", "quay.io/c", "x.io/d", "x.io/e"];
     let script = images.map(|i| (i, pulled));
@@ -285,7 +285,7 @@ async fn one_registry_gets_no_more_than_its_share() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_can_help_is_tried_again_and_one_failure_is_no_others() {
+async fn only_retryable_failures_are_retried() {
     use Answer::{Fails, Pulled};
     let (lines, service) = check(
         &[
@@ -311,7 +311,7 @@ async fn what_can_help_is_tried_again_and_one_failure_is_no_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rate_limited_registry_is_left_alone_and_others_are_not() {
+async fn rate_limit_pauses_only_its_registry() {
     use Answer::{Fails, Pulled};
     let (lines, service) = check(
         &[
@@ -341,7 +341,7 @@ async fn a_rate_limited_registry_is_left_alone_and_others_are_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_attempt_has_its_time_and_the_run_its_deadline() {
+async fn attempts_and_run_have_time_limits() {
     let mut options = options();
     options.pull_timeout = Duration::from_secs(5);
     options.retries = 0;
@@ -366,7 +366,7 @@ async fn an_attempt_has_its_time_and_the_run_its_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_disk_ends_the_run() {
+async fn full_disk_ends_the_run() {
     use Answer::{Fails, Hangs, Pulled};
     let mut options = options();
     options.concurrency = 1;
@@ -387,7 +387,7 @@ async fn a_full_disk_ends_the_run() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_run_that_is_told_to_stop_stops_and_says_so() {
+async fn cancelled_run_stops_and_reports() {
     let stop = CancellationToken::new();
     let later = stop.clone();
     tokio::spawn(async move {
@@ -404,7 +404,7 @@ async fn a_run_that_is_told_to_stop_stops_and_says_so() {
 }
 
 #[test]
-fn waits_grow_with_the_attempts_and_honour_the_registry() {
+fn backoff_grows_and_honors_retry_after() {
     let longest = |kind, attempt| {
         (0..200)
             .map(|_| backoff::wait(kind, attempt, None))

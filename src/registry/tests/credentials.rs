@@ -101,7 +101,7 @@ fn issue(_: &Asked) -> Reply {
 }
 
 #[tokio::test]
-async fn a_password_is_shown_when_it_is_asked_for_and_then_at_once() {
+async fn password_is_sent_after_first_challenge() {
     let registry = basic_registry().await;
     let client = client();
     for _ in 0..2 {
@@ -115,7 +115,7 @@ async fn a_password_is_shown_when_it_is_asked_for_and_then_at_once() {
 }
 
 #[tokio::test]
-async fn a_registry_that_asks_nothing_is_shown_nothing() {
+async fn open_registry_gets_no_credential() {
     let shelf = shelf();
     let open = StandIn::start(move |asked| shelf.answer(asked)).await;
     ask(&client(), &open, Some(&aladdin())).await.unwrap();
@@ -123,7 +123,7 @@ async fn a_registry_that_asks_nothing_is_shown_nothing() {
 }
 
 #[tokio::test]
-async fn a_wrong_password_is_refused_once_by_a_named_host() {
+async fn wrong_password_is_not_retried() {
     let registry = basic_registry().await;
     let client = client();
     let wrong = with_password("wrong password");
@@ -142,7 +142,7 @@ async fn a_wrong_password_is_refused_once_by_a_named_host() {
 }
 
 #[tokio::test]
-async fn forbidden_is_refused_too() {
+async fn forbidden_is_unauthorized_and_not_retried() {
     let forbidden = |asked: &Asked| match asked.header("authorization") {
         None => Reply::new(401, "").with("www-authenticate", "Basic realm=x"),
         Some(_) => Reply::new(403, r#"{"errors":[{"code":"DENIED","message":"no"}]}"#),
@@ -154,7 +154,7 @@ async fn forbidden_is_refused_too() {
 }
 
 #[tokio::test]
-async fn a_password_goes_to_the_token_service_alone_and_its_token_is_kept_for_it_alone() {
+async fn password_goes_only_to_token_service() {
     let (registry, service) = with_service(|asked| match asked.header("authorization") {
         Some(BASIC) => issue(asked),
         Some(_) => Reply::new(401, r#"{"details":"incorrect username or password"}"#),
@@ -194,7 +194,7 @@ async fn a_password_goes_to_the_token_service_alone_and_its_token_is_kept_for_it
 }
 
 #[tokio::test]
-async fn a_token_that_is_refused_is_renewed_with_the_password() {
+async fn refused_token_is_renewed_with_password() {
     let good = Arc::new(AtomicUsize::new(0));
     let (registry, service) = with_tokens("", good.clone()).await;
     let client = client();
@@ -211,7 +211,7 @@ async fn a_token_that_is_refused_is_renewed_with_the_password() {
 }
 
 #[tokio::test]
-async fn an_identity_token_is_posted() {
+async fn identity_token_is_posted() {
     let (registry, service) = with_service(issue).await;
     ask(&client(), &registry, Some(&identity())).await.unwrap();
     let asked = service.asked();
@@ -231,7 +231,7 @@ async fn an_identity_token_is_posted() {
 }
 
 #[tokio::test]
-async fn a_service_without_post_is_shown_the_identity_token_as_a_password() {
+async fn identity_token_falls_back_to_get() {
     for status in [404, 405] {
         let (registry, service) = with_service(move |asked| match asked.header("authorization") {
             Some(BASIC_TOKEN) if asked.method == "GET" => issue(asked),
@@ -249,7 +249,7 @@ async fn a_service_without_post_is_shown_the_identity_token_as_a_password() {
 }
 
 #[tokio::test]
-async fn an_identity_token_that_has_run_out_is_refused() {
+async fn expired_identity_token_is_refused() {
     for (status, body) in [
         (
             400,
@@ -273,7 +273,7 @@ async fn an_identity_token_that_has_run_out_is_refused() {
 }
 
 #[tokio::test]
-async fn an_identity_token_is_no_password_for_a_registry() {
+async fn identity_token_never_goes_to_registry() {
     let registry = basic_registry().await;
     let error = refused(&registry, &identity()).await;
     assert_eq!(error.kind(), FailureKind::Unauthorized);
@@ -285,7 +285,7 @@ async fn an_identity_token_is_no_password_for_a_registry() {
 }
 
 #[tokio::test]
-async fn a_registry_that_takes_both_is_shown_a_token() {
+async fn bearer_is_preferred_to_basic() {
     let service = StandIn::start(issue).await;
     let both = format!(
         r#"Basic realm="x", Bearer realm="http://{}/""#,
@@ -297,7 +297,7 @@ async fn a_registry_that_takes_both_is_shown_a_token() {
 }
 
 #[tokio::test]
-async fn no_credential_follows_a_redirect_to_another_host() {
+async fn redirected_token_request_carries_no_credential() {
     let thief = StandIn::start(|_| Reply::new(200, r#"{"token":"issued"}"#)).await;
     let to = format!("http://{}/", thief.host);
     let (registry, _service) = with_service(move |_| Reply::redirect(&to)).await;
@@ -319,7 +319,7 @@ async fn no_credential_follows_a_redirect_to_another_host() {
 }
 
 #[tokio::test]
-async fn a_401_of_whom_the_registry_redirects_to_gets_no_credential() {
+async fn redirect_target_challenge_gets_no_credential() {
     let thief =
         StandIn::start(|_| Reply::new(401, "").with("www-authenticate", "Basic realm=x")).await;
     let to = format!("http://{}/", thief.host);
@@ -331,7 +331,7 @@ async fn a_401_of_whom_the_registry_redirects_to_gets_no_credential() {
 }
 
 #[tokio::test]
-async fn no_credential_goes_in_clear_to_another_machine() {
+async fn remote_plaintext_realm_gets_no_credential() {
     let realm = r#"Bearer realm="http://auth.invalid/token""#;
     let registry = super::registry_with_challenge(realm).await;
     for credential in [aladdin(), identity()] {

@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_image_manifest_is_one() {
+    fn only_image_manifests_are_parsed() {
         let layers = [blob(1, 100), blob(2, 7), blob(1, 100)];
         let text = manifest(&blob(3, 10), &layers);
         let parsed = Manifest::parse(text.as_bytes()).unwrap();
@@ -356,14 +356,14 @@ mod tests {
     }
 
     #[test]
-    fn sizes_that_overflow_do_not_panic() {
+    fn overflowing_sizes_do_not_panic() {
         let text = manifest(&blob(1, u64::MAX), &[blob(2, u64::MAX)]);
         let parsed = Manifest::parse(text.as_bytes()).unwrap();
         assert_eq!(parsed.total(), u64::MAX);
     }
 
     #[test]
-    fn too_many_layers_are_not_followed() {
+    fn excess_layers_are_not_tracked() {
         let layers: Vec<String> = (0..=LAYERS_MAX).map(|number| blob(number, 1)).collect();
         let text = manifest(&blob(0, 1), &layers);
         assert_eq!(Manifest::parse(text.as_bytes()), None);

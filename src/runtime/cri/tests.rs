@@ -52,7 +52,7 @@ fn sha256(digit: char) -> String {
 }
 
 #[tokio::test]
-async fn says_who_answers() {
+async fn connection_reports_runtime_name_and_version() {
     let server = StandIn::start(|path, _| match path {
         VERSION => version("cri-o"),
         _ => Answer::unknown_service(),
@@ -70,7 +70,7 @@ async fn says_who_answers() {
 }
 
 #[tokio::test]
-async fn older_cri_is_named_as_too_old() {
+async fn older_cri_is_too_old() {
     let server = StandIn::start(|path, _| match path {
         "/runtime.v1alpha2.RuntimeService/Version" => version("containerd"),
         _ => Answer::unknown_service(),
@@ -86,7 +86,7 @@ async fn older_cri_is_named_as_too_old() {
 }
 
 #[tokio::test]
-async fn containerd_without_its_cri_plugin_is_named() {
+async fn containerd_without_cri_plugin_is_reported() {
     let server = StandIn::start(|path, _| match path {
         "/containerd.services.version.v1.Version/Version" => {
             Answer::message(&containerd::VersionResponse {
@@ -105,7 +105,7 @@ async fn containerd_without_its_cri_plugin_is_named() {
 }
 
 #[tokio::test]
-async fn what_is_no_runtime_is_said_to_be_none() {
+async fn other_servers_are_not_a_runtime() {
     let grpc = StandIn::start(|_, _| Answer::unknown_service());
     let http = StandIn::start(|_, _| Answer::Http404);
     for server in [grpc, http] {
@@ -118,7 +118,7 @@ async fn what_is_no_runtime_is_said_to_be_none() {
 }
 
 #[tokio::test]
-async fn garbage_and_closed_connections_are_no_runtime() {
+async fn garbage_response_is_not_a_runtime() {
     use tokio::io::AsyncWriteExt;
     for garbage in [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], b"", &[0xff; 4096]] {
         let directory = tempfile::tempdir().unwrap();
@@ -139,7 +139,7 @@ async fn garbage_and_closed_connections_are_no_runtime() {
 }
 
 #[tokio::test]
-async fn a_socket_that_does_not_answer_is_given_up_in_time() {
+async fn silent_socket_times_out() {
     let server = StandIn::start(|_, _| Answer::Never);
     let start = Instant::now();
     let error = server.connect().await.unwrap_err();
@@ -149,7 +149,7 @@ async fn a_socket_that_does_not_answer_is_given_up_in_time() {
 }
 
 #[tokio::test]
-async fn a_runtime_that_still_starts_is_not_ready() {
+async fn starting_runtime_is_not_ready() {
     let server = StandIn::start(|_, _| {
         Answer::Fail(
             Code::Unavailable,
@@ -161,7 +161,7 @@ async fn a_runtime_that_still_starts_is_not_ready() {
 }
 
 #[tokio::test]
-async fn a_path_without_a_listener_is_told_apart() {
+async fn unusable_paths_have_distinct_errors() {
     let directory = tempfile::tempdir().unwrap();
     let stale = directory.path().join("stale");
     drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
@@ -252,7 +252,7 @@ async fn ask_for_many(name: &'static str, lists: bool) -> (Vec<bool>, Vec<String
 }
 
 #[tokio::test]
-async fn many_are_looked_up_in_one_list() {
+async fn many_statuses_use_one_list() {
     let (there, calls) = ask_for_many("containerd", true).await;
     assert_eq!(there, [true, true, true, false, false]);
     assert_eq!(calls, [format!("{LIST} ")]);
@@ -277,7 +277,7 @@ async fn many_are_looked_up_in_one_list() {
 }
 
 #[test]
-fn the_digest_is_that_of_the_same_repository() {
+fn digest_is_of_same_repository() {
     let of = |repository: &str, digit| format!("{repository}@{}", sha256(digit));
     let known = [
         of("quay.io/other/nginx", 'a'),
@@ -304,7 +304,7 @@ fn the_digest_is_that_of_the_same_repository() {
 }
 
 #[tokio::test]
-async fn a_pull_names_the_image_as_written_and_sends_a_sandbox() {
+async fn pull_sends_written_name_and_sandbox() {
     let requests: Arc<Mutex<Vec<PullImageRequest>>> = Arc::default();
     let seen = Arc::clone(&requests);
     let server = StandIn::start(move |path, request| match path {
@@ -337,7 +337,7 @@ async fn a_pull_names_the_image_as_written_and_sends_a_sandbox() {
 }
 
 #[tokio::test]
-async fn a_failed_pull_keeps_the_whole_text() {
+async fn failed_pull_keeps_full_message() {
     let long = "mirror said no, ".repeat(6_000);
     let text = format!("{long}429 Too Many Requests");
     let (code, answer) = (Code::Unknown, text.clone());
@@ -357,7 +357,7 @@ async fn a_failed_pull_keeps_the_whole_text() {
 }
 
 #[test]
-fn the_code_decides_where_the_text_says_nothing() {
+fn code_decides_when_text_does_not() {
     for (code, text, expected) in [
         (Code::Unavailable, "bye", FailureKind::Unavailable),
         (Code::DeadlineExceeded, "", FailureKind::Timeout),
@@ -376,7 +376,7 @@ fn the_code_decides_where_the_text_says_nothing() {
 }
 
 #[tokio::test]
-async fn a_dropped_pull_is_cancelled() {
+async fn dropped_pull_is_cancelled() {
     let server = StandIn::start(|path, _| match path {
         VERSION => version("cri-o"),
         _ => Answer::Never,
@@ -402,7 +402,7 @@ async fn a_dropped_pull_is_cancelled() {
 }
 
 #[tokio::test]
-async fn the_channel_survives_a_restart_of_the_daemon() {
+async fn channel_survives_daemon_restart() {
     let script = |path: &str, _: &[u8]| match path {
         VERSION => version("cri-o"),
         _ => stored(&[], 1),
@@ -431,7 +431,7 @@ async fn the_channel_survives_a_restart_of_the_daemon() {
 }
 
 #[tokio::test]
-async fn progress_is_what_the_content_store_has() {
+async fn progress_comes_from_content_store() {
     let manifest = format!(
         r#"{{"config":{{"digest":"{}","size":10}},"layers":[{{"digest":"{}","size":100}},{{"digest":"{}","size":1000}}]}}"#,
         sha256('c'),
@@ -497,7 +497,7 @@ async fn progress_is_what_the_content_store_has() {
 }
 
 #[tokio::test]
-async fn a_missing_content_api_does_not_fail_a_pull() {
+async fn pull_succeeds_without_content_api() {
     let server = StandIn::start(|path, _| match path {
         VERSION => version("containerd"),
         STATUS => stored(&[], 1),
@@ -543,7 +543,7 @@ fn password(password: &str) -> Login {
 }
 
 #[tokio::test]
-async fn a_credential_is_sent_for_the_host_that_is_asked_and_no_other() {
+async fn credential_is_sent_only_to_host() {
     // containerd compares the URL's host, port included, with the host that it asks.
     for (name, address) in [
         ("nginx", "https://registry-1.docker.io"),
@@ -565,7 +565,7 @@ async fn a_credential_is_sent_for_the_host_that_is_asked_and_no_other() {
 }
 
 #[tokio::test]
-async fn an_identity_token_is_sent_without_a_user() {
+async fn identity_token_is_sent_without_user() {
     // containerd takes a user before a token, where there are both.
     let expected = AuthConfig {
         identity_token: "refresh".to_owned(),
@@ -577,7 +577,7 @@ async fn an_identity_token_is_sent_without_a_user() {
 }
 
 #[tokio::test]
-async fn credentials_beyond_text_are_sent_encoded() {
+async fn binary_credentials_are_sent_encoded() {
     let empty = Login::Password {
         user: Secret::new(""),
         password: Secret::new("pass"),
@@ -596,7 +596,7 @@ async fn credentials_beyond_text_are_sent_encoded() {
 }
 
 #[tokio::test]
-async fn a_credential_is_not_logged() {
+async fn credential_is_not_logged() {
     let logs = Capture::start();
     auth_sent("registry.example/a", password("cri-password")).await;
     let token = Login::IdentityToken(Secret::new("cri-identity-token"));
@@ -606,7 +606,7 @@ async fn a_credential_is_not_logged() {
 }
 
 #[test]
-fn only_local_failures_say_bytes_came() {
+fn only_local_failures_imply_received_bytes() {
     let pull = "failed to pull and unpack image \"r.example/a:1\": ";
     for (text, expected) in [
         // containerd 1.6, seen.

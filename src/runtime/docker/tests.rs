@@ -34,7 +34,7 @@ fn messages_are_one_line_without_signatures() {
 }
 
 #[test]
-fn the_name_is_as_written_and_the_tag_explicit() {
+fn names_stay_written_with_explicit_tag() {
     let table = [
         ("nginx", "nginx", "nginx:latest"),
         ("nginx:1", "nginx", "nginx:1"),
@@ -63,7 +63,7 @@ fn the_name_is_as_written_and_the_tag_explicit() {
 }
 
 #[test]
-fn the_digest_is_that_of_the_same_repository() {
+fn digest_is_of_same_repository() {
     let inspect = |digests: &[String]| ImageInspect {
         repo_digests: Some(digests.to_vec()),
         ..Default::default()
@@ -110,7 +110,7 @@ fn event(id: &str, status: &str, current: i64, total: i64) -> CreateImageInfo {
 }
 
 #[test]
-fn the_sum_of_the_layers_never_goes_back() {
+fn layer_progress_never_decreases() {
     let mut layers = Layers::default();
     let steps = [
         (event("1", "Pulling from team/small", 0, 0), (0, 0)),
@@ -185,7 +185,7 @@ async fn pull_from(events: &'static str) -> RuntimeError {
 }
 
 #[tokio::test]
-async fn one_tag_is_asked_for_in_the_negotiated_version() {
+async fn pull_requests_one_tag_by_version() {
     let dir = TempDir::new().unwrap();
     let (path, mut requests) = engine(&dir, "");
     let docker = Docker::connect(&path, LIMIT).await.unwrap();
@@ -220,7 +220,7 @@ async fn one_tag_is_asked_for_in_the_negotiated_version() {
 }
 
 #[tokio::test]
-async fn a_stream_that_ends_early_is_no_success() {
+async fn truncated_stream_is_a_failure() {
     let error = pull_from("{\"status\":\"Pulling from a/b\",\"id\":\"1\"}\r\n").await;
     assert_eq!(error.kind, FailureKind::Unavailable);
     assert!(error.message.contains("does not have the image"), "{error}");
@@ -229,7 +229,7 @@ async fn a_stream_that_ends_early_is_no_success() {
 }
 
 #[tokio::test]
-async fn an_error_in_the_stream_is_the_pulls() {
+async fn stream_error_fails_the_pull() {
     let error = pull_from(
         "{\"errorDetail\":{\"message\":\"toomanyrequests: slow down\"},\"error\":\"x\"}\r\n",
     )
@@ -243,7 +243,7 @@ async fn an_error_in_the_stream_is_the_pulls() {
 }
 
 #[tokio::test]
-async fn dropping_a_pull_hangs_up() {
+async fn dropped_pull_closes_connection() {
     let dir = TempDir::new().unwrap();
     let (path, mut requests) = engine(&dir, "{\"status\":\"stalls\"}\r\n");
     let docker = Docker::connect(&path, LIMIT).await.unwrap();
@@ -288,7 +288,7 @@ async fn login_sent(name: &str, credential: Option<&Credential>) -> Option<serde
 }
 
 #[tokio::test]
-async fn a_login_is_sent_with_the_pull_as_the_engine_reads_it() {
+async fn login_is_encoded_for_the_engine() {
     // `?`, `>` and letters beyond ASCII are where the two alphabets of base64 differ.
     for password in ["simple", "a>b?c~d", "?>?>??>>", "pässwörter", "日本語"] {
         let login = credential(Login::Password {
@@ -311,7 +311,7 @@ async fn a_login_is_sent_with_the_pull_as_the_engine_reads_it() {
 }
 
 #[tokio::test]
-async fn a_login_is_not_logged() {
+async fn login_is_not_logged() {
     let login = credential(Login::Password {
         user: Secret::new("docker-user"),
         password: Secret::new("docker-password"),

@@ -254,14 +254,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn busy_engine_is_asked_again() {
+    async fn busy_engine_is_retried() {
         let (_dir, usage, asked) = engine(&[BUSY_ANSWER, BUSY_ANSWER, ANSWER]);
         assert_eq!(usage.ask().await.unwrap(), 7);
         assert_eq!(asked.load(Ordering::SeqCst), 3);
     }
 
     #[tokio::test]
-    async fn callers_at_once_share_question() {
+    async fn concurrent_callers_share_one_request() {
         let (_dir, usage, asked) = engine(&[ANSWER]);
         let answers = join_all((0..8).map(|_| usage.ask())).await;
         assert!(answers.iter().all(|a| matches!(a, Ok(7))), "{answers:?}");
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn old_and_new_answers_have_a_sum() {
+    fn old_and_new_responses_are_summed() {
         for (answer, expected) in [
             (
                 r#"{"LayersSize":1092588,"Images":[{"Size":5}],"Volumes":null}"#,

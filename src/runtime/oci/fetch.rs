@@ -538,7 +538,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_have_all_that_is_left_once_and_are_few() {
+    fn parts_cover_the_rest_exactly_once() {
         for (at, size) in [
             (0, 1),
             (0, PART_LEAST),

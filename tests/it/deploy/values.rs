@@ -352,7 +352,7 @@ fn wrong_values_are_refused() {
 }
 
 #[test]
-fn helm_lint_is_clean_for_every_variant() {
+fn every_variant_passes_helm_lint() {
     for file in fs::read_dir(deploy("chart/ci")).unwrap() {
         let mut helm = bed::tool("helm");
         helm.args(["lint", "--strict", "--values"]);
@@ -361,7 +361,7 @@ fn helm_lint_is_clean_for_every_variant() {
 }
 
 #[test]
-fn parent_chart_switches_it_off() {
+fn parent_chart_can_disable_harpoon() {
     let directory = bed::directory();
     let parent = directory.path();
     fs::create_dir(parent.join("charts")).unwrap();

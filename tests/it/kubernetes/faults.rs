@@ -79,7 +79,7 @@ fn gone() -> Fault {
 }
 
 #[test]
-fn a_page_that_fails_once_is_asked_for_again_and_counted_once() {
+fn failed_page_is_retried_counted_once() {
     let cluster = kubernetes();
     let (namespace, _alone) = crowd();
     let expected = of_crowd(namespace, CROWD);
@@ -116,7 +116,7 @@ fn a_page_that_fails_once_is_asked_for_again_and_counted_once() {
 }
 
 #[test]
-fn too_many_requests_are_waited_out() {
+fn throttled_list_waits_for_retry_after() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     cluster.deployment(&namespace, "web", 1, "web:1");
@@ -136,7 +136,7 @@ fn too_many_requests_are_waited_out() {
 }
 
 #[test]
-fn a_list_that_never_comes_is_an_error_after_a_few_tries() {
+fn failing_list_is_error_after_retries() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     cluster.deployment(&namespace, "web", 1, "web:1");
@@ -158,7 +158,7 @@ fn a_list_that_never_comes_is_an_error_after_a_few_tries() {
 
 /// Some pages of the only list are no answer: that run would end well and hide that the cluster did not tell.
 #[test]
-fn a_list_that_never_ends_is_an_error() {
+fn incomplete_only_list_is_an_error() {
     let cluster = kubernetes();
     let (namespace, _alone) = crowd();
     let proxy = Proxy::start_tls(cluster.server(), cluster.ca(), |seen| {
@@ -179,7 +179,7 @@ fn a_list_that_never_ends_is_an_error() {
 }
 
 #[test]
-fn a_server_that_goes_away_leaves_what_it_told() {
+fn lost_server_keeps_earlier_lists() {
     let cluster = kubernetes();
     let (one, two) = (cluster.namespace(), cluster.namespace());
     cluster.deployment(&one, "web", 1, "one:1");
@@ -212,7 +212,7 @@ fn a_server_that_goes_away_leaves_what_it_told() {
 }
 
 #[test]
-fn a_list_that_really_expires_goes_on_with_the_token_that_the_server_gives() {
+fn expired_list_continues_with_new_token() {
     let cluster = kubernetes();
     let (namespace, _alone) = crowd();
     let proxy = Proxy::start_tls(cluster.server(), cluster.ca(), move |seen| {
@@ -240,7 +240,7 @@ fn a_list_that_really_expires_goes_on_with_the_token_that_the_server_gives() {
 }
 
 #[test]
-fn a_list_that_expires_without_a_token_starts_again() {
+fn expired_list_without_token_restarts() {
     let cluster = kubernetes();
     let (namespace, _alone) = crowd();
     let proxy = Proxy::start_tls(
@@ -266,7 +266,7 @@ fn a_list_that_expires_without_a_token_starts_again() {
 }
 
 #[test]
-fn an_object_of_200_mb_costs_its_own_list_alone() {
+fn huge_object_fails_only_its_list() {
     let cluster = kubernetes();
     let (large, small) = (cluster.namespace(), cluster.namespace());
     cluster.deployment(&small, "web", 1, "small:1");
@@ -311,7 +311,7 @@ fn an_object_of_200_mb_costs_its_own_list_alone() {
 }
 
 #[test]
-fn a_chain_of_pages_without_end_is_given_up() {
+fn endless_page_chain_is_an_error() {
     let cluster = kubernetes();
     let proxy = Proxy::start_tls(cluster.server(), cluster.ca(), |seen| {
         // Tokens as long as they may be, none of them twice.
@@ -338,7 +338,7 @@ fn a_chain_of_pages_without_end_is_given_up() {
 }
 
 #[test]
-fn a_server_that_stalls_is_given_up_at_the_deadline() {
+fn stalled_server_fails_at_deadline() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     cluster.deployment(&namespace, "web", 1, "web:1");
@@ -357,7 +357,7 @@ fn a_server_that_stalls_is_given_up_at_the_deadline() {
 }
 
 #[test]
-fn a_signal_ends_the_wait_for_a_server_that_stalls() {
+fn signal_interrupts_stalled_server() {
     let cluster = kubernetes();
     for (fault, signal, code) in [
         (Fault::Stall, Signal::TERM, 143),

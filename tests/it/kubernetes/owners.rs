@@ -250,7 +250,7 @@ fn namesake_of_owner_hides_nothing() {
 }
 
 #[test]
-fn live_pods_are_judged_by_themselves() {
+fn live_pods_are_matched_individually() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     let make = |collection: &str, object: Value| made(cluster, &namespace, collection, object);

@@ -83,7 +83,7 @@ pub(super) fn labelled(mut object: Value, labels: Value) -> Value {
 }
 
 #[test]
-fn each_kind_counts_the_pods_that_are_desired() {
+fn each_kind_counts_desired_pods() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     let daemons = json!({"desiredNumberScheduled": 5, "currentNumberScheduled": 1, "numberMisscheduled": 0, "numberReady": 0});
@@ -211,7 +211,7 @@ fn each_kind_counts_the_pods_that_are_desired() {
 }
 
 #[test]
-fn init_containers_count_as_containers_do_and_an_image_once_a_workload() {
+fn init_containers_count_once_per_workload() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     let mut web = templated("web", "main:1", json!({"replicas": 2}));
@@ -240,7 +240,7 @@ fn init_containers_count_as_containers_do_and_an_image_once_a_workload() {
 
 /// An API server of 1.20 has neither: what a newer one says is put in its place.
 #[test]
-fn sidecars_and_image_volumes_of_newer_clusters_count() {
+fn sidecars_and_image_volumes_count() {
     let cluster = kubernetes();
     let spec = json!({"initContainers": [{"name": "mesh", "image": "sidecar:1", "restartPolicy": "Always"}],
         "containers": [{"name": "main", "image": "main:1"}],
@@ -269,7 +269,7 @@ fn sidecars_and_image_volumes_of_newer_clusters_count() {
 }
 
 #[test]
-fn what_a_scanned_workload_owns_is_not_counted_again() {
+fn owned_workloads_count_once() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     let make = |collection: &str, object: Value| made(cluster, &namespace, collection, object);
@@ -363,7 +363,7 @@ fn what_a_scanned_workload_owns_is_not_counted_again() {
 
 /// The API server judges the selector, and its words are told.
 #[test]
-fn bad_selector_is_a_wrong_setting() {
+fn malformed_selector_is_a_bad_setting() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     for selector in ["app in", "app=web,", "a b", "-a=b", "app=$(x)"] {
@@ -386,7 +386,7 @@ fn bad_selector_is_a_wrong_setting() {
 }
 
 #[test]
-fn namespaces_and_a_selector_narrow_the_scan() {
+fn namespaces_and_selector_narrow_scan() {
     let cluster = kubernetes();
     let (one, two, third) = (
         cluster.namespace(),

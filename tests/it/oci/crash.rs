@@ -40,7 +40,7 @@ fn is_sound(bundle: &Bundle) -> usize {
 }
 
 #[test]
-fn a_layout_is_sound_whenever_its_writers_are_ended() {
+fn layout_survives_killed_writers() {
     eprintln!("seed {SEED}");
     // They share layers, so that the runs are in one another's way.
     let seed = unique("seed");

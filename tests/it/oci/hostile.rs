@@ -122,7 +122,7 @@ fn layout_of_another_user_is_refused() {
 }
 
 #[test]
-fn links_in_own_layout_are_not_followed() {
+fn links_in_layout_are_not_followed() {
     let count = Trap::new().links().len();
     for at in 0..count {
         let trap = Trap::new();

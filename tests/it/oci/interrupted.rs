@@ -64,7 +64,7 @@ fn goes_on(bundle: &Bundle, proxy: &Proxy, image: &str, begun: u64) {
 }
 
 #[test]
-fn a_run_that_is_told_to_stop_leaves_a_layout_and_is_taken_up() {
+fn stopped_run_keeps_layout_and_resumes() {
     for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130)] {
         let (proxy, image) = slow_once();
         let bundle = Bundle::new();
@@ -77,7 +77,7 @@ fn a_run_that_is_told_to_stop_leaves_a_layout_and_is_taken_up() {
 }
 
 #[test]
-fn a_run_that_is_killed_leaves_a_layout_and_is_taken_up() {
+fn killed_run_keeps_layout_and_resumes() {
     let (proxy, image) = slow_once();
     let bundle = Bundle::new();
     let (output, begun, _) = interrupt(&bundle, &image, Signal::KILL);
@@ -86,7 +86,7 @@ fn a_run_that_is_killed_leaves_a_layout_and_is_taken_up() {
 }
 
 #[test]
-fn a_run_that_is_killed_while_parts_come_is_taken_up() {
+fn run_killed_during_parts_resumes() {
     let size = 30_000_000;
     let name = format!("{}:1", unique("parts"));
     let pushed = registry().image(&name).size(size).push();
@@ -117,7 +117,7 @@ fn a_run_that_is_killed_while_parts_come_is_taken_up() {
 }
 
 #[test]
-fn the_deadline_of_a_run_leaves_a_layout_and_is_taken_up() {
+fn run_resumes_after_its_deadline() {
     let (proxy, image) = slow_once();
     let quick = registry().push(&unique("quick")).reference;
     let bundle = Bundle::new();
@@ -146,7 +146,7 @@ fn relatives() -> [String; 2] {
 }
 
 #[test]
-fn two_runs_at_once_fetch_what_they_share_once() {
+fn concurrent_runs_fetch_shared_blobs_once() {
     let names = relatives();
     let shared = layers(&registry().reference(&names[0]));
     let all = layers(&registry().reference(&names[1]));
@@ -181,7 +181,7 @@ fn two_runs_at_once_fetch_what_they_share_once() {
 }
 
 #[test]
-fn a_run_takes_up_what_another_dies_over() {
+fn run_resumes_blob_of_dead_run() {
     let (proxy, image) = slow_once();
     let is_layer = is_one_of(layers(&image));
     let bundle = Bundle::new();
@@ -203,7 +203,7 @@ fn a_run_takes_up_what_another_dies_over() {
 }
 
 #[test]
-fn many_runs_at_once_make_one_directory() {
+fn concurrent_runs_create_one_layout() {
     let images: Vec<String> = (0..6)
         .map(|_| registry().image(&unique("small")).size(10).push().reference)
         .collect();

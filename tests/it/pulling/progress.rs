@@ -4,8 +4,8 @@ use super::*;
 use crate::bed::{Pushed, Terminal};
 
 with_both! {
-    a_terminal_gets_bars_with_bytes,
-    a_log_gets_a_line_when_a_pull_starts_ends_and_goes_on,
+    terminal_gets_bars_with_bytes,
+    log_gets_lines_about_pull_progress,
 }
 
 /// An image whose layer comes at so many bytes a second.
@@ -56,7 +56,7 @@ fn check_bytes(told: &[(f64, f64)], pushed: &Pushed) {
     );
 }
 
-fn a_terminal_gets_bars_with_bytes<R: Runtime>() {
+fn terminal_gets_bars_with_bytes<R: Runtime>() {
     let (_proxy, image, pushed) = slow(2_000_000, 500_000);
     let other = registry().reference(&format!("{}:1", unique("missing")));
     let harpoon = pull(R::shared(), &[&image, &other]);
@@ -77,7 +77,7 @@ fn a_terminal_gets_bars_with_bytes<R: Runtime>() {
     assert!(!shown.contains(" pulling "), "{output}");
 }
 
-fn a_log_gets_a_line_when_a_pull_starts_ends_and_goes_on<R: Runtime>() {
+fn log_gets_lines_about_pull_progress<R: Runtime>() {
     // Docker with containerd's store tells of whole mebibytes alone.
     let scale = match R::NAME {
         "docker" if crate::bed::docker_has_containerds_store() => 20,

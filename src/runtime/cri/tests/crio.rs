@@ -57,7 +57,7 @@ async fn usage_counts_listed_images_once() {
 }
 
 #[tokio::test]
-async fn usage_fails_without_the_list() {
+async fn usage_fails_without_image_list() {
     let error = usage("broken", 96 << 10).await.unwrap_err();
     assert_eq!(error.kind, FailureKind::Unavailable, "{error}");
 }
@@ -108,7 +108,7 @@ fn repeated_texts_are_shown_once() {
 
 /// The names that the runtime is asked for.
 #[tokio::test]
-async fn status_asks_as_the_kubelet() {
+async fn status_request_matches_the_kubelets() {
     let asked: Arc<Mutex<Vec<String>>> = Arc::default();
     let seen = Arc::clone(&asked);
     let server = StandIn::start(move |path, request| match path {
