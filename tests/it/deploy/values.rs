@@ -164,7 +164,7 @@ fn two_releases_share_no_object() {
 }
 
 #[test]
-fn texts_that_look_like_numbers_stay_texts() {
+fn numeric_texts_stay_texts() {
     let values = json!({"fullnameOverride": "123", "namespaceOverride": "456", "registrySecret": "789",
         "serviceAccount": {"name": "1e3"}, "priorityClass": {"name": "0x1"}, "images": ["nginx"], "openshift": {"enabled": true}});
     for object in rendered(&values) {
