@@ -1,6 +1,6 @@
 //! The Kubernetes API client: connection, requests, decoding, errors.
 //!
-//! It never decides what is read.
+//! It never decides which objects are read.
 
 pub mod connect;
 pub(crate) mod decode;

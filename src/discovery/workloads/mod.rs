@@ -6,18 +6,18 @@
 //! | file | does | I/O |
 //! | --- | --- | --- |
 //! | `lists.rs` | one list, page by page, with retries | network |
-//! | `node.rs` | reads this node and judges the workloads by it | network |
+//! | `node.rs` | reads this node and checks the workloads against it | network |
 //! | `name.rs` | names and other texts of bounded length | none |
-//! | `node_images.rs` | what other nodes say that images weigh | network |
-//! | `scheduling.rs` | what templates and nodes say of who runs where | none |
-//! | `requirements.rs` | what a template requires of a node | none |
-//! | `object.rs` | the fields that are read of an object, and what they mean | none |
-//! | `accumulate.rs` | objects to images and their users; what owns what | none |
-//! | `sightings.rs` | images that the pods of a workload have and its template lacks | none |
-//! | `strings.rs` | texts that are kept once | none |
-//! | `pulls.rs` | which workload's secrets are for which images | none |
+//! | `node_images.rs` | image sizes that other nodes report | network |
+//! | `scheduling.rs` | the scheduling fields of templates and nodes | none |
+//! | `requirements.rs` | the requirements of a template on a node | none |
+//! | `object.rs` | the fields that are read of an object, and their meaning | none |
+//! | `accumulate.rs` | maps objects to images, their users and their owners | none |
+//! | `sightings.rs` | images of a workload's pods that its template lacks | none |
+//! | `strings.rs` | interned texts | none |
+//! | `pulls.rs` | the pull secrets of each image | none |
 //! | `pull_secrets.rs` | reads those secrets, each by its name | network |
-//! | `error.rs` | what could not be found out | none |
+//! | `error.rs` | warnings and errors | none |
 
 mod accumulate;
 mod lists;
