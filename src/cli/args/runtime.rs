@@ -8,7 +8,7 @@ use crate::model::dns_name::is_subdomain;
 use crate::model::platform::Platform;
 use crate::runtime::detect::Endpoint;
 
-/// Which runtime pulls, and for which node.
+/// The runtime to use, and the node to plan for.
 #[derive(Args)]
 #[command(next_help_heading = "Runtime")]
 pub(crate) struct RuntimeArgs {

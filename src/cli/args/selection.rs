@@ -1,4 +1,4 @@
-//! Settings of the selection: which of the candidates are pulled.
+//! Settings that select the candidates to pull.
 
 use clap::Args;
 
@@ -6,7 +6,7 @@ use super::values::{List, Parsed, all, list, single, whole};
 use crate::model::reference::Prefix;
 use crate::planning::plan::Policy;
 
-/// Which of the candidates are pulled.
+/// Filters of the candidates.
 #[derive(Args)]
 #[command(next_help_heading = "Selection")]
 pub(crate) struct SelectionArgs {
