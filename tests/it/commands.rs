@@ -181,7 +181,7 @@ fn stuck_in_a_write(place: &Path) -> Running {
         .env("RUNTIME_ENDPOINT", "oci:bundle")
         .under(["sh", "-c", full, "sh"])
         .start();
-    running.wait_for("names 5000 images", Duration::from_secs(40));
+    running.wait_for("contains 5000 images", Duration::from_secs(40));
     std::thread::sleep(Duration::from_millis(500));
     assert!(!running.has_ended());
     running

@@ -43,7 +43,7 @@ fn a_new_node_starts_at_once_and_an_old_one_waits_for_its_turn() {
         "try another name: {delay:?}"
     );
     let running = harpoon.clone().env("STAGGER_MIN_AGE", "0s").start();
-    running.wait_for(" for this node's turn (--stagger)", PATIENCE);
+    running.wait_for("starting in ", PATIENCE);
     assert!(
         !running.stderr().contains("the cluster's workloads"),
         "{}",

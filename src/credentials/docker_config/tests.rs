@@ -84,7 +84,7 @@ fn one_broken_entry_does_not_lose_the_others() {
         problems,
         [
             r#"Secret shop/registry, entry b.example: in "auth", it is not base64"#,
-            "Secret shop/registry, entry c example: the registry is malformed, expected HOST, HOST:PORT or either with a path behind",
+            "Secret shop/registry, entry c example: the registry is malformed, expected HOST or HOST:PORT, optionally followed by a path",
             r#"Secret shop/registry, entry d.example: "auth" must be a string"#,
         ]
     );
