@@ -1,4 +1,4 @@
-//! The images file as a source: where it is looked for, what it may hold, and that it wins over the cluster.
+//! The images file as a source: its path, its content, and its precedence over the cluster.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -69,7 +69,7 @@ fn comments_blanks_and_foreign_line_ends_are_dropped_and_nothing_else() {
     let list = file(&plan, text);
     let output = plan.arg("--images-file").arg(list).run().expect(0);
     let json = output.json();
-    // Nobody knows how many pods use them, so names order them; three spellings are one image.
+    // The number of pods is unknown, so names determine the order; three spellings are one image.
     assert_eq!(
         images(&json),
         [
@@ -206,7 +206,7 @@ fn a_million_lines_are_no_list_of_a_node_unless_they_are_comments() {
         error.contains("more than 100000 images") && error.contains(list.to_str().unwrap()),
         "{error}"
     );
-    // No more than an init container is usually given.
+    // A usual memory limit of an init container.
     assert!(
         output.peak_anonymous < 100 << 20,
         "{}",
@@ -217,8 +217,7 @@ fn a_million_lines_are_no_list_of_a_node_unless_they_are_comments() {
     assert_eq!(images(&output.json()), ["app:1"]);
 }
 
-/// A kubelet that updates a ConfigMap puts another directory in the place of the first, at any moment; and the file may
-/// be taken away.
+/// When a kubelet updates a ConfigMap, it replaces the directory with another one at any moment; and the file may be removed.
 #[test]
 fn a_file_that_vanishes_or_changes_is_read_whole_or_not_at_all() {
     let config = directory();
@@ -249,7 +248,7 @@ fn a_file_that_vanishes_or_changes_is_read_whole_or_not_at_all() {
         let run = |_| {
             let output = plan().pod().env("IMAGES_FILE", link.join("images")).run();
             if output.code == Some(2) {
-                // A file that is named must be there: the cluster is not asked.
+                // A named file must exist: the cluster does not replace it.
                 assert!(
                     last_line(&output.stderr).contains("does not exist"),
                     "{}",

@@ -1,5 +1,5 @@
-//! Registries that lie, that never come to an end, or that are not to be reached: the same for every kind of runtime. Each
-//! fails the image that it concerns and no other, in bounded time, and a rerun with an honest registry completes it.
+//! Registries with false content, endless responses, or no response: the same for every kind of runtime. Each fails only the
+//! image concerned, in bounded time, and a rerun with an honest registry completes it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -125,7 +125,7 @@ fn lies_fail_their_own_image(
                     "{what}: {} bytes",
                     output.peak_anonymous
                 );
-                // Nobody goes on reading what never ends.
+                // Reading an endless response is stopped.
                 eventually(what, PATIENCE, || proxy.now() == 0);
 
                 lying.store(false, Ordering::Relaxed);

@@ -106,7 +106,7 @@ fn a_bad_value_is_refused_by_flag_and_by_variable() {
     );
 
     let told: Vec<_> = BAD.iter().map(|(flag, ..)| *flag).collect();
-    // Whether a selector is good, the API server says: `kubernetes::workloads` has a bad one.
+    // The API server validates selectors: `kubernetes::workloads` has an invalid one.
     let elsewhere = ["images-file", "sizes", "selector"];
     for setting in settings() {
         let flag = &*setting.flag;
@@ -366,7 +366,7 @@ fn empty_list_flag_is_refused() {
         let name = flag.split('=').next().unwrap_or_default();
         assert!(output.stderr.contains(name), "{output}");
     }
-    // A variable that is set to nothing is not set.
+    // An empty variable counts as not set.
     harpoon("plan", &["a"]).env("IGNORE", "").run().expect(0);
 }
 
@@ -427,7 +427,7 @@ fn help_shows_no_values_of_variables() {
             .stdout
     };
     assert!(!help("7").contains("s3cr3t"));
-    // An empty variable is named all the same.
+    // The error names an empty variable too.
     assert_eq!(help(""), help("7"));
 }
 

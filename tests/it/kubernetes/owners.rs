@@ -1,4 +1,4 @@
-//! What owns what: images that only live pods have, idle workloads, and references rather than names.
+//! Ownership: images that only live pods have, idle workloads, and references rather than names.
 
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ const JOBS: &str = "batch/v1/jobs";
 const CRONJOBS: &str = "batch/v1beta1/cronjobs";
 const PODS: &str = "v1/pods";
 
-/// The plan for these kinds has just these images, in any order.
+/// Checks that the plan for these kinds has exactly these images, in any order.
 #[track_caller]
 fn check(cluster: &Kubernetes, namespace: &str, arguments: &[&str], expected: Expected<'_>) {
     let plan = plan(cluster, cluster.server(), cluster.token(), namespace).args(arguments);
