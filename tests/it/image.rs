@@ -33,7 +33,7 @@ impl Scratch {
         bed::copy_program(file, &target);
     }
 
-    /// Where this machine has what is at `inside`.
+    /// The path on this machine of `inside`.
     fn path(&self, inside: &str) -> PathBuf {
         self.0.path().join(inside.trim_start_matches('/'))
     }

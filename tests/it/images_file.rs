@@ -159,7 +159,7 @@ fn what_is_there_but_no_list_is_an_error_that_names_it() {
 
     std::fs::write(path("nul"), b"nginx:1\nbu\0sy\n").unwrap();
     refused(&path("nul"), "line 2");
-    // The program itself stands for any binary.
+    // The program itself is used as a binary file.
     refused(Path::new(env!("CARGO_BIN_EXE_harpoon")), "not text");
     std::fs::write(path("latin"), b"# caf\xe9\n").unwrap();
     refused(&path("latin"), "not UTF-8");

@@ -11,7 +11,7 @@ use crate::pulling::{PATIENCE, entry};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-/// An index whose only entry is said to be an index of this digest, which is what it is answered with again.
+/// An index whose only entry claims to be an index with this digest; the response is always the same.
 const ITSELF: &str = r#"{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.oci.image.index.v1+json","digest":"sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa","size":180,"platform":{"os":"linux","architecture":"amd64"}}]}"#;
 
 type Lie = fn(&Seen) -> Fault;

@@ -380,7 +380,7 @@ fn an_image_under_several_spellings_is_pulled_once() {
     assert_eq!(proxy.count(Seen::is_manifest), 1);
     assert_eq!(proxy.count(Seen::is_blob), 2);
 
-    // Docker Hub's short names, as far as a proxy that lets nobody through.
+    // Docker Hub's short names, through a proxy that refuses all requests.
     let proxy = Proxy::start(registry().url(), |_| Fault::status(403));
     let output = bundle
         .pull(&[

@@ -266,7 +266,8 @@ fn the_text_report_is_a_table_with_a_closing_line() {
     );
 }
 
-/// Whether a text has what commands a terminal, reorders, hides or feigns a line; a newline where there may be one.
+/// Returns whether a text contains nothing that controls a terminal, reorders or hides text, or fakes a line; newlines are
+/// allowed.
 fn is_harmless(text: &str) -> bool {
     !text.chars().any(|c| {
         c.is_control() && c != '\n'
@@ -388,7 +389,7 @@ fn usage_error_leaves_termination_message() {
             "{arguments:?}: {message:?}"
         );
     }
-    // Nobody asked for more than the help.
+    // Only the help was requested.
     fs::write(&log, "").expect("log");
     let help = Harpoon::new(["--help"]).pod();
     help.bind(&log, "/dev/termination-log").run().expect(0);

@@ -195,7 +195,7 @@ fn output_node_and_log_settings_do_what_they_say() {
 
 #[test]
 fn pull_settings_do_what_they_say() {
-    // Nobody listens there: every attempt fails at once, so that the attempts can be counted.
+    // No process listens there: every attempt fails immediately, so that the attempts can be counted.
     let image = "127.0.0.1:1/none:1";
     let pull = |arguments: &[&str]| {
         let harpoon = Harpoon::new(["pull", image, "--output=json"])
@@ -374,7 +374,7 @@ fn empty_list_flag_is_refused() {
 fn empty_variables_are_not_set() {
     let empty = settings().into_iter().flat_map(|s| s.variables);
     let empty: Vec<_> = empty.chain(["PRIVATE_REGISTRY_AUTH".to_owned()]).collect();
-    // Nobody listens there.
+    // No process listens there.
     let image = "127.0.0.1:1/none:1";
     let flags = ["--retries=0", "--runtime-endpoint=oci:store"];
     for (arguments, code) in [

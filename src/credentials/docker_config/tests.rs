@@ -156,5 +156,5 @@ async fn a_secret_chooses_no_program() {
     let image = Reference::parse("a.example/x").unwrap();
     assert_eq!(config.ask_helper(&image).await, Ok(None));
     let problems: Vec<&str> = config.problems().collect();
-    assert!(problems[0].contains("only run where a file names them"));
+    assert!(problems[0].contains("supported in files only"));
 }

@@ -88,7 +88,7 @@ async fn one_that_hangs_is_ended_with_what_it_started() {
     let pids = fs::read_to_string(&pids).unwrap();
     let began = Instant::now();
     for pid in pids.split_whitespace() {
-        // Ended, be it that nobody waited for it yet.
+        // Ended, even if not reaped yet.
         while fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|s| !s.contains(") Z ")) {
             assert!(began.elapsed() < MINUTE, "{pid} still runs");
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -343,7 +343,7 @@ fn what_does_not_fit_the_budget_is_skipped_and_smaller_ones_still_fit() {
     let sum = plan.downloads();
     assert_eq!((sum.bytes, sum.shared, sum.unknown), (9, 6, 0));
 
-    // Without a budget all are pulled, and what is not known is told.
+    // Without a budget all are pulled, and unknown facts are noted.
     let plan = select(images, &Policy::default()).against(facts(&sizes, None));
     assert_eq!(told(&plan)[3], "d pull: size unknown: registry said so");
     assert_eq!(plan.downloads().unknown, 1);
@@ -393,7 +393,7 @@ fn only_what_may_have_moved_is_asked_for_and_pulled_again_if_it_has() {
         .iter_mut()
         .flatten()
         .for_each(|u| u.always = true);
-    // Under another spelling a second workload has it without: one that wants it is enough.
+    // Under another spelling a second workload lacks it: one workload with it is enough.
     let also = used("docker.io/always:1", &[("x", 1)]);
     let pinned = format!("pinned@sha256:{}", "a".repeat(64));
     let candidates = vec![

@@ -29,7 +29,7 @@ enum Answer {
 
 struct Scripted {
     info: RuntimeInfo,
-    /// When nobody answers.
+    /// When the runtime does not answer.
     away: Option<std::ops::Range<Instant>>,
     script: Script,
     attempts: Mutex<HashMap<String, Vec<Instant>>>,

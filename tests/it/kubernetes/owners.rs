@@ -70,7 +70,7 @@ fn images_of_live_pods_count() {
     make(PODS, old(pod_in("Failed", "web-5d8-b", "failed:1")));
     make(PODS, old(pod_in("Succeeded", "web-5d8-c", "ended:1")));
     deleting_pod(cluster, &namespace, old(pod("web-5d8-d", "gone:1")));
-    // OnDelete: the pod has what the set had when the pod was made.
+    // OnDelete: the pod has the image that the set had when the pod was created.
     let db = json!({"replicas": 2, "serviceName": "db", "updateStrategy": {"type": "OnDelete"}});
     let db = make("apps/v1/statefulsets", templated("db", "db:2", db));
     make(PODS, owned(pod("db-0", "db:1"), &db));

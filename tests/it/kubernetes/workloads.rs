@@ -299,7 +299,7 @@ fn what_a_scanned_workload_owns_is_not_counted_again() {
         "v1/pods",
         owned(pod("nightly-1617235200-x", "cron:1"), &nightly),
     );
-    // Whoever owns these is not scanned.
+    // The owners of these are not scanned.
     let rollout = other(("argoproj.io/v1alpha1", "Rollout", "canary"));
     let of_rollout = templated("canary-6c9", "canary:1", json!({"replicas": 2}));
     let of_rollout = make("apps/v1/replicasets", owned(of_rollout, &rollout));

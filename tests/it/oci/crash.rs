@@ -17,7 +17,7 @@ const SEED: u64 = 20_261_125;
 /// Number of directories, and number of killed runs in each, two at a time.
 const PLACES: u64 = 5;
 const ENDED: usize = 10;
-/// One that never catches a run would go on for ever.
+/// Maximum number of rounds without catching a run.
 const ROUNDS_MOST: usize = 100;
 /// Approximate duration of a run of all images over the throttled link.
 const WHOLE: Duration = Duration::from_millis(900);

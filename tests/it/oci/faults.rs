@@ -65,7 +65,7 @@ impl Faulty {
     }
 }
 
-/// The byte that a request wants the blob from.
+/// The first requested byte of the blob.
 pub(super) fn from_byte(seen: &Seen) -> u64 {
     let range = seen
         .headers

@@ -13,7 +13,7 @@ use crate::bed::{eventually, registry, unique};
 const SIZE: u64 = 3_000_000;
 /// More than an image's configuration has, which comes before the layers.
 const A_CONFIGURATION: u64 = 10_000;
-/// Ten seconds and more for such a layer: nobody waits for its end.
+/// Ten seconds and more for such a layer; tests do not wait for its end.
 const VERY_SLOW: Fault = Fault::Throttle(300_000);
 /// A second and a half for half of it.
 const SLOW: Fault = Fault::Throttle(1_000_000);

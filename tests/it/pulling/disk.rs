@@ -214,7 +214,7 @@ fn an_image_for_other_platforms_is_planned_as_such<R: Runtime>() {
 fn nodes_tell_sizes_so_that_no_registry_is_asked() {
     let cluster = kubernetes();
     let (namespace, node) = (cluster.namespace(), unique("sized"));
-    // Nobody listens there.
+    // No process listens there.
     let image = format!("127.0.0.1:1/{}:1", unique("told"));
     cluster.deployment(&namespace, "web", 3, &image);
     cluster.create("/api/v1/nodes", json!({"metadata": {"name": node}}));

@@ -275,7 +275,7 @@ fn a_full_store_ends_the_run<R: Runtime>() {
     );
     assert!(message(&next).contains(&large), "{output}");
     assert!(runtime.has(&small) && !runtime.has(&large) && !runtime.has(&next));
-    // A run that wants what is there finds it there.
+    // A later run finds the present images.
     check(
         &run(&runtime, &[&small]).run().expect(0),
         &[(&small, "present 0")],
