@@ -1,4 +1,4 @@
-//! `harpoon plan`: what `run` would do, and why; pulls nothing.
+//! `harpoon plan`: shows the actions of `run` and their reasons; pulls nothing.
 
 use std::time::Duration;
 
@@ -7,19 +7,21 @@ use tracing::warn;
 
 use super::args::{Format, PlanArgs};
 use super::{Exit, outcome};
+use crate::app::settings::RuntimeSettings;
 use crate::app::shutdown::{GRACE, Shutdown};
 use crate::app::{candidates, keyring, node_run, telemetry};
 use crate::credentials::keyring::Keyring;
 use crate::model::seal::SealPolicy;
 use crate::planning::registry_probe::RegistryProbe;
 use crate::report::{PlanReport, json, text};
+use crate::runtime::detect::Runtime;
 use crate::runtime::image_service::ImageService;
 use crate::runtime::sealing::SealingRuntime;
 
-/// Questions to one registry that are under way at once.
+/// Maximum number of concurrent requests to one registry.
 const QUESTIONS: usize = 4;
 
-/// Runs the command. Without a runtime at hand the plan is made all the same, unless one was asked for by its endpoint.
+/// Runs the command. The plan is made without a runtime if none is found, unless an endpoint was given.
 pub(super) fn main(args: PlanArgs) -> Result<Exit> {
     let credentials = args.credentials.settings(|name| std::env::var_os(name))?;
     let mut sources = args
@@ -37,7 +39,7 @@ pub(super) fn main(args: PlanArgs) -> Result<Exit> {
     let output = args.output.output;
     telemetry::init(args.output.logs());
     sources.cluster.sizes = questions.need_sizes();
-    // A plan that asks no registry reads no secret, unless that decides what is sealed.
+    // A plan that queries no registry reads no secret, unless secrets decide what is sealed.
     let mut keyring = Keyring::default();
     let asks_for_seals = seal.policy == SealPolicy::Auto && sources.cluster.pull_secrets;
     if questions.need_registries() || asks_for_seals {
@@ -49,14 +51,7 @@ pub(super) fn main(args: PlanArgs) -> Result<Exit> {
         let shutdown = Shutdown::on_signal(Some(GRACE)).context(node_run::NO_SIGNALS)?;
         let end = shutdown.or_deadline(None);
         let prepare = async {
-            let runtime = match node_run::find_runtime(&settings).await {
-                Ok(runtime) => Some(runtime),
-                Err(error) if settings.endpoint.is_some() => return Err(error.into()),
-                Err(error) => {
-                    warn!("planning without a runtime: {error:#}");
-                    None
-                }
-            };
+            let runtime = runtime_at_hand(&settings).await?;
             let source = candidates::open(&sources).await?;
             let platform = node_run::platform(&settings, source.node());
             let runtime = runtime.map(|runtime| {
@@ -91,4 +86,16 @@ pub(super) fn main(args: PlanArgs) -> Result<Exit> {
         })?;
         Ok(Exit::Done)
     })
+}
+
+/// The runtime of this node. Without one, a plan is made all the same, unless its endpoint was set.
+async fn runtime_at_hand(settings: &RuntimeSettings) -> Result<Option<Runtime>> {
+    match node_run::find_runtime(settings).await {
+        Ok(runtime) => Ok(Some(runtime)),
+        Err(error) if settings.endpoint.is_some() => Err(error.into()),
+        Err(error) => {
+            warn!("planning without a runtime: {error:#}");
+            Ok(None)
+        }
+    }
 }

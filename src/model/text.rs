@@ -1,14 +1,14 @@
-//! Text from outside and errors, made fit to be shown: on a terminal, in a log, on one line. Pure.
+//! Sanitizes external text and errors for display: on a terminal, in a log, on one line. Pure.
 
 use std::error::Error;
 
 use indicatif::DecimalBytes;
 
-/// The longest excerpt, in characters.
+/// Maximum length of an excerpt in characters.
 const EXCERPT_MAX: usize = 500;
 
-/// The whole text, safe to print on a terminal and in one line: control characters, among them newlines and the escape
-/// that begins terminal commands, and the characters that reorder text are written as escapes.
+/// The whole text, safe to print on a terminal and in one line: control characters, including newlines and the escape character
+/// of terminal commands, and characters that reorder text are escaped.
 pub fn sanitize(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
@@ -21,15 +21,15 @@ pub fn sanitize(text: &str) -> String {
     safe
 }
 
-/// Control characters (C0, C1), line and paragraph separators, what reorders text (Unicode's Bidi_Control), and what is
-/// not seen at all: a name must not look like another one.
+/// Returns whether a character is a control character (C0, C1), a line or paragraph separator, reorders text (Unicode's
+/// Bidi_Control) or is invisible: one name must not look like another.
 pub(crate) fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
         || matches!(c, '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// At most `most` characters of a text, with an ellipsis where something was cut.
+/// At most `most` characters of a text, with an ellipsis if it is shortened.
 pub(crate) fn clip(text: &str, most: usize) -> String {
     match text.char_indices().nth(most) {
         Some((end, _)) => format!("{}…", &text[..end]),
@@ -37,7 +37,19 @@ pub(crate) fn clip(text: &str, most: usize) -> String {
     }
 }
 
-/// The beginning of a text, sanitized. For text whose length its author chooses.
+/// At most so many bytes of a text, cut between characters, with an ellipsis where something was cut.
+pub(crate) fn clip_bytes(text: &str, max: usize) -> String {
+    if text.len() <= max {
+        return text.to_owned();
+    }
+    let mut end = max.saturating_sub('…'.len_utf8());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}…", &text[..end])
+}
+
+/// The beginning of a text, sanitized. For external text of any length.
 pub fn excerpt(text: &str) -> String {
     sanitize(&clip(text, EXCERPT_MAX))
 }
@@ -54,7 +66,7 @@ pub(crate) fn causes<'a>(
     std::iter::successors(error.source(), |&error| error.source())
 }
 
-/// Joins the texts of an error and its causes. A cause that the text above it repeats is left out.
+/// Joins the messages of an error and its causes. A cause that the previous message repeats is left out.
 pub(crate) fn join_causes(error: String, causes: impl IntoIterator<Item = String>) -> String {
     let mut joined = error;
     for cause in causes {
@@ -72,7 +84,7 @@ pub fn chain(error: &dyn Error) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Bytes as people read them: `70.12 MB`.
+/// Bytes in readable form: `70.12 MB`.
 pub fn size(bytes: u64) -> String {
     DecimalBytes(bytes).to_string()
 }
@@ -82,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_from_outside_cannot_command_a_terminal() {
+    fn foreign_text_cannot_control_terminal() {
         assert_eq!(
             sanitize("a\u{1b}[31mb\nc\u{202e}d é"),
             "a\\u{1b}[31mb\\nc\\u{202e}d é"
@@ -90,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_seen_is_shown() {
+    fn invisible_characters_are_escaped() {
         // OSC, C1's CSI and DCS, every Bidi_Control, zero widths, separators, tags.
         for c in "\u{1b}\u{7}\u{9b}\u{90}\u{9c}\u{61c}\u{200e}\u{202a}\u{202e}\u{2066}\u{2069}\u{200b}\u{200d}\u{feff}\u{2028}\u{2029}\u{85}\u{e0041}\u{7f}\r"
             .chars()
@@ -102,13 +114,13 @@ mod tests {
     }
 
     #[test]
-    fn an_excerpt_ends() {
+    fn excerpt_is_bounded() {
         assert_eq!(excerpt("short"), "short");
         assert_eq!(excerpt(&"é".repeat(900)), format!("{}…", "é".repeat(500)));
     }
 
     #[test]
-    fn repeated_cause_is_said_once() {
+    fn repeated_cause_is_shown_once() {
         let causes = ["no such file: x", "no such file", "x", "other"].map(str::to_owned);
         assert_eq!(
             join_causes("failed to open: no such file: x".to_owned(), causes),

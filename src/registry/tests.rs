@@ -54,7 +54,7 @@ fn descriptor(content: &[u8]) -> Descriptor {
 }
 
 #[tokio::test]
-async fn a_loopback_registry_that_speaks_plain_http_is_found_out_once() {
+async fn plain_http_loopback_is_detected_once() {
     let shelf = shelf();
     let server = StandIn::start(move |asked| shelf.answer(asked)).await;
     let client = client();
@@ -79,7 +79,7 @@ async fn a_loopback_registry_that_speaks_plain_http_is_found_out_once() {
 }
 
 #[tokio::test]
-async fn statuses_become_kinds_with_the_registrys_own_words() {
+async fn statuses_map_to_kinds_with_messages() {
     use FailureKind::*;
     for (status, code, kind) in [
         (401, "UNAUTHORIZED", Unauthorized),
@@ -111,7 +111,7 @@ async fn statuses_become_kinds_with_the_registrys_own_words() {
 }
 
 #[tokio::test]
-async fn retry_after_is_understood_and_bounded() {
+async fn retry_after_is_parsed_and_bounded() {
     let in_a_minute = std::time::SystemTime::now() + Duration::from_secs(60);
     for (header, low, high) in [
         ("7".to_owned(), 7, 7),
@@ -128,7 +128,7 @@ async fn retry_after_is_understood_and_bounded() {
 }
 
 #[tokio::test]
-async fn a_long_error_is_cut() {
+async fn long_error_is_truncated() {
     let error = manifest_error(|_| {
         let message = "é".repeat(30_000);
         Reply::new(500, format!(r#"{{"errors":[{{"message":"{message}"}}]}}"#))
@@ -139,7 +139,7 @@ async fn a_long_error_is_cut() {
     assert_eq!(error.kind(), FailureKind::Unavailable);
 }
 
-/// A registry that wants the token `secret{good}`, and its token service, which gives `secret0`, `secret1`, ….
+/// A registry that requires the token `secret{good}`, and its token service, which issues `secret0`, `secret1`, ….
 async fn with_tokens(lifetime: &'static str, good: Arc<AtomicUsize>) -> (StandIn, StandIn) {
     let count = AtomicUsize::new(0);
     let service = StandIn::start(move |_| {
@@ -165,7 +165,7 @@ async fn with_tokens(lifetime: &'static str, good: Arc<AtomicUsize>) -> (StandIn
 }
 
 #[tokio::test]
-async fn an_anonymous_token_is_fetched_once_and_kept_while_it_lasts() {
+async fn anonymous_token_is_fetched_once() {
     let (registry, service) = with_tokens("", Arc::default()).await;
     let client = client();
     for _ in 0..3 {
@@ -185,7 +185,7 @@ async fn an_anonymous_token_is_fetched_once_and_kept_while_it_lasts() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_refused_is_renewed_once() {
+async fn refused_token_is_renewed_once() {
     let good = Arc::new(AtomicUsize::new(0));
     let (registry, service) = with_tokens("", good.clone()).await;
     let client = client();
@@ -212,7 +212,7 @@ async fn a_token_that_is_refused_is_renewed_once() {
 }
 
 #[tokio::test]
-async fn a_token_that_has_run_out_is_not_shown() {
+async fn expired_token_is_not_sent() {
     let good = Arc::new(AtomicUsize::new(0));
     let (registry, service) = with_tokens(r#","expires_in":1"#, good.clone()).await;
     let client = client();
@@ -233,7 +233,7 @@ async fn a_token_that_has_run_out_is_not_shown() {
 }
 
 #[tokio::test]
-async fn a_token_service_that_misbehaves_is_an_error() {
+async fn invalid_token_response_is_an_error() {
     for body in ["", "{}", "[]", r#"{"token":""}"#, r#"{"token":"a\nb"}"#] {
         let service = StandIn::start(move |_| Reply::new(200, body)).await;
         let challenge = format!(r#"Bearer realm="http://{}/""#, service.host);
@@ -249,7 +249,7 @@ async fn a_token_service_that_misbehaves_is_an_error() {
 }
 
 #[tokio::test]
-async fn a_redirect_to_another_host_carries_no_authorization() {
+async fn cross_host_redirect_drops_authorization() {
     let content = b"layer".repeat(1000);
     let wanted = descriptor(&content);
     let store = StandIn::start(move |_| Reply::new(200, content.clone())).await;
@@ -275,7 +275,7 @@ async fn a_redirect_to_another_host_carries_no_authorization() {
 }
 
 #[tokio::test]
-async fn redirects_end_and_their_urls_are_not_shown() {
+async fn redirects_are_bounded_and_urls_hidden() {
     let server = StandIn::start(|_| Reply::redirect("/again?signature=secret")).await;
     let error = client()
         .manifest(Access::anonymous(&image(&server)), None)
@@ -291,7 +291,7 @@ async fn redirects_end_and_their_urls_are_not_shown() {
 }
 
 #[tokio::test]
-async fn silence_is_a_timeout() {
+async fn silent_registry_times_out() {
     let begin = Instant::now();
     let error = manifest_error(|_| Reply::new(200, "{\"schemaVersion\":2}").stall(3)).await;
     assert_eq!(error.kind(), FailureKind::Timeout);
@@ -299,7 +299,7 @@ async fn silence_is_a_timeout() {
 }
 
 #[tokio::test]
-async fn manifests_are_bounded() {
+async fn manifest_size_is_bounded() {
     let error = manifest_error(|_| Reply::new(200, vec![b' '; 100 << 20])).await;
     assert!(error.chain().contains("4194304"), "{error}");
     let error = manifest_error(|_| Reply::new(200, vec![b' '; 1 << 16]).endless()).await;
@@ -307,7 +307,7 @@ async fn manifests_are_bounded() {
 }
 
 #[tokio::test]
-async fn content_must_have_the_digest_that_was_asked_for() {
+async fn manifest_with_other_digest_is_refused() {
     let shelf = shelf();
     let server = StandIn::start(move |asked| {
         let mut asked = asked.clone();
@@ -331,7 +331,7 @@ async fn content_must_have_the_digest_that_was_asked_for() {
 }
 
 #[tokio::test]
-async fn what_is_no_manifest_is_refused() {
+async fn invalid_manifest_is_refused() {
     let old = "application/vnd.docker.distribution.manifest.v1+prettyjws";
     for (media_type, body) in [(old, "{}"), ("application/json", r#"{"schemaVersion":1}"#)] {
         let error = manifest_error(move |_| Reply::new(200, body).with("content-type", media_type));
@@ -365,7 +365,7 @@ async fn what_is_no_manifest_is_refused() {
 }
 
 #[tokio::test]
-async fn a_blob_goes_on_where_it_was_cut_and_begins_again_where_ranges_are_unknown() {
+async fn cut_blob_resumes_or_restarts() {
     let content: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
     let mut shelf = Shelf::default();
     shelf.blob("a/b", &content);
@@ -408,7 +408,7 @@ async fn a_blob_goes_on_where_it_was_cut_and_begins_again_where_ranges_are_unkno
 }
 
 #[tokio::test]
-async fn a_part_of_a_blob_is_just_that_part_or_none() {
+async fn blob_range_must_match_request() {
     let wanted = descriptor(b"0123456789");
     let part = |body: &'static str| Reply::new(206, body);
     let table = [
@@ -451,7 +451,7 @@ async fn a_part_of_a_blob_is_just_that_part_or_none() {
 }
 
 #[tokio::test]
-async fn a_blob_ends_where_its_reader_says() {
+async fn blob_ends_at_readers_limit() {
     let content = vec![7; 100_000];
     let wanted = descriptor(&content);
     let server = StandIn::start(move |_| Reply::new(200, content.clone())).await;
@@ -467,7 +467,7 @@ async fn a_blob_ends_where_its_reader_says() {
 }
 
 #[tokio::test]
-async fn a_blob_never_gives_more_than_its_size() {
+async fn blob_never_exceeds_its_size() {
     let wanted = descriptor(b"small");
     for reply in [
         Reply::new(200, vec![0; 1 << 20]),
@@ -487,7 +487,7 @@ async fn a_blob_never_gives_more_than_its_size() {
 }
 
 #[tokio::test]
-async fn nobody_there_is_unavailable() {
+async fn unreachable_registry_is_unavailable() {
     let reference = Reference::parse("127.0.0.1:1/a").unwrap();
     let error = client()
         .manifest(Access::anonymous(&reference), None)
@@ -512,7 +512,7 @@ fn println_free(text: &str) {
 }
 
 #[tokio::test]
-async fn a_loopback_registry_whose_tls_fails_is_not_asked_in_clear() {
+async fn failed_loopback_tls_never_becomes_http() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let host = listener.local_addr().unwrap();
     let server = tokio::spawn(async move {
@@ -540,7 +540,7 @@ async fn a_loopback_registry_whose_tls_fails_is_not_asked_in_clear() {
     assert_eq!(server.await.unwrap(), [0x16]);
 }
 
-/// A registry that lets nobody in and has this challenge.
+/// A registry that accepts no credential and sends this challenge.
 async fn registry_with_challenge(challenge: &'static str) -> StandIn {
     StandIn::start(move |_| Reply::new(401, "").with("www-authenticate", challenge)).await
 }

@@ -1,4 +1,4 @@
-//! The termination message of a container: what `kubectl describe pod` shows of an ended init container.
+//! The termination message of a container, which `kubectl describe pod` shows for a finished init container.
 
 use std::fmt::Write as _;
 use std::fs::OpenOptions;
@@ -7,18 +7,18 @@ use std::path::Path;
 
 use super::text::closing;
 use super::{Outcome, Report};
-use crate::model::text::sanitize;
+use crate::model::text::{clip_bytes, sanitize};
 
-/// Where the kubelet mounts the file, unless the pod says otherwise (`terminationMessagePath`).
+/// Path at which the kubelet mounts the file by default (`terminationMessagePath`).
 pub const PATH: &str = "/dev/termination-log";
 
-/// What the kubelet reads of it, in bytes.
+/// Number of bytes that the kubelet reads of it.
 pub const MAX_BYTES: usize = 4096;
 
-/// Writes the message where a kubelet has put a file for it; a machine without one is left as it is.
+/// Writes the message if the kubelet has created a file for it; never creates the file.
 ///
 /// # Errors
-/// Those of opening and writing the file, except that there is none.
+/// Those of opening and writing the file, except that it does not exist.
 pub fn write(path: &Path, message: &str) -> io::Result<()> {
     match OpenOptions::new().write(true).truncate(true).open(path) {
         Ok(mut file) => file.write_all(message.as_bytes()),
@@ -27,7 +27,7 @@ pub fn write(path: &Path, message: &str) -> io::Result<()> {
     }
 }
 
-/// The closing line, then the failed images, as many as there is room for.
+/// The closing line, then as many failed images as fit.
 pub fn message(report: &Report) -> String {
     let mut message = closing(report);
     let failed: Vec<_> = report
@@ -43,7 +43,7 @@ pub fn message(report: &Report) -> String {
         if let Some(text) = &image.message {
             let _ = write!(line, ": {}", sanitize(text));
         }
-        let line = shortened(&line, 400);
+        let line = clip_bytes(&line, 400);
         let more = format!("\nand {} more failed", failed.len() - told);
         if message.len() + line.len() + more.len() > MAX_BYTES {
             message.push_str(&more);
@@ -51,19 +51,7 @@ pub fn message(report: &Report) -> String {
         }
         message.push_str(&line);
     }
-    shortened(&message, MAX_BYTES)
-}
-
-/// At most so many bytes of a text, cut between characters, with an ellipsis where something was cut.
-pub fn shortened(text: &str, max: usize) -> String {
-    if text.len() <= max {
-        return text.to_owned();
-    }
-    let mut end = max.saturating_sub('…'.len_utf8());
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    format!("{}…", &text[..end])
+    clip_bytes(&message, MAX_BYTES)
 }
 
 #[cfg(test)]
@@ -94,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn the_message_fits_and_says_how_many_did_not() {
+    fn message_fits_and_counts_omitted_images() {
         let report = Report {
             runtime: Some(RuntimeInfo {
                 name: "containerd".to_owned(),

@@ -1,4 +1,4 @@
-//! The commands that pull nothing, and the program's manners: help, version, completions, pause, closed streams.
+//! The commands that pull nothing, and the program's basics: help, version, completions, pause, closed streams.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use crate::bed::{self, Harpoon, Running};
 
 #[test]
-fn the_version_names_the_commit() {
+fn version_names_the_commit() {
     let output = Harpoon::new(["--version"]).run().expect(0);
     let version = output.stdout.trim();
     let commit = version
@@ -45,7 +45,7 @@ fn completions_name_the_commands() {
     }
 }
 
-/// Whether `harpoon pause`, this process, has got so far that it waits for signals.
+/// Returns whether `harpoon pause`, this process, has started to wait for signals.
 pub(crate) fn listens_for_signals(pid: u32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let caught = status.lines().find_map(|l| l.strip_prefix("SigCgt:\t"));
@@ -56,14 +56,14 @@ pub(crate) fn listens_for_signals(pid: u32) -> bool {
 }
 
 #[test]
-fn pause_sleeps_until_it_is_told_and_opens_nothing() {
+fn pause_opens_nothing_until_signaled() {
     for signal in [Signal::TERM, Signal::INT] {
         let running = Harpoon::new(["pause"]).start();
         let descriptors = format!("/proc/{}/fd", running.pid());
         bed::eventually("pause handles signals", Duration::from_secs(40), || {
             listens_for_signals(running.pid())
         });
-        // Its streams, and what the signals come through: no file, no socket of a daemon.
+        // Its streams, and the socket pair for signals: no file, no socket of a daemon.
         for descriptor in std::fs::read_dir(&descriptors).expect("fd") {
             let target = std::fs::read_link(descriptor.expect("entry").path()).expect("link");
             let target = target.to_string_lossy();
@@ -86,10 +86,10 @@ fn pause_sleeps_until_it_is_told_and_opens_nothing() {
 }
 
 #[test]
-fn a_command_that_holds_credentials_leaves_no_core_dump() {
+fn commands_with_credentials_never_dump_core() {
     for arguments in [["run", "--images-file=images"], ["pull", "r.example/x"]] {
-        // A runtime that never says a word, so that there is a process to look at. Each has its own, since whoever ended
-        // may have left a connection that nobody accepted.
+        // A runtime that never responds, so that there is a process to observe. Each has its own, since a killed process may
+        // leave a connection that was never accepted.
         let directory = bed::directory();
         let socket = directory.path().join("silent.sock");
         let silent = std::os::unix::net::UnixListener::bind(&socket).expect("socket");
@@ -143,7 +143,7 @@ fn pause_reaps_orphans_as_process_1() {
 }
 
 #[test]
-fn closed_streams_are_no_reason_to_panic() {
+fn closed_streams_never_cause_panic() {
     for redirect in [">&-", "2>&-", ">&- 2>&-", ">/dev/full", "2>/dev/full"] {
         for command in ["plan", "--help", "completions"] {
             let harpoon = Harpoon::new([command]).under([
@@ -169,7 +169,7 @@ fn closed_streams_are_no_reason_to_panic() {
     }
 }
 
-/// A plan that is stuck in its write to a full pipe.
+/// A plan that is blocked in its write to a full pipe.
 fn stuck_in_a_write(place: &Path) -> Running {
     let list = place.join("images");
     let names: String = (0..5000).map(|n| format!("app/image-{n}\n")).collect();
@@ -181,14 +181,14 @@ fn stuck_in_a_write(place: &Path) -> Running {
         .env("RUNTIME_ENDPOINT", "oci:bundle")
         .under(["sh", "-c", full, "sh"])
         .start();
-    running.wait_for("names 5000 images", Duration::from_secs(40));
+    running.wait_for("contains 5000 images", Duration::from_secs(40));
     std::thread::sleep(Duration::from_millis(500));
     assert!(!running.has_ended());
     running
 }
 
 #[test]
-fn a_signal_ends_it_although_nobody_reads_the_full_pipe_that_it_writes_to() {
+fn signal_ends_run_despite_full_pipe() {
     let place = tempfile::tempdir().unwrap();
     let running = stuck_in_a_write(place.path());
     let told = Instant::now();
@@ -198,11 +198,11 @@ fn a_signal_ends_it_although_nobody_reads_the_full_pipe_that_it_writes_to() {
 }
 
 #[test]
-fn second_signal_ends_it_at_once() {
+fn second_signal_exits_at_once() {
     let place = tempfile::tempdir().unwrap();
     let running = stuck_in_a_write(place.path());
     let told = Instant::now();
-    // Both are one request, as `timeout` makes it.
+    // Both are one request, as `timeout` sends them.
     running.signal(Signal::INT);
     running.signal(Signal::INT);
     std::thread::sleep(Duration::from_millis(300));

@@ -1,4 +1,4 @@
-//! Private registries, by the whole program: which credential is for which image, tried in which order, and told nowhere.
+//! Private registries with the whole program: matching, order and confidentiality of credentials.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -48,7 +48,7 @@ pub(crate) fn docker_config(logins: &[(&str, &str, &str)]) -> String {
     json!({ "auths": auths }).to_string()
 }
 
-/// `harpoon pull` of these images, on each kind of runtime; `check` is told its report.
+/// Runs `harpoon pull` of these images on each kind of runtime; `check` receives its report.
 fn on_each(images: &[&str], settings: &dyn Fn(Harpoon) -> Harpoon, check: &dyn Fn(Output)) {
     let directory = bed::directory();
     let layout = format!("oci:{}", directory.path().join("layout").display());
@@ -81,7 +81,7 @@ fn told(output: &Output, image: &str) -> String {
     )
 }
 
-/// No secret, in no spelling, is in anything that the program wrote.
+/// Checks that the program's output contains no secret, in any encoding.
 fn tells_no_secret(output: &Output, secrets: &[&str]) {
     for secret in secrets {
         for text in [&output.stdout, &output.stderr] {
@@ -91,7 +91,7 @@ fn tells_no_secret(output: &Output, secrets: &[&str]) {
 }
 
 #[test]
-fn one_private_registry_from_the_environment() {
+fn private_registry_comes_from_environment() {
     let registry = bed::registry_with_password();
     let image = registry.push(&unique("private/one")).reference;
     let right = auth(USER, PASSWORD);
@@ -120,7 +120,7 @@ fn one_private_registry_from_the_environment() {
 }
 
 #[test]
-fn a_wrong_password_and_none_are_unauthorized_and_not_tried_again() {
+fn unauthorized_is_not_retried() {
     let registry = bed::registry_with_password();
     let image = registry.push(&unique("private/wrong")).reference;
     let wrong = auth(USER, "not-the-password");
@@ -148,7 +148,7 @@ fn a_wrong_password_and_none_are_unauthorized_and_not_tried_again() {
 }
 
 #[test]
-fn two_registries_have_a_credential_each_and_the_second_of_two_is_tried() {
+fn each_registry_tries_its_own_credentials() {
     let (one, two) = (
         bed::registry_with_password(),
         Registry::with_password("other", "0ther pass"),
@@ -187,8 +187,8 @@ fn two_registries_have_a_credential_each_and_the_second_of_two_is_tried() {
     );
 }
 
-/// Pulls two images of a registry with a password, one after the other, and has `rotate` change the docker config in the midst of the
-/// first. The config is at first good for the first image alone.
+/// Pulls two images of a registry with a password, one after the other, and calls `rotate` to change the docker config during the
+/// first pull. At first the config is valid for the first image only.
 fn pull_while_rotating(
     config_file: &str,
     prepare: impl FnOnce(&Path, [&str; 2]),
@@ -196,7 +196,7 @@ fn pull_while_rotating(
 ) -> [String; 2] {
     let (gate, private) = (Gate::new(), bed::registry_with_password());
     let held = Proxy::holding_blobs(private.url(), &gate);
-    // A plan of equals is in the order of names.
+    // Images with equal use are ordered by name.
     let images = ["rotated/a", "rotated/b"].map(|name| {
         let pushed = private.push(&unique(name)).reference;
         held.reference(pushed.split_once('/').expect("a path").1)
@@ -228,7 +228,7 @@ fn pull_while_rotating(
 
 #[test]
 fn rotated_config_serves_the_next_pull() {
-    // As the kubelet mounts a Secret: a link to a link that it replaces.
+    // The kubelet mounts a Secret like this: a link to a link that it replaces.
     let prepare = |home: &Path, configs: [&str; 2]| {
         let volume = home.join("secret");
         for (version, config) in ["v1", "v2"].into_iter().zip(configs) {
@@ -268,7 +268,7 @@ fn broken_rotation_keeps_previous_config() {
 }
 
 #[test]
-fn the_usual_docker_config_is_found_and_a_named_one_has_to_be_there() {
+fn named_docker_config_must_exist() {
     let registry = bed::registry_with_password();
     let image = registry.push(&unique("usual/a")).reference;
     let pull = Harpoon::new(["pull", "--output=json", &image])
@@ -311,8 +311,8 @@ fn the_usual_docker_config_is_found_and_a_named_one_has_to_be_there() {
 }
 
 #[test]
-fn nobody_is_given_a_credential_that_is_not_theirs() {
-    // The name of the trusted registry is in the path of the other, which sees all that it is sent.
+fn credential_never_goes_to_other_registry() {
+    // The name of the trusted registry is in the path of the other one, which sees all its requests.
     let other = bed::registry();
     let name = format!("registry.company.com/{}", unique("trap"));
     let pushed = other.push(&name);
@@ -340,7 +340,7 @@ fn nobody_is_given_a_credential_that_is_not_theirs() {
 }
 
 #[test]
-fn a_registry_with_a_token_service() {
+fn token_service_credentials_work() {
     let plain = bed::registry();
     let name = unique("token/app");
     let pushed = plain.push(&name);
@@ -388,7 +388,7 @@ fn plugin() -> &'static Path {
     PLUGIN.path()
 }
 
-/// `harpoon pull` of an image with the plugin doing this, for all registries on loopback.
+/// Runs `harpoon pull` of an image with a plugin of this behaviour, for all registries on loopback.
 fn with_plugin(image: &str, registry: &str, mode: &str) -> Harpoon {
     let pull = Harpoon::new(["pull", "--output=json", "--log-level=trace", image]);
     let record = pull.home().join("record");
@@ -405,7 +405,7 @@ fn with_plugin(image: &str, registry: &str, mode: &str) -> Harpoon {
 }
 
 #[test]
-fn a_plugin_of_the_kubelet_gives_its_credential_and_no_more() {
+fn kubelet_plugin_provides_its_credential() {
     let registry = bed::registry_with_password();
     let image = registry.push(&unique("plugin/app")).reference;
     let pull = with_plugin(&image, registry.address(), "answer")
@@ -439,7 +439,7 @@ fn a_plugin_of_the_kubelet_gives_its_credential_and_no_more() {
 }
 
 #[test]
-fn a_plugin_that_fails_is_told_with_its_own_words() {
+fn failing_plugin_is_reported_with_stderr() {
     let registry = bed::registry_with_password();
     let image = registry.push(&unique("plugin/fails")).reference;
     for (mode, word) in [
@@ -482,7 +482,7 @@ fn a_plugin_that_fails_is_told_with_its_own_words() {
 }
 
 #[test]
-fn plugin_that_failed_is_asked_again() {
+fn failed_plugin_is_retried() {
     let registry = bed::registry_with_password();
     let push = || registry.push(&unique("plugin/late")).reference;
     let (image, weighed) = (push(), push());
@@ -492,7 +492,7 @@ fn plugin_that_failed_is_asked_again() {
     assert_eq!(told(&output, &image), expected, "{output}");
     let asked = "the metadata service is away";
     assert!(output.stderr.contains(asked), "{output}");
-    // What an image weighs, and what its tag stands for, are asked again too.
+    // Sizes and the digests of tags are requested again too.
     let output = late(&weighed).env("DISK_BUDGET", "1Ti").run().expect(0);
     let expected = "pulled - credential provider plugin 1";
     assert_eq!(told(&output, &weighed), expected, "{output}");
@@ -502,7 +502,7 @@ fn plugin_that_failed_is_asked_again() {
 }
 
 #[test]
-fn a_credential_in_the_wrong_setting_is_refused_and_not_shown() {
+fn misplaced_credential_is_refused_unquoted() {
     let basic = auth("someone", "private-pass");
     let content = docker_config(&[("r.example", "someone", "private-pass")]);
     let with_user = "https://someone:private-pass@r.example";
@@ -549,7 +549,7 @@ fn a_credential_in_the_wrong_setting_is_refused_and_not_shown() {
 }
 
 #[test]
-fn a_docker_credential_helper_is_asked() {
+fn docker_credential_helper_is_used() {
     let registry = bed::registry_with_password();
     let image = registry.push(&unique("helper/app")).reference;
     let pull = Harpoon::new(["pull", "--output=json", &image])
@@ -592,7 +592,7 @@ pub(crate) fn create_deployment(namespace: &str, name: &str, image: &str, secret
 }
 
 #[test]
-fn pull_secrets_are_read_with_the_documented_rights_and_used_for_their_own_images() {
+fn pull_secrets_serve_their_own_images() {
     let (cluster, registry) = (bed::kubernetes(), bed::registry_with_password());
     let (shop, other) = (cluster.namespace(), cluster.namespace());
     let mine = registry.push(&unique("secrets/mine")).reference;
@@ -600,10 +600,10 @@ fn pull_secrets_are_read_with_the_documented_rights_and_used_for_their_own_image
     let config = docker_config(&[(registry.address(), USER, PASSWORD)]);
     create_secret(&shop, "registry", &config);
     create_deployment(&shop, "web", &mine, "registry");
-    // Of the same registry, but nothing in its namespace may pull it.
+    // In the same registry, but no workload of its namespace may pull it.
     create_deployment(&other, "api", &stranger, "missing");
 
-    // What docs/private-registries.md grants, and no more.
+    // The rights in docs/private-registries.md, and no others.
     let list = json!([{"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["list"]}]);
     let secrets = json!([
         {"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["registry"], "verbs": ["get"]},
@@ -655,7 +655,7 @@ fn pull_secrets_are_read_with_the_documented_rights_and_used_for_their_own_image
 }
 
 #[test]
-fn a_whole_run_tells_its_secrets_nowhere() {
+fn run_leaks_no_secrets() {
     let registry = bed::registry_with_password();
     let images = [
         registry.push(&unique("quiet/a")).reference,
@@ -706,7 +706,7 @@ fn helper_child_may_hold_stdout() {
     let pull = Harpoon::new(["pull", "--output=json", &image]);
     let bin = pull.home().join("bin");
     fs::create_dir(&bin).expect("bin");
-    // As a helper that starts an agent the first time it is asked.
+    // Like a helper that starts an agent on its first use.
     let answer = json!({"ServerURL": registry.address(), "Username": USER, "Secret": PASSWORD});
     let helper = format!("#!/bin/sh\nsleep 20 &\necho '{answer}'\n");
     let draft = pull.home().join("draft");
@@ -729,7 +729,7 @@ fn helper_child_may_hold_stdout() {
     assert!(output.elapsed < Duration::from_secs(9), "{output}");
 }
 
-/// A configuration with the providers `plugin`, which answers, and `other`, which has these fields besides.
+/// A configuration with the provider `plugin`, which responds, and `other`, which has these additional fields.
 fn with_two_plugins(image: &str, registry: &str, fields: &Value) -> Harpoon {
     let pull = with_plugin(image, registry, "answer");
     let bin = pull.home().join("bin");
@@ -777,7 +777,7 @@ fn unknown_provider_fields_drop_that_provider() {
 fn provider_gets_the_pods_token() {
     let registry = bed::registry_with_password();
     let image = registry.push(&unique("plugin/token")).reference;
-    // As a projected volume has them, of a real API server.
+    // Files as in a projected volume, with tokens of a real API server.
     let (cluster, volume) = (bed::kubernetes(), bed::directory());
     let namespace = cluster.namespace();
     cluster.service_account(&namespace, "harpoon");

@@ -1,4 +1,4 @@
-//! What is containerd's own.
+//! Behaviour specific to containerd.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::bed::{Harpoon, containerd, eventually, registry, unique};
 use crate::pulling::{PATIENCE, check, entry, pull};
 
 #[test]
-fn a_cancelled_download_does_not_go_on() {
+fn cancelled_download_stops() {
     let name = unique("cancelled");
     registry()
         .image(&format!("{name}:1"))
@@ -24,7 +24,7 @@ fn a_cancelled_download_does_not_go_on() {
         }
     });
     let image = proxy.reference(&format!("{name}:1"));
-    // Name and size of what is downloaded of this image, whatever else other tests have containerd do.
+    // Names and sizes of this image's downloads, regardless of other tests.
     let downloads = || -> BTreeMap<String, String> {
         let blobs = proxy.seen().into_iter().filter(|seen| seen.is_blob());
         let blobs: Vec<_> = blobs
@@ -61,7 +61,7 @@ fn a_cancelled_download_does_not_go_on() {
 }
 
 #[test]
-fn a_reference_with_a_digest_is_pulled_and_found() {
+fn digest_reference_is_pulled_and_found() {
     let name = unique("pinned");
     let pushed = registry().push(&format!("{name}:1"));
     let by_digest = registry().reference(&format!("{name}@{}", pushed.digest));
@@ -77,7 +77,7 @@ fn a_reference_with_a_digest_is_pulled_and_found() {
         &pull(containerd(), &[&by_digest]).run().expect(0),
         &[(&by_digest, "present 0")],
     );
-    // Its tag is another name, of which containerd knows nothing.
+    // Its tag is another name, which containerd does not know.
     check(
         &pull(containerd(), &[&pushed.reference]).run().expect(0),
         &[(&pushed.reference, "pulled 1")],
@@ -85,7 +85,7 @@ fn a_reference_with_a_digest_is_pulled_and_found() {
 }
 
 #[test]
-fn presence_is_told_by_the_whole_reference() {
+fn presence_requires_the_whole_reference() {
     let name = unique("similar");
     let [one, longer, deeper] =
         ["", "-more", "/deeper"].map(|end| registry().push(&format!("{name}{end}:1")).reference);
@@ -107,7 +107,7 @@ fn presence_is_told_by_the_whole_reference() {
 }
 
 #[test]
-fn the_report_for_people_says_the_same() {
+fn text_report_matches_json() {
     let pushed = registry()
         .image(&format!("{}:1", unique("readable")))
         .size(50_000)

@@ -1,4 +1,4 @@
-//! What CRI-O does its own way, on a stand-in that answers on the wire as CRI-O 1.37 does.
+//! Behaviour specific to CRI-O, with a mock server that responds like CRI-O 1.37.
 
 use serde_json::Value;
 
@@ -50,7 +50,7 @@ fn short_names_stay_apart() {
 }
 
 #[test]
-fn failure_is_told_once() {
+fn failure_is_reported_once() {
     let crio = CrioStandIn::start(&["docker.io"]);
     let image = "registry.example/missing:1";
     let output = harpoon(&crio, "pull", &[image]).run().expect(1);
@@ -61,7 +61,7 @@ fn failure_is_told_once() {
     );
 }
 
-/// What a plan makes of one name, alone and among others.
+/// The plan for one name, alone and together with others.
 #[track_caller]
 fn planned(plan: impl Fn(&[&str]) -> Harpoon, name: &str) -> [String; 2] {
     let others = ["a", "b", "c", "d", "e"].map(|name| format!("registry.example/{name}:1"));
@@ -75,7 +75,7 @@ fn planned(plan: impl Fn(&[&str]) -> Harpoon, name: &str) -> [String; 2] {
 }
 
 #[test]
-fn id_prefix_is_no_name_on_crio() {
+fn id_prefix_never_names_image() {
     let crio = CrioStandIn::start(&["docker.io"]);
     let id = crio.add("registry.example/here:1", 10_000);
     let plan = |images: &[&str]| harpoon(&crio, "plan", images);
@@ -84,7 +84,7 @@ fn id_prefix_is_no_name_on_crio() {
 }
 
 #[test]
-fn image_id_is_no_name_on_containerd() {
+fn containerd_image_id_never_names_image() {
     let pushed = registry().push(&format!("{}:1", unique("by-id")));
     let image = pushed.reference.as_str();
     check(

@@ -1,4 +1,4 @@
-//! What installs harpoon on a cluster: the chart, and the files of `deploy/` that are rendered from it.
+//! Installation on a cluster: the chart, and the files of `deploy/` that are rendered from it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -61,7 +61,7 @@ fn rendered(values: &Value) -> Vec<Value> {
     parse(&text_of(chart(values)))
 }
 
-/// The objects of every values file in `deploy/chart/ci/`, one of each kind of installation, by the file's name.
+/// The objects of every values file in `deploy/chart/ci/`, one for each kind of installation, by the file's name.
 fn variants() -> BTreeMap<String, Vec<Value>> {
     let files = fs::read_dir(deploy("chart/ci")).unwrap();
     let variants: BTreeMap<_, _> = files
@@ -101,7 +101,7 @@ fn named<'a>(list: &'a Value, name: &str) -> &'a Value {
 }
 
 #[test]
-fn only_the_init_container_sees_the_node_and_the_cluster() {
+fn only_init_container_sees_the_node() {
     for (variant, objects) in variants() {
         let pod = pod(&objects);
         assert_eq!(pod["automountServiceAccountToken"], false, "{variant}");
@@ -180,12 +180,12 @@ fn check_volumes(variant: &str, pod: &Value) {
 }
 
 #[test]
-fn every_variant_is_taken_by_the_api_server_with_all_its_fields() {
+fn api_server_accepts_every_variant() {
     let cluster = bed::kubernetes();
     for namespace in ["harpoon", "fleet-system", "shop", "web"] {
         cluster.ensure_namespace(namespace);
     }
-    // OpenShift's own kind, which no other API server has.
+    // An OpenShift kind, which no other API server supports.
     let known = |object: &Value| object["kind"] != "SecurityContextConstraints";
     let mut sets: BTreeMap<String, Vec<Value>> = variants();
     let files = generated::FILES.iter().map(|(file, _)| *file);
@@ -212,7 +212,8 @@ fn every_variant_is_taken_by_the_api_server_with_all_its_fields() {
     }
 }
 
-/// Whether all of `posted` is in the answer: an API server drops what it does not know without a word. It leaves out what is
+/// Returns whether the response contains all of `posted`: an API server silently drops unknown fields. It also omits fields that
+/// are false by default.
 /// false by default too.
 fn assert_holds(answer: &Value, posted: &Value, place: &str) {
     match posted {
@@ -236,7 +237,7 @@ fn assert_holds(answer: &Value, posted: &Value, place: &str) {
 }
 
 #[test]
-fn a_group_of_its_socket_is_all_of_root_that_containerd_takes() {
+fn containerd_needs_only_socket_group() {
     let containerd = bed::containerd();
     let socket = containerd.socket();
     let image = bed::registry().push(&bed::unique("deploy")).reference;
@@ -272,8 +273,8 @@ fn a_group_of_its_socket_is_all_of_root_that_containerd_takes() {
 }
 
 #[test]
-fn the_old_tools_daemon_set_works_with_another_image() {
-    // As its YAML has it: no arguments, Docker's socket and the list at their places, and the five variables.
+fn old_tools_daemonset_runs_harpoon() {
+    // As in its YAML: no arguments, Docker's socket and the list mounted, and the five variables.
     let (docker, registry) = (bed::docker(), bed::registry_with_password());
     let [first, second, other] = ["old/a", "old/b", "older/c"].map(|name| {
         let pushed = registry.push(&format!("{}:1", bed::unique(name)));

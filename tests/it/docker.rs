@@ -1,4 +1,4 @@
-//! What is the Docker Engine's own.
+//! Behaviour specific to the Docker Engine.
 
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +14,7 @@ use crate::bed::{self, Harpoon, docker, registry, unique};
 use crate::pulling::{PATIENCE, check, entry, pull};
 
 #[test]
-fn a_name_without_a_tag_pulls_one_tag_alone() {
+fn untagged_name_pulls_latest_only() {
     let name = unique("tags");
     for tag in ["latest", "1", "2"] {
         registry().push(&format!("{name}:{tag}"));
@@ -31,7 +31,7 @@ fn a_name_without_a_tag_pulls_one_tag_alone() {
 }
 
 #[test]
-fn a_reference_with_a_digest_is_pulled_and_found() {
+fn digest_reference_is_pulled_and_found() {
     let name = unique("pinned");
     let pushed = registry().push(&format!("{name}:1"));
     let by_digest = registry().reference(&format!("{name}@{}", pushed.digest));
@@ -52,7 +52,7 @@ fn a_reference_with_a_digest_is_pulled_and_found() {
 }
 
 #[test]
-fn a_name_that_is_the_start_of_an_id_is_not_taken_for_it() {
+fn id_prefix_never_names_image() {
     let pushed = registry().push(&format!("{}:1", unique("hex")));
     check(
         &pull(docker(), &[&pushed.reference]).run().expect(0),
@@ -71,7 +71,7 @@ fn a_name_that_is_the_start_of_an_id_is_not_taken_for_it() {
             .contains(&pushed.reference)
     );
 
-    // The Engine itself would say that it has an image of this name.
+    // The Engine itself would report this name as present.
     let harpoon = Harpoon::new([
         "plan",
         "--output=json",
@@ -87,7 +87,7 @@ fn a_name_that_is_the_start_of_an_id_is_not_taken_for_it() {
 }
 
 #[test]
-fn layers_that_images_share_come_once() {
+fn shared_layers_are_pulled_once() {
     let names = [unique("shared"), unique("shared")];
     for name in &names {
         registry()
@@ -116,7 +116,7 @@ fn layers_that_images_share_come_once() {
 
 /// The Engine refuses a second question for its disk usage while it answers one.
 #[test]
-fn disk_usage_survives_questions_at_once() {
+fn disk_usage_survives_concurrent_requests() {
     let endpoint = detect::Endpoint::parse(docker().endpoint()).unwrap();
     let done = AtomicBool::new(false);
     let answers = std::thread::scope(|scope| {

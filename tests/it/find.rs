@@ -1,4 +1,4 @@
-//! Which runtime is found, and what is said of sockets that are of no use.
+//! Detection of the runtime, and the messages about unusable sockets.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
@@ -22,7 +22,7 @@ const WELL_KNOWN: [&str; 8] = [
     DOCKER,
 ];
 
-/// A run that needs a runtime and asks nothing of it: its one image is malformed.
+/// A run that requires a runtime but sends it no request: its one image is malformed.
 fn find() -> Harpoon {
     Harpoon::new(["pull", "--output=json", "--fail-on=never", "UPPER/case"])
 }
@@ -58,14 +58,14 @@ fn at(path: &Path) -> String {
     format!("unix://{}", path.display())
 }
 
-/// A socket that a dead process left behind.
+/// A socket of a dead process.
 fn stale(directory: &tempfile::TempDir) -> PathBuf {
     let path = directory.path().join("stale.sock");
     drop(UnixListener::bind(&path).unwrap());
     path
 }
 
-/// A socket on which somebody takes every connection, and answers what it is sent with these bytes or, without any, never.
+/// A socket whose server accepts every connection, and responds with these bytes or, without any, never.
 fn listener(directory: &tempfile::TempDir, answer: Option<&'static [u8]>) -> PathBuf {
     let path = directory.path().join("listener.sock");
     let listener = UnixListener::bind(&path).unwrap();
@@ -87,7 +87,7 @@ fn listener(directory: &tempfile::TempDir, answer: Option<&'static [u8]>) -> Pat
 }
 
 #[test]
-fn each_runtime_is_found_at_its_own_place() {
+fn each_runtime_is_found_by_default() {
     let pod = find().pod();
     check_found::<Containerd>(
         &pod.clone().bind(containerd().socket(), CONTAINERD),
@@ -103,7 +103,7 @@ fn each_runtime_is_found_at_its_own_place() {
 }
 
 #[test]
-fn the_first_that_answers_wins_and_those_before_it_are_named() {
+fn first_responding_runtime_wins() {
     let with_docker = find().pod().bind(docker().socket(), DOCKER);
     let with_both = with_docker.clone().bind(containerd().socket(), CONTAINERD);
     let output = check_found::<Containerd>(&with_both, &at(CONTAINERD.as_ref()));
@@ -132,11 +132,11 @@ fn the_first_that_answers_wins_and_those_before_it_are_named() {
 }
 
 #[test]
-fn where_nothing_answers_every_path_is_named() {
+fn error_names_every_path_tried() {
     let output = check_unusable(&find().pod(), &WELL_KNOWN);
     let counted = output.stderr.matches("does not exist").count();
     assert_eq!(counted, WELL_KNOWN.len(), "{output}");
-    // A stale socket among them is told from those that are missing.
+    // A stale socket is distinguished from missing ones.
     let place = directory();
     let pod = find().pod().bind(stale(&place), WELL_KNOWN[1]);
     check_unusable(
@@ -149,7 +149,7 @@ fn where_nothing_answers_every_path_is_named() {
 }
 
 #[test]
-fn an_explicit_endpoint_beats_what_would_be_found() {
+fn explicit_endpoint_precedes_detection() {
     let pod = find().pod().bind(containerd().socket(), CONTAINERD);
     let explicit = docker().endpoint();
     check_found::<Docker>(&pod.clone().env("RUNTIME_ENDPOINT", explicit), explicit);
@@ -163,7 +163,7 @@ fn an_explicit_endpoint_beats_what_would_be_found() {
 }
 
 #[test]
-fn the_flag_beats_the_variable_which_beats_the_cri_tools_variable() {
+fn endpoint_flag_precedes_both_variables() {
     let (right, wrong) = (containerd().endpoint(), "unix:///nonexistent/wrong.sock");
     let (name, shared) = ("RUNTIME_ENDPOINT", "CONTAINER_RUNTIME_ENDPOINT");
     check_found::<Containerd>(&find().env(shared, right), right);
@@ -172,12 +172,12 @@ fn the_flag_beats_the_variable_which_beats_the_cri_tools_variable() {
     check_found::<Containerd>(&flag(right).env(name, wrong).env(shared, wrong), right);
     check_unusable(&flag(wrong).env(name, right).env(shared, right), &[wrong]);
     check_unusable(&find().env(name, wrong).env(shared, right), &[wrong]);
-    // One that is set to nothing is not set.
+    // An empty variable counts as not set.
     check_found::<Containerd>(&find().env(name, "").env(shared, right), right);
 }
 
 #[test]
-fn an_endpoint_may_be_a_bare_path_and_either_kind_of_socket() {
+fn endpoint_accepts_bare_socket_path() {
     check_found::<Containerd>(
         &find().env("RUNTIME_ENDPOINT", containerd().socket()),
         containerd().endpoint(),
@@ -186,7 +186,7 @@ fn an_endpoint_may_be_a_bare_path_and_either_kind_of_socket() {
         &find().env("RUNTIME_ENDPOINT", docker().socket()),
         docker().endpoint(),
     );
-    // The name of the socket is a hint, not what decides.
+    // The name of the socket is only a hint.
     let place = directory();
     for (real, link) in [
         (containerd().socket().to_owned(), "docker.sock"),
@@ -204,7 +204,7 @@ fn an_endpoint_may_be_a_bare_path_and_either_kind_of_socket() {
 }
 
 #[test]
-fn what_is_no_endpoint_is_a_bad_setting() {
+fn malformed_endpoint_is_a_bad_setting() {
     for bad in [
         "tcp://127.0.0.1:2375",
         "run/containerd.sock",
@@ -222,7 +222,7 @@ fn what_is_no_endpoint_is_a_bad_setting() {
 }
 
 #[test]
-fn what_is_no_runtime_is_named_as_what_it_is() {
+fn other_servers_are_not_a_runtime() {
     let place = directory();
     let file = place.path().join("file");
     std::fs::write(&file, "").unwrap();
@@ -247,7 +247,7 @@ fn what_is_no_runtime_is_named_as_what_it_is() {
 }
 
 #[test]
-fn a_socket_that_hangs_is_given_up_and_the_next_one_taken() {
+fn hanging_socket_yields_to_the_next() {
     let place = directory();
     let hanging = listener(&place, None);
     std::thread::scope(|scope| {
@@ -282,7 +282,7 @@ fn a_socket_that_hangs_is_given_up_and_the_next_one_taken() {
 }
 
 #[test]
-fn a_signal_does_not_wait_for_a_socket_that_hangs() {
+fn signal_interrupts_hanging_socket() {
     for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130)] {
         let place = directory();
         let path = place.path().join("hanging.sock");
@@ -298,7 +298,7 @@ fn a_signal_does_not_wait_for_a_socket_that_hangs() {
 }
 
 #[test]
-fn a_lack_of_permission_is_named_as_such() {
+fn permission_denied_is_reported() {
     let nobody = [
         "setpriv",
         "--reuid",
@@ -321,7 +321,7 @@ fn a_lack_of_permission_is_named_as_such() {
 }
 
 #[test]
-fn two_runtimes_name_the_choice() {
+fn two_runtimes_report_the_choice() {
     let pod = find()
         .pod()
         .bind(containerd().socket(), CONTAINERD)
@@ -334,7 +334,7 @@ fn two_runtimes_name_the_choice() {
     };
     assert!(output.stderr.lines().any(named), "{output}");
 
-    // Where one is asked for, or only one answers, there is nothing to say.
+    // With an explicit endpoint, or only one response, there is no warning.
     let asked = pod.env("RUNTIME_ENDPOINT", CONTAINERD);
     let place = directory();
     let alone = find()

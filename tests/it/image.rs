@@ -1,4 +1,4 @@
-//! The program as the container image has it: alone in an empty file tree, small, quick to start. And the image itself.
+//! The program as in the container image: alone in an empty file tree, small, quick to start. And the image itself.
 #![allow(
     clippy::print_stdout,
     reason = "the measured figures are for docs/image.md"
@@ -33,7 +33,7 @@ impl Scratch {
         bed::copy_program(file, &target);
     }
 
-    /// Where this machine has what is at `inside`.
+    /// The path on this machine of `inside`.
     fn path(&self, inside: &str) -> PathBuf {
         self.0.path().join(inside.trim_start_matches('/'))
     }
@@ -56,7 +56,7 @@ impl Scratch {
 }
 
 #[test]
-fn the_program_alone_pulls_and_asks_the_cluster() {
+fn lone_program_pulls_and_queries_cluster() {
     let scratch = Scratch::new();
     scratch.harpoon(&["--version"]).run().expect(0);
     let image = registry().push(&format!("{}:1", unique("web")));
@@ -67,7 +67,7 @@ fn the_program_alone_pulls_and_asks_the_cluster() {
         json!(image.digest),
         "{output}"
     );
-    // Nobody vouches for registries here but the roots in the program.
+    // The program has only its built-in root certificates here.
     assert!(output.stderr.contains("certificates added=0 "), "{output}");
 
     let cluster = kubernetes();
@@ -84,7 +84,7 @@ fn the_program_alone_pulls_and_asks_the_cluster() {
 }
 
 #[test]
-fn a_private_authority_is_trusted_when_it_is_mounted() {
+fn mounted_private_authority_is_trusted() {
     let (registry, scratch) = (Registry::with_tls(), Scratch::new());
     scratch.copy(registry.ca(), "/ca/ca.crt");
     scratch.copy(registry.ca(), "/empty/not-a-certificate");
@@ -111,13 +111,13 @@ fn a_private_authority_is_trusted_when_it_is_mounted() {
 }
 
 #[test]
-fn pause_holds_hardly_any_memory() {
+fn pause_uses_little_memory() {
     let running = Harpoon::new(["pause"]).start();
     bed::eventually("pause handles signals", Duration::from_secs(10), || {
         listens_for_signals(running.pid())
     });
     let status = fs::read_to_string(format!("/proc/{}/status", running.pid())).unwrap();
-    // The code of a test build is several times as large; what it has of its own is counted all the same.
+    // The code of a test build is several times as large; its memory of other kinds is counted nevertheless.
     let counted = if bed::is_test_build() {
         "RssAnon:"
     } else {
@@ -130,7 +130,7 @@ fn pause_holds_hardly_any_memory() {
 }
 
 #[test]
-fn the_first_request_comes_soon_after_the_start() {
+fn first_request_follows_start_quickly() {
     let scratch = Scratch::new();
     let first_request = || {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -141,16 +141,16 @@ fn the_first_request_comes_soon_after_the_start() {
         listener.accept().unwrap().0.read_exact(&mut byte).unwrap();
         started.elapsed()
     };
-    // The quickest of many: other tests run beside this one.
+    // The quickest of many: other tests run at the same time.
     let quickest = (0..30).map(|_| first_request()).min().unwrap();
     println!("first request after {quickest:?}");
-    // That is a limit of the release, which `make release-check` looks at on a machine that does nothing else.
+    // That is a limit of the release, which `make release-check` verifies on an idle machine.
     if !bed::is_test_build() {
         assert!(quickest < Duration::from_millis(20), "{quickest:?}");
     }
 }
 
-/// The program without what is only for debugging, which takes long to be compressed.
+/// The program without debug information, which takes long to compress.
 fn stripped(directory: &Path) -> PathBuf {
     let small = directory.join("stripped");
     bed::run(Command::new("strip").arg("-o").arg(&small).arg(program()));
@@ -164,7 +164,7 @@ fn build(archive: &Path, program: &Path, architectures: &[&str]) -> String {
     for architecture in architectures {
         command.arg(program).arg(architecture);
     }
-    // Whoever commits meanwhile changes nothing.
+    // Commits during the build change nothing.
     let commit = [
         ("HARPOON_COMMIT", "0123456789ab"),
         ("SOURCE_DATE_EPOCH", "1700000000"),
@@ -181,7 +181,7 @@ fn inspect(archive: &Path, options: &[&str]) -> Value {
 }
 
 #[test]
-fn the_image_is_the_program_alone_and_always_the_same() {
+fn image_is_reproducible_with_one_file() {
     let directory = bed::directory();
     let [first, second] = ["a.tar", "b.tar"].map(|name| directory.path().join(name));
     let program = stripped(directory.path());
@@ -221,7 +221,7 @@ fn the_image_is_the_program_alone_and_always_the_same() {
 }
 
 #[test]
-fn an_image_of_two_architectures_is_an_index() {
+fn two_architectures_make_an_index() {
     let directory = bed::directory();
     let archive = directory.path().join("both.tar");
     let program = stripped(directory.path());

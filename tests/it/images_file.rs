@@ -1,4 +1,4 @@
-//! The images file as a source: where it is looked for, what it may hold, and that it wins over the cluster.
+//! The images file as a source: its path, its content, and its precedence over the cluster.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -30,7 +30,7 @@ fn file(harpoon: &Harpoon, bytes: impl AsRef<[u8]>) -> PathBuf {
 }
 
 #[test]
-fn it_is_found_where_a_config_map_is_mounted() {
+fn mounted_config_map_is_found() {
     // As a kubelet mounts it: a link to a file in a directory that is a link too.
     let config = directory();
     let version = config.path().join("..2026_11_23");
@@ -46,7 +46,7 @@ fn it_is_found_where_a_config_map_is_mounted() {
 }
 
 #[test]
-fn the_flag_beats_the_variable_which_beats_the_default() {
+fn flag_precedes_variable_and_default() {
     let config = directory();
     std::fs::write(config.path().join("images"), "default:1\n").unwrap();
     let files = directory();
@@ -62,14 +62,14 @@ fn the_flag_beats_the_variable_which_beats_the_default() {
 }
 
 #[test]
-fn comments_blanks_and_foreign_line_ends_are_dropped_and_nothing_else() {
+fn only_comments_and_blanks_are_dropped() {
     let plan = plan();
     let text = "\u{feff}# what we need\r\n\r\nredis:7\r\n  \t nginx:1.27 \t\r\n   # indented\r\nquay.io/a/b:1 # why\r\n\
         UPPER/case:1\nredis:7\ndocker.io/library/redis:7\nlast:1";
     let list = file(&plan, text);
     let output = plan.arg("--images-file").arg(list).run().expect(0);
     let json = output.json();
-    // Nobody knows how many pods use them, so names order them; three spellings are one image.
+    // The number of pods is unknown, so names determine the order; three spellings are one image.
     assert_eq!(
         images(&json),
         [
@@ -89,7 +89,7 @@ fn comments_blanks_and_foreign_line_ends_are_dropped_and_nothing_else() {
 }
 
 #[test]
-fn it_wins_over_the_cluster_which_is_not_even_asked() {
+fn images_file_prevents_cluster_discovery() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     cluster.deployment(&namespace, "web", 1, "cluster:1");
@@ -117,7 +117,7 @@ fn it_wins_over_the_cluster_which_is_not_even_asked() {
 }
 
 #[test]
-fn without_a_file_and_without_a_cluster_both_are_named() {
+fn missing_file_and_cluster_are_named() {
     for command in ["plan", "run"] {
         let harpoon = Harpoon::new([command]).pod();
         let store = harpoon.home().join("store");
@@ -141,7 +141,7 @@ fn without_a_file_and_without_a_cluster_both_are_named() {
 }
 
 #[test]
-fn what_is_there_but_no_list_is_an_error_that_names_it() {
+fn invalid_file_is_refused_by_name() {
     let refused = |path: &Path, why: &str| {
         let output = plan().arg("--images-file").arg(path).run().expect(1);
         assert_eq!(output.stdout, "");
@@ -159,7 +159,7 @@ fn what_is_there_but_no_list_is_an_error_that_names_it() {
 
     std::fs::write(path("nul"), b"nginx:1\nbu\0sy\n").unwrap();
     refused(&path("nul"), "line 2");
-    // The program itself stands for any binary.
+    // The program itself is used as a binary file.
     refused(Path::new(env!("CARGO_BIN_EXE_harpoon")), "not text");
     std::fs::write(path("latin"), b"# caf\xe9\n").unwrap();
     refused(&path("latin"), "not UTF-8");
@@ -171,7 +171,7 @@ fn what_is_there_but_no_list_is_an_error_that_names_it() {
 }
 
 #[test]
-fn an_empty_file_is_done_with_a_warning() {
+fn empty_file_succeeds_with_warning() {
     for text in ["", "\n\n", "# nothing yet\n"] {
         for command in ["plan", "run"] {
             let harpoon = Harpoon::new([command, "--output", "json"]);
@@ -194,7 +194,7 @@ fn an_empty_file_is_done_with_a_warning() {
 }
 
 #[test]
-fn a_million_lines_are_no_list_of_a_node_unless_they_are_comments() {
+fn million_images_are_refused_comments_allowed() {
     let plan = plan();
     let lines: String = (0..1_000_000)
         .map(|n| format!("app/image-{n}:1\n"))
@@ -206,7 +206,7 @@ fn a_million_lines_are_no_list_of_a_node_unless_they_are_comments() {
         error.contains("more than 100000 images") && error.contains(list.to_str().unwrap()),
         "{error}"
     );
-    // No more than an init container is usually given.
+    // A usual memory limit of an init container.
     assert!(
         output.peak_anonymous < 100 << 20,
         "{}",
@@ -217,10 +217,9 @@ fn a_million_lines_are_no_list_of_a_node_unless_they_are_comments() {
     assert_eq!(images(&output.json()), ["app:1"]);
 }
 
-/// A kubelet that updates a ConfigMap puts another directory in the place of the first, at any moment; and the file may
-/// be taken away.
+/// When a kubelet updates a ConfigMap, it replaces the directory with another one at any moment; and the file may be removed.
 #[test]
-fn a_file_that_vanishes_or_changes_is_read_whole_or_not_at_all() {
+fn changing_file_is_never_read_partially() {
     let config = directory();
     for (version, count) in [("one", 2000), ("two", 3000)] {
         std::fs::create_dir(config.path().join(version)).unwrap();
@@ -249,7 +248,7 @@ fn a_file_that_vanishes_or_changes_is_read_whole_or_not_at_all() {
         let run = |_| {
             let output = plan().pod().env("IMAGES_FILE", link.join("images")).run();
             if output.code == Some(2) {
-                // A file that is named must be there: the cluster is not asked.
+                // A named file must exist: the cluster does not replace it.
                 assert!(
                     last_line(&output.stderr).contains("does not exist"),
                     "{}",

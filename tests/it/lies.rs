@@ -1,5 +1,5 @@
-//! Registries that lie, that never come to an end, or that are not to be reached: the same for every kind of runtime. Each
-//! fails the image that it concerns and no other, in bounded time, and a rerun with an honest registry completes it.
+//! Registries with false content, endless responses, or no response: the same for every kind of runtime. Each fails only the
+//! image concerned, in bounded time, and a rerun with an honest registry completes it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,7 @@ use crate::pulling::{PATIENCE, entry};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-/// An index whose only entry is said to be an index of this digest, which is what it is answered with again.
+/// An index whose only entry claims to be an index with this digest; the response is always the same.
 const ITSELF: &str = r#"{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.oci.image.index.v1+json","digest":"sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa","size":180,"platform":{"os":"linux","architecture":"amd64"}}]}"#;
 
 type Lie = fn(&Seen) -> Fault;
@@ -125,7 +125,7 @@ fn lies_fail_their_own_image(
                     "{what}: {} bytes",
                     output.peak_anonymous
                 );
-                // Nobody goes on reading what never ends.
+                // Reading an endless response is stopped.
                 eventually(what, PATIENCE, || proxy.now() == 0);
 
                 lying.store(false, Ordering::Relaxed);
@@ -150,7 +150,7 @@ fn lies_fail_their_own_image(
 }
 
 #[test]
-fn lies_fail_their_own_image_with_containerd() {
+fn containerd_fails_only_malformed_images() {
     lies_fail_their_own_image(containerd().endpoint(), LIES.iter(), |image| {
         containerd().has(image)
     });
@@ -159,7 +159,7 @@ fn lies_fail_their_own_image_with_containerd() {
 /// Docker Engine 20.10 reads what has no end until its memory has, whatever its client does: nothing harpoon can stop, and
 /// the end of the daemon that other tests use.
 #[test]
-fn lies_fail_their_own_image_with_docker() {
+fn docker_fails_only_malformed_images() {
     let lies = LIES
         .iter()
         .filter(|(what, _)| !what.ends_with("without end"));
@@ -167,7 +167,7 @@ fn lies_fail_their_own_image_with_docker() {
 }
 
 #[test]
-fn lies_fail_their_own_image_with_a_layout() {
+fn layout_fails_only_malformed_images() {
     let place = bed::directory();
     let index = place.path().join("store/index.json");
     let endpoint = format!("oci:{}", place.path().join("store").display());
@@ -205,7 +205,7 @@ fn what_cannot_be_reached_fails_alone(endpoint: &str, tls: Option<&str>) {
 }
 
 #[test]
-fn what_cannot_be_reached_fails_alone_with_containerd() {
+fn containerd_fails_only_unreachable_images() {
     // containerd does not look at the certificates of loopback addresses.
     let name = "tls.registry.example";
     containerd().map_host(name, kubernetes().server());
@@ -213,12 +213,12 @@ fn what_cannot_be_reached_fails_alone_with_containerd() {
 }
 
 #[test]
-fn what_cannot_be_reached_fails_alone_with_docker() {
+fn docker_fails_only_unreachable_images() {
     what_cannot_be_reached_fails_alone(docker().endpoint(), None);
 }
 
 #[test]
-fn what_cannot_be_reached_fails_alone_with_a_layout() {
+fn layout_fails_only_unreachable_images() {
     let place = bed::directory();
     let endpoint = format!("oci:{}", place.path().join("store").display());
     let (_, host) = kubernetes().server().split_once("://").unwrap();

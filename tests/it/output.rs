@@ -1,4 +1,4 @@
-//! What a run tells: JSON, the table, the termination message, colours.
+//! The output of a run: JSON, the table, the termination message, colours.
 
 use std::fs;
 use std::time::Duration;
@@ -40,7 +40,7 @@ const IMAGE_KEYS: [&str; 12] = [
 ];
 
 #[test]
-fn pull_and_run_print_the_json_of_the_design() {
+fn pull_and_run_json_matches_design() {
     let pushed = bed::registry().push(&bed::unique("json/app"));
     let pull = Harpoon::new(["pull", "--output=json", &pushed.reference, "Bad/Name"])
         .env("RUNTIME_ENDPOINT", bed::containerd().endpoint())
@@ -124,7 +124,7 @@ fn pull_and_run_print_the_json_of_the_design() {
 }
 
 #[test]
-fn plan_prints_the_json_of_the_design_with_and_without_a_runtime() {
+fn plan_json_matches_design() {
     let pushed = bed::registry().push(&bed::unique("planned/app"));
     let containerd = bed::containerd();
     Harpoon::new(["pull", &pushed.reference])
@@ -181,7 +181,7 @@ fn plan_prints_the_json_of_the_design_with_and_without_a_runtime() {
 }
 
 #[test]
-fn a_container_gets_its_termination_message() {
+fn container_gets_termination_message() {
     let pushed = bed::registry().push(&bed::unique("term/app"));
     let missing = bed::registry().reference(&bed::unique("term/missing"));
     // The file is the kubelet's: harpoon finds it, and the test reads it.
@@ -224,7 +224,7 @@ fn a_container_gets_its_termination_message() {
         "{message}"
     );
 
-    // A run that does not come as far says why.
+    // A run that ends earlier reports the reason.
     in_pod(&["run", "--images-file=/etc"]).run().expect(1);
     let message = fs::read_to_string(&log).expect("log");
     assert!(
@@ -234,7 +234,7 @@ fn a_container_gets_its_termination_message() {
 }
 
 #[test]
-fn a_machine_without_a_kubelet_gets_no_termination_log() {
+fn termination_log_is_never_created() {
     let existed = fs::exists("/dev/termination-log").expect("stat");
     Harpoon::new(["pull", "Bad/Name"])
         .env("RUNTIME_ENDPOINT", bed::containerd().endpoint())
@@ -244,7 +244,7 @@ fn a_machine_without_a_kubelet_gets_no_termination_log() {
 }
 
 #[test]
-fn the_text_report_is_a_table_with_a_closing_line() {
+fn text_report_is_table_with_summary() {
     let pushed = bed::registry().push(&bed::unique("text/app"));
     let pull = Harpoon::new(["pull", &pushed.reference, "evil\u{1b}[31m\nname"])
         .env("RUNTIME_ENDPOINT", bed::containerd().endpoint());
@@ -261,7 +261,7 @@ fn the_text_report_is_a_table_with_a_closing_line() {
         [pushed.reference.as_str(), "pulled", "-"],
         "{output}"
     );
-    // What commands a terminal in a name is shown, not done.
+    // Terminal commands in a name are escaped, not executed.
     assert!(
         lines[2].contains("evil\\u{1b}[31m\\nname") && lines[2].contains("invalid_reference"),
         "{output}"
@@ -276,7 +276,8 @@ fn the_text_report_is_a_table_with_a_closing_line() {
     );
 }
 
-/// Whether a text has what commands a terminal, reorders, hides or feigns a line; a newline where there may be one.
+/// Returns whether a text contains nothing that controls a terminal, reorders or hides text, or fakes a line; newlines are
+/// allowed.
 fn is_harmless(text: &str) -> bool {
     !text.chars().any(|c| {
         c.is_control() && c != '\n'
@@ -284,9 +285,9 @@ fn is_harmless(text: &str) -> bool {
     })
 }
 
-/// Names come from whoever may make a pod, error texts from whoever runs a registry.
+/// Users with access to pods choose names; registries write error texts.
 #[test]
-fn what_strangers_write_commands_no_terminal_and_feigns_no_line() {
+fn foreign_text_cannot_control_terminal() {
     let evil = "\u{1b}]0;pwned\u{7}\u{1b}[2J\u{9b}31m\u{90}q\u{9c}\u{202e}\u{2066}\u{200b}\u{2028}\r\nharpoon: pulled 99\u{8}\u{7f}";
     let name = bed::unique("evil");
     let body = json!({"errors": [{"code": "DENIED", "message": evil}]}).to_string();
@@ -362,7 +363,7 @@ fn what_strangers_write_commands_no_terminal_and_feigns_no_line() {
 }
 
 #[test]
-fn colours_are_for_terminals_whose_user_wants_them() {
+fn no_color_and_dumb_disable_colors() {
     let plan = |variables: &[(&str, &str)]| {
         let plan = Harpoon::new(["plan"])
             .terminal(Terminal::Stderr)
@@ -377,7 +378,7 @@ fn colours_are_for_terminals_whose_user_wants_them() {
 }
 
 #[test]
-fn usage_error_leaves_termination_message() {
+fn usage_error_writes_termination_message() {
     let log = bed::directory();
     let log = log.path().join("log");
     for arguments in [
@@ -398,7 +399,7 @@ fn usage_error_leaves_termination_message() {
             "{arguments:?}: {message:?}"
         );
     }
-    // Nobody asked for more than the help.
+    // Only the help was requested.
     fs::write(&log, "").expect("log");
     let help = Harpoon::new(["--help"]).pod();
     help.bind(&log, "/dev/termination-log").run().expect(0);
@@ -406,7 +407,7 @@ fn usage_error_leaves_termination_message() {
 }
 
 #[test]
-fn unwritable_report_fails_no_run() {
+fn unwritable_report_fails_only_plan() {
     let pushed = bed::registry().push(&bed::unique("full/app"));
     let log = bed::directory();
     let log = log.path().join("log");

@@ -1,6 +1,6 @@
-//! Private images on real runtimes: what they do with the credentials that they are handed.
+//! Private images on real runtimes: their use of the credentials that they receive.
 //!
-//! The library's runtimes are driven here, below the program: which credential is for which image is not their matter.
+//! These tests use the library's runtimes without the program: the choice of credentials is tested elsewhere.
 
 use std::path::Path;
 use std::time::Duration;
@@ -54,7 +54,7 @@ fn runtimes(directory: &Path) -> Vec<Runtime> {
     })
 }
 
-/// One attempt, on each kind of runtime; `check` is told which.
+/// One attempt on each kind of runtime, which is passed to `check`.
 fn on_each(
     image: &str,
     credential: Option<&Credential>,
@@ -80,7 +80,7 @@ fn comes(image: &str, credential: &Credential) {
     });
 }
 
-/// Fails as `unauthorized`, and says no secret.
+/// Fails as `unauthorized`, without a secret in the message.
 fn is_refused(image: &str, credential: Option<&Credential>, secrets: &[&str]) {
     on_each(image, credential, |runtime, pulled| {
         let error = pulled.expect_err(runtime);
@@ -92,7 +92,7 @@ fn is_refused(image: &str, credential: Option<&Credential>, secrets: &[&str]) {
 }
 
 #[test]
-fn a_registry_with_passwords() {
+fn password_registry_requires_the_password() {
     let registry = bed::registry_with_password();
     let image = registry.push(&format!("{}:1", bed::unique("private")));
     is_refused(&image.reference, None, &[]);
@@ -103,7 +103,7 @@ fn a_registry_with_passwords() {
 
 /// Passwords whose `X-Registry-Auth` has in it what the two alphabets of base64 write differently.
 #[test]
-fn passwords_of_all_letters() {
+fn passwords_accept_all_characters() {
     for word in ["?>?>??>>~~~", "pässwörter 日本語"] {
         let registry = bed::Registry::with_password("me", word);
         let image = registry.push(&format!("{}:1", bed::unique("letters")));
@@ -112,7 +112,7 @@ fn passwords_of_all_letters() {
 }
 
 #[test]
-fn a_registry_with_a_token_service() {
+fn token_service_requires_the_password() {
     let name = format!("{}:1", bed::unique("tokens"));
     bed::registry().push(&name);
     let users = [("me", "my password"), ("you", "your password")];
@@ -128,16 +128,16 @@ fn a_registry_with_a_token_service() {
 }
 
 #[test]
-fn an_identity_token() {
+fn identity_token_pulls_the_image() {
     let name = format!("{}:1", bed::unique("identity"));
     bed::registry().push(&name);
     let registry = token::Registry::start(bed::registry().url(), &[], &[REFRESH_TOKEN]);
     comes(&registry.reference(&name), &identity(REFRESH_TOKEN));
 }
 
-/// containerd offers a credential to the host that it is for, and to no mirror.
+/// containerd sends a credential to the host that it is for, and to no mirror.
 #[test]
-fn a_mirror_gets_no_credential() {
+fn mirror_gets_no_credential() {
     let name = format!("{}:1", bed::unique("mirrored"));
     bed::registry().push(&name);
     let mirror = token::Registry::start(bed::registry().url(), &[("me", "my password")], &[]);
@@ -165,7 +165,7 @@ fn a_mirror_gets_no_credential() {
 /// Tokens that are good for eight requests each, while a pull takes fourteen: `oci:` gets another in mid-pull. The second is enough
 /// for all that may be under way. containerd 1.6 and Docker 20.10 get none, when a token runs out before the time that the service told.
 #[test]
-fn tokens_that_run_out_during_a_pull() {
+fn tokens_are_renewed_during_pull() {
     let name = format!("{}:1", bed::unique("expiring"));
     bed::registry().image(&name).layers(12).push();
     let registry = token::Registry::start(bed::registry().url(), &[("me", "my password")], &[]);
@@ -180,7 +180,7 @@ fn tokens_that_run_out_during_a_pull() {
 
 /// Tokens that run out between two pulls, unknown to the runtimes, which were told that they are good for minutes.
 #[test]
-fn tokens_that_run_out_between_pulls() {
+fn tokens_are_renewed_between_pulls() {
     let registry = token::Registry::start(bed::registry().url(), &[("me", "my password")], &[]);
     let me = password("me", "my password");
     for _ in 0..2 {

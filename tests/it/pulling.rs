@@ -1,4 +1,4 @@
-//! What must go the same with containerd and with the Docker Engine: each case is written once and run with both.
+//! Behaviour that containerd and the Docker Engine share: each case is written once and runs with both.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -60,7 +60,7 @@ pub(crate) fn run<R: Runtime>(runtime: &R, lines: &[&str]) -> Harpoon {
     harpoon.env("IMAGES_FILE", "images")
 }
 
-/// What a report says of one image.
+/// The report's facts about one image.
 #[track_caller]
 pub(crate) fn entry<'a>(report: &'a Value, image: &str) -> &'a Value {
     let mut images = report["images"].as_array().unwrap().iter();
@@ -131,29 +131,29 @@ fn check_entry(image: &Value) {
 }
 
 with_both! {
-    several_spellings_of_an_image_are_one,
-    of_five_images_the_good_ones_arrive,
-    malformed_references_are_reported_and_nothing_else,
-    a_second_run_pulls_nothing,
-    sigterm_ends_a_run_at_once_and_cleanly,
-    sigint_ends_a_run_at_once_and_cleanly,
-    one_image_at_a_time,
-    three_images_at_a_time,
-    a_deadline_cuts_off_what_is_not_done,
+    spellings_of_one_image_pull_once,
+    failed_images_do_not_stop_others,
+    malformed_references_are_only_reported,
+    second_run_pulls_nothing,
+    sigterm_ends_run_cleanly,
+    sigint_ends_run_cleanly,
+    concurrency_limit_of_one_holds,
+    concurrency_limit_of_three_holds,
+    deadline_ends_unfinished_pulls,
 }
 
 with_crio! {
-    of_five_images_the_good_ones_arrive,
-    malformed_references_are_reported_and_nothing_else,
-    a_second_run_pulls_nothing,
-    sigterm_ends_a_run_at_once_and_cleanly,
-    sigint_ends_a_run_at_once_and_cleanly,
-    one_image_at_a_time,
-    three_images_at_a_time,
-    a_deadline_cuts_off_what_is_not_done,
+    failed_images_do_not_stop_others,
+    malformed_references_are_only_reported,
+    second_run_pulls_nothing,
+    sigterm_ends_run_cleanly,
+    sigint_ends_run_cleanly,
+    concurrency_limit_of_one_holds,
+    concurrency_limit_of_three_holds,
+    deadline_ends_unfinished_pulls,
 }
 
-fn several_spellings_of_an_image_are_one<R: Runtime>() {
+fn spellings_of_one_image_pull_once<R: Runtime>() {
     let name = unique("spelt");
     let pushed = registry().push(&format!("library/{name}:latest"));
     let proxy = Proxy::start(registry().url(), |_| Fault::Pass);
@@ -186,7 +186,7 @@ fn several_spellings_of_an_image_are_one<R: Runtime>() {
     assert_eq!(proxy.seen().len(), asked.len());
 }
 
-fn of_five_images_the_good_ones_arrive<R: Runtime>() {
+fn failed_images_do_not_stop_others<R: Runtime>() {
     let runtime = R::shared();
     let (one, two) = (unique("good"), unique("good"));
     let good = [one, two].map(|name| registry().push(&format!("{name}:1")).reference);
@@ -222,7 +222,7 @@ fn of_five_images_the_good_ones_arrive<R: Runtime>() {
             "{image}: {message}"
         );
     }
-    // The log says it too, of what was tried.
+    // The log contains it too, for images that were tried.
     for image in [&missing, &denied] {
         let message = entry(&report, image)["message"].as_str().unwrap();
         let told = |line: &str| line.contains("failed to pull: ") && line.contains(message);
@@ -247,7 +247,7 @@ fn of_five_images_the_good_ones_arrive<R: Runtime>() {
     }
 }
 
-fn malformed_references_are_reported_and_nothing_else<R: Runtime>() {
+fn malformed_references_are_only_reported<R: Runtime>() {
     let host = registry().address();
     let long = format!("{host}/{}:1", "a".repeat(300));
     let malformed = [
@@ -275,7 +275,7 @@ fn malformed_references_are_reported_and_nothing_else<R: Runtime>() {
     }
 }
 
-fn a_second_run_pulls_nothing<R: Runtime>() {
+fn second_run_pulls_nothing<R: Runtime>() {
     let runtime = R::shared();
     let proxy = Proxy::start(registry().url(), |_| Fault::Pass);
     let pushed = [unique("again"), unique("again")].map(|name| {
@@ -303,11 +303,11 @@ fn a_second_run_pulls_nothing<R: Runtime>() {
     }
 }
 
-fn sigterm_ends_a_run_at_once_and_cleanly<R: Runtime>() {
+fn sigterm_ends_run_cleanly<R: Runtime>() {
     check_interrupted::<R>(Signal::TERM, 143);
 }
 
-fn sigint_ends_a_run_at_once_and_cleanly<R: Runtime>() {
+fn sigint_ends_run_cleanly<R: Runtime>() {
     check_interrupted::<R>(Signal::INT, 130);
 }
 
@@ -355,7 +355,7 @@ fn check_interrupted<R: Runtime>(signal: Signal, code: i32) {
     let message = entry(&report, &image)["message"].as_str().unwrap();
     assert!(message.contains("interrupted"), "{message}");
 
-    // The runtime has let go of the registry: the download does not go on behind our back.
+    // The runtime has closed the connection to the registry: the download does not continue.
     eventually("the registry's connections are closed", PATIENCE, || {
         proxy.now() == 0
     });
@@ -367,11 +367,11 @@ fn check_interrupted<R: Runtime>(signal: Signal, code: i32) {
     );
 }
 
-fn one_image_at_a_time<R: Runtime>() {
+fn concurrency_limit_of_one_holds<R: Runtime>() {
     check_concurrency::<R>(1);
 }
 
-fn three_images_at_a_time<R: Runtime>() {
+fn concurrency_limit_of_three_holds<R: Runtime>() {
     check_concurrency::<R>(3);
 }
 
@@ -404,7 +404,7 @@ fn check_concurrency<R: Runtime>(at_once: usize) {
     assert_eq!(proxy.most_repositories_at_once(), at_once);
 }
 
-fn a_deadline_cuts_off_what_is_not_done<R: Runtime>() {
+fn deadline_ends_unfinished_pulls<R: Runtime>() {
     let runtime = R::shared();
     let proxy = Proxy::start(registry().url(), |seen| {
         if seen.is_blob() && seen.path.contains("slow") {

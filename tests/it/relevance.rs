@@ -58,7 +58,7 @@ fn rows(output: &Output, namespace: &str) -> Vec<String> {
         parts.join(" ").replace(&format!("{namespace}/"), "")
     };
     let images = plan["images"].as_array().unwrap().iter();
-    // The message of an image to pull says who uses it, which is told elsewhere.
+    // The message of an image to pull lists its workloads, which other tests cover.
     let mut rows: Vec<String> = images
         .map(row)
         .map(|row| match row.split_once(" pull ") {
@@ -91,7 +91,7 @@ fn required(terms: &Value) -> Value {
 }
 
 #[test]
-fn labels_architecture_and_affinity() {
+fn labels_architecture_and_affinity_must_match() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     let arm = node(
@@ -178,7 +178,7 @@ fn labels_architecture_and_affinity() {
 }
 
 #[test]
-fn taints_and_what_daemon_sets_tolerate_by_themselves() {
+fn taints_exclude_images_unless_transient() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     let taint = |key: &str, effect: &str| json!({"key": key, "effect": effect});
@@ -267,7 +267,7 @@ fn taints_and_what_daemon_sets_tolerate_by_themselves() {
 }
 
 #[test]
-fn a_runtime_class_has_a_say() {
+fn runtime_class_constraints_apply() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     let taints = json!([{"key": "sandbox", "effect": "NoExecute"}]);
@@ -300,7 +300,7 @@ fn a_runtime_class_has_a_say() {
     let texts: Vec<&str> = expected.iter().map(String::as_str).collect();
     check(cluster, &namespace, &here, &texts);
 
-    // One that is not there is named, and its workloads count as if they had none.
+    // A missing one is reported, and its workloads count as if they had none.
     workload(
         cluster,
         &namespace,
@@ -323,7 +323,7 @@ fn a_runtime_class_has_a_say() {
 }
 
 #[test]
-fn an_image_stays_if_one_of_its_workloads_fits() {
+fn one_fitting_workload_keeps_image() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     let here = node(cluster, &json!({}), &json!([]));
@@ -373,7 +373,7 @@ fn an_image_stays_if_one_of_its_workloads_fits() {
 }
 
 #[test]
-fn a_node_that_cannot_be_read_filters_nothing() {
+fn unreadable_node_filters_nothing() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     let here = node(cluster, &json!({}), &json!([]));
@@ -415,7 +415,7 @@ fn a_node_that_cannot_be_read_filters_nothing() {
 }
 
 #[test]
-fn the_images_file_is_never_filtered() {
+fn images_file_is_never_filtered() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     let here = node(

@@ -69,7 +69,7 @@ fn plan(cluster: &Kubernetes, server: &str) -> Harpoon {
     plan.env("KUBECONFIG", file)
 }
 
-/// Every image is there, with just the pods and workloads that it has.
+/// Every image is found, with exactly its pods and workloads.
 fn check(output: &Output) {
     let plan = output.json();
     let images = plan["images"].as_array().unwrap();
@@ -104,7 +104,7 @@ fn check(output: &Output) {
 }
 
 #[test]
-fn a_large_cluster_is_read_in_little_memory() {
+fn large_cluster_needs_little_memory() {
     let cluster = large();
     let output = plan(cluster, cluster.server()).run().expect_quietly(0);
     check(&output);
@@ -130,7 +130,7 @@ fn resident(output: &Output) -> u64 {
 }
 
 #[test]
-fn a_large_cluster_is_read_page_by_page_and_compressed() {
+fn large_cluster_is_read_in_pages() {
     let cluster = large();
     let proxy = Proxy::start_tls(cluster.server(), cluster.ca(), |_| Fault::Pass);
     check(&plan(cluster, &proxy.url()).run().expect_quietly(0));
@@ -149,7 +149,7 @@ fn a_large_cluster_is_read_page_by_page_and_compressed() {
         let accepted = seen.headers["accept-encoding"].to_str().unwrap();
         assert!(accepted.contains("gzip"), "{accepted}");
     }
-    // And it really came compressed.
+    // The response was really compressed.
     let whole = (DEPLOYMENTS * DEPLOYMENT_BYTES) as u64;
     eprintln!("{} MB on the wire", proxy.bytes() / 1_000_000);
     assert!(

@@ -79,7 +79,7 @@ const BAD: &[(&str, &str, &str)] = &[
 ];
 
 #[test]
-fn a_bad_value_is_refused_by_flag_and_by_variable() {
+fn bad_values_are_refused_everywhere() {
     for (flag, value, accepted) in BAD {
         let variable = flag.to_uppercase().replace('-', "_");
         let by_flag = Harpoon::new(["run".to_owned(), format!("--{flag}={value}")]);
@@ -108,7 +108,7 @@ fn a_bad_value_is_refused_by_flag_and_by_variable() {
     );
 
     let told: Vec<_> = BAD.iter().map(|(flag, ..)| *flag).collect();
-    // Whether a selector is good, the API server says: `kubernetes::workloads` has a bad one.
+    // The API server validates selectors: `kubernetes::workloads` has an invalid one.
     let elsewhere = ["images-file", "sizes", "selector"];
     for setting in settings() {
         let flag = &*setting.flag;
@@ -120,7 +120,7 @@ fn a_bad_value_is_refused_by_flag_and_by_variable() {
 }
 
 #[test]
-fn a_flag_beats_its_variable_and_an_empty_variable_is_not_set() {
+fn flag_precedes_its_variable() {
     let images = ["a", "b", "c"];
     let plan = |variable: &str, flag: Option<&str>| {
         let harpoon = harpoon("plan", &images).env("LIMIT", variable);
@@ -137,7 +137,7 @@ fn a_flag_beats_its_variable_and_an_empty_variable_is_not_set() {
 }
 
 #[test]
-fn selection_settings_do_what_they_say() {
+fn selection_settings_take_effect() {
     let images = [
         "quay.io/a/one",
         "quay.io/b/two",
@@ -170,7 +170,7 @@ fn selection_settings_do_what_they_say() {
 }
 
 #[test]
-fn output_node_and_log_settings_do_what_they_say() {
+fn output_node_and_log_settings_apply() {
     let harpoon = harpoon("plan", &["a"]).env("NODE_NAME", "node-1");
     let output = harpoon.run().expect(0);
     assert_eq!(output.json()["node"], "node-1");
@@ -196,8 +196,8 @@ fn output_node_and_log_settings_do_what_they_say() {
 }
 
 #[test]
-fn pull_settings_do_what_they_say() {
-    // Nobody listens there: every attempt fails at once, so that the attempts can be counted.
+fn pull_settings_take_effect() {
+    // No process listens there: every attempt fails immediately, so that the attempts can be counted.
     let image = "127.0.0.1:1/none:1";
     let pull = |arguments: &[&str]| {
         let harpoon = Harpoon::new(["pull", image, "--output=json"])
@@ -214,7 +214,7 @@ fn pull_settings_do_what_they_say() {
 }
 
 #[test]
-fn the_help_names_every_setting_and_its_variable() {
+fn help_names_settings_and_variables() {
     let help = |arguments: &[&str]| {
         Harpoon::new(arguments.iter().copied())
             .run()
@@ -339,7 +339,7 @@ fn settings_page_has_every_setting() {
 }
 
 #[test]
-fn prefix_with_scheme_names_what_fits() {
+fn prefix_with_scheme_is_refused() {
     for (variable, value) in [
         ("IGNORE", "https://quay.io"),
         ("ONLY", "quay.io,https://quay.io"),
@@ -368,7 +368,7 @@ fn empty_list_flag_is_refused() {
         let name = flag.split('=').next().unwrap_or_default();
         assert!(output.stderr.contains(name), "{output}");
     }
-    // A variable that is set to nothing is not set.
+    // An empty variable counts as not set.
     harpoon("plan", &["a"]).env("IGNORE", "").run().expect(0);
 }
 
@@ -376,7 +376,7 @@ fn empty_list_flag_is_refused() {
 fn empty_variables_are_not_set() {
     let empty = settings().into_iter().flat_map(|s| s.variables);
     let empty: Vec<_> = empty.chain(["PRIVATE_REGISTRY_AUTH".to_owned()]).collect();
-    // Nobody listens there.
+    // No process listens there.
     let image = "127.0.0.1:1/none:1";
     let flags = ["--retries=0", "--runtime-endpoint=oci:store"];
     for (arguments, code) in [
@@ -392,7 +392,7 @@ fn empty_variables_are_not_set() {
 }
 
 #[test]
-fn second_variable_names_the_runtime() {
+fn cri_tools_variable_is_the_fallback() {
     let second = |first: &str| {
         let harpoon = harpoon("plan", &["a"]).env("CONTAINER_RUNTIME_ENDPOINT", "tcp://x:1");
         harpoon.env("RUNTIME_ENDPOINT", first).run()
@@ -429,7 +429,7 @@ fn help_shows_no_values_of_variables() {
             .stdout
     };
     assert!(!help("7").contains("s3cr3t"));
-    // An empty variable is named all the same.
+    // The error names an empty variable too.
     assert_eq!(help(""), help("7"));
 }
 

@@ -1,4 +1,4 @@
-//! When a run starts, and what it asks of the API server then.
+//! The start of a run, and its requests to the API server by then.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ fn run(cluster: &Kubernetes, namespace: &str, node: &str) -> Harpoon {
 }
 
 #[test]
-fn a_new_node_starts_at_once_and_an_old_one_waits_for_its_turn() {
+fn only_old_node_waits_before_start() {
     let cluster = kubernetes();
     let (namespace, node) = (cluster.namespace(), unique("node"));
     cluster.create("/api/v1/nodes", json!({"metadata": {"name": node}}));
@@ -35,7 +35,7 @@ fn a_new_node_starts_at_once_and_an_old_one_waits_for_its_turn() {
     );
     assert_eq!(output.json()["summary"]["pulled"], 1, "{output}");
 
-    // No node is younger than nothing. It has asked for its Node by then, and for nothing else.
+    // No node is younger than zero seconds. It has requested only its Node by then.
     let longest = Duration::from_secs(3_600_000);
     let delay = start_delay::delay(&node, longest, None, Duration::ZERO);
     assert!(
@@ -43,7 +43,7 @@ fn a_new_node_starts_at_once_and_an_old_one_waits_for_its_turn() {
         "try another name: {delay:?}"
     );
     let running = harpoon.clone().env("STAGGER_MIN_AGE", "0s").start();
-    running.wait_for(" for this node's turn (--stagger)", PATIENCE);
+    running.wait_for("starting in ", PATIENCE);
     assert!(
         !running.stderr().contains("the cluster's workloads"),
         "{}",
@@ -52,7 +52,7 @@ fn a_new_node_starts_at_once_and_an_old_one_waits_for_its_turn() {
     running.signal(Signal::TERM);
     running.wait().expect(143);
 
-    // Its turn comes, and the deadline and the time that is told begin with it.
+    // After the delay, the deadline and the reported time begin.
     let short = Duration::from_secs(3);
     let delay = start_delay::delay(&node, short, None, Duration::ZERO);
     let harpoon = harpoon.env("STAGGER", "3s").env("STAGGER_MIN_AGE", "0s");
@@ -63,7 +63,7 @@ fn a_new_node_starts_at_once_and_an_old_one_waits_for_its_turn() {
 }
 
 #[test]
-fn a_node_whose_age_is_not_known_waits() {
+fn node_of_unknown_age_waits() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     let image = registry().push(&format!("{}:1", unique("web"))).reference;
@@ -84,7 +84,7 @@ fn a_node_whose_age_is_not_known_waits() {
 }
 
 #[test]
-fn a_list_from_the_watch_cache_is_the_same() {
+fn watch_cache_gives_the_same_list() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     for name in ["a", "b", "c"] {

@@ -1,14 +1,32 @@
+{{/* Values that were set to null, or that an older release did not have (`helm upgrade --reuse-values`), get their defaults. */}}
+{{- define "harpoon.defaults" -}}
+{{- $values := .Values }}
+{{- $maps := list "settings" "image" "serviceAccount" "priorityClass" "updateStrategy" "openshift" "securityContext" "podSecurityContext"
+    "commonLabels" "podLabels" "podAnnotations" }}
+{{- range $maps }}{{ if not (kindIs "map" (get $values .)) }}{{ $_ := set $values . dict }}{{ end }}{{ end }}
+{{- range $map := list "serviceAccount" "priorityClass" }}
+{{- if not (hasKey (get $values $map) "create") }}{{ $_ := set (get $values $map) "create" true }}{{ end }}
+{{- end }}
+{{- /* As chart 0.1 had it. */}}
+{{- with $values.imagePullSecret }}
+{{- $_ := set $values "imagePullSecrets" (append ($values.imagePullSecrets | default list) (dict "name" .) | uniq) }}
+{{- end }}
+{{- if kindIs "invalid" $values.runtime }}{{ $_ := set $values "runtime" "containerd" }}{{ end }}
+{{- if kindIs "invalid" $values.cloud }}{{ $_ := set $values "cloud" "" }}{{ end }}
+{{- if kindIs "invalid" $values.image.repository }}{{ $_ := set $values.image "repository" "registry.example/harpoon" }}{{ end }}
+{{- end }}
+
 {{/* Name of the chart. */}}
 {{- define "harpoon.name" -}}
-{{- .Values.nameOverride | default .Chart.Name | trunc 40 | trimSuffix "-" }}
+{{- .Values.nameOverride | default .Chart.Name | trunc 53 | trimSuffix "-" }}
 {{- end }}
 
 {{/* Name of the release's objects. */}}
 {{- define "harpoon.fullname" -}}
 {{- $name := include "harpoon.name" . }}
-{{- if .Values.fullnameOverride }}{{ .Values.fullnameOverride | trunc 40 | trimSuffix "-" }}
-{{- else if contains $name .Release.Name }}{{ .Release.Name | trunc 40 | trimSuffix "-" }}
-{{- else }}{{ printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" }}
+{{- if .Values.fullnameOverride }}{{ .Values.fullnameOverride | trunc 53 | trimSuffix "-" }}
+{{- else if contains $name .Release.Name }}{{ .Release.Name | trunc 53 | trimSuffix "-" }}
+{{- else }}{{ printf "%s-%s" .Release.Name $name | trunc 53 | trimSuffix "-" }}
 {{- end }}
 {{- end }}
 
@@ -22,19 +40,34 @@
 {{- end }}
 
 {{- define "harpoon.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "harpoon.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+{{- toYaml (dict "app.kubernetes.io/name" (include "harpoon.name" .) "app.kubernetes.io/instance" .Release.Name) }}
 {{- end }}
 
+{{/* Labels of every object. Those that the chart sets take precedence. */}}
 {{- define "harpoon.labels" -}}
-{{ include "harpoon.selectorLabels" . }}
-app.kubernetes.io/component: node
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
-{{- with .Values.commonLabels }}
-{{ toYaml . }}
+{{- $own := dict
+    "app.kubernetes.io/component" "node"
+    "app.kubernetes.io/version" .Chart.AppVersion
+    "app.kubernetes.io/managed-by" .Release.Service
+    "helm.sh/chart" (printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_") }}
+{{- toYaml (merge (include "harpoon.selectorLabels" . | fromYaml) $own .Values.commonLabels) }}
 {{- end }}
+
+{{- define "harpoon.podLabels" -}}
+{{- $own := dict "app.kubernetes.io/component" "node" }}
+{{- toYaml (merge (include "harpoon.selectorLabels" . | fromYaml) $own .Values.podLabels .Values.commonLabels) }}
+{{- end }}
+
+{{/* A changed list of images rolls out like a new version. */}}
+{{- define "harpoon.podAnnotations" -}}
+{{- $own := dict }}
+{{- with .Values.images }}{{ $_ := set $own "checksum/images" (toJson . | sha256sum) }}{{ end }}
+{{- with merge $own .Values.podAnnotations }}{{ toYaml . }}{{ end }}
+{{- end }}
+
+{{/* Whether the pods use a ServiceAccount of their own. With a fixed list of images they need none. */}}
+{{- define "harpoon.usesAccount" -}}
+{{- if or (not .Values.images) .Values.tokenAudiences .Values.openshift.enabled .Values.serviceAccount.name }}true{{ end }}
 {{- end }}
 
 {{- define "harpoon.serviceAccount" -}}
@@ -126,14 +159,16 @@ bottlerocket:
 {{/* A role and its binding. Takes root, suffix, namespace ("" for the whole cluster) and rules. */}}
 {{- define "harpoon.grant" -}}
 {{- $kind := ternary "Role" "ClusterRole" (ne .namespace "") }}
-{{- $name := printf "%s%s" (include (ternary "harpoon.fullname" "harpoon.clusterName" (ne .namespace "")) .root) .suffix }}
+{{- /* In another namespace than its own, a release meets others of its name. */}}
+{{- $isOwn := eq .namespace (include "harpoon.namespace" .root) }}
+{{- $name := printf "%s%s" (include (ternary "harpoon.fullname" "harpoon.clusterName" $isOwn) .root) .suffix }}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: {{ $kind }}
 metadata:
-  name: {{ $name }}
+  name: {{ $name | quote }}
   {{- with .namespace }}
-  namespace: {{ . }}
+  namespace: {{ . | quote }}
   {{- end }}
   labels:
     {{- include "harpoon.labels" .root | nindent 4 }}
@@ -143,18 +178,18 @@ rules:
 apiVersion: rbac.authorization.k8s.io/v1
 kind: {{ $kind }}Binding
 metadata:
-  name: {{ $name }}
+  name: {{ $name | quote }}
   {{- with .namespace }}
-  namespace: {{ . }}
+  namespace: {{ . | quote }}
   {{- end }}
   labels:
     {{- include "harpoon.labels" .root | nindent 4 }}
 roleRef:
   apiGroup: rbac.authorization.k8s.io
   kind: {{ $kind }}
-  name: {{ $name }}
+  name: {{ $name | quote }}
 subjects:
   - kind: ServiceAccount
-    name: {{ include "harpoon.serviceAccount" .root }}
-    namespace: {{ include "harpoon.namespace" .root }}
+    name: {{ include "harpoon.serviceAccount" .root | quote }}
+    namespace: {{ include "harpoon.namespace" .root | quote }}
 {{- end }}

@@ -41,7 +41,7 @@ fn error(command: &str, flag: &str) -> Option<String> {
 }
 
 #[test]
-fn clap_accepts_the_command_line() {
+fn command_line_passes_clap_checks() {
     command().debug_assert();
 }
 
@@ -114,7 +114,7 @@ fn endpoints_are_sockets_or_directories() {
 }
 
 #[test]
-fn bad_value_is_named_with_setting() {
+fn bad_value_names_its_setting() {
     for (flag, value) in [
         ("namespaces", "Kube"),
         ("namespaces", "a/b"),

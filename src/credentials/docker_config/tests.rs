@@ -16,7 +16,7 @@ fn password(user: &str, password: &str) -> Result<Option<Login>, String> {
 }
 
 #[test]
-fn entries_of_every_kind() {
+fn every_kind_of_entry_is_parsed() {
     let token = || Ok(Some(Login::IdentityToken(Secret::new("t0ken"))));
     assert_eq!(
         login_of(r#"{"auth":"dXNlcjpwYTpzcw=="}"#),
@@ -68,7 +68,7 @@ fn entries_of_every_kind() {
 }
 
 #[test]
-fn one_broken_entry_does_not_lose_the_others() {
+fn broken_entry_keeps_other_entries() {
     let config = parse(
         r#"{"auths":{"a.example":{"auth":"dTpw"},"b.example":{"auth":"hunter2!"},"c example":{"auth":"dTpw"},
         "https://u:hunter2@d.example":{"auth":{}},"e.example":{}}}"#,
@@ -84,14 +84,14 @@ fn one_broken_entry_does_not_lose_the_others() {
         problems,
         [
             r#"Secret shop/registry, entry b.example: in "auth", it is not base64"#,
-            "Secret shop/registry, entry c example: the registry is malformed, expected HOST, HOST:PORT or either with a path behind",
+            "Secret shop/registry, entry c example: the registry is malformed, expected HOST or HOST:PORT, optionally followed by a path",
             r#"Secret shop/registry, entry d.example: "auth" must be a string"#,
         ]
     );
 }
 
 #[test]
-fn the_legacy_form_is_the_map_itself() {
+fn legacy_form_is_bare_map() {
     let json = br#"{"a.example":{"auth":"dTpw"}}"#;
     assert_eq!(
         DockerConfig::parse_legacy("x", json)
@@ -104,7 +104,7 @@ fn the_legacy_form_is_the_map_itself() {
 }
 
 #[test]
-fn what_is_no_configuration_is_refused_without_its_values() {
+fn malformed_config_is_refused_unquoted() {
     for json in [
         "",
         "hunter2",
@@ -125,7 +125,7 @@ fn what_is_no_configuration_is_refused_without_its_values() {
 }
 
 #[test]
-fn files_are_read_by_name_and_bounded() {
+fn config_files_are_read_within_bound() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("config.json");
     assert!(DockerConfig::read(&path).unwrap().is_none());
@@ -151,10 +151,10 @@ fn files_are_read_by_name_and_bounded() {
 }
 
 #[tokio::test]
-async fn a_secret_chooses_no_program() {
+async fn pull_secret_never_names_a_program() {
     let config = parse(r#"{"credHelpers":{"a.example":"evil"},"credsStore":"evil"}"#);
     let image = Reference::parse("a.example/x").unwrap();
     assert_eq!(config.ask_helper(&image).await, Ok(None));
     let problems: Vec<&str> = config.problems().collect();
-    assert!(problems[0].contains("only run where a file names them"));
+    assert!(problems[0].contains("supported in files only"));
 }

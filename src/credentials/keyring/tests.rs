@@ -26,7 +26,7 @@ fn private(registry: &str) -> Private {
 }
 
 #[test]
-fn the_private_registry_is_exact() {
+fn private_registry_matches_exactly() {
     let cases = [
         ("registry.company.com", "registry.company.com/x", true),
         (
@@ -81,7 +81,7 @@ fn the_private_registry_is_exact() {
 }
 
 #[test]
-fn a_malformed_private_registry_is_refused_without_its_values() {
+fn malformed_private_registry_is_refused_unquoted() {
     let auth = Secret::new("dTpw");
     for registry in [
         "",
@@ -109,7 +109,7 @@ fn a_malformed_private_registry_is_refused_without_its_values() {
 }
 
 #[test]
-fn base64_may_lack_padding_and_be_wrapped() {
+fn base64_accepts_wrapping_and_missing_padding() {
     for text in [
         "dXNlcjpwYTpz",
         "dXNlcjpwYTpzcw==",
@@ -125,7 +125,7 @@ fn base64_may_lack_padding_and_be_wrapped() {
 }
 
 #[tokio::test]
-async fn the_line_end_of_echo_is_no_part_of_the_password() {
+async fn trailing_newline_is_stripped_from_password() {
     for text in ["dTpwYSBzcwo=", "dTpwYSBzcw0K"] {
         let private = Private::parse("r.example", &Secret::new(text)).unwrap();
         let keyring = Keyring::new(Settings {
@@ -140,7 +140,7 @@ async fn the_line_end_of_echo_is_no_part_of_the_password() {
 }
 
 #[tokio::test]
-async fn sources_are_tried_in_order_and_each_login_once() {
+async fn sources_keep_order_without_repeated_logins() {
     let auths = |password: &str| {
         format!(r#"{{"auths":{{"r.example":{{"username":"robot","password":"{password}"}}}}}}"#)
     };
@@ -171,7 +171,7 @@ async fn sources_are_tried_in_order_and_each_login_once() {
 }
 
 #[tokio::test]
-async fn what_is_scoped_is_for_its_image_alone_and_matched_within() {
+async fn scoped_credentials_serve_their_image_only() {
     let a = config(
         "Secret shop/a",
         r#"{"auths":{"r.example":{"auth":"dTph"},"https://index.docker.io/v1/":{"auth":"dTpodWI="}}}"#,
@@ -205,7 +205,7 @@ async fn what_is_scoped_is_for_its_image_alone_and_matched_within() {
 }
 
 #[tokio::test]
-async fn scoped_credentials_follow_what_is_used() {
+async fn unused_scoped_credentials_are_forgotten() {
     let json = r#"{"auths":{"r.example":{"auth":"dTph"}}}"#;
     let secret = Arc::new(config("Secret shop/a", json));
     let mut keyring = Keyring::default();
@@ -221,7 +221,7 @@ async fn scoped_credentials_follow_what_is_used() {
 }
 
 #[tokio::test]
-async fn a_broken_entry_is_told_of_where_it_matters() {
+async fn broken_entry_is_reported_when_relevant() {
     let keyring = Keyring::new(Settings {
         docker_configs: vec![config(
             "file /c.json",
@@ -242,7 +242,7 @@ async fn a_broken_entry_is_told_of_where_it_matters() {
 }
 
 #[tokio::test]
-async fn nothing_prints_a_secret() {
+async fn secrets_are_never_printed() {
     let json = r#"{"auths":{
         "https://robot:hunter2@r.example":{"auth":"cm9ib3Q6aHVudGVyMg=="},
         "s.example":{"identitytoken":"hunter2"},
@@ -268,7 +268,7 @@ async fn nothing_prints_a_secret() {
 }
 
 #[test]
-fn credentials_of_any_bytes_are_taken() {
+fn credentials_accept_any_bytes() {
     // :hunter2, \xff:hunter2, user:\xe9\n, and a colon alone.
     for (auth, wanted) in [
         ("Omh1bnRlcjI=", Some(("", "hunter2"))),

@@ -30,7 +30,7 @@ async fn run(body: &str, limit: Duration) -> Result<Output, ProgramError> {
 }
 
 #[tokio::test]
-async fn is_asked_on_standard_input_and_answers_on_standard_output() {
+async fn program_reads_stdin_and_writes_stdout() {
     let output = run("printf 'to %s' \"$(cat)\"; echo aside >&2", MINUTE)
         .await
         .unwrap();
@@ -40,7 +40,7 @@ async fn is_asked_on_standard_input_and_answers_on_standard_output() {
 }
 
 #[tokio::test]
-async fn answers_without_having_read() {
+async fn program_may_answer_without_reading() {
     let dir = tempfile::tempdir().unwrap();
     let program = Program::new(script(dir.path(), "p", "exec 0<&-; echo yes"));
     let output = program.run(&vec![b'x'; 1 << 20], MINUTE).await.unwrap();
@@ -48,7 +48,7 @@ async fn answers_without_having_read() {
 }
 
 #[tokio::test]
-async fn a_failure_tells_the_end_of_standard_error_and_never_the_answer() {
+async fn failure_shows_stderr_tail_not_stdout() {
     let body = "echo hunter2; i=0; while [ $i -lt 3000 ]; do printf 'noise '; i=$((i+1)); done >&2; printf '\\033[31mno token\\n' >&2; exit 3";
     let error = run(body, MINUTE).await.unwrap_err();
     let shown = error.to_string();
@@ -59,13 +59,13 @@ async fn a_failure_tells_the_end_of_standard_error_and_never_the_answer() {
 }
 
 #[tokio::test]
-async fn too_long_an_answer_ends_it() {
+async fn oversized_answer_ends_program() {
     let error = run("cat /dev/zero", MINUTE).await.unwrap_err();
     assert!(matches!(error, ProgramError::TooLong), "{error}");
 }
 
 #[tokio::test]
-async fn a_program_that_is_not_there() {
+async fn missing_program_fails_to_start() {
     let error = Program::new("/nonexistent/p")
         .run(b"", MINUTE)
         .await
@@ -74,7 +74,7 @@ async fn a_program_that_is_not_there() {
 }
 
 #[tokio::test]
-async fn one_that_hangs_is_ended_with_what_it_started() {
+async fn hanging_program_dies_with_its_children() {
     let dir = tempfile::tempdir().unwrap();
     let pids = dir.path().join("pids");
     let body = format!(
@@ -88,7 +88,7 @@ async fn one_that_hangs_is_ended_with_what_it_started() {
     let pids = fs::read_to_string(&pids).unwrap();
     let began = Instant::now();
     for pid in pids.split_whitespace() {
-        // Ended, be it that nobody waited for it yet.
+        // Ended, even if not reaped yet.
         while fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|s| !s.contains(") Z ")) {
             assert!(began.elapsed() < MINUTE, "{pid} still runs");
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -97,7 +97,7 @@ async fn one_that_hangs_is_ended_with_what_it_started() {
 }
 
 #[tokio::test]
-async fn the_environment_goes_along_save_the_credential_that_is_not_for_it() {
+async fn environment_is_passed_except_private_credential() {
     let dir = tempfile::tempdir().unwrap();
     let path = script(
         dir.path(),
@@ -114,7 +114,7 @@ async fn the_environment_goes_along_save_the_credential_that_is_not_for_it() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_traced_shows_no_password() {
+async fn traced_answer_hides_password() {
     for (answer, end) in [
         (r#"{"auth":{"r":{"username":"u","password":"hunter2"}}}"#, 0),
         (r#"{"Username":"u","Secret":"hunter2"}"#, 3),

@@ -63,7 +63,7 @@ fn passwords(found: &Found) -> Vec<&str> {
 const TWO: &str = r#""cacheKeyType":"Image","cacheDuration":"1h","auth":{"r.example":{"username":"u","password":"host"},"r.example/team":{"username":"u","password":"team"},"other.example":{"username":"u","password":"no"},"*.example":{"username":"","password":""}}"#;
 
 #[tokio::test]
-async fn is_asked_as_the_kubelet_asks_and_matched_by_its_rules() {
+async fn provider_request_matches_the_kubelets() {
     let dir = tempfile::tempdir().unwrap();
     let body = format!("echo \"$@\" > $DIR/args; {}", noting(TWO));
     let providers = providers(dir.path(), &[("ecr", &body)]);
@@ -90,7 +90,7 @@ async fn is_asked_as_the_kubelet_asks_and_matched_by_its_rules() {
 }
 
 #[tokio::test]
-async fn answers_are_kept_for_what_they_say() {
+async fn answers_are_cached_as_they_declare() {
     // What is looked up in turn, and how many runs that takes.
     let lookups = [
         "r.example/a:1",
@@ -119,7 +119,7 @@ async fn answers_are_kept_for_what_they_say() {
 }
 
 #[tokio::test]
-async fn lookups_at_once_run_the_plugin_once() {
+async fn concurrent_lookups_run_plugin_once() {
     let dir = tempfile::tempdir().unwrap();
     let body = format!(
         "sleep 0.2; {}",
@@ -133,7 +133,7 @@ async fn lookups_at_once_run_the_plugin_once() {
 }
 
 #[tokio::test]
-async fn one_that_fails_hangs_or_answers_garbage_leaves_the_others() {
+async fn broken_plugin_keeps_other_plugins() {
     let dir = tempfile::tempdir().unwrap();
     let good =
         noting(r#""cacheKeyType":"Image","auth":{"r.example":{"username":"u","password":"p"}}"#);
@@ -198,7 +198,7 @@ async fn one_that_fails_hangs_or_answers_garbage_leaves_the_others() {
 }
 
 #[tokio::test]
-async fn a_malformed_key_of_an_answer_does_not_lose_the_others() {
+async fn malformed_answer_key_keeps_other_keys() {
     let dir = tempfile::tempdir().unwrap();
     let body = noting(
         r#""cacheKeyType":"Image","auth":{"a b":{"username":"u","password":"hunter2"},"https://r.example/v2/":{"username":"u","password":"p"}}"#,

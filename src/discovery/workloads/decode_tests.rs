@@ -29,7 +29,7 @@ fn decode(kind: WorkloadKind, text: &[u8]) -> (Accumulator, Result<PageEnd, Deco
     (into, end)
 }
 
-/// What a list does with each object.
+/// The handling of each object of a list.
 fn folded(kind: WorkloadKind, into: &mut Accumulator) -> impl FnMut(Facts) -> bool {
     move |facts| {
         into.fold(kind, &facts);
@@ -51,7 +51,7 @@ fn deployment(name: &str) -> String {
 }
 
 #[test]
-fn the_token_is_found_before_and_after_the_items() {
+fn token_is_found_around_items() {
     let item = deployment("web");
     for text in [
         format!(
@@ -68,7 +68,7 @@ fn the_token_is_found_before_and_after_the_items() {
 }
 
 #[test]
-fn an_empty_list_has_many_spellings() {
+fn every_empty_list_form_is_accepted() {
     for text in [
         r#"{"items":[]}"#,
         r#"{"items":null,"metadata":null}"#,
@@ -81,7 +81,7 @@ fn an_empty_list_has_many_spellings() {
 }
 
 #[test]
-fn what_is_cut_is_told_from_what_is_garbage() {
+fn truncated_list_differs_from_garbage() {
     let whole = format!(r#"{{"items":[{},{}]}}"#, deployment("a"), deployment("b"));
     for len in 0..whole.len() {
         let (_, end) = decode(WorkloadKind::Deployments, &whole.as_bytes()[..len]);
@@ -122,14 +122,14 @@ fn garbage_is_quoted_in_part() {
 }
 
 #[test]
-fn deep_nesting_is_skipped_or_refused_but_never_overflows() {
+fn deep_nesting_never_overflows_stack() {
     let deep = format!(r#"{{"items":[{{"x":{}"#, "[".repeat(4 << 20));
     let (_, end) = decode(WorkloadKind::Deployments, deep.as_bytes());
     end.unwrap_err();
 }
 
 #[test]
-fn an_object_without_end_is_refused_and_long_annotations_are_not() {
+fn endless_object_fails_long_annotations_pass() {
     let huge = "y".repeat(usize::try_from(MAX_OBJECT_BYTES).unwrap() + (1 << 20));
     for text in [
         format!(r#"{{"items":[{{"metadata":{{"name":"{huge}"#),
@@ -156,7 +156,7 @@ fn an_object_without_end_is_refused_and_long_annotations_are_not() {
 }
 
 #[test]
-fn the_budget_is_for_one_object() {
+fn budget_applies_per_object() {
     let item = format!(
         r#"{{"metadata":{{"name":"a","namespace":"a","annotations":{{"x":"{}"}}}}}}"#,
         "z".repeat(3 << 20)
@@ -180,7 +180,7 @@ impl Read for Counted<'_> {
 }
 
 #[test]
-fn a_closed_channel_ends_the_decoder() {
+fn closed_channel_ends_decoder() {
     let (sender, chunks) = mpsc::channel(1);
     let decoder = std::thread::spawn(move || {
         page(WorkloadKind::Pods, chunks, &mut |_: Facts| true)
@@ -195,7 +195,7 @@ fn a_closed_channel_ends_the_decoder() {
 }
 
 #[test]
-fn a_sink_that_wants_no_more_ends_the_decoder() {
+fn full_sink_ends_decoder() {
     let item = deployment("web");
     let text = format!(r#"{{"items":[{item},{item},{item}]}}"#);
     let mut taken = 0;
@@ -211,7 +211,7 @@ fn a_sink_that_wants_no_more_ends_the_decoder() {
 
 proptest::proptest! {
     #[test]
-    fn no_input_panics(text in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+    fn decoder_never_panics(text in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
         for kind in WorkloadKind::ALL {
             let mut whole = b"{\"items\":[{\"spec\":".to_vec();
             whole.extend_from_slice(&text);

@@ -1,4 +1,4 @@
-//! The real client against a server that misbehaves on demand.
+//! The real client against a server with faults on demand.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -10,17 +10,17 @@ use tokio::task::AbortHandle;
 use super::*;
 use crate::fake_http::{Asked, on_tcp};
 
-/// What the server does with one request.
+/// The server's response to one request.
 pub(super) enum Reply {
-    /// A whole answer: status, further header lines, body.
+    /// A whole response: status, further header lines, body.
     Whole(u16, &'static str, String),
-    /// An answer whose body is shorter than announced.
+    /// A response whose body is shorter than announced.
     Cut(String),
-    /// The start of an answer, then nothing for a long time.
+    /// The start of a response, followed by a long silence.
     Stall(String),
     /// Not even a status line.
     Silence,
-    /// The connection is closed without an answer.
+    /// The connection is closed without a response.
     Hangup,
 }
 
@@ -37,7 +37,7 @@ impl Drop for Server {
 }
 
 impl Server {
-    /// Starts a server that answers as `script` says for the number of the request, from 0, and its path with query.
+    /// Starts a server whose responses `script` determines from the number of the request, from 0, and its path with query.
     pub(super) async fn start(
         script: impl Fn(usize, &str) -> Reply + Send + Sync + 'static,
     ) -> Self {
@@ -177,7 +177,7 @@ pub(super) fn refuse(code: u16, body: &str) -> Reply {
 const ONE: &[WorkloadKind] = &[WorkloadKind::Deployments];
 
 #[tokio::test]
-async fn pages_are_followed_with_compression_asked_for() {
+async fn pages_are_followed_and_requested_compressed() {
     let server = Server::start(|number, _| match number {
         0 => ok(&["x"], "a+/=&b"),
         _ => ok(&["y"], ""),
@@ -200,7 +200,7 @@ async fn pages_are_followed_with_compression_asked_for() {
 }
 
 #[tokio::test]
-async fn the_selector_and_all_namespaces_reach_the_server() {
+async fn selector_reaches_server_for_all_namespaces() {
     let server = Server::start(|_, _| ok(&["x"], "")).await;
     let settings = Settings {
         namespaces: Namespaces::All,
@@ -263,7 +263,7 @@ fn bad() -> Reply {
 }
 
 #[tokio::test]
-async fn the_default_namespace_and_repeated_ones_are_scanned_once() {
+async fn repeated_namespaces_are_scanned_once() {
     let server = Server::start(|_, _| ok(&["x"], "")).await;
     server.discover(&["b", "a", "b"], ONE).await;
     let settings = Settings {
@@ -280,7 +280,7 @@ async fn the_default_namespace_and_repeated_ones_are_scanned_once() {
 }
 
 #[tokio::test]
-async fn a_forbidden_list_names_what_rbac_lacks_and_the_others_go_on() {
+async fn forbidden_list_names_missing_rbac_rule() {
     let server = Server::start(|_, path| {
         if path.contains("/secret/") || path.contains("pods") {
             refuse(403, r#"{"message":"deployments.apps is forbidden"}"#)
@@ -321,7 +321,7 @@ async fn refused_credentials_end_the_scan() {
 }
 
 #[tokio::test]
-async fn cronjobs_fall_back_to_the_older_version_once() {
+async fn cronjobs_fall_back_to_v1beta1_once() {
     let server = Server::start(|_, path| {
         if path.contains("/batch/v1/cronjobs") || path.contains("/batch/v1/namespaces") {
             refuse(404, "404 page not found")
@@ -345,7 +345,7 @@ async fn cronjobs_fall_back_to_the_older_version_once() {
 }
 
 #[tokio::test]
-async fn a_kind_that_the_server_lacks_is_a_warning() {
+async fn unsupported_kind_is_a_warning() {
     let server = Server::start(|_, path| match path.contains("cronjobs") {
         true => refuse(404, ""),
         false => ok(&["x"], ""),
@@ -361,7 +361,7 @@ async fn a_kind_that_the_server_lacks_is_a_warning() {
 }
 
 #[tokio::test]
-async fn an_empty_namespace_is_told_from_one_that_does_not_exist() {
+async fn empty_namespace_differs_from_missing_one() {
     let server = Server::start(|_, path| match path {
         "/api/v1/namespaces/missing" => refuse(404, ""),
         "/api/v1/namespaces/hidden" => refuse(403, ""),
@@ -389,7 +389,7 @@ async fn an_empty_namespace_is_told_from_one_that_does_not_exist() {
 }
 
 #[tokio::test]
-async fn an_expired_list_continues_with_the_token_that_it_is_given() {
+async fn expired_list_continues_with_new_token() {
     let server = Server::start(|number, _| match number {
         0 => ok(&["x"], "t1"),
         1 => refuse(
@@ -405,7 +405,7 @@ async fn an_expired_list_continues_with_the_token_that_it_is_given() {
 }
 
 #[tokio::test]
-async fn an_expired_list_without_a_token_starts_again_and_forgets() {
+async fn expired_list_without_token_restarts() {
     let server = Server::start(|number, _| match number {
         0 => ok(&["old"], "t1"),
         1 => refuse(410, r#"{"metadata":{}}"#),
@@ -419,7 +419,7 @@ async fn an_expired_list_without_a_token_starts_again_and_forgets() {
 }
 
 #[tokio::test]
-async fn a_list_that_always_expires_fails_after_four_times() {
+async fn list_fails_after_expiring_four_times() {
     let server = Server::start(|_, path| match path.contains("continue") {
         true => refuse(410, ""),
         false => ok(&["x"], "t"),
@@ -431,7 +431,7 @@ async fn a_list_that_always_expires_fails_after_four_times() {
 }
 
 #[tokio::test]
-async fn throttling_is_waited_out_as_the_server_asks() {
+async fn throttled_list_waits_for_retry_after() {
     let server = Server::start(|number, _| match number {
         0 => Reply::Whole(429, "retry-after: 1\r\n", "slow down".to_owned()),
         1 => refuse(503, ""),
@@ -447,7 +447,7 @@ async fn throttling_is_waited_out_as_the_server_asks() {
 }
 
 #[tokio::test]
-async fn the_wish_to_wait_is_bounded_and_so_are_the_tries() {
+async fn retry_after_and_attempts_are_bounded() {
     let server = Server::start(|_, _| {
         let said = r#"{"message":"too many\u001b[31m requests"}"#.to_owned();
         Reply::Whole(429, "retry-after: 86400\r\n", said)
@@ -462,7 +462,7 @@ async fn the_wish_to_wait_is_bounded_and_so_are_the_tries() {
 }
 
 #[tokio::test]
-async fn a_page_that_breaks_off_is_read_again_and_counted_once() {
+async fn truncated_page_is_retried_counted_once() {
     let server = Server::start(|number, _| {
         let second = page(&["y", "z"], "");
         match number {
@@ -479,7 +479,7 @@ async fn a_page_that_breaks_off_is_read_again_and_counted_once() {
 }
 
 #[tokio::test]
-async fn pages_read_before_a_failure_are_kept_beside_a_whole_list() {
+async fn partial_list_is_kept_beside_whole() {
     let server = Server::start(|number, path| match (path.contains("/a/"), number) {
         (true, _) => ok(&["whole"], ""),
         (false, 1) => ok(&["part"], "t"),
@@ -492,7 +492,7 @@ async fn pages_read_before_a_failure_are_kept_beside_a_whole_list() {
 }
 
 #[tokio::test]
-async fn some_pages_alone_are_no_answer() {
+async fn partial_list_alone_is_an_error() {
     let server = Server::start(|number, _| match number {
         0 => ok(&["x"], "t"),
         _ => Reply::Cut("{\"items\":[".to_owned()),
@@ -504,7 +504,7 @@ async fn some_pages_alone_are_no_answer() {
 }
 
 #[tokio::test]
-async fn a_server_that_goes_away_in_the_first_list_is_an_error() {
+async fn server_lost_during_first_list_fails() {
     let server = Server::start(|number, _| match number {
         0 => ok(&["x"], "t"),
         _ => Reply::Hangup,
@@ -518,7 +518,7 @@ async fn a_server_that_goes_away_in_the_first_list_is_an_error() {
 }
 
 #[tokio::test]
-async fn a_server_that_goes_away_is_not_asked_any_more() {
+async fn lost_server_gets_no_further_requests() {
     let server = Server::start(|number, _| match number {
         0 => ok(&["x"], ""),
         _ => Reply::Silence,
@@ -538,7 +538,7 @@ async fn a_server_that_goes_away_is_not_asked_any_more() {
 }
 
 #[tokio::test]
-async fn a_refused_connection_names_the_server() {
+async fn refused_connection_names_the_server() {
     let server = Server::start(|_, _| Reply::Hangup).await;
     server.task.abort();
     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -552,7 +552,7 @@ async fn a_refused_connection_names_the_server() {
 }
 
 #[tokio::test]
-async fn garbage_is_not_asked_for_again() {
+async fn garbage_is_not_retried() {
     for garbage in [
         "<html>login</html>",
         "{}",
@@ -572,7 +572,7 @@ async fn garbage_is_not_asked_for_again() {
 }
 
 #[tokio::test]
-async fn an_endless_chain_ends() {
+async fn endless_page_chain_is_an_error() {
     let server = Server::start(|number, _| match number % 2 {
         0 => ok(&["x"], "even"),
         _ => ok(&["x"], "odd"),
@@ -584,12 +584,12 @@ async fn an_endless_chain_ends() {
 }
 
 #[tokio::test]
-async fn dropping_the_future_ends_the_request_and_the_decoder() {
+async fn dropped_future_ends_request_and_decoder() {
     let server = Server::start(|_, _| Reply::Stall("{\"items\":[".to_owned())).await;
     let asked = server.discover(&["a"], ONE);
     let ended = tokio::time::timeout(Duration::from_millis(100), asked).await;
     assert!(ended.is_err());
-    // A decoder that went on would hold up the runtime's end; a test that hangs here is the failure.
+    // A decoder that continued would delay the runtime's end; then this test hangs.
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ fn normal(text: &str) -> String {
 }
 
 #[test]
-fn spellings_of_one_image_have_one_normalised_form() {
+fn spellings_share_one_normalized_form() {
     let digest = format!("sha256:{HEX}");
     for (written, expected) in [
         ("nginx", "docker.io/library/nginx:latest".to_owned()),
@@ -42,7 +42,7 @@ fn spellings_of_one_image_have_one_normalised_form() {
 }
 
 #[test]
-fn malformed_references_are_refused_with_the_part_that_is_wrong() {
+fn malformed_reference_names_the_wrong_part() {
     use ReferenceError as E;
     let long = "a".repeat(300);
     for (text, expected) in [
@@ -81,7 +81,7 @@ fn malformed_references_are_refused_with_the_part_that_is_wrong() {
 }
 
 #[test]
-fn prefixes_match_whole_hosts_and_beginnings_of_repositories() {
+fn prefixes_match_hosts_and_repository_starts() {
     for (prefix, image, expected) in [
         ("nginx", "nginx:1.27", true),
         ("nginx", "docker.io/library/nginx", true),
@@ -112,7 +112,7 @@ fn prefixes_match_whole_hosts_and_beginnings_of_repositories() {
 }
 
 #[test]
-fn platforms_are_parsed_and_matched_as_the_image_specification_means_them() {
+fn platforms_follow_the_image_specification() {
     let p = |s: &str| Platform::parse(s).expect(s);
     assert!(p("linux/arm64/v8").suits(&p("linux/arm64")));
     assert!(p("linux/arm64").suits(&p("linux/aarch64/v8")));

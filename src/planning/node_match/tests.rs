@@ -86,7 +86,7 @@ fn check(requirements: &Requirements, node: &Node, expected: &str) {
 }
 
 #[test]
-fn node_names_and_selectors() {
+fn node_names_and_selectors_must_match() {
     for (name, selector, expected) in [
         ("", &[][..], "fits"),
         ("here", &[], "fits"),
@@ -129,7 +129,7 @@ fn node_names_and_selectors() {
 }
 
 #[test]
-fn required_affinity() {
+fn required_affinity_must_match() {
     let odd =
         |said: &str| format!("its node affinity has a term that no node matches: {said} values");
     let table: &[(&[&str], &str)] = &[
@@ -258,7 +258,7 @@ fn required_affinity() {
 }
 
 #[test]
-fn taints_and_tolerations() {
+fn untolerated_taints_exclude_the_node() {
     const DB: &str = "dedicated=db:NoSchedule";
     let not = |taint: &str| format!("node has the taint {taint}, which is not tolerated");
     type Row<'a> = (&'a [&'a str], &'a [[&'a str; 4]], String);
@@ -347,7 +347,7 @@ fn taints_and_tolerations() {
 /// What the DaemonSet controller adds to its pods (`daemon/util.AddOrUpdateDaemonPodTolerations`) needs no rule of its
 /// own, because no workload is judged by these taints.
 #[test]
-fn taints_that_pass_keep_no_image_from_the_node() {
+fn transient_taints_exclude_no_image() {
     for passing in [
         "node.kubernetes.io/not-ready:NoExecute",
         "node.kubernetes.io/not-ready:NoSchedule",
@@ -387,7 +387,7 @@ fn taints_that_pass_keep_no_image_from_the_node() {
 }
 
 #[test]
-fn pods_that_name_their_node_are_not_scheduled() {
+fn pods_with_node_name_ignore_noschedule() {
     let requirements = Requirements {
         node_name: "here".to_owned(),
         ..Requirements::default()
@@ -398,7 +398,7 @@ fn pods_that_name_their_node_are_not_scheduled() {
 }
 
 #[test]
-fn the_rules_have_an_order_and_the_message_an_end() {
+fn rules_are_ordered_and_messages_bounded() {
     let mut requirements = affinity(&["gpu Exists"]);
     let node = here(&["dedicated=db:NoSchedule"]);
     check(&requirements, &node, "node has no label gpu");
@@ -410,7 +410,7 @@ fn the_rules_have_an_order_and_the_message_an_end() {
 }
 
 #[test]
-fn own_startup_taints_keep_no_image() {
+fn own_startup_taints_exclude_no_image() {
     let mut node = here(&["example.com/booting=yes:NoExecute"]);
     let expected = "node has the taint example.com/booting=yes:NoExecute, which is not tolerated";
     for keys in [
@@ -437,7 +437,7 @@ fn labels_pending_makes_missing_unknown() {
             check(&affinity(&[expression]), &node, "fits");
         }
         check(&selector("gpu=a"), &node, "fits");
-        // What a label says already, it goes on to say.
+        // Existing labels keep their values.
         let differs = "node's label disk is ssd, not hdd";
         check(&selector("disk=hdd"), &node, differs);
         check(&affinity(&["disk In hdd & gpu Exists"]), &node, differs);
@@ -539,7 +539,7 @@ fn extended_resources_must_be_offered() {
     let mut node = here(&["node.cloudprovider.kubernetes.io/uninitialized:NoSchedule"]);
     node.age = old;
     check(&requirements, &node, "fits");
-    // The kubelet lets in what was not scheduled.
+    // The kubelet accepts pods that were not scheduled.
     let mut node = here(&[]);
     node.age = old;
     let named = Requirements {

@@ -62,7 +62,7 @@ fn check(candidates: Vec<Candidate>, policy: &Policy, present: &[&str]) -> Vec<S
 }
 
 #[test]
-fn the_most_used_come_first_then_more_workloads_then_the_name() {
+fn images_are_ordered_by_use() {
     let candidates = vec![
         used("zero", &[("z", 0)]),
         used("b", &[("x", 3)]),
@@ -83,7 +83,7 @@ fn the_most_used_come_first_then_more_workloads_then_the_name() {
 }
 
 #[test]
-fn spellings_of_one_image_are_one_entry_under_the_first() {
+fn spellings_merge_under_the_first() {
     let candidates = vec![
         used("docker.io/nginx", &[("a", 2)]),
         used("nginx:latest", &[("a", 2), ("b", 1)]),
@@ -96,7 +96,7 @@ fn spellings_of_one_image_are_one_entry_under_the_first() {
 }
 
 #[test]
-fn the_policy_skips_with_a_reason_and_the_limit_counts_what_is_left() {
+fn limit_counts_images_after_the_filters() {
     let policy = Policy {
         only: prefixes(&["quay.io", "nginx"]),
         ignore: prefixes(&["quay.io/bad"]),
@@ -136,7 +136,7 @@ fn misfit(image: &str, uses: &[(&str, u64, &str)]) -> Candidate {
 }
 
 #[test]
-fn an_image_that_no_workload_can_use_here_is_skipped_with_the_first_workloads_rule() {
+fn misfit_image_is_skipped_with_reason() {
     let candidates = vec![
         misfit("gpu", &[("train", 9, "node has no label gpu")]),
         misfit(
@@ -171,7 +171,7 @@ fn an_image_that_no_workload_can_use_here_is_skipped_with_the_first_workloads_ru
 
 /// Where the runtime searches registries for short names.
 #[test]
-fn short_names_apart_merge_with_none() {
+fn separate_short_names_do_not_merge() {
     let policy = Policy {
         short_names_apart: true,
         ..Policy::default()
@@ -215,7 +215,7 @@ fn short_names_apart_merge_with_none() {
 }
 
 #[test]
-fn short_names_apart_each_get_sizes() {
+fn separate_short_names_each_get_sizes() {
     let policy = Policy {
         short_names_apart: true,
         ..Policy::default()
@@ -232,7 +232,7 @@ fn short_names_apart_each_get_sizes() {
 }
 
 #[test]
-fn the_node_comes_after_the_users_prefixes_and_before_the_limit() {
+fn node_filter_precedes_limit_follows_prefixes() {
     let policy = Policy {
         only: prefixes(&["quay.io"]),
         ignore: prefixes(&["quay.io/bad"]),
@@ -264,7 +264,7 @@ fn the_node_comes_after_the_users_prefixes_and_before_the_limit() {
 }
 
 #[test]
-fn a_list_knows_no_pods() {
+fn listed_images_have_no_pod_count() {
     let candidates = vec![Candidate::listed("b"), Candidate::listed("a")];
     assert_eq!(
         check(candidates, &Policy::default(), &[]),
@@ -316,7 +316,7 @@ fn told(plan: &Plan) -> Vec<String> {
 }
 
 #[test]
-fn what_does_not_fit_the_budget_is_skipped_and_smaller_ones_still_fit() {
+fn oversized_image_is_skipped_smaller_fit() {
     let images = ["a", "b", "c", "d"].map(Candidate::listed).to_vec();
     let sizes = [
         ("a", Ok(blobs("15"))),
@@ -343,14 +343,14 @@ fn what_does_not_fit_the_budget_is_skipped_and_smaller_ones_still_fit() {
     let sum = plan.downloads();
     assert_eq!((sum.bytes, sum.shared, sum.unknown), (9, 6, 0));
 
-    // Without a budget all are pulled, and what is not known is told.
+    // Without a budget all are pulled, and unknown facts are noted.
     let plan = select(images, &Policy::default()).against(facts(&sizes, None));
     assert_eq!(told(&plan)[3], "d pull: size unknown: registry said so");
     assert_eq!(plan.downloads().unknown, 1);
 }
 
 #[test]
-fn unavailable_size_is_pulled_under_budget() {
+fn image_of_unavailable_size_is_pulled() {
     let late = Unknown {
         is_retryable: true,
         ..unknown(FailureKind::Unauthorized)
@@ -376,7 +376,7 @@ fn unavailable_size_is_pulled_under_budget() {
 }
 
 #[test]
-fn what_is_not_made_for_the_platform_is_not_pulled() {
+fn image_for_other_platform_is_skipped() {
     let sizes = [("a", Err(unknown(FailureKind::PlatformMismatch)))];
     for budget in [None, Some(5)] {
         let plan = select(vec![Candidate::listed("a")], &Policy::default());
@@ -386,14 +386,14 @@ fn what_is_not_made_for_the_platform_is_not_pulled() {
 }
 
 #[test]
-fn only_what_may_have_moved_is_asked_for_and_pulled_again_if_it_has() {
+fn only_moved_tags_are_pulled_again() {
     let mut always = used("always:1", &[("w", 1)]);
     always
         .uses
         .iter_mut()
         .flatten()
         .for_each(|u| u.always = true);
-    // Under another spelling a second workload has it without: one that wants it is enough.
+    // Under another spelling a second workload lacks it: one workload with it is enough.
     let also = used("docker.io/always:1", &[("x", 1)]);
     let pinned = format!("pinned@sha256:{}", "a".repeat(64));
     let candidates = vec![
@@ -451,7 +451,7 @@ fn only_what_may_have_moved_is_asked_for_and_pulled_again_if_it_has() {
 
 proptest! {
     #[test]
-    fn a_plan_keeps_its_budget_in_any_order_of_its_input(
+    fn plan_keeps_budget_for_any_order(
         images in prop::collection::btree_map("(quay[.]io/)?[a-c]{1,2}", (0u64..4, "[1-9]{0,5}", any::<bool>()), 0..12),
         budget in 0u64..60,
         held in 0u64..20,
@@ -506,7 +506,7 @@ proptest! {
 
 
     #[test]
-    fn a_plan_keeps_to_its_policy_and_not_to_the_order_of_its_input(
+    fn plan_ignores_order_of_input(
         images in prop::collection::vec(("(quay[.]io/)?[a-c]{1,2}(:[12])?", 0u64..5, "[w-z]"), 0..20),
         limit in prop::option::of(1usize..6),
         seed in any::<u64>(),

@@ -23,7 +23,7 @@ fn bearer(parameters: &[(&str, &str)]) -> Challenge {
 }
 
 #[test]
-fn challenges_are_parsed_with_quotes_commas_and_several_schemes() {
+fn challenges_with_quotes_and_schemes_parse() {
     let pairs = |list: &[(&str, &str)]| bearer(list).parameters;
     for (header, expected) in [
         (
@@ -69,13 +69,13 @@ fn challenges_are_parsed_with_quotes_commas_and_several_schemes() {
 
 proptest::proptest! {
     #[test]
-    fn no_header_makes_the_parser_panic_or_hang(header in "[ -~]{0,200}") {
+    fn header_parser_never_panics_or_hangs(header in "[ -~]{0,200}") {
         parse_challenges(&header);
     }
 }
 
 #[test]
-fn a_token_is_asked_for_only_where_that_is_safe() {
+fn tokens_come_only_from_safe_realms() {
     let image = Reference::parse("r.example/a/b:1").unwrap();
     let anonymous = Access::anonymous(&image);
     let url = |realm: &str, plain: bool| {
@@ -105,7 +105,7 @@ fn a_token_is_asked_for_only_where_that_is_safe() {
 }
 
 #[test]
-fn a_credential_goes_in_clear_to_this_machine_alone() {
+fn plaintext_credentials_stay_on_loopback() {
     let image = Reference::parse("127.0.0.1:1/a").unwrap();
     let credential = credential("me", "secret");
     let named = Access {
@@ -142,7 +142,7 @@ fn credential(user: &str, password: &str) -> Credential {
 }
 
 #[test]
-fn a_password_is_base64_and_its_header_shows_nothing() {
+fn basic_header_is_base64_and_sensitive() {
     let header = basic(&credential("Aladdin", "open sesame").login).unwrap();
     // RFC 7617, section 2.
     assert_eq!(header, "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");
@@ -154,7 +154,7 @@ fn a_password_is_base64_and_its_header_shows_nothing() {
 }
 
 #[tokio::test]
-async fn tokens_are_kept_for_a_bounded_number_of_repositories() {
+async fn token_cache_is_bounded() {
     let tokens = Tokens::default();
     for n in 0..TOKENS_MAX * 3 {
         let image = Reference::parse(&format!("r.example/a{n}")).unwrap();

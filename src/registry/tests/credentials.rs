@@ -1,4 +1,4 @@
-//! Who is shown which credential, and who is not.
+//! The recipients of credentials: which hosts receive which credential, and which do not.
 
 use super::*;
 use crate::credentials::secret::Secret;
@@ -68,7 +68,7 @@ fn some(text: &str) -> Option<String> {
     Some(text.to_owned())
 }
 
-/// A registry that takes this authorization, and has this challenge for all others.
+/// A registry that accepts this authorization, and sends this challenge for all others.
 async fn registry(good: &'static str, challenge: String) -> StandIn {
     let shelf = shelf();
     StandIn::start(move |asked| {
@@ -86,7 +86,7 @@ async fn basic_registry() -> StandIn {
     registry(BASIC, r#"Basic realm="Cave""#.to_owned()).await
 }
 
-/// A registry with a token service that answers so.
+/// A registry with a token service that sends this response.
 async fn with_service(
     answer: impl Fn(&Asked) -> Reply + Send + Sync + 'static,
 ) -> (StandIn, StandIn) {
@@ -103,7 +103,7 @@ fn issue(_: &Asked) -> Reply {
 }
 
 #[tokio::test]
-async fn a_password_is_shown_when_it_is_asked_for_and_then_at_once() {
+async fn password_is_sent_after_first_challenge() {
     let registry = basic_registry().await;
     let client = client();
     for _ in 0..2 {
@@ -117,7 +117,7 @@ async fn a_password_is_shown_when_it_is_asked_for_and_then_at_once() {
 }
 
 #[tokio::test]
-async fn a_registry_that_asks_nothing_is_shown_nothing() {
+async fn open_registry_gets_no_credential() {
     let shelf = shelf();
     let open = StandIn::start(move |asked| shelf.answer(asked)).await;
     ask(&client(), &open, Some(&aladdin())).await.unwrap();
@@ -125,14 +125,14 @@ async fn a_registry_that_asks_nothing_is_shown_nothing() {
 }
 
 #[tokio::test]
-async fn a_wrong_password_is_refused_once_by_a_named_host() {
+async fn wrong_password_is_not_retried() {
     let registry = basic_registry().await;
     let client = client();
     let wrong = with_password("wrong password");
     for requests in [2, 3] {
         let error = ask(&client, &registry, Some(&wrong)).await.unwrap_err();
         assert_eq!(error.kind(), FailureKind::Unauthorized);
-        // The stand-in repeats what it was shown, as no server should.
+        // The mock server quotes the credential, as no server should.
         let expected = format!(
             "{} returned 401 Unauthorized: UNAUTHORIZED: not Basic [secret]",
             registry.host
@@ -144,7 +144,7 @@ async fn a_wrong_password_is_refused_once_by_a_named_host() {
 }
 
 #[tokio::test]
-async fn forbidden_is_refused_too() {
+async fn forbidden_is_unauthorized_and_not_retried() {
     let forbidden = |asked: &Asked| match asked.header("authorization") {
         None => Reply::new(401, "").with("www-authenticate", "Basic realm=x"),
         Some(_) => Reply::new(403, r#"{"errors":[{"code":"DENIED","message":"no"}]}"#),
@@ -156,7 +156,7 @@ async fn forbidden_is_refused_too() {
 }
 
 #[tokio::test]
-async fn a_password_goes_to_the_token_service_alone_and_its_token_is_kept_for_it_alone() {
+async fn password_goes_only_to_token_service() {
     let (registry, service) = with_service(|asked| match asked.header("authorization") {
         Some(BASIC) => issue(asked),
         Some(_) => Reply::new(401, r#"{"details":"incorrect username or password"}"#),
@@ -196,7 +196,7 @@ async fn a_password_goes_to_the_token_service_alone_and_its_token_is_kept_for_it
 }
 
 #[tokio::test]
-async fn a_token_that_is_refused_is_renewed_with_the_password() {
+async fn refused_token_is_renewed_with_password() {
     let good = Arc::new(AtomicUsize::new(0));
     let (registry, service) = with_tokens("", good.clone()).await;
     let client = client();
@@ -213,7 +213,7 @@ async fn a_token_that_is_refused_is_renewed_with_the_password() {
 }
 
 #[tokio::test]
-async fn an_identity_token_is_posted() {
+async fn identity_token_is_posted() {
     let (registry, service) = with_service(issue).await;
     ask(&client(), &registry, Some(&identity())).await.unwrap();
     let asked = service.asked();
@@ -233,7 +233,7 @@ async fn an_identity_token_is_posted() {
 }
 
 #[tokio::test]
-async fn a_service_without_post_is_shown_the_identity_token_as_a_password() {
+async fn identity_token_falls_back_to_get() {
     for status in [404, 405] {
         let (registry, service) = with_service(move |asked| match asked.header("authorization") {
             Some(BASIC_TOKEN) if asked.method == "GET" => issue(asked),
@@ -251,7 +251,7 @@ async fn a_service_without_post_is_shown_the_identity_token_as_a_password() {
 }
 
 #[tokio::test]
-async fn an_identity_token_that_has_run_out_is_refused() {
+async fn expired_identity_token_is_refused() {
     for (status, body) in [
         (
             400,
@@ -275,7 +275,7 @@ async fn an_identity_token_that_has_run_out_is_refused() {
 }
 
 #[tokio::test]
-async fn an_identity_token_is_no_password_for_a_registry() {
+async fn identity_token_never_goes_to_registry() {
     let registry = basic_registry().await;
     let error = refused(&registry, &identity()).await;
     assert_eq!(error.kind(), FailureKind::Unauthorized);
@@ -287,7 +287,7 @@ async fn an_identity_token_is_no_password_for_a_registry() {
 }
 
 #[tokio::test]
-async fn a_registry_that_takes_both_is_shown_a_token() {
+async fn bearer_is_preferred_to_basic() {
     let service = StandIn::start(issue).await;
     let both = format!(
         r#"Basic realm="x", Bearer realm="http://{}/""#,
@@ -299,11 +299,11 @@ async fn a_registry_that_takes_both_is_shown_a_token() {
 }
 
 #[tokio::test]
-async fn no_credential_follows_a_redirect_to_another_host() {
+async fn redirected_token_request_carries_no_credential() {
     let thief = StandIn::start(|_| Reply::new(200, r#"{"token":"issued"}"#)).await;
     let to = format!("http://{}/", thief.host);
     let (registry, _service) = with_service(move |_| Reply::redirect(&to)).await;
-    // A token that somebody gives to nobody in particular.
+    // A token that was issued anonymously.
     ask(&client(), &registry, Some(&aladdin())).await.unwrap();
     assert_eq!(authorizations(&thief), [None]);
     let error = refused(&registry, &identity()).await;
@@ -321,7 +321,7 @@ async fn no_credential_follows_a_redirect_to_another_host() {
 }
 
 #[tokio::test]
-async fn a_401_of_whom_the_registry_redirects_to_gets_no_credential() {
+async fn redirect_target_challenge_gets_no_credential() {
     let thief =
         StandIn::start(|_| Reply::new(401, "").with("www-authenticate", "Basic realm=x")).await;
     let to = format!("http://{}/", thief.host);
@@ -333,7 +333,7 @@ async fn a_401_of_whom_the_registry_redirects_to_gets_no_credential() {
 }
 
 #[tokio::test]
-async fn no_credential_goes_in_clear_to_another_machine() {
+async fn remote_plaintext_realm_gets_no_credential() {
     let realm = r#"Bearer realm="http://auth.invalid/token""#;
     let registry = super::registry_with_challenge(realm).await;
     for credential in [aladdin(), identity()] {

@@ -1,13 +1,13 @@
 use super::*;
 
 #[test]
-fn docker_hub_is_served_elsewhere() {
+fn docker_hub_maps_to_its_endpoint() {
     assert_eq!(served_at("docker.io"), "registry-1.docker.io");
     assert_eq!(served_at("quay.io"), "quay.io");
 }
 
 #[test]
-fn loopback_is_told_from_what_looks_like_it() {
+fn lookalike_hosts_are_not_loopback() {
     for host in [
         "localhost",
         "localhost:5000",
@@ -30,7 +30,7 @@ fn loopback_is_told_from_what_looks_like_it() {
 }
 
 #[test]
-fn a_redirect_never_leads_out_of_tls_or_http() {
+fn redirect_never_leaves_tls_or_http() {
     let hop = |from: &str, to: &str| {
         let location = HeaderValue::try_from(to).unwrap();
         next_hop(&Url::parse(from).unwrap(), &location).map(String::from)

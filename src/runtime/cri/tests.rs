@@ -1,4 +1,4 @@
-//! The real client against a stand-in server on a temporary socket, for what no real daemon does on demand.
+//! The real client against a mock server on a temporary socket, for behaviour that real daemons do not show on demand.
 
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -55,7 +55,7 @@ fn sha256(digit: char) -> String {
 }
 
 #[tokio::test]
-async fn says_who_answers() {
+async fn connection_reports_runtime_name_and_version() {
     let server = StandIn::start(|path, _| match path {
         VERSION => version("cri-o"),
         _ => Answer::unknown_service(),
@@ -73,7 +73,7 @@ async fn says_who_answers() {
 }
 
 #[tokio::test]
-async fn older_cri_is_named_as_too_old() {
+async fn older_cri_is_too_old() {
     let server = StandIn::start(|path, _| match path {
         "/runtime.v1alpha2.RuntimeService/Version" => version("containerd"),
         _ => Answer::unknown_service(),
@@ -89,7 +89,7 @@ async fn older_cri_is_named_as_too_old() {
 }
 
 #[tokio::test]
-async fn containerd_without_its_cri_plugin_is_named() {
+async fn containerd_without_cri_plugin_is_reported() {
     let server = StandIn::start(|path, _| match path {
         "/containerd.services.version.v1.Version/Version" => {
             Answer::message(&containerd::VersionResponse {
@@ -108,7 +108,7 @@ async fn containerd_without_its_cri_plugin_is_named() {
 }
 
 #[tokio::test]
-async fn what_is_no_runtime_is_said_to_be_none() {
+async fn other_servers_are_not_a_runtime() {
     let grpc = StandIn::start(|_, _| Answer::unknown_service());
     let http = StandIn::start(|_, _| Answer::Http404);
     for server in [grpc, http] {
@@ -121,7 +121,7 @@ async fn what_is_no_runtime_is_said_to_be_none() {
 }
 
 #[tokio::test]
-async fn garbage_and_closed_connections_are_no_runtime() {
+async fn garbage_response_is_not_a_runtime() {
     use tokio::io::AsyncWriteExt;
     for garbage in [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], b"", &[0xff; 4096]] {
         let directory = tempfile::tempdir().unwrap();
@@ -142,7 +142,7 @@ async fn garbage_and_closed_connections_are_no_runtime() {
 }
 
 #[tokio::test]
-async fn a_socket_that_does_not_answer_is_given_up_in_time() {
+async fn silent_socket_times_out() {
     let server = StandIn::start(|_, _| Answer::Never);
     let start = Instant::now();
     let error = server.connect().await.unwrap_err();
@@ -152,7 +152,7 @@ async fn a_socket_that_does_not_answer_is_given_up_in_time() {
 }
 
 #[tokio::test]
-async fn a_runtime_that_still_starts_is_not_ready() {
+async fn starting_runtime_is_not_ready() {
     let server = StandIn::start(|_, _| {
         Answer::Fail(
             Code::Unavailable,
@@ -164,7 +164,7 @@ async fn a_runtime_that_still_starts_is_not_ready() {
 }
 
 #[tokio::test]
-async fn a_path_without_a_listener_is_told_apart() {
+async fn unusable_paths_have_distinct_errors() {
     let directory = tempfile::tempdir().unwrap();
     let stale = directory.path().join("stale");
     drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
@@ -255,12 +255,12 @@ async fn ask_for_many(name: &'static str, lists: bool) -> (Vec<bool>, Vec<String
 }
 
 #[tokio::test]
-async fn many_are_looked_up_in_one_list() {
+async fn many_statuses_use_one_list() {
     let (there, calls) = ask_for_many("containerd", true).await;
     assert_eq!(there, [true, true, true, false, false]);
     assert_eq!(calls, [format!("{LIST} ")]);
 
-    // What a name without a registry stands for is CRI-O's own affair.
+    // CRI-O itself resolves a name without a registry.
     let (there, mut calls) = ask_for_many("cri-o", true).await;
     assert_eq!(there, [true, true, true, false, false]);
     calls.sort();
@@ -273,14 +273,14 @@ async fn many_are_looked_up_in_one_list() {
         ]
     );
 
-    // Without a list each is asked for.
+    // Without a list, each is looked up separately.
     let (there, calls) = ask_for_many("containerd", false).await;
     assert_eq!(there, [true, false, false, false, false]);
     assert_eq!(calls.len(), 6);
 }
 
 #[test]
-fn the_digest_is_that_of_the_same_repository() {
+fn digest_is_of_same_repository() {
     let of = |repository: &str, digit| format!("{repository}@{}", sha256(digit));
     let known = [
         of("quay.io/other/nginx", 'a'),
@@ -307,7 +307,7 @@ fn the_digest_is_that_of_the_same_repository() {
 }
 
 #[tokio::test]
-async fn a_pull_names_the_image_as_written_and_sends_a_sandbox() {
+async fn pull_sends_written_name_and_sandbox() {
     let requests: Arc<Mutex<Vec<PullImageRequest>>> = Arc::default();
     let seen = Arc::clone(&requests);
     let server = StandIn::start(move |path, request| match path {
@@ -340,7 +340,7 @@ async fn a_pull_names_the_image_as_written_and_sends_a_sandbox() {
 }
 
 #[tokio::test]
-async fn a_failed_pull_keeps_the_whole_text() {
+async fn failed_pull_keeps_full_message() {
     let long = "mirror said no, ".repeat(6_000);
     let text = format!("{long}429 Too Many Requests");
     let (code, answer) = (Code::Unknown, text.clone());
@@ -360,7 +360,7 @@ async fn a_failed_pull_keeps_the_whole_text() {
 }
 
 #[test]
-fn the_code_decides_where_the_text_says_nothing() {
+fn code_decides_when_text_does_not() {
     for (code, text, expected) in [
         (Code::Unavailable, "bye", FailureKind::Unavailable),
         (Code::DeadlineExceeded, "", FailureKind::Timeout),
@@ -379,7 +379,7 @@ fn the_code_decides_where_the_text_says_nothing() {
 }
 
 #[tokio::test]
-async fn a_dropped_pull_is_cancelled() {
+async fn dropped_pull_is_cancelled() {
     let server = StandIn::start(|path, _| match path {
         VERSION => version("cri-o"),
         _ => Answer::Never,
@@ -405,7 +405,7 @@ async fn a_dropped_pull_is_cancelled() {
 }
 
 #[tokio::test]
-async fn the_channel_survives_a_restart_of_the_daemon() {
+async fn channel_survives_daemon_restart() {
     let script = |path: &str, _: &[u8]| match path {
         VERSION => version("cri-o"),
         _ => stored(&[], 1),
@@ -434,7 +434,7 @@ async fn the_channel_survives_a_restart_of_the_daemon() {
 }
 
 #[tokio::test]
-async fn progress_is_what_the_content_store_has() {
+async fn progress_comes_from_content_store() {
     let manifest = format!(
         r#"{{"config":{{"digest":"{}","size":10}},"layers":[{{"digest":"{}","size":100}},{{"digest":"{}","size":1000}}]}}"#,
         sha256('c'),
@@ -500,7 +500,7 @@ async fn progress_is_what_the_content_store_has() {
 }
 
 #[tokio::test]
-async fn a_missing_content_api_does_not_fail_a_pull() {
+async fn pull_succeeds_without_content_api() {
     let server = StandIn::start(|path, _| match path {
         VERSION => version("containerd"),
         STATUS => stored(&[], 1),
@@ -513,7 +513,7 @@ async fn a_missing_content_api_does_not_fail_a_pull() {
     assert_eq!((pulled.bytes, progress.get()), (Some(1), (0, 0)));
 }
 
-/// What a pull of `name` with the login sends as its `auth`.
+/// The `auth` of a pull of `name` with the login.
 async fn auth_sent(name: &str, login: Login) -> AuthConfig {
     let requests: Arc<Mutex<Vec<PullImageRequest>>> = Arc::default();
     let seen = Arc::clone(&requests);
@@ -547,8 +547,8 @@ fn password(password: &str) -> Login {
 }
 
 #[tokio::test]
-async fn a_credential_is_sent_for_the_host_that_is_asked_and_no_other() {
-    // containerd compares the URL's host, port included, with the host that it asks.
+async fn credential_is_sent_only_to_host() {
+    // containerd compares the URL's host, including the port, with the host that it connects to.
     for (name, address) in [
         ("nginx", "https://registry-1.docker.io"),
         ("docker.io/a/b", "https://registry-1.docker.io"),
@@ -569,8 +569,8 @@ async fn a_credential_is_sent_for_the_host_that_is_asked_and_no_other() {
 }
 
 #[tokio::test]
-async fn an_identity_token_is_sent_without_a_user() {
-    // containerd takes a user before a token, where there are both.
+async fn identity_token_is_sent_without_user() {
+    // containerd prefers a user to a token, if there are both.
     let expected = AuthConfig {
         identity_token: "refresh".to_owned(),
         server_address: "https://registry.example".to_owned(),
@@ -581,7 +581,7 @@ async fn an_identity_token_is_sent_without_a_user() {
 }
 
 #[tokio::test]
-async fn credentials_beyond_text_are_sent_encoded() {
+async fn binary_credentials_are_sent_encoded() {
     let empty = Login::Password {
         user: Secret::new(""),
         password: Secret::new("pass"),
@@ -600,7 +600,7 @@ async fn credentials_beyond_text_are_sent_encoded() {
 }
 
 #[tokio::test]
-async fn a_credential_is_not_logged() {
+async fn credential_is_not_logged() {
     let logs = Capture::start();
     auth_sent("registry.example/a", password("cri-password")).await;
     let token = Login::IdentityToken(Secret::new("cri-identity-token"));
@@ -610,10 +610,10 @@ async fn a_credential_is_not_logged() {
 }
 
 #[test]
-fn only_local_failures_say_bytes_came() {
+fn only_local_failures_imply_received_bytes() {
     let pull = "failed to pull and unpack image \"r.example/a:1\": ";
     for (text, expected) in [
-        // containerd 1.6, seen.
+        // Observed with containerd 1.6.
         (
             "failed to extract layer sha256:f1a0: mount callback failed on /tmp/m: archive/tar: invalid tar header: unknown",
             true,

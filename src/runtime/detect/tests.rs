@@ -8,7 +8,7 @@ use crate::fake_http::{Asked, on_unix};
 
 const LIMIT: Duration = Duration::from_millis(400);
 
-/// What a stand-in for a runtime does with a connection.
+/// The response of a mock runtime to a connection.
 #[derive(Clone, Copy)]
 enum Does {
     Hang,
@@ -50,7 +50,7 @@ async fn explicit(path: &Path) -> Result<Runtime, FindError> {
 }
 
 #[test]
-fn endpoints() {
+fn endpoints_are_parsed() {
     let unix = |path: &str| Ok(Endpoint::Unix(PathBuf::from(path)));
     let oci = |dir: &str| Ok(Endpoint::Oci(PathBuf::from(dir)));
     let table = [
@@ -100,7 +100,7 @@ fn endpoints() {
 }
 
 #[test]
-fn the_name_hints_at_the_protocol() {
+fn socket_name_hints_at_protocol() {
     let docker_first = [Protocol::Docker, Protocol::Cri];
     let cri_first = [Protocol::Cri, Protocol::Docker];
     let table = [
@@ -117,7 +117,7 @@ fn the_name_hints_at_the_protocol() {
 }
 
 #[tokio::test]
-async fn every_way_in_which_a_socket_is_unusable() {
+async fn unusable_sockets_have_distinct_errors() {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("file");
     std::fs::write(&file, "").unwrap();
@@ -175,7 +175,7 @@ async fn every_way_in_which_a_socket_is_unusable() {
         assert!(error.starts_with(&begin), "{error}");
         assert!(error.contains(expected), "{error}");
         assert!(!error.contains('\n'), "{error}");
-        // What is wrong with the file is said once, what is wrong with the answer once for each protocol.
+        // The problem with the file is reported once, the problem with the response once for each protocol.
         assert_eq!(
             error.contains("as CRI: "),
             error.contains("as Docker: "),
@@ -185,7 +185,7 @@ async fn every_way_in_which_a_socket_is_unusable() {
 }
 
 #[tokio::test]
-async fn an_explicit_docker_socket_is_found_whatever_its_name() {
+async fn docker_socket_of_any_name_works() {
     let dir = TempDir::new().unwrap();
     for name in ["docker.sock", "other.sock"] {
         let path = docker(&dir, name);
@@ -200,7 +200,7 @@ async fn an_explicit_docker_socket_is_found_whatever_its_name() {
 }
 
 #[tokio::test]
-async fn an_explicit_directory_is_an_oci_layout() {
+async fn explicit_directory_is_oci_layout() {
     let dir = TempDir::new().unwrap();
     let endpoint = Endpoint::Oci(dir.path().join("layout"));
     let found = find(Some(&endpoint), &Platform::current(), LIMIT).await;
@@ -219,7 +219,7 @@ async fn an_explicit_directory_is_an_oci_layout() {
 }
 
 #[tokio::test]
-async fn the_first_that_exists_and_answers_wins() {
+async fn first_responding_socket_wins() {
     let dir = TempDir::new().unwrap();
     let table = [
         (dir.path().join("none.sock"), Protocol::Cri),
@@ -232,7 +232,7 @@ async fn the_first_that_exists_and_answers_wins() {
 }
 
 #[tokio::test]
-async fn all_that_was_tried_is_named_when_nothing_answers() {
+async fn error_names_all_sockets_tried() {
     let dir = TempDir::new().unwrap();
     let stale = dir.path().join("stale.sock");
     drop(StdListener::bind(&stale).unwrap());
@@ -253,7 +253,7 @@ async fn all_that_was_tried_is_named_when_nothing_answers() {
 }
 
 #[tokio::test]
-async fn failed_unpacking_says_bytes_came() {
+async fn failed_unpacking_implies_received_bytes() {
     let dir = TempDir::new().unwrap();
     for (error, came) in [
         (

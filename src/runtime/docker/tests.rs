@@ -34,7 +34,7 @@ fn messages_are_one_line_without_signatures() {
 }
 
 #[test]
-fn the_name_is_as_written_and_the_tag_explicit() {
+fn names_stay_written_with_explicit_tag() {
     let table = [
         ("nginx", "nginx", "nginx:latest"),
         ("nginx:1", "nginx", "nginx:1"),
@@ -48,7 +48,7 @@ fn the_name_is_as_written_and_the_tag_explicit() {
             "localhost:5000/a/b",
             "localhost:5000/a/b:1",
         ),
-        // 53a94b2662b2 alone could be the beginning of an image's ID.
+        // 53a94b2662b2 alone could be the prefix of an image's ID.
         ("53a94b2662b2", "53a94b2662b2", "53a94b2662b2:latest"),
     ];
     for (written, bare, full) in table {
@@ -63,7 +63,7 @@ fn the_name_is_as_written_and_the_tag_explicit() {
 }
 
 #[test]
-fn the_digest_is_that_of_the_same_repository() {
+fn digest_is_of_same_repository() {
     let inspect = |digests: &[String]| ImageInspect {
         repo_digests: Some(digests.to_vec()),
         ..Default::default()
@@ -110,7 +110,7 @@ fn event(id: &str, status: &str, current: i64, total: i64) -> CreateImageInfo {
 }
 
 #[test]
-fn the_sum_of_the_layers_never_goes_back() {
+fn layer_progress_never_decreases() {
     let mut layers = Layers::default();
     let steps = [
         (event("1", "Pulling from team/small", 0, 0), (0, 0)),
@@ -126,7 +126,7 @@ fn the_sum_of_the_layers_never_goes_back() {
         (event("a", "Downloading", 1000, 100), (150, 150)),
         (event("b", "Extracting", 50, 50), (150, 150)),
         (event("b", "Pull complete", 0, 0), (150, 150)),
-        // A layer that another pull fetched shows up only when it is unpacked; newer Engines count seconds there.
+        // A layer that another pull fetched appears only when it is unpacked; newer Engines report seconds there.
         (event("c", "Extracting", 3, 7), (157, 157)),
         (event("d", "Extracting", 3, 0), (157, 157)),
         (event("e", "Downloading", -5, -1), (157, 157)),
@@ -141,8 +141,8 @@ fn the_sum_of_the_layers_never_goes_back() {
     assert_eq!(layers.sum(), (u64::MAX, u64::MAX));
 }
 
-/// A stand-in for an Engine that answers pulls with this and has no image. It reports each request's first line and login, and
-/// `closed` when, in a pull that `stalls`, a client goes away before it has its answer.
+/// A mock Engine with this response to pulls and without images. It reports each request's first line and login, and `closed`
+/// when, in a pull that `stalls`, a client disconnects before the response.
 fn engine(dir: &TempDir, pull: &'static str) -> (PathBuf, UnboundedReceiver<String>) {
     let path = dir.path().join("docker.sock");
     let (seen, requests) = unbounded_channel();
@@ -185,7 +185,7 @@ async fn pull_from(events: &'static str) -> RuntimeError {
 }
 
 #[tokio::test]
-async fn one_tag_is_asked_for_in_the_negotiated_version() {
+async fn pull_requests_one_tag_by_version() {
     let dir = TempDir::new().unwrap();
     let (path, mut requests) = engine(&dir, "");
     let docker = Docker::connect(&path, LIMIT).await.unwrap();
@@ -220,7 +220,7 @@ async fn one_tag_is_asked_for_in_the_negotiated_version() {
 }
 
 #[tokio::test]
-async fn a_stream_that_ends_early_is_no_success() {
+async fn truncated_stream_is_a_failure() {
     let error = pull_from("{\"status\":\"Pulling from a/b\",\"id\":\"1\"}\r\n").await;
     assert_eq!(error.kind, FailureKind::Unavailable);
     assert!(error.message.contains("does not have the image"), "{error}");
@@ -229,7 +229,7 @@ async fn a_stream_that_ends_early_is_no_success() {
 }
 
 #[tokio::test]
-async fn an_error_in_the_stream_is_the_pulls() {
+async fn stream_error_fails_the_pull() {
     let error = pull_from(
         "{\"errorDetail\":{\"message\":\"toomanyrequests: slow down\"},\"error\":\"x\"}\r\n",
     )
@@ -243,7 +243,7 @@ async fn an_error_in_the_stream_is_the_pulls() {
 }
 
 #[tokio::test]
-async fn dropping_a_pull_hangs_up() {
+async fn dropped_pull_closes_connection() {
     let dir = TempDir::new().unwrap();
     let (path, mut requests) = engine(&dir, "{\"status\":\"stalls\"}\r\n");
     let docker = Docker::connect(&path, LIMIT).await.unwrap();
@@ -289,8 +289,8 @@ async fn login_sent(name: &str, credential: Option<&Credential>) -> Option<serde
 }
 
 #[tokio::test]
-async fn a_login_is_sent_with_the_pull_as_the_engine_reads_it() {
-    // `?`, `>` and letters beyond ASCII are where the two alphabets of base64 differ.
+async fn login_is_encoded_for_the_engine() {
+    // `?`, `>` and characters beyond ASCII are encoded differently in the two alphabets of base64.
     for password in ["simple", "a>b?c~d", "?>?>??>>", "pässwörter", "日本語"] {
         let login = credential(Login::Password {
             user: Secret::new("me"),
@@ -312,7 +312,7 @@ async fn a_login_is_sent_with_the_pull_as_the_engine_reads_it() {
 }
 
 #[tokio::test]
-async fn a_login_is_not_logged() {
+async fn login_is_not_logged() {
     let login = credential(Login::Password {
         user: Secret::new("docker-user"),
         password: Secret::new("docker-password"),

@@ -19,7 +19,7 @@ fn check(name: &str, table: &[(FailureKind, &str)]) {
 
 /// What containerd 1.6.20 answered to CRI `PullImage` when each fault was provoked. Hosts and names are replaced.
 #[test]
-fn containerd_1_6() {
+fn containerd_1_6_messages_are_classified() {
     check(
         "127.0.0.1:5000/team/app:1",
         &[
@@ -72,7 +72,7 @@ fn containerd_1_6() {
                 Unavailable,
                 r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to resolve reference "127.0.0.1:5000/team/app:1": failed to authorize: failed to fetch anonymous token: Get "http://127.0.0.1:5000/token?scope=repository%3Ateam%2Fapp%3Apull&service=s": EOF"#,
             ),
-            // Nobody listens; a name that does not resolve; plain HTTP where TLS is expected; a foreign certificate.
+            // No listener; a name that does not resolve; plain HTTP instead of TLS; an untrusted certificate.
             (
                 Unavailable,
                 r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to resolve reference "127.0.0.1:5000/team/app:1": failed to do request: Head "http://127.0.0.1:5000/v2/team/app/manifests/1": dial tcp 127.0.0.1:5000: connect: connection refused"#,
@@ -133,7 +133,7 @@ fn containerd_1_6() {
 
 /// What containerd 1.4 to 2.2 answered to others, as their issues tell: moby 52411 and kubernetes 131521 among them.
 #[test]
-fn containerd_elsewhere() {
+fn other_containerd_messages_are_classified() {
     check(
         "quay.io/org/app:v2",
         &[
@@ -183,7 +183,7 @@ fn containerd_elsewhere() {
 
 /// containerd 2.1.9, whose CRI server pulls by its transfer service. Provoked as those of 1.6 were.
 #[test]
-fn containerd_2_1() {
+fn containerd_2_1_messages_are_classified() {
     check(
         "127.0.0.1:5000/team/app:1",
         &[
@@ -336,9 +336,9 @@ fn containerd_2_1() {
     );
 }
 
-/// What a registry writes into its answers never stands for something that only the node can know. The first rows were provoked.
+/// A registry's text never leads to a kind that can only occur on the node. The first rows were provoked.
 #[test]
-fn registry_prose_is_not_local() {
+fn registry_message_is_not_local_failure() {
     check(
         "127.0.0.1:5000/team/app:1",
         &[
@@ -384,7 +384,7 @@ fn registry_prose_is_not_local() {
 /// CRI-O. Texts of its image library were provoked with skopeo 1.9, which has the same; the rest is from issues (cri-o
 /// 2331, 3626, 5282, 7007 and 8760, FusionAuth/charts 118, minikube 19395, containers/image 1953).
 #[test]
-fn cri_o() {
+fn crio_messages_are_classified() {
     check(
         "127.0.0.1:5000/team/app:latest",
         &[
@@ -491,7 +491,7 @@ fn cri_o() {
 
 /// cri-dockerd hands on what Docker says (k8s-kubectl 157, kubernetes/website 14257, minikube 20613 and 21452).
 #[test]
-fn cri_dockerd() {
+fn cri_dockerd_messages_are_classified() {
     check(
         "lachlanevenson/k8s-kubectl:v1.18.20",
         &[
@@ -525,7 +525,7 @@ fn cri_dockerd() {
 
 /// The image's name must not decide, wherever it stands in the text.
 #[test]
-fn hostile_names_do_not_decide() {
+fn hostile_names_never_decide_kind() {
     let name = "example.invalid/429-toomanyrequests:no-space-left";
     check(
         name,
@@ -592,7 +592,7 @@ fn hostile_names_do_not_decide() {
 }
 
 #[test]
-fn the_rest_of_a_text_stays() {
+fn removing_image_keeps_other_text() {
     let image = image("nginx:1.27");
     for text in [
         "",
@@ -611,7 +611,7 @@ fn the_rest_of_a_text_stays() {
 }
 
 #[test]
-fn shown_texts_are_one_line_and_hold_no_credential() {
+fn shown_texts_are_single_line_redacted() {
     for (text, expected) in [
         (
             " errors:\n  denied: no\r\n\r\nunauthorized: no\n",
@@ -642,7 +642,7 @@ fn shown_texts_are_one_line_and_hold_no_credential() {
 
 proptest::proptest! {
     #[test]
-    fn no_text_panics(text in ".{0,200}") {
+    fn classifier_never_panics(text in ".{0,200}") {
         let image = image("example/app:1");
         let _ = kind_for(&text, &image);
         let _ = tidy(&text);
@@ -650,7 +650,7 @@ proptest::proptest! {
 
     /// Whatever the name, an error that says nothing else stays `other`.
     #[test]
-    fn names_alone_mean_nothing(
+    fn names_alone_decide_no_kind(
         repository in "(denied|eof|unauthorized|x509|timeout|certificate|toomanyrequests)(/(forbidden|goaway|eof))?",
         tag in "(unauthorized|denied|eof|forbidden|goaway|timeout|toomanyrequests)",
     ) {

@@ -116,7 +116,7 @@ impl Bed {
 }
 
 #[tokio::test]
-async fn an_image_arrives_and_is_not_fetched_twice() {
+async fn pulled_image_is_not_fetched_again() {
     let mut shelf = Shelf::default();
     let layers = [layer(1, 300_000), layer(2, 10), layer(1, 300_000), vec![]];
     let manifest = put(&mut shelf, "1", "amd64", &layers);
@@ -145,7 +145,7 @@ async fn an_image_arrives_and_is_not_fetched_twice() {
 }
 
 #[tokio::test]
-async fn an_image_that_lacks_a_blob_is_not_present_and_is_made_whole() {
+async fn incomplete_image_is_absent_then_completed() {
     let mut shelf = Shelf::default();
     put(&mut shelf, "1", "amd64", &[layer(1, 1000), layer(2, 1000)]);
     let bed = Bed::of(shelf).await;
@@ -165,7 +165,7 @@ async fn an_image_that_lacks_a_blob_is_not_present_and_is_made_whole() {
 }
 
 #[tokio::test]
-async fn of_an_index_the_platforms_manifest_is_kept_and_the_indexs_digest_told() {
+async fn index_pull_keeps_platform_manifest() {
     let mut shelf = Shelf::default();
     let mut entries = Vec::new();
     for (n, architecture) in ["arm64", "amd64", "s390x"].iter().enumerate() {
@@ -220,7 +220,7 @@ async fn of_an_index_the_platforms_manifest_is_kept_and_the_indexs_digest_told()
 }
 
 #[tokio::test]
-async fn a_docker_manifest_is_written_as_the_same_image_in_oci_words() {
+async fn docker_manifest_is_converted_to_oci() {
     let mut shelf = Shelf::default();
     let config = blob(&mut shelf, DOCKER_CONFIG, &config("amd64"));
     let gzip = "application/vnd.docker.image.rootfs.diff.tar.gzip";
@@ -249,7 +249,7 @@ async fn a_docker_manifest_is_written_as_the_same_image_in_oci_words() {
 }
 
 #[tokio::test]
-async fn a_cut_download_goes_on_within_an_attempt_and_in_the_next() {
+async fn cut_download_resumes_across_attempts() {
     let mut shelf = Shelf::default();
     let content = layer(1, 900_000);
     put(&mut shelf, "1", "amd64", std::slice::from_ref(&content));
@@ -283,7 +283,7 @@ async fn a_cut_download_goes_on_within_an_attempt_and_in_the_next() {
 }
 
 #[tokio::test]
-async fn what_an_earlier_run_left_is_believed_only_if_it_is_right() {
+async fn leftover_download_is_verified_before_use() {
     let mut shelf = Shelf::default();
     let content = layer(1, 10_000);
     put(&mut shelf, "1", "amd64", std::slice::from_ref(&content));
@@ -324,7 +324,7 @@ fn descriptor(content: &[u8]) -> Descriptor {
 }
 
 #[tokio::test]
-async fn bytes_come_in_any_order() {
+async fn bytes_may_arrive_in_any_order() {
     let content = layer(1, 3_000_000);
     let mut random = fastrand::Rng::with_seed(1);
     for _ in 0..20 {
@@ -341,10 +341,10 @@ async fn bytes_come_in_any_order() {
 }
 
 #[tokio::test]
-async fn what_came_behind_a_gap_is_not_believed() {
+async fn bytes_after_gap_are_discarded() {
     let content = layer(1, 3_000_000);
     let whole = |at: usize| at..at + 1_000_000;
-    // Told to stop: what is there without a gap is kept. Killed: a little less, since what is in the last block is not known.
+    // Stopped: the bytes without a gap are kept. Killed: a little less, since the content of the last block is unknown.
     for (killed, least, most) in [(false, 1_000_000, 1_000_000), (true, 900_000, 1_000_000)] {
         let bed = Bed::of(Shelf::default()).await;
         let mut partial = begin(bed.dir.path(), &content);
@@ -386,13 +386,13 @@ async fn wrong_content_is_never_kept() {
 }
 
 #[tokio::test]
-async fn pulls_that_share_a_layer_fetch_it_once() {
+async fn shared_layer_is_fetched_once() {
     let mut shelf = Shelf::default();
     let shared = layer(1, 500_000);
     put(&mut shelf, "1", "amd64", &[shared.clone(), layer(2, 1000)]);
     put(&mut shelf, "2", "amd64", &[shared.clone(), layer(3, 1000)]);
     let bed = Bed::of(shelf).await;
-    // A layout opened by itself stands for another process: it knows the files alone.
+    // A separately opened layout replaces another process: it shares only the files.
     let other = OciLayout::with_client(bed.dir.path(), amd64(), client());
     let other = other.await.unwrap();
     let progress = Progress::default();
@@ -410,7 +410,7 @@ async fn pulls_that_share_a_layer_fetch_it_once() {
 }
 
 #[tokio::test]
-async fn a_dropped_pull_leaves_no_half_blob_and_is_taken_up() {
+async fn dropped_pull_leaves_no_partial_blob() {
     let mut shelf = Shelf::default();
     let content = layer(1, 500_000);
     put(&mut shelf, "1", "amd64", std::slice::from_ref(&content));
@@ -438,7 +438,7 @@ async fn a_dropped_pull_leaves_no_half_blob_and_is_taken_up() {
 }
 
 #[tokio::test]
-async fn a_registry_that_stalls_or_limits_is_told_apart() {
+async fn stall_and_rate_limit_are_distinguished() {
     let bed = Bed::new(|_| Reply::new(429, "").with("retry-after", "17")).await;
     let error = bed.pull("1").await.unwrap_err();
     assert_eq!(error.kind, FailureKind::RateLimited);
@@ -497,7 +497,7 @@ async fn hostile_manifests_end_in_errors() {
 }
 
 #[tokio::test]
-async fn a_layer_that_may_not_be_distributed_is_asked_of_the_registry_alone() {
+async fn nondistributable_layer_comes_from_registry_only() {
     let mut shelf = Shelf::default();
     let elsewhere = StandIn::start(|_| Reply::new(200, "")).await;
     let config = blob(&mut shelf, OCI_CONFIG, &config("amd64"));
@@ -514,7 +514,7 @@ async fn a_layer_that_may_not_be_distributed_is_asked_of_the_registry_alone() {
 }
 
 #[tokio::test]
-async fn a_tag_that_moved_is_replaced_and_other_entries_stay() {
+async fn moved_tag_replaces_only_its_entry() {
     let mut shelf = Shelf::default();
     put(&mut shelf, "1", "amd64", &[layer(1, 10)]);
     let before = shelf.clone();
@@ -541,7 +541,7 @@ async fn a_tag_that_moved_is_replaced_and_other_entries_stay() {
 }
 
 #[tokio::test]
-async fn a_directory_is_opened_only_if_it_is_a_layout_or_may_become_one() {
+async fn only_layout_or_empty_directory_opens() {
     let open = |dir: PathBuf| async move { OciLayout::with_client(&dir, amd64(), client()).await };
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
@@ -581,7 +581,7 @@ async fn a_directory_is_opened_only_if_it_is_a_layout_or_may_become_one() {
 }
 
 #[tokio::test]
-async fn old_downloads_are_cleared_away_unless_somebody_writes_them() {
+async fn old_unused_downloads_are_removed() {
     let dir = tempfile::tempdir().unwrap();
     let make = || async {
         let opened = OciLayout::with_client(dir.path(), amd64(), client());
@@ -617,7 +617,7 @@ async fn old_downloads_are_cleared_away_unless_somebody_writes_them() {
 }
 
 #[test]
-fn variants_are_chosen_as_machines_run_them() {
+fn best_runnable_variant_is_chosen() {
     let platform = |text: &str| Platform::parse(text).unwrap();
     for (wanted, made_for, best) in [
         (

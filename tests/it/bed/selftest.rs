@@ -1,4 +1,4 @@
-//! The bed itself works: what other tests take for granted.
+//! Tests of the bed itself.
 
 use std::path::Path;
 use std::process::Command;
@@ -32,7 +32,7 @@ fn inspect(reference: &str, credentials: Option<&str>) -> serde_json::Value {
 }
 
 #[test]
-fn images_are_real() {
+fn pushed_images_are_valid() {
     let pushed = registry()
         .image(&format!("{}:1", unique("real")))
         .size(50_000)
@@ -45,7 +45,7 @@ fn images_are_real() {
 }
 
 #[test]
-fn a_seed_makes_the_same_layers_again() {
+fn same_seed_makes_same_layers() {
     let name = unique("seed");
     let push = |tag, seed| {
         registry()
@@ -59,7 +59,7 @@ fn a_seed_makes_the_same_layers_again() {
 }
 
 #[test]
-fn a_registry_asks_for_its_password() {
+fn registry_requires_its_password() {
     let pushed = registry_with_password().push(&format!("{}:1", unique("locked")));
     let seen = inspect(&pushed.reference, Some(&format!("{USER}:{PASSWORD}")));
     assert_eq!(seen["Digest"], json!(pushed.digest));
@@ -72,7 +72,7 @@ fn a_registry_asks_for_its_password() {
 }
 
 #[test]
-fn containerd_pulls_from_a_loopback_registry() {
+fn containerd_pulls_from_loopback_registry() {
     let pushed = registry().push(&format!("{}:1", unique("plain")));
     containerd().ctr(&["images", "pull", "--plain-http", &pushed.reference]);
     assert!(containerd().has(&pushed.reference));
@@ -81,7 +81,7 @@ fn containerd_pulls_from_a_loopback_registry() {
 }
 
 #[test]
-fn containerd_finds_a_registry_where_it_is_told() {
+fn containerd_follows_host_mapping() {
     let name = unique("mapped");
     registry().push(&format!("{name}:1"));
     containerd().map_host("mapped.example", registry().url());
@@ -98,7 +98,7 @@ fn containerd_finds_a_registry_where_it_is_told() {
 }
 
 #[test]
-fn docker_pulls_from_a_loopback_registry() {
+fn docker_pulls_from_loopback_registry() {
     let pushed = registry().push(&format!("{}:1", unique("plain")));
     let (name, tag) = pushed.reference.rsplit_once(':').unwrap();
     docker().ask(
@@ -111,7 +111,7 @@ fn docker_pulls_from_a_loopback_registry() {
 }
 
 #[test]
-fn the_api_server_keeps_objects_and_refuses_by_rbac() {
+fn cluster_stores_objects_and_enforces_rbac() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     cluster.deployment(&namespace, "web", 3, "nginx:1.27");
@@ -145,7 +145,7 @@ fn the_api_server_keeps_objects_and_refuses_by_rbac() {
 }
 
 #[test]
-fn the_api_server_takes_many_objects() {
+fn api_server_accepts_many_objects() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     let collection = format!("/api/v1/namespaces/{namespace}/configmaps");
@@ -157,7 +157,7 @@ fn the_api_server_takes_many_objects() {
 }
 
 #[test]
-fn a_restart_keeps_address_and_content() {
+fn restart_keeps_address_and_content() {
     let registry = Registry::start();
     registry.push("kept:1");
     let containerd = Containerd::start();
@@ -177,7 +177,7 @@ fn a_restart_keeps_address_and_content() {
 }
 
 #[test]
-fn a_stopped_daemon_leaves_nothing() {
+fn stopped_daemon_leaves_nothing() {
     let directories = {
         let (containerd, docker, cluster) =
             (Containerd::start(), Docker::start(), Kubernetes::start());
@@ -205,7 +205,7 @@ fn a_stopped_daemon_leaves_nothing() {
 }
 
 #[test]
-fn a_proxy_answers_in_place_of_the_registry_and_then_passes() {
+fn proxy_answers_faults_then_passes() {
     let name = unique("faulty");
     registry().push(&format!("{name}:1"));
     let proxy = Proxy::start(
@@ -226,7 +226,7 @@ fn a_proxy_answers_in_place_of_the_registry_and_then_passes() {
 }
 
 #[test]
-fn a_proxy_spoils_bodies() {
+fn proxy_corrupts_bodies() {
     let name = unique("spoilt");
     let pushed = registry().image(&format!("{name}:1")).size(400_000).push();
     let manifest = inspect(&pushed.reference, None);
@@ -265,7 +265,7 @@ fn a_proxy_spoils_bodies() {
 }
 
 #[test]
-fn a_proxy_stands_before_the_api_server() {
+fn proxy_serves_the_api_server() {
     let cluster = kubernetes();
     let faults = first(1, Fault::status(500), |seen| seen.path == "/version");
     let proxy = Proxy::start_tls(cluster.server(), cluster.ca(), faults);
@@ -274,7 +274,7 @@ fn a_proxy_stands_before_the_api_server() {
 }
 
 #[test]
-fn a_dropped_proxy_vanishes_in_mid_answer() {
+fn dropped_proxy_closes_pending_responses() {
     let proxy = Proxy::start(registry().url(), |_| Fault::Stall);
     let (url, address) = (proxy.url(), proxy.address());
     let asking = std::thread::spawn(move || fetch(url));
@@ -288,13 +288,13 @@ fn a_dropped_proxy_vanishes_in_mid_answer() {
     });
 }
 
-/// Stands for the program: what a shell finds in the place where harpoon is put.
+/// Replaces the program: checks the environment that a shell finds in its place.
 fn shell(text: &str) -> Harpoon {
     Harpoon::new::<[&str; 0]>([]).under(["sh", "-c", text])
 }
 
 #[test]
-fn the_program_finds_a_clean_environment() {
+fn program_gets_clean_environment() {
     let output = shell("env; exit 7").env("ONLY", "a b").run().expect(7);
     let home = format!("HOME={}", output.home().display());
     let mut names: Vec<_> = output
@@ -308,12 +308,12 @@ fn the_program_finds_a_clean_environment() {
 }
 
 #[test]
-fn the_program_itself_runs() {
+fn program_under_test_runs() {
     Harpoon::new(["--help"]).run().expect(0);
 }
 
 #[test]
-fn the_program_can_be_signalled() {
+fn program_can_be_signaled() {
     let running =
         shell("trap 'echo caught; exit 143' TERM; echo ready >&2; while :; do sleep 0.01; done")
             .start();
@@ -324,12 +324,12 @@ fn the_program_can_be_signalled() {
 
 #[test]
 #[should_panic(expected = "killed after")]
-fn the_program_has_limited_time() {
+fn program_has_limited_time() {
     shell("sleep 100").limit(Duration::from_millis(100)).run();
 }
 
 #[test]
-fn memory_is_that_of_the_program() {
+fn memory_is_measured_for_program_only() {
     let output = shell("cp /bin/sleep harpoon; exec ./harpoon 0.2")
         .run()
         .expect(0);
@@ -344,7 +344,7 @@ fn memory_is_that_of_the_program() {
 }
 
 #[test]
-fn a_dropped_run_is_killed() {
+fn dropped_run_is_killed() {
     for terminal in [Terminal::None, Terminal::Both] {
         let running = shell("exec sleep 100").terminal(terminal).start();
         let process = format!("/proc/{}/exe", running.pid());
@@ -357,7 +357,7 @@ fn a_dropped_run_is_killed() {
 }
 
 #[test]
-fn a_terminal_is_one() {
+fn terminal_is_a_tty() {
     let text = "[ -t 1 ] && echo out >&2; [ -t 2 ] && echo err >&2; stty size </dev/tty >&2; echo data; exit 5";
     let output = shell(text)
         .terminal(Terminal::Stderr)
@@ -373,7 +373,7 @@ fn a_terminal_is_one() {
 }
 
 #[test]
-fn a_pod_has_sockets_and_files_at_their_own_places() {
+fn pod_binds_sockets_and_files() {
     let cluster = kubernetes();
     let account = cluster.account_directory("default", cluster.nobody());
     let images = super::directory();

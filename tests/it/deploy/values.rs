@@ -1,4 +1,4 @@
-//! The chart's values: what each becomes, and which are refused.
+//! The chart's values: the objects for each, and invalid values.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -137,23 +137,90 @@ fn changed_image_list_rolls_out() {
 #[test]
 fn two_releases_share_no_object() {
     let names = |values: &Value| -> Vec<String> {
-        let objects = rendered(values);
-        let cluster = objects
-            .iter()
-            .filter(|o| o["metadata"]["namespace"].is_null());
-        cluster
-            .map(|o| format!("{} {}", o["kind"], o["metadata"]["name"]))
+        let objects = rendered(values).into_iter();
+        objects
+            .map(|o| {
+                let metadata = &o["metadata"];
+                format!(
+                    "{} {} {}",
+                    o["kind"], metadata["namespace"], metadata["name"]
+                )
+            })
             .collect()
     };
-    let settings = json!({"NAMESPACES": "*"});
-    let first = names(
-        &json!({"settings": settings, "namespaceOverride": "one", "openshift": {"enabled": true}}),
+    for settings in [
+        json!({"NAMESPACES": "*"}),
+        json!({"NAMESPACES": "shop", "PULL_SECRETS": true}),
+    ] {
+        let first = names(
+            &json!({"settings": settings, "namespaceOverride": "one", "openshift": {"enabled": true}}),
+        );
+        let second = names(
+            &json!({"settings": settings, "namespaceOverride": "two", "openshift": {"enabled": true}}),
+        );
+        assert!(first.len() >= 6, "{first:?}");
+        assert!(first.iter().all(|name| !second.contains(name)), "{first:?}");
+    }
+}
+
+#[test]
+fn numeric_texts_stay_texts() {
+    let values = json!({"fullnameOverride": "123", "namespaceOverride": "456", "registrySecret": "789",
+        "serviceAccount": {"name": "1e3"}, "priorityClass": {"name": "0x1"}, "images": ["nginx"], "openshift": {"enabled": true}});
+    for object in rendered(&values) {
+        assert!(object["metadata"]["name"].is_string(), "{object}");
+        let namespace = &object["metadata"]["namespace"];
+        assert!(namespace.is_null() || namespace == "456", "{object}");
+    }
+    let objects = rendered(&values);
+    let pod = pod(&objects);
+    assert_eq!(pod["serviceAccountName"], "1e3");
+    assert_eq!(pod["priorityClassName"], "0x1");
+    assert_eq!(
+        named(&pod["volumes"], "registry")["secret"]["secretName"],
+        "789"
     );
-    let second = names(
-        &json!({"settings": settings, "namespaceOverride": "two", "openshift": {"enabled": true}}),
+}
+
+#[test]
+fn null_values_get_their_defaults() {
+    let null = json!({"settings": null, "cloud": null, "runtime": null, "serviceAccount": null, "priorityClass": null,
+        "updateStrategy": null, "securityContext": null, "podSecurityContext": null, "openshift": null, "podLabels": null,
+        "podAnnotations": null, "commonLabels": null, "revisionHistoryLimit": null, "affinity": null, "image": null});
+    let objects = rendered(&null);
+    let set = daemon_set(&objects);
+    assert!(set["spec"]["revisionHistoryLimit"].is_null());
+    let run = &pod(&objects)["initContainers"][0];
+    assert_eq!(
+        named(&run["volumeMounts"], "runtime")["mountPath"],
+        "/run/containerd"
     );
-    assert!(first.len() >= 6, "{first:?}");
-    assert!(first.iter().all(|name| !second.contains(name)), "{first:?}");
+    assert_eq!(pod(&objects)["serviceAccountName"], "harpoon");
+}
+
+#[test]
+fn values_of_old_chart_still_work() {
+    let old = json!({"image": {"repository": "registry.example/harpoon", "tag": "0.2.0"}, "imagePullSecret": "own", "runtime": "containerd",
+        "socketGroup": null, "settings": {}, "images": [], "nodeRelevance": true, "secretNames": [], "registrySecret": "", "cloud": "",
+        "priorityClass": {"create": true, "name": ""}});
+    let objects = rendered(&old);
+    assert_eq!(pod(&objects)["imagePullSecrets"], json!([{"name": "own"}]));
+    assert_eq!(pod(&objects)["serviceAccountName"], "harpoon");
+}
+
+#[test]
+fn users_labels_replace_no_label() {
+    let values = json!({"commonLabels": {"app.kubernetes.io/name": "x", "team": "a"}, "images": ["nginx"],
+        "podLabels": {"app.kubernetes.io/instance": "y", "sidecar.istio.io/inject": "true"},
+        "podAnnotations": {"checksum/images": "z"}});
+    let objects = rendered(&values);
+    let template = &daemon_set(&objects)["spec"]["template"]["metadata"];
+    let labels = &template["labels"];
+    assert_eq!(labels["app.kubernetes.io/name"], "harpoon");
+    assert_eq!(labels["app.kubernetes.io/instance"], "harpoon");
+    assert_eq!(labels["sidecar.istio.io/inject"], "true");
+    assert_eq!(labels["team"], "a");
+    assert_ne!(template["annotations"]["checksum/images"], "z");
 }
 
 #[test]
@@ -261,6 +328,25 @@ fn wrong_values_are_refused() {
             json!({"settings": {"PULL_SECRETS": true, "NAMESPACES": "*"}}),
             "a ClusterRole would open every Secret",
         ),
+        (json!({"settings": {"LIMIT": "0"}}), "LIMIT"),
+        (json!({"settings": {"PULL_TIMEOUT": "5x"}}), "PULL_TIMEOUT"),
+        (json!({"settings": {"DISK_BUDGET": "."}}), "DISK_BUDGET"),
+        (
+            json!({"settings": {"STAGGER": "5m"}, "nodeRelevance": false}),
+            "settings.STAGGER requires nodeRelevance",
+        ),
+        (
+            json!({"settings": {"LIMIT": 3}, "extraEnv": [{"name": "LIMIT", "value": "4"}]}),
+            "extraEnv: the chart sets LIMIT itself",
+        ),
+        (
+            json!({"images": ["a"], "secretNames": ["a"]}),
+            "secretNames has no meaning",
+        ),
+        (
+            json!({"priorityClass": {"name": "system-node-critical"}}),
+            "the prefix system- is reserved",
+        ),
         (
             json!({"secretNames": ["a"]}),
             "secretNames requires settings.PULL_SECRETS",
@@ -276,7 +362,7 @@ fn wrong_values_are_refused() {
 }
 
 #[test]
-fn helm_lint_is_clean_for_every_variant() {
+fn every_variant_passes_helm_lint() {
     for file in fs::read_dir(deploy("chart/ci")).unwrap() {
         let mut helm = bed::tool("helm");
         helm.args(["lint", "--strict", "--values"]);
@@ -285,7 +371,7 @@ fn helm_lint_is_clean_for_every_variant() {
 }
 
 #[test]
-fn parent_chart_switches_it_off() {
+fn parent_chart_can_disable_harpoon() {
     let directory = bed::directory();
     let parent = directory.path();
     fs::create_dir(parent.join("charts")).unwrap();
@@ -300,5 +386,32 @@ fn parent_chart_switches_it_off() {
         let objects = parse(&text_of(helm.args(["--set", &set]).output().unwrap()));
         let found = objects.iter().filter(|o| o["kind"] == "DaemonSet").count();
         assert_eq!(found, sets, "{set}");
+    }
+}
+
+#[test]
+fn likeliest_failures_are_documented_everywhere() {
+    let root = deploy("..");
+    for page in [
+        "README.md",
+        "docs/troubleshooting.md",
+        "deploy/chart/README.md",
+        "deploy/chart/templates/NOTES.txt",
+    ] {
+        let text = fs::read_to_string(root.join(page)).expect(page);
+        for (failure, fix) in [
+            ("ErrImagePull", "image.repository"),
+            ("FailedMount", "RUNTIME_ENDPOINT"),
+            ("violates PodSecurity", "pod-security.kubernetes.io/enforce"),
+            (
+                "unable to validate against any security context constraint",
+                "openshift.enabled",
+            ),
+        ] {
+            assert!(
+                text.contains(failure) && text.contains(fix),
+                "{page}: {failure}"
+            );
+        }
     }
 }

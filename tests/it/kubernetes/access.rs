@@ -1,4 +1,4 @@
-//! Which cluster is asked, as whom, and what becomes of what he may not see.
+//! The choice of the cluster, its credentials, and objects without permission.
 
 use std::net::TcpListener;
 
@@ -27,14 +27,14 @@ fn reader(cluster: &Kubernetes, namespace: &str) -> String {
     )
 }
 
-/// All the program's output is free of the token.
+/// Checks that the program's output contains no token.
 #[track_caller]
 fn keeps(token: &str, output: &Output) {
     assert!(!output.stdout.contains(token) && !output.stderr.contains(token));
 }
 
 #[test]
-fn a_pod_reads_its_own_namespace_by_its_service_account() {
+fn pod_lists_own_namespace_by_default() {
     let cluster = kubernetes();
     let (own, other) = (shop(cluster, "own:1"), shop(cluster, "other:1"));
     let account = cluster.account_directory(&own, &reader(cluster, &own));
@@ -54,14 +54,14 @@ fn a_pod_reads_its_own_namespace_by_its_service_account() {
 }
 
 #[test]
-fn a_pod_without_its_service_account_says_what_is_missing() {
+fn pod_without_service_account_names_it() {
     let pod = Harpoon::new(["plan"]).pod().envs(kubernetes().service());
     let output = pod.run().expect(1);
     assert!(error(&output).contains(ACCOUNT), "{output}");
 }
 
 #[test]
-fn outside_the_context_of_the_kubeconfig_says_where() {
+fn kubeconfig_context_gives_default_namespace() {
     let cluster = kubernetes();
     let (one, two) = (shop(cluster, "one:1"), shop(cluster, "two:1"));
     let [of_one, of_two] = [(&one, "one:1"), (&two, "two:1")]
@@ -69,7 +69,7 @@ fn outside_the_context_of_the_kubeconfig_says_where() {
     let by_variable = plan(cluster, cluster.server(), cluster.token(), &one);
     assert_eq!(found(&by_variable.run().expect(0)), of_one);
 
-    // Without the variable there is the place where kubectl looks; with it, that is not looked at.
+    // Without the variable, kubectl's default path is used; with it, that path is not read.
     let kube = by_variable.home().join(".kube");
     std::fs::create_dir(&kube).unwrap();
     cluster.write_kubeconfig(
@@ -84,7 +84,7 @@ fn outside_the_context_of_the_kubeconfig_says_where() {
 }
 
 #[test]
-fn a_kubeconfig_that_is_none_is_an_error_that_does_not_quote_it() {
+fn malformed_kubeconfig_is_refused_unquoted() {
     let harpoon = Harpoon::new(["plan", "--log-level", "trace"]);
     let file = harpoon.home().join("kubeconfig");
     let harpoon = harpoon.env("KUBECONFIG", &file);
@@ -100,7 +100,7 @@ fn a_kubeconfig_that_is_none_is_an_error_that_does_not_quote_it() {
 }
 
 #[test]
-fn a_role_that_lists_deployments_is_all_that_is_needed() {
+fn role_listing_deployments_is_enough() {
     let cluster = kubernetes();
     let namespace = shop(cluster, "web:1");
     let token = reader(cluster, &namespace);
@@ -124,7 +124,7 @@ fn a_role_that_lists_deployments_is_all_that_is_needed() {
 }
 
 #[test]
-fn a_namespace_without_workloads_is_no_failure() {
+fn empty_namespace_is_not_an_error() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     for token in [cluster.token(), &reader(cluster, &namespace)] {
@@ -137,7 +137,7 @@ fn a_namespace_without_workloads_is_no_failure() {
 }
 
 #[test]
-fn what_is_forbidden_is_named_and_the_others_go_on() {
+fn forbidden_namespace_is_named_others_scanned() {
     let cluster = kubernetes();
     let (mine, foreign) = (shop(cluster, "mine:1"), shop(cluster, "foreign:1"));
     let token = reader(cluster, &mine);
@@ -173,7 +173,7 @@ fn what_is_forbidden_is_named_and_the_others_go_on() {
 }
 
 #[test]
-fn a_cluster_role_opens_all_namespaces() {
+fn cluster_role_permits_all_namespaces() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     let object = super::templated("web", "wide:1", json!({}));
@@ -195,7 +195,7 @@ fn a_cluster_role_opens_all_namespaces() {
 }
 
 #[test]
-fn that_everything_is_forbidden_is_an_error() {
+fn everything_forbidden_is_an_error() {
     let cluster = kubernetes();
     let (one, two) = (shop(cluster, "one:1"), shop(cluster, "two:1"));
     let output = plan(cluster, cluster.server(), cluster.nobody(), &one)
@@ -210,7 +210,7 @@ fn that_everything_is_forbidden_is_an_error() {
 }
 
 #[test]
-fn a_namespace_that_does_not_exist_is_named_and_the_others_go_on() {
+fn missing_namespace_is_named_others_scanned() {
     let cluster = kubernetes();
     let there = shop(cluster, "there:1");
     let (missing, also) = (unique("missing"), unique("missing"));
@@ -234,7 +234,7 @@ fn a_namespace_that_does_not_exist_is_named_and_the_others_go_on() {
 }
 
 #[test]
-fn a_token_that_is_not_good_is_an_error_that_does_not_show_it() {
+fn invalid_token_is_refused_unquoted() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     let token = "s3cr3t.but-no-good";
@@ -250,7 +250,7 @@ fn a_token_that_is_not_good_is_an_error_that_does_not_show_it() {
 }
 
 #[test]
-fn a_server_that_is_not_there_is_named() {
+fn unreachable_server_is_named() {
     let cluster = kubernetes();
     let closed = TcpListener::bind("127.0.0.1:0")
         .unwrap()
@@ -267,7 +267,7 @@ fn a_server_that_is_not_there_is_named() {
 }
 
 #[test]
-fn a_server_that_nobody_vouches_for_is_not_told_the_token() {
+fn untrusted_server_gets_no_token() {
     let (cluster, other) = (kubernetes(), Harpoon::new(["plan"]));
     let file = other.home().join("kubeconfig");
     let config = json!({"apiVersion": "v1", "kind": "Config", "current-context": "it",
@@ -283,14 +283,14 @@ fn a_server_that_nobody_vouches_for_is_not_told_the_token() {
 }
 
 #[test]
-fn run_takes_the_same_from_the_cluster() {
+fn run_discovers_the_same_images() {
     let cluster = kubernetes();
     let namespace = shop(cluster, "UPPER/case");
     let run = Harpoon::new(["run", "--output", "json"]);
     let store = run.home().join("store");
     let run = run.env("RUNTIME_ENDPOINT", format!("oci:{}", store.display()));
     let run = by_kubeconfig(run, cluster, cluster.server(), cluster.token(), &namespace);
-    // One image, and it cannot be one: all that were wanted failed.
+    // One malformed image: all wanted images failed.
     let output = run.run().expect(1);
     let report = output.json();
     let image = &report["images"][0];

@@ -1,4 +1,4 @@
-//! A server, or a wire to it, that fails in mid-list: what another try mends is mended, and nothing is counted twice.
+//! A server or a connection that fails during a list: retryable failures are retried, and nothing is counted twice.
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -41,7 +41,7 @@ fn name(n: usize) -> String {
     format!("web-{n:04}")
 }
 
-/// What there is to find among the first `count` of the crowd.
+/// The expected images among the first `count` of the crowd.
 fn of_crowd(namespace: &str, count: usize) -> Vec<Row> {
     let image = |i: usize| {
         let users = (0..count).filter(|n| n % IMAGES == i);
@@ -58,7 +58,7 @@ fn is_second_page(seen: &Seen) -> bool {
     seen.query.contains("continue=") && seen.nth == 2
 }
 
-/// The continue tokens that were asked with, in order; none for a first page.
+/// The continue tokens of the requests, in order; `None` for a first page.
 fn tokens(proxy: &Proxy) -> Vec<Option<String>> {
     let token = |seen: Seen| {
         let mut pairs = seen.query.split('&');
@@ -79,7 +79,7 @@ fn gone() -> Fault {
 }
 
 #[test]
-fn a_page_that_fails_once_is_asked_for_again_and_counted_once() {
+fn failed_page_is_retried_counted_once() {
     let cluster = kubernetes();
     let (namespace, _alone) = crowd();
     let expected = of_crowd(namespace, CROWD);
@@ -116,7 +116,7 @@ fn a_page_that_fails_once_is_asked_for_again_and_counted_once() {
 }
 
 #[test]
-fn too_many_requests_are_waited_out() {
+fn throttled_list_waits_for_retry_after() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     cluster.deployment(&namespace, "web", 1, "web:1");
@@ -136,7 +136,7 @@ fn too_many_requests_are_waited_out() {
 }
 
 #[test]
-fn a_list_that_never_comes_is_an_error_after_a_few_tries() {
+fn failing_list_is_error_after_retries() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     cluster.deployment(&namespace, "web", 1, "web:1");
@@ -156,9 +156,9 @@ fn a_list_that_never_comes_is_an_error_after_a_few_tries() {
     }
 }
 
-/// Some pages of the only list are no answer: that run would end well and hide that the cluster did not tell.
+/// Some pages of the only list are not a result: that run would succeed and hide the failure of discovery.
 #[test]
-fn a_list_that_never_ends_is_an_error() {
+fn incomplete_only_list_is_an_error() {
     let cluster = kubernetes();
     let (namespace, _alone) = crowd();
     let proxy = Proxy::start_tls(cluster.server(), cluster.ca(), |seen| {
@@ -179,7 +179,7 @@ fn a_list_that_never_ends_is_an_error() {
 }
 
 #[test]
-fn a_server_that_goes_away_leaves_what_it_told() {
+fn lost_server_keeps_earlier_lists() {
     let cluster = kubernetes();
     let (one, two) = (cluster.namespace(), cluster.namespace());
     cluster.deployment(&one, "web", 1, "one:1");
@@ -207,12 +207,12 @@ fn a_server_that_goes_away_leaves_what_it_told() {
         warnings.iter().all(|warning| warning.contains(&two)),
         "{output}"
     );
-    // Once it is known to be gone it is not asked for the rest.
+    // Once it is known to be unreachable, no more requests are sent.
     assert_eq!(proxy.count(|seen| seen.path.ends_with("/pods")), 1);
 }
 
 #[test]
-fn a_list_that_really_expires_goes_on_with_the_token_that_the_server_gives() {
+fn expired_list_continues_with_new_token() {
     let cluster = kubernetes();
     let (namespace, _alone) = crowd();
     let proxy = Proxy::start_tls(cluster.server(), cluster.ca(), move |seen| {
@@ -240,7 +240,7 @@ fn a_list_that_really_expires_goes_on_with_the_token_that_the_server_gives() {
 }
 
 #[test]
-fn a_list_that_expires_without_a_token_starts_again() {
+fn expired_list_without_token_restarts() {
     let cluster = kubernetes();
     let (namespace, _alone) = crowd();
     let proxy = Proxy::start_tls(
@@ -266,7 +266,7 @@ fn a_list_that_expires_without_a_token_starts_again() {
 }
 
 #[test]
-fn an_object_of_200_mb_costs_its_own_list_alone() {
+fn huge_object_fails_only_its_list() {
     let cluster = kubernetes();
     let (large, small) = (cluster.namespace(), cluster.namespace());
     cluster.deployment(&small, "web", 1, "small:1");
@@ -311,7 +311,7 @@ fn an_object_of_200_mb_costs_its_own_list_alone() {
 }
 
 #[test]
-fn a_chain_of_pages_without_end_is_given_up() {
+fn endless_page_chain_is_an_error() {
     let cluster = kubernetes();
     let proxy = Proxy::start_tls(cluster.server(), cluster.ca(), |seen| {
         // Tokens as long as they may be, none of them twice.
@@ -338,7 +338,7 @@ fn a_chain_of_pages_without_end_is_given_up() {
 }
 
 #[test]
-fn a_server_that_stalls_is_given_up_at_the_deadline() {
+fn stalled_server_fails_at_deadline() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     cluster.deployment(&namespace, "web", 1, "web:1");
@@ -357,7 +357,7 @@ fn a_server_that_stalls_is_given_up_at_the_deadline() {
 }
 
 #[test]
-fn a_signal_ends_the_wait_for_a_server_that_stalls() {
+fn signal_interrupts_stalled_server() {
     let cluster = kubernetes();
     for (fault, signal, code) in [
         (Fault::Stall, Signal::TERM, 143),

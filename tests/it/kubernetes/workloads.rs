@@ -1,4 +1,4 @@
-//! Each kind of workload, the pods that it is meant to have, and who owns whom.
+//! Each kind of workload, its desired number of pods, and its owner.
 
 use serde_json::{Value, json};
 
@@ -25,7 +25,7 @@ pub(super) fn made(
     let path = format!("{base}{version}/namespaces/{namespace}/{plural}");
     let status = object.get("status").cloned();
     let made = cluster.create(&path, object);
-    // Creation drops what only a controller may say.
+    // On creation, the API server drops the status, which only a controller may set.
     if let Some(status) = status {
         let name = made["metadata"]["name"].as_str().unwrap();
         cluster.patch(&format!("{path}/{name}/status"), json!({"status": status}));
@@ -37,7 +37,7 @@ pub(super) fn pod(name: &str, image: &str) -> Value {
     json!({"metadata": {"name": name}, "spec": spec(&[image])})
 }
 
-/// A pod that has got so far.
+/// A pod in this phase.
 pub(super) fn pod_in(phase: &str, name: &str, image: &str) -> Value {
     let mut pod = pod(name, image);
     pod["status"] = json!({"phase": phase});
@@ -51,7 +51,7 @@ pub(super) fn job(name: &str, image: &str, mut extra: Value) -> Value {
     json!({"metadata": {"name": name}, "spec": extra})
 }
 
-/// A Job that has ended, as its controller says it.
+/// A finished Job, as its controller reports it.
 pub(super) fn ended_job(name: &str, image: &str, condition: &str) -> Value {
     let mut job = job(name, image, json!({"parallelism": 7}));
     job["status"] = json!({"conditions": [{"type": condition, "status": "True"}]});
@@ -83,7 +83,7 @@ pub(super) fn labelled(mut object: Value, labels: Value) -> Value {
 }
 
 #[test]
-fn each_kind_counts_the_pods_that_are_desired() {
+fn each_kind_counts_desired_pods() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     let daemons = json!({"desiredNumberScheduled": 5, "currentNumberScheduled": 1, "numberMisscheduled": 0, "numberReady": 0});
@@ -204,14 +204,14 @@ fn each_kind_counts_the_pods_that_are_desired() {
     let mut expected = rows(&namespace, table[4].1);
     expected.splice(2.., rows(&namespace, table[6].1));
     assert_eq!(found(&some.expect(0)), expected);
-    // The most used first, then by name; what nobody runs now stays, at the end.
+    // The most used first, then by name; workloads without pods stay, at the end.
     every.sort_by(|one, other| (other.1, &one.0).cmp(&(one.1, &other.0)));
     let all = plan.args(["--workloads", "all"]).run().expect(0);
     assert_eq!(found(&all), every);
 }
 
 #[test]
-fn init_containers_count_as_containers_do_and_an_image_once_a_workload() {
+fn init_containers_count_once_per_workload() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     let mut web = templated("web", "main:1", json!({"replicas": 2}));
@@ -238,9 +238,9 @@ fn init_containers_count_as_containers_do_and_an_image_once_a_workload() {
     );
 }
 
-/// An API server of 1.20 has neither: what a newer one says is put in its place.
+/// An API server of 1.20 has neither: the response of a newer one is substituted.
 #[test]
-fn sidecars_and_image_volumes_of_newer_clusters_count() {
+fn sidecars_and_image_volumes_count() {
     let cluster = kubernetes();
     let spec = json!({"initContainers": [{"name": "mesh", "image": "sidecar:1", "restartPolicy": "Always"}],
         "containers": [{"name": "main", "image": "main:1"}],
@@ -269,7 +269,7 @@ fn sidecars_and_image_volumes_of_newer_clusters_count() {
 }
 
 #[test]
-fn what_a_scanned_workload_owns_is_not_counted_again() {
+fn owned_workloads_count_once() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     let make = |collection: &str, object: Value| made(cluster, &namespace, collection, object);
@@ -299,7 +299,7 @@ fn what_a_scanned_workload_owns_is_not_counted_again() {
         "v1/pods",
         owned(pod("nightly-1617235200-x", "cron:1"), &nightly),
     );
-    // Whoever owns these is not scanned.
+    // The owners of these are not scanned.
     let rollout = other(("argoproj.io/v1alpha1", "Rollout", "canary"));
     let of_rollout = templated("canary-6c9", "canary:1", json!({"replicas": 2}));
     let of_rollout = make("apps/v1/replicasets", owned(of_rollout, &rollout));
@@ -363,7 +363,7 @@ fn what_a_scanned_workload_owns_is_not_counted_again() {
 
 /// The API server judges the selector, and its words are told.
 #[test]
-fn bad_selector_is_a_wrong_setting() {
+fn malformed_selector_is_a_bad_setting() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     for selector in ["app in", "app=web,", "a b", "-a=b", "app=$(x)"] {
@@ -386,7 +386,7 @@ fn bad_selector_is_a_wrong_setting() {
 }
 
 #[test]
-fn namespaces_and_a_selector_narrow_the_scan() {
+fn namespaces_and_selector_narrow_scan() {
     let cluster = kubernetes();
     let (one, two, third) = (
         cluster.namespace(),

@@ -65,7 +65,7 @@ fn docker(name: &str) -> String {
 // Docker 20.10 wants its own platform in an index.
 #[cfg(target_arch = "x86_64")]
 #[test]
-fn i386_alone_is_taken_on_amd64() {
+fn i386_only_image_runs_on_amd64() {
     let image = registry().image(&format!("{}:1", unique("i386")));
     let image = image.platforms(&["linux/386"]).push().reference;
     is_taken(&image, &[bed::containerd().endpoint()]);
@@ -73,14 +73,14 @@ fn i386_alone_is_taken_on_amd64() {
 
 #[cfg(target_arch = "aarch64")]
 #[test]
-fn arm_v7_alone_is_taken_on_arm64() {
+fn armv7_only_image_runs_on_arm64() {
     let image = registry().image(&format!("{}:1", unique("armv7")));
     let image = image.platforms(&["linux/arm/v7"]).push().reference;
     is_taken(&image, &[bed::containerd().endpoint()]);
 }
 
 #[test]
-fn null_layers_are_no_layers() {
+fn null_layers_are_accepted() {
     let image = docker("null");
     let platform = super::this_machine();
     let (os, architecture) = platform.split_once('/').unwrap();
@@ -101,7 +101,7 @@ fn null_layers_are_no_layers() {
 
 // Of the runtimes Docker alone: containerd 1.6 fetches no layers of such an image and cannot unpack it.
 #[test]
-fn config_of_no_type_is_taken() {
+fn untyped_config_is_accepted() {
     for media_type in ["application/octet-stream", "application/json", "text/html"] {
         let image = alter(&docker("octets"), |manifest| {
             manifest["config"]["mediaType"] = json!(media_type);

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_budget_is_kept_to_the_byte() {
+fn budget_is_exact_to_the_byte() {
     let seed = unique("seed");
     let push = |prefix: &str, layers: usize| {
         let image = registry().image(&format!("{}:1", unique(prefix)));
@@ -33,7 +33,7 @@ fn a_budget_is_kept_to_the_byte() {
     );
     let held: u64 = bundle.blobs().values().sum();
     assert!(held <= a.bytes + c.bytes + 4000, "{held}");
-    // What is there counts, and what is shared with it does not.
+    // Present blobs count, and shared ones do not count again.
     let output = pull(b.bytes + c.bytes - 500_000).run().expect(0);
     assert_eq!(outcomes(&output)[1], skipped, "{output}");
     let output = pull(b.bytes + c.bytes + 8000).run().expect(0);
@@ -43,7 +43,7 @@ fn a_budget_is_kept_to_the_byte() {
 }
 
 #[test]
-fn a_tag_that_moved_is_pulled_again() {
+fn moved_tag_is_pulled_again() {
     let name = format!("{}:latest", unique("moving"));
     let proxy = Proxy::start(registry().url(), |_| Fault::Pass);
     let image = proxy.reference(&name);

@@ -1,4 +1,4 @@
-//! Registries that limit, fail, stall, cut off and lie.
+//! Registries that limit the rate, fail, stall, close connections and send false content.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::{Bundle, failed, is_one_of, layers, pulled, told};
 use crate::bed::faulty::{Fault, Proxy, Seen, first};
 use crate::bed::{registry, unique};
 
-/// What one run at an image of one layer came to, behind a proxy that makes faults.
+/// The result of one run with an image of one layer, behind a proxy with faults.
 struct Faulty {
     proxy: Proxy,
     image: String,
@@ -16,7 +16,7 @@ struct Faulty {
 }
 
 impl Faulty {
-    /// `fault` is told which requests are for the layer.
+    /// `fault` receives the requests for the layer.
     fn new<D: Fn(&Seen) -> Fault + Send + Sync + 'static>(
         bytes: u64,
         fault: impl FnOnce(Box<dyn Fn(&Seen) -> bool + Send + Sync>) -> D,
@@ -65,7 +65,7 @@ impl Faulty {
     }
 }
 
-/// The byte that a request wants the blob from.
+/// The first requested byte of the blob.
 pub(super) fn from_byte(seen: &Seen) -> u64 {
     let range = seen
         .headers
@@ -76,7 +76,7 @@ pub(super) fn from_byte(seen: &Seen) -> u64 {
 }
 
 #[test]
-fn a_registry_that_limits_is_left_alone_for_as_long_as_it_says() {
+fn rate_limit_waits_for_retry_after() {
     let test = Faulty::new(1000, |_| first(1, Fault::too_many(1), Seen::is_manifest));
     let output = test.bundle.pull(&[&test.image]).run().expect(0);
     assert_eq!(told(&output, &test.image), pulled(2));
@@ -95,7 +95,7 @@ fn a_registry_that_limits_is_left_alone_for_as_long_as_it_says() {
 }
 
 #[test]
-fn a_registry_that_goes_on_limiting_is_told_so() {
+fn lasting_rate_limit_is_reported() {
     // With a Retry-After and without.
     for fault in [Fault::too_many(1), Fault::status(429)] {
         let test = Faulty::new(1000, |_| move |_: &Seen| fault.clone());
@@ -106,7 +106,7 @@ fn a_registry_that_goes_on_limiting_is_told_so() {
 }
 
 #[test]
-fn an_error_of_the_registry_is_tried_again() {
+fn registry_error_is_retried() {
     let test = Faulty::new(1000, |_| first(1, Fault::status(500), |_| true));
     let output = test.bundle.pull(&[&test.image]).run().expect(0);
     assert_eq!(told(&output, &test.image), pulled(2));
@@ -134,7 +134,7 @@ fn an_error_of_the_registry_is_tried_again() {
 }
 
 #[test]
-fn a_registry_that_hangs_up_is_unavailable() {
+fn closed_connection_is_unavailable() {
     let test = Faulty::new(1000, |_| |_: &Seen| Fault::Close);
     let output = test
         .bundle
@@ -146,7 +146,7 @@ fn a_registry_that_hangs_up_is_unavailable() {
 }
 
 #[test]
-fn a_download_that_stalls_ends_in_time_and_is_taken_up() {
+fn stalled_download_times_out_and_resumes() {
     let stalls = Fault::StallAfter(200_000);
     let test = Faulty::new(600_000, |is_layer| first(1, stalls, is_layer));
     let pull = test.bundle.pull(&[&test.image]);
@@ -163,7 +163,7 @@ fn a_download_that_stalls_ends_in_time_and_is_taken_up() {
 }
 
 #[test]
-fn a_registry_that_never_answers_ends_in_time() {
+fn silent_registry_times_out() {
     let test = Faulty::new(1000, |_| |_: &Seen| Fault::Stall);
     let pull = test.bundle.pull(&[&test.image]).arg("--pull-timeout=500ms");
     let output = pull.arg("--retries=1").run().expect(1);
@@ -171,7 +171,7 @@ fn a_registry_that_never_answers_ends_in_time() {
 }
 
 #[test]
-fn a_download_that_is_cut_goes_on_where_it_was_cut() {
+fn cut_download_resumes_at_offset() {
     let cut = Fault::CutAfter(300_000);
     let test = Faulty::new(900_000, |is_layer| first(2, cut, is_layer));
     let output = test.bundle.pull(&[&test.image]).run().expect(0);
@@ -188,7 +188,7 @@ fn a_download_that_is_cut_goes_on_where_it_was_cut() {
 }
 
 #[test]
-fn a_download_that_is_cut_for_ever_fails() {
+fn download_cut_every_time_fails() {
     let test = Faulty::new(900_000, |is_layer| {
         move |seen: &Seen| match is_layer(seen) {
             true => Fault::CutAfter(50_000),
@@ -206,7 +206,7 @@ fn a_download_that_is_cut_for_ever_fails() {
 }
 
 #[test]
-fn other_content_than_was_asked_for_is_never_kept() {
+fn wrong_content_is_never_kept() {
     // As many bytes as there should be, fewer, more.
     for bytes in [600_000, 10, 900_000] {
         let name = format!("{}:1", unique("lying"));
@@ -250,7 +250,7 @@ fn other_content_than_was_asked_for_is_never_kept() {
 }
 
 #[test]
-fn a_manifest_that_is_not_the_one_of_the_digest_is_refused() {
+fn manifest_with_other_digest_is_refused() {
     let [asked, other] = ["1", "2"].map(|tag| {
         let name = unique("swapped");
         (registry().push(&format!("{name}:{tag}")), name)
@@ -279,13 +279,13 @@ fn a_manifest_that_is_not_the_one_of_the_digest_is_refused() {
     assert!(!bundle.path().exists());
 }
 
-/// A layer of this size is fetched in parts where the registry is slow.
+/// A layer of this size is fetched in parts if the registry is slow.
 const LARGE: u64 = 20_000_000;
-/// Bytes a second of one connection.
+/// Bytes per second of one connection.
 const SLOW: usize = 4_000_000;
 
 #[test]
-fn a_large_layer_comes_in_parts_over_several_connections_where_one_is_slow() {
+fn slow_large_layer_comes_in_parts() {
     let test = Faulty::new(LARGE, |_| |_: &Seen| Fault::Throttle(SLOW));
     test.comes_whole();
     let parts = test.parts();
@@ -303,7 +303,7 @@ fn a_large_layer_comes_in_parts_over_several_connections_where_one_is_slow() {
 }
 
 #[test]
-fn a_large_layer_goes_on_in_one_where_a_part_fails() {
+fn layer_continues_unsplit_after_failed_part() {
     for fault in [Fault::status(503), Fault::Close] {
         let test = Faulty::new(LARGE, |is_layer| {
             move |seen: &Seen| match seen.nth {
@@ -320,7 +320,7 @@ fn a_large_layer_goes_on_in_one_where_a_part_fails() {
 }
 
 #[test]
-fn a_part_that_is_cut_goes_on_where_it_was_cut() {
+fn cut_part_resumes_at_offset() {
     let test = Faulty::new(LARGE, |is_layer| {
         move |seen: &Seen| match seen.nth {
             3 if is_layer(seen) => Fault::CutAfter(500_000),

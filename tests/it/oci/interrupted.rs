@@ -1,4 +1,4 @@
-//! Runs that are told to stop, that are killed, and that share a directory.
+//! Runs that are stopped, killed, or share a directory.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::bed::{eventually, registry, unique};
 const SIZE: u64 = 3_000_000;
 /// More than an image's configuration has, which comes before the layers.
 const A_CONFIGURATION: u64 = 10_000;
-/// Ten seconds and more for such a layer: nobody waits for its end.
+/// Ten seconds and more for such a layer; tests do not wait for its end.
 const VERY_SLOW: Fault = Fault::Throttle(300_000);
 /// A second and a half for half of it.
 const SLOW: Fault = Fault::Throttle(1_000_000);
@@ -28,13 +28,13 @@ fn slow_once() -> (Proxy, String) {
     (proxy, image)
 }
 
-/// Waits until a pull is in the midst of a layer.
+/// Waits until a pull is in the middle of a layer.
 fn await_some_of_the_layer(bundle: &Bundle) {
     let there = || bundle.begun() > A_CONFIGURATION;
     eventually("some of the layer is there", Duration::from_secs(20), there);
 }
 
-/// Kills a run by a signal in the midst of a layer, and gives what it ended with and how much of the layer it had got.
+/// Ends a run with a signal in the middle of a layer; returns its result and the number of bytes received.
 fn interrupt(bundle: &Bundle, image: &str, signal: Signal) -> (crate::bed::Output, u64, Duration) {
     let running = bundle.pull(&[image]).start();
     await_some_of_the_layer(bundle);
@@ -51,7 +51,7 @@ fn interrupt(bundle: &Bundle, image: &str, signal: Signal) -> (crate::bed::Outpu
     (output, begun, took)
 }
 
-/// The next run goes on where the first one stopped.
+/// The next run resumes where the first one stopped.
 fn goes_on(bundle: &Bundle, proxy: &Proxy, image: &str, begun: u64) {
     let output = bundle.pull(&[image]).run().expect(0);
     assert_eq!(told(&output, image), pulled(1));
@@ -64,7 +64,7 @@ fn goes_on(bundle: &Bundle, proxy: &Proxy, image: &str, begun: u64) {
 }
 
 #[test]
-fn a_run_that_is_told_to_stop_leaves_a_layout_and_is_taken_up() {
+fn stopped_run_keeps_layout_and_resumes() {
     for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130)] {
         let (proxy, image) = slow_once();
         let bundle = Bundle::new();
@@ -77,7 +77,7 @@ fn a_run_that_is_told_to_stop_leaves_a_layout_and_is_taken_up() {
 }
 
 #[test]
-fn a_run_that_is_killed_leaves_a_layout_and_is_taken_up() {
+fn killed_run_keeps_layout_and_resumes() {
     let (proxy, image) = slow_once();
     let bundle = Bundle::new();
     let (output, begun, _) = interrupt(&bundle, &image, Signal::KILL);
@@ -86,7 +86,7 @@ fn a_run_that_is_killed_leaves_a_layout_and_is_taken_up() {
 }
 
 #[test]
-fn a_run_that_is_killed_while_parts_come_is_taken_up() {
+fn run_killed_during_parts_resumes() {
     let size = 30_000_000;
     let name = format!("{}:1", unique("parts"));
     let pushed = registry().image(&name).size(size).push();
@@ -117,7 +117,7 @@ fn a_run_that_is_killed_while_parts_come_is_taken_up() {
 }
 
 #[test]
-fn the_deadline_of_a_run_leaves_a_layout_and_is_taken_up() {
+fn run_resumes_after_its_deadline() {
     let (proxy, image) = slow_once();
     let quick = registry().push(&unique("quick")).reference;
     let bundle = Bundle::new();
@@ -146,7 +146,7 @@ fn relatives() -> [String; 2] {
 }
 
 #[test]
-fn two_runs_at_once_fetch_what_they_share_once() {
+fn concurrent_runs_fetch_shared_blobs_once() {
     let names = relatives();
     let shared = layers(&registry().reference(&names[0]));
     let all = layers(&registry().reference(&names[1]));
@@ -181,7 +181,7 @@ fn two_runs_at_once_fetch_what_they_share_once() {
 }
 
 #[test]
-fn a_run_takes_up_what_another_dies_over() {
+fn run_resumes_blob_of_dead_run() {
     let (proxy, image) = slow_once();
     let is_layer = is_one_of(layers(&image));
     let bundle = Bundle::new();
@@ -203,7 +203,7 @@ fn a_run_takes_up_what_another_dies_over() {
 }
 
 #[test]
-fn many_runs_at_once_make_one_directory() {
+fn concurrent_runs_create_one_layout() {
     let images: Vec<String> = (0..6)
         .map(|_| registry().image(&unique("small")).size(10).push().reference)
         .collect();

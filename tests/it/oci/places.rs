@@ -1,4 +1,4 @@
-//! Directories that are no place for a layout, that are full, and what a pull costs in memory.
+//! Unsuitable or full directories, and the memory use of a pull.
 
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
@@ -16,7 +16,7 @@ use crate::bed::{self, Harpoon, registry, unique};
 const MIB: u64 = 1 << 20;
 
 #[test]
-fn a_plan_makes_nothing() {
+fn plan_creates_no_layout() {
     let image = registry().push(&unique("planned")).reference;
     let bundle = Bundle::new();
     assert_eq!(bundle.plan(&[&image]), ["pull"]);
@@ -29,7 +29,7 @@ fn a_plan_makes_nothing() {
 }
 
 #[test]
-fn a_relative_directory_is_below_the_working_directory() {
+fn relative_directory_uses_working_directory() {
     let image = registry().push(&unique("relative")).reference;
     let harpoon = Harpoon::new(["pull", "--output=json", &image]);
     let output = harpoon
@@ -44,7 +44,7 @@ fn a_relative_directory_is_below_the_working_directory() {
 }
 
 #[test]
-fn what_is_something_else_is_no_runtime() {
+fn foreign_path_is_not_a_layout() {
     let image = registry().push(&unique("misplaced")).reference;
     let refused = |bundle: &Bundle, why: &str| {
         for command in ["pull", "plan"] {
@@ -95,7 +95,7 @@ fn on_tmpfs(harpoon: &Harpoon, bundle: &Bundle, options: &str, kept: &Path) -> H
 }
 
 #[test]
-fn a_read_only_place_is_no_runtime() {
+fn read_only_directory_is_refused() {
     let bundle = Bundle::new();
     let kept = Bundle::new();
     let pull = bundle.pull(&[registry().reference("any")]);
@@ -110,7 +110,7 @@ fn a_read_only_place_is_no_runtime() {
 }
 
 #[test]
-fn a_full_filesystem_ends_the_run_and_what_is_there_stays() {
+fn full_filesystem_keeps_pulled_images() {
     // They are pulled in the order of their names.
     let images = [("a", 100_000), ("b", 3_000_000), ("c", 1000)];
     let images = images.map(|(name, size)| {
@@ -142,7 +142,7 @@ fn a_full_filesystem_ends_the_run_and_what_is_there_stays() {
 }
 
 #[test]
-fn hanging_registry_delays_no_space_briefly() {
+fn no_space_is_reported_despite_hang() {
     let name = unique("full");
     registry().image(&name).size(3_000_000).push();
     let begun = AtomicBool::new(false);
@@ -232,7 +232,7 @@ fn curl(options: &[&str], file: &Path, url: &str) {
 }
 
 #[test]
-fn memory_does_not_grow_with_the_image() {
+fn memory_is_independent_of_image_size() {
     let peak = |layer_size: u64| {
         let image = push_large(layer_size);
         let bundle = Bundle::new();

@@ -1,4 +1,4 @@
-//! Registries that share content, of which one trickles.
+//! Registries that share content, one of them slow.
 
 use std::time::Duration;
 
@@ -44,7 +44,7 @@ fn trickling_registry_delays_no_other_registry() {
 }
 
 #[test]
-fn trickling_parts_leave_others_theirs() {
+fn trickling_parts_leave_others_their_connections() {
     let [one, two] = ["one", "two"].map(|kind| {
         let name = format!("{}:1", unique(kind));
         let image = registry().image(&name).size(40_000_000);

@@ -1,4 +1,4 @@
-//! The disk budget, and the sizes that it is kept by.
+//! The disk budget, and the sizes that it is based on.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,16 +11,16 @@ use super::*;
 use crate::bed::{self, kubernetes};
 
 with_both! {
-    a_budget_is_kept_and_smaller_images_still_fit,
-    what_others_pulled_counts,
-    sizes_are_those_of_the_manifests_and_shared_layers_count_once,
-    an_image_for_other_platforms_is_planned_as_such,
+    budget_skips_large_keeps_smaller_images,
+    foreign_images_count_against_budget,
+    shared_layers_count_once_in_sizes,
+    foreign_platform_is_planned_as_mismatch,
 }
 
 with_crio! {
-    a_budget_is_kept_and_smaller_images_still_fit,
-    what_others_pulled_counts,
-    an_image_for_other_platforms_is_planned_as_such,
+    budget_skips_large_keeps_smaller_images,
+    foreign_images_count_against_budget,
+    foreign_platform_is_planned_as_mismatch,
 }
 
 const MB: u64 = 1_000_000;
@@ -40,7 +40,7 @@ fn on_disk(directory: &Path) -> u64 {
     du.split_whitespace().next().unwrap().parse().unwrap()
 }
 
-/// What the runtime says that its store holds.
+/// The usage that the runtime reports for its store.
 fn usage<R: Runtime>(runtime: &R) -> u64 {
     let endpoint = detect::Endpoint::parse(runtime.endpoint()).unwrap();
     bed::block_on(async move {
@@ -56,7 +56,7 @@ fn outcome(report: &Value, image: &str) -> String {
     format!("{} {}", text("outcome"), text("reason"))
 }
 
-fn a_budget_is_kept_and_smaller_images_still_fit<R: Runtime>() {
+fn budget_skips_large_keeps_smaller_images<R: Runtime>() {
     let runtime = R::start();
     // An empty store has its databases already.
     let empty = on_disk(&runtime.store());
@@ -82,7 +82,7 @@ fn a_budget_is_kept_and_smaller_images_still_fit<R: Runtime>() {
     assert!(held <= 60 * MB, "{held}");
 }
 
-fn what_others_pulled_counts<R: Runtime>() {
+fn foreign_images_count_against_budget<R: Runtime>() {
     let runtime = R::start();
     let (before, here, next) = (usage(&runtime), push("here", 10 * MB), push("next", 10_000));
     assert!(before < MB, "an empty store holds {before} bytes");
@@ -118,7 +118,7 @@ fn plan<R: Runtime>(runtime: &R, lines: &[&str]) -> Harpoon {
     harpoon.env("IMAGES_FILE", "images").env("OUTPUT", "json")
 }
 
-fn sizes_are_those_of_the_manifests_and_shared_layers_count_once<R: Runtime>() {
+fn shared_layers_count_once_in_sizes<R: Runtime>() {
     // Of one seed and with layers of one size, the second image has the layers of the first and one more.
     let seed = unique("seed");
     let proxy = Proxy::start(registry().url(), |_| Fault::Pass);
@@ -170,7 +170,7 @@ fn sizes_are_those_of_the_manifests_and_shared_layers_count_once<R: Runtime>() {
         "{text}"
     );
 
-    // What is here is not asked for, and its layers need not come with another image, where the runtime knows them.
+    // A present image is not requested, and its layers count as shared only if the runtime knows them.
     pull(R::shared(), &[&first]).run().expect(0);
     let output = plan(R::shared(), &lines[..2]).run().expect(0);
     let report = output.json();
@@ -179,7 +179,7 @@ fn sizes_are_those_of_the_manifests_and_shared_layers_count_once<R: Runtime>() {
     assert_eq!(entry(&report, &second)["shared_bytes"], shared, "{output}");
 }
 
-fn an_image_for_other_platforms_is_planned_as_such<R: Runtime>() {
+fn foreign_platform_is_planned_as_mismatch<R: Runtime>() {
     let name = format!("{}:1", unique("foreign"));
     registry().image(&name).platforms(&["linux/s390x"]).push();
     let proxy = Proxy::start(registry().url(), |_| Fault::Pass);
@@ -195,7 +195,7 @@ fn an_image_for_other_platforms_is_planned_as_such<R: Runtime>() {
         told["message"].as_str().unwrap().contains("linux/s390x"),
         "{output}"
     );
-    // With a budget a run finds it out likewise, and does not try.
+    // With a budget a run determines it likewise, and does not pull.
     let output = run(R::shared(), &[&image])
         .env("DISK_BUDGET", "1Ti")
         .run()
@@ -211,10 +211,10 @@ fn an_image_for_other_platforms_is_planned_as_such<R: Runtime>() {
 }
 
 #[test]
-fn nodes_tell_sizes_so_that_no_registry_is_asked() {
+fn node_sizes_replace_registry_requests() {
     let cluster = kubernetes();
     let (namespace, node) = (cluster.namespace(), unique("sized"));
-    // Nobody listens there.
+    // No process listens there.
     let image = format!("127.0.0.1:1/{}:1", unique("told"));
     cluster.deployment(&namespace, "web", 3, &image);
     cluster.create("/api/v1/nodes", json!({"metadata": {"name": node}}));

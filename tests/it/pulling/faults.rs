@@ -1,31 +1,31 @@
-//! What goes wrong on the way: registries that refuse, stall and break off, runtimes that die, stores that are full.
+//! Failures during a pull: registries that refuse, stall and close connections, runtimes that die, stores that are full.
 
 use super::*;
 use crate::bed;
 use crate::bed::faulty::first;
 
 with_both! {
-    a_registry_that_stays_bad_has_its_reason,
-    what_mends_itself_is_tried_again,
-    a_body_that_is_cut_off_is_fetched_again,
-    a_runtime_that_dies_in_mid_pull_may_come_back,
-    planning_outlasts_restart_of_runtime,
-    a_full_store_ends_the_run,
-    registry_prose_ends_no_run,
-    a_read_only_store_fails_what_is_missing_alone,
-    an_image_of_another_platform_is_named_as_such,
+    failing_registry_reports_its_reason,
+    transient_faults_are_retried,
+    truncated_body_is_fetched_again,
+    pull_survives_runtime_restart,
+    planning_survives_runtime_restart,
+    full_store_ends_the_run,
+    registry_message_never_ends_run,
+    read_only_store_fails_only_missing,
+    foreign_platform_is_reported_as_mismatch,
 }
 
 with_crio! {
-    a_registry_that_stays_bad_has_its_reason,
-    what_mends_itself_is_tried_again,
-    a_body_that_is_cut_off_is_fetched_again,
-    a_runtime_that_dies_in_mid_pull_may_come_back,
-    a_full_store_ends_the_run,
-    an_image_of_another_platform_is_named_as_such,
+    failing_registry_reports_its_reason,
+    transient_faults_are_retried,
+    truncated_body_is_fetched_again,
+    pull_survives_runtime_restart,
+    full_store_ends_the_run,
+    foreign_platform_is_reported_as_mismatch,
 }
 
-/// An image behind a proxy whose manifests are at fault for as long as the switch is on.
+/// An image behind a proxy that makes its manifests fail while the switch is on.
 struct Faulty {
     _proxy: Proxy,
     image: String,
@@ -54,7 +54,7 @@ impl Faulty {
     }
 }
 
-/// As a registry answers who may not see a repository.
+/// The response of a registry to an unauthorised client.
 fn denied() -> Fault {
     let body =
         r#"{"errors":[{"code":"DENIED","message":"requested access to the resource is denied"}]}"#;
@@ -66,7 +66,7 @@ fn denied() -> Fault {
     }
 }
 
-fn a_registry_that_stays_bad_has_its_reason<R: Runtime>() {
+fn failing_registry_reports_its_reason<R: Runtime>() {
     // A registry that says 429 by the status alone: the Engine passes on its words, and not the status.
     let without_words = match R::NAME {
         "docker" if !bed::docker_has_containerds_store() => "failed other 1",
@@ -107,7 +107,7 @@ fn a_registry_that_stays_bad_has_its_reason<R: Runtime>() {
     });
 }
 
-fn what_mends_itself_is_tried_again<R: Runtime>() {
+fn transient_faults_are_retried<R: Runtime>() {
     let cases = [
         (Fault::too_many(1), "rate_limited"),
         (Fault::status(500), "unavailable"),
@@ -141,7 +141,7 @@ fn what_mends_itself_is_tried_again<R: Runtime>() {
 }
 
 /// Both runtimes go on with a blob by themselves; where one does not, harpoon does.
-fn a_body_that_is_cut_off_is_fetched_again<R: Runtime>() {
+fn truncated_body_is_fetched_again<R: Runtime>() {
     let name = format!("{}:1", unique("torn"));
     let pushed = registry().image(&name).size(300_000).push();
     // The configuration is shorter than this, so it is the layer that is cut.
@@ -155,7 +155,7 @@ fn a_body_that_is_cut_off_is_fetched_again<R: Runtime>() {
     assert!(proxy.count(|seen| seen.is_blob()) > 2, "{:?}", proxy.seen());
 }
 
-fn a_runtime_that_dies_in_mid_pull_may_come_back<R: Runtime>() {
+fn pull_survives_runtime_restart<R: Runtime>() {
     let runtime = R::start();
     let push = |prefix: &str| {
         let name = format!("{}:1", unique(prefix));
@@ -182,7 +182,7 @@ fn a_runtime_that_dies_in_mid_pull_may_come_back<R: Runtime>() {
     assert!(output.stderr.contains("reason=\"unavailable\""), "{output}");
     assert!(runtime.has(&image));
 
-    // One that stays away is named as what failed, and by its own path.
+    // An unavailable runtime is reported as the failure, with its own path.
     let proxy = Proxy::start(registry().url(), |seen| {
         if seen.is_blob() {
             Fault::Stall
@@ -206,7 +206,7 @@ fn a_runtime_that_dies_in_mid_pull_may_come_back<R: Runtime>() {
 }
 
 /// The question for what the store holds comes while the runtime is away.
-fn planning_outlasts_restart_of_runtime<R: Runtime>() {
+fn planning_survives_runtime_restart<R: Runtime>() {
     let runtime = R::start();
     let name = format!("{}:latest", unique("restart"));
     registry().push(&name);
@@ -237,7 +237,7 @@ fn planning_outlasts_restart_of_runtime<R: Runtime>() {
     check(&output, &[(&image, "present 0")]);
 }
 
-fn a_full_store_ends_the_run<R: Runtime>() {
+fn full_store_ends_the_run<R: Runtime>() {
     let runtime = R::with_space(12 << 20);
     let push = |prefix: &str, bytes| {
         registry()
@@ -275,14 +275,14 @@ fn a_full_store_ends_the_run<R: Runtime>() {
     );
     assert!(message(&next).contains(&large), "{output}");
     assert!(runtime.has(&small) && !runtime.has(&large) && !runtime.has(&next));
-    // A run that wants what is there finds it there.
+    // A later run finds the present images.
     check(
         &run(&runtime, &[&small]).run().expect(0),
         &[(&small, "present 0")],
     );
 }
 
-/// A registry writes what it likes into its error bodies, where a runtime's own words for a full disk may stand too.
+/// A registry may write anything into its error bodies, including a runtime's text for a full disk.
 fn registry_prose_ends_no_run<R: Runtime>() {
     const PROSE: [&str; 3] = [
         "no space left on device",
@@ -361,7 +361,7 @@ fn registry_prose_ends_no_run<R: Runtime>() {
 }
 
 /// A disk that the kernel has made read-only after an error: here, a mount above where downloads go.
-fn a_read_only_store_fails_what_is_missing_alone<R: Runtime>() {
+fn read_only_store_fails_only_missing<R: Runtime>() {
     let runtime = R::start();
     let push = |prefix: &str| registry().push(&format!("{}:1", unique(prefix))).reference;
     let (there, missing) = (push("there"), push("missing"));
@@ -398,7 +398,7 @@ fn a_read_only_store_fails_what_is_missing_alone<R: Runtime>() {
     check(&run(&runtime, &images).run().expect(0), &expected);
 }
 
-fn an_image_of_another_platform_is_named_as_such<R: Runtime>() {
+fn foreign_platform_is_reported_as_mismatch<R: Runtime>() {
     let push = |prefix: &str, platforms: &[&str]| {
         let image = registry().image(&format!("{}:1", unique(prefix)));
         image.platforms(platforms).push()

@@ -1,11 +1,11 @@
-//! What is seen while a pull goes on: bars with bytes on a terminal, lines in a log.
+//! Output during a pull: bars with bytes on a terminal, lines in a log.
 
 use super::*;
 use crate::bed::{Pushed, Terminal};
 
 with_both! {
-    a_terminal_gets_bars_with_bytes,
-    a_log_gets_a_line_when_a_pull_starts_ends_and_goes_on,
+    terminal_gets_bars_with_bytes,
+    log_gets_lines_about_pull_progress,
 }
 
 /// An image whose layer comes at so many bytes a second.
@@ -56,12 +56,12 @@ fn check_bytes(told: &[(f64, f64)], pushed: &Pushed) {
     );
 }
 
-fn a_terminal_gets_bars_with_bytes<R: Runtime>() {
+fn terminal_gets_bars_with_bytes<R: Runtime>() {
     let (_proxy, image, pushed) = slow(2_000_000, 500_000);
     let other = registry().reference(&format!("{}:1", unique("missing")));
     let harpoon = pull(R::shared(), &[&image, &other]);
     let output = harpoon.terminal(Terminal::Stderr).run().expect(1);
-    // Standard output is data alone.
+    // Standard output contains data only.
     check(
         &output,
         &[(&image, "pulled 1"), (&other, "failed not_found 1")],
@@ -78,7 +78,7 @@ fn a_terminal_gets_bars_with_bytes<R: Runtime>() {
 }
 
 fn a_log_gets_a_line_when_a_pull_starts_ends_and_goes_on<R: Runtime>() {
-    // Docker with containerd's store tells of whole mebibytes alone.
+    // Docker with containerd's store reports whole mebibytes only.
     let scale = match R::NAME {
         "docker" if crate::bed::docker_has_containerds_store() => 20,
         _ => 1,

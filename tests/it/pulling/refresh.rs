@@ -1,18 +1,18 @@
-//! Tags that move: what costs one request, and what is pulled again.
+//! Tags that move: the number of requests, and the images that are pulled again.
 
 use super::*;
 use crate::bed::{Pushed, kubernetes};
 
 with_both! {
-    a_tag_that_moves_is_pulled_again_and_one_that_stays_costs_a_request,
-    only_what_may_move_is_asked_for,
-    a_registry_that_is_away_leaves_what_is_here,
+    only_moved_tag_is_pulled_again,
+    only_movable_tags_are_checked,
+    unreachable_registry_keeps_present_image,
 }
 
 with_crio! {
-    a_tag_that_moves_is_pulled_again_and_one_that_stays_costs_a_request,
-    only_what_may_move_is_asked_for,
-    a_registry_that_is_away_leaves_what_is_here,
+    only_moved_tag_is_pulled_again,
+    only_movable_tags_are_checked,
+    unreachable_registry_keeps_present_image,
 }
 
 /// A repository whose tag moves, behind a proxy that counts.
@@ -53,7 +53,7 @@ fn told(output: &Output, image: &str) -> (String, Value) {
     (line, entry["message"].clone())
 }
 
-fn a_tag_that_moves_is_pulled_again_and_one_that_stays_costs_a_request<R: Runtime>() {
+fn only_moved_tag_is_pulled_again<R: Runtime>() {
     let moving = Moving::new("latest");
     let image = moving.image();
     let mut here = moving.push("one");
@@ -98,7 +98,7 @@ fn a_tag_that_moves_is_pulled_again_and_one_that_stays_costs_a_request<R: Runtim
     );
 }
 
-fn only_what_may_move_is_asked_for<R: Runtime>() {
+fn only_movable_tags_are_checked<R: Runtime>() {
     let moving = Moving::new("1");
     let image = moving.image();
     let first = moving.push("one");
@@ -118,7 +118,7 @@ fn only_what_may_move_is_asked_for<R: Runtime>() {
         moving.proxy.seen()
     );
 
-    // A workload whose pull policy is Always has it asked for, whatever its tag.
+    // A workload with the pull policy Always makes any tag be compared.
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     let labels = json!({"app": "web"});
@@ -144,7 +144,7 @@ fn only_what_may_move_is_asked_for<R: Runtime>() {
     }
 }
 
-fn a_registry_that_is_away_leaves_what_is_here<R: Runtime>() {
+fn unreachable_registry_keeps_present_image<R: Runtime>() {
     let moving = Moving::new("latest");
     let image = moving.image();
     let first = moving.push("one");

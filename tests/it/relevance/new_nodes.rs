@@ -1,4 +1,4 @@
-//! Nodes that have just joined: taints that pass, and labels that come late.
+//! Nodes that have just joined: temporary taints, and labels that are set late.
 
 use serde_json::json;
 
@@ -6,7 +6,7 @@ use super::{DEPLOYMENTS, check, node, plan, required, rows, workload};
 use crate::bed::kubernetes;
 
 #[test]
-fn startup_taints_keep_no_image_away() {
+fn startup_taints_exclude_no_image() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     workload(cluster, &namespace, DEPLOYMENTS, "web", json!({}));
@@ -29,7 +29,7 @@ fn startup_taints_keep_no_image_away() {
 }
 
 #[test]
-fn startup_taints_setting_names_further_keys() {
+fn startup_taints_setting_adds_keys() {
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     workload(cluster, &namespace, DEPLOYMENTS, "web", json!({}));

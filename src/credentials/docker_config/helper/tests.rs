@@ -14,7 +14,7 @@ fn helpers(json: &str) -> (Helpers, Vec<String>) {
 }
 
 #[test]
-fn a_registrys_own_helper_comes_before_the_store() {
+fn registry_helper_precedes_credentials_store() {
     let (helpers, refused) = helpers(
         r#"{"credsStore":"store","credHelpers":{"a.example":"own","b.example:5000":"own","off.example":""}}"#,
     );
@@ -45,7 +45,7 @@ fn docker_hub_has_three_names() {
 }
 
 #[test]
-fn a_name_that_could_be_a_path_or_more_is_refused() {
+fn unsafe_helper_name_is_refused() {
     for name in ["../evil", "a/b", "a b", "a;b", "$(x)", "é"] {
         let (helpers, refused) = helpers(&format!(
             r#"{{"credsStore":"{name}","credHelpers":{{"a.example":"{name}"}}}}"#
@@ -77,7 +77,7 @@ async fn ask(body: &str, server: &str) -> Result<Option<Arc<Login>>, String> {
 }
 
 #[tokio::test]
-async fn answers_by_the_protocol() {
+async fn helper_responses_follow_the_protocol() {
     let body = r#"test "$1" = get || exit 9
 read -r server
 printf '{"ServerURL":"%s","Username":"u %s","Secret":"hunter2"}' "$server" "$server""#;
@@ -97,7 +97,7 @@ printf '{"ServerURL":"%s","Username":"u %s","Secret":"hunter2"}' "$server" "$ser
 }
 
 #[tokio::test]
-async fn a_failure_shows_standard_error_alone() {
+async fn failure_shows_only_stderr() {
     let error = ask("echo hunter2; echo no session >&2; exit 1", "x")
         .await
         .unwrap_err();
@@ -107,7 +107,7 @@ async fn a_failure_shows_standard_error_alone() {
 }
 
 #[tokio::test]
-async fn a_missing_helper_is_a_problem_with_its_name_and_file() {
+async fn missing_helper_names_itself_and_file() {
     let (helpers, _) = helpers(r#"{"credsStore":"no-such-helper-here"}"#);
     let error = helpers.ask("a.example").await.unwrap_err();
     assert!(
@@ -117,7 +117,7 @@ async fn a_missing_helper_is_a_problem_with_its_name_and_file() {
 }
 
 #[tokio::test]
-async fn lookups_of_a_registry_at_once_run_it_once() {
+async fn concurrent_lookups_run_helper_once() {
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("log");
     let body = format!(

@@ -216,7 +216,7 @@ const KEYS: &[(&str, &str, bool)] = &[
 ];
 
 #[test]
-fn a_key_is_for_the_images_that_the_kubelet_gives_it_to() {
+fn keys_match_images_like_the_kubelet() {
     for (key, name, wanted) in KEYS {
         let keys: Vec<Pattern> = Pattern::key(key).into_iter().collect();
         let found = !select(keys.iter(), |p| p, &image(name)).is_empty();
@@ -225,7 +225,7 @@ fn a_key_is_for_the_images_that_the_kubelet_gives_it_to() {
 }
 
 #[test]
-fn match_images_are_taken_as_written() {
+fn match_images_keep_their_spelling() {
     let cases = [
         (
             "*.dkr.ecr.*.amazonaws.com",
@@ -256,7 +256,7 @@ fn match_images_are_taken_as_written() {
 }
 
 #[test]
-fn what_could_never_match_is_malformed() {
+fn unmatchable_key_is_malformed() {
     for key in [
         "",
         "/",
@@ -275,7 +275,7 @@ fn what_could_never_match_is_malformed() {
 }
 
 #[test]
-fn the_longest_match_comes_first_and_docker_hubs_key_only_where_nothing_matches() {
+fn longest_match_precedes_docker_hub_key() {
     let keys = |texts: &[&str]| -> Vec<Pattern> {
         texts.iter().map(|t| Pattern::key(t).unwrap()).collect()
     };
@@ -305,7 +305,7 @@ fn the_longest_match_comes_first_and_docker_hubs_key_only_where_nothing_matches(
 
 proptest! {
     #[test]
-    fn no_key_panics_or_takes_long(key in "\\PC{0,60}", glob in "[*?\\[\\]^a\\\\-]{0,40}") {
+    fn key_matching_never_panics_or_hangs(key in "\\PC{0,60}", glob in "[*?\\[\\]^a\\\\-]{0,40}") {
         let image = image("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa.io/x");
         for text in [key, format!("{glob}.io")] {
             for pattern in [Pattern::key(&text), Pattern::glob(&text)].into_iter().flatten() {
@@ -315,7 +315,7 @@ proptest! {
     }
 
     #[test]
-    fn a_plain_host_is_for_itself_alone(a in "[a-z]{1,6}\\.[a-z]{2,3}", b in "[a-z]{1,6}\\.[a-z]{2,3}") {
+    fn plain_host_matches_only_itself(a in "[a-z]{1,6}\\.[a-z]{2,3}", b in "[a-z]{1,6}\\.[a-z]{2,3}") {
         let pattern = Pattern::key(&a).unwrap();
         let named = format!("{b}/{a}/x");
         prop_assert_eq!(pattern.matches(&image(&named)), a == b);

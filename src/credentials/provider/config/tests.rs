@@ -29,7 +29,7 @@ fn read_all(config: &Path, bin_dir: &Path) -> Result<Vec<Provider>, ProviderConf
 }
 
 #[test]
-fn a_configuration_of_each_version_in_yaml_and_json() {
+fn every_config_version_is_parsed() {
     for version in ["v1", "v1beta1", "v1alpha1"] {
         let text = format!("{HEAD}{GOOD}")
             .replace("config.k8s.io/v1", &format!("config.k8s.io/{version}"))
@@ -62,7 +62,7 @@ fn a_configuration_of_each_version_in_yaml_and_json() {
 }
 
 #[test]
-fn what_the_kubelet_refuses_is_refused_by_the_providers_name() {
+fn invalid_provider_is_refused_by_name() {
     let cases = [
         ("name: ecr", "name: ../ecr", "name must be a file name"),
         ("name: ecr", "name: '..'", "name must be a file name"),
@@ -120,7 +120,7 @@ fn what_the_kubelet_refuses_is_refused_by_the_providers_name() {
 }
 
 #[test]
-fn what_is_no_configuration_is_refused_without_its_values() {
+fn malformed_config_is_refused_unquoted() {
     for text in [
         "",
         "hunter2",
@@ -151,7 +151,7 @@ fn paths_must_be_there() {
 }
 
 #[test]
-fn a_directorys_files_are_taken_in_the_order_of_their_names() {
+fn directory_files_are_read_by_name() {
     let dir = tempfile::tempdir().unwrap();
     for name in ["ecr", "gcr"] {
         script(dir.path(), name, "exit 1");
@@ -175,7 +175,7 @@ fn a_directorys_files_are_taken_in_the_order_of_their_names() {
 }
 
 #[test]
-fn fields_of_the_future_drop_their_provider() {
+fn unknown_fields_drop_their_provider() {
     let dir = tempfile::tempdir().unwrap();
     for name in ["ecr", "gcr"] {
         script(dir.path(), name, "exit 1");

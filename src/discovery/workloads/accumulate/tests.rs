@@ -47,7 +47,7 @@ fn hashed(meta: &str, hash: &str) -> String {
 }
 
 #[test]
-fn each_kind_counts_the_pods_that_it_is_meant_to_have() {
+fn each_kind_counts_desired_pods() {
     let cases = [
         (
             Deployments,
@@ -141,7 +141,7 @@ fn suspended_workloads_count_when_included() {
 }
 
 #[test]
-fn controlled_replicaset_without_replicas_is_history() {
+fn controlled_replicaset_without_replicas_is_ignored() {
     let empty = format!(r#""replicas":0,{TEMPLATE}"#);
     for (version, kind) in [
         ("apps/v1", "Deployment"),
@@ -244,7 +244,7 @@ fn fitting_pods_of_misfit_template_count() {
 }
 
 #[test]
-fn pods_taken_back_leave_counts() {
+fn pods_rolled_back_leave_counts() {
     let mut into = Accumulator::default();
     fold(&mut into, ReplicaSets, &object("web-abc", "", TEMPLATE, ""));
     let list = into.checkpoint();
@@ -284,7 +284,7 @@ fn owner_of_same_name_hides_nothing() {
 }
 
 #[test]
-fn what_has_ended_or_is_being_deleted_does_not_count() {
+fn ended_or_deleted_workloads_count_nothing() {
     let deleting = r#","deletionTimestamp":"2026-01-01T00:00:00Z""#;
     for (kind, meta, spec, status) in [
         (Pods, "", POD, r#""phase":"Succeeded""#),
@@ -309,7 +309,7 @@ fn what_has_ended_or_is_being_deleted_does_not_count() {
 }
 
 #[test]
-fn images_come_from_volumes_init_containers_and_containers() {
+fn images_come_from_volumes_and_containers() {
     let spec = r#""initContainers":[{"image":"init"},{"image":"sidecar","restartPolicy":"Always"}],
         "containers":[{"image":"main"},{"image":"sidecar"},{"image":""},{"name":"none"},{"image":null}],
         "ephemeralContainers":[{"image":"debug"}],
@@ -326,7 +326,7 @@ fn images_come_from_volumes_init_containers_and_containers() {
 }
 
 #[test]
-fn users_of_one_image_are_together_and_images_in_order() {
+fn image_users_are_grouped_in_order() {
     let other = TEMPLATE.replace("\"i\"", "\"j\"");
     let cases = [
         (Deployments, object("a", "", TEMPLATE, "")),
@@ -347,7 +347,7 @@ fn users_of_one_image_are_together_and_images_in_order() {
 }
 
 #[test]
-fn what_a_scanned_workload_owns_is_not_counted_again() {
+fn owned_workloads_count_once() {
     let deployment = object("web", "", TEMPLATE, "");
     let of_web = owned_by("apps/v1", "Deployment", "web");
     let replicas = object("web-abc", &of_web, TEMPLATE, "");
@@ -416,7 +416,7 @@ fn what_a_scanned_workload_owns_is_not_counted_again() {
 }
 
 #[test]
-fn owners_that_are_not_scanned_do_not_hide_what_they_own() {
+fn unscanned_owners_hide_nothing() {
     let cases = [
         // Of another group, of another namespace, not a controller, a node's own.
         owned_by("batch.volcano.sh/v1alpha1", "Job", "job"),
@@ -439,7 +439,7 @@ fn owners_that_are_not_scanned_do_not_hide_what_they_own() {
 }
 
 #[test]
-fn the_pods_of_what_is_scaled_to_zero_ended_or_being_deleted_are_hidden_too() {
+fn pods_of_inactive_owners_are_hidden() {
     let ended = object(
         "job",
         "",
@@ -456,7 +456,7 @@ fn the_pods_of_what_is_scaled_to_zero_ended_or_being_deleted_are_hidden_too() {
 }
 
 #[test]
-fn a_workload_listed_twice_counts_once() {
+fn workload_listed_twice_counts_once() {
     let deployment = object("web", "", TEMPLATE, "");
     check(
         &[(Deployments, &deployment), (Deployments, &deployment)],
@@ -465,7 +465,7 @@ fn a_workload_listed_twice_counts_once() {
 }
 
 #[test]
-fn hostile_texts_are_left_out_and_named() {
+fn hostile_texts_are_dropped_and_reported() {
     let longest = "x".repeat(4096);
     let spec = format!(r#""containers":[{{"image":"{longest}"}},{{"image":"{longest}y"}}]"#);
     let mut into = Accumulator::default();
@@ -480,7 +480,7 @@ fn hostile_texts_are_left_out_and_named() {
 }
 
 #[test]
-fn what_is_taken_back_leaves_no_trace() {
+fn rollback_leaves_no_trace() {
     let mut into = Accumulator::default();
     fold(&mut into, Deployments, &object("a", "", TEMPLATE, ""));
     let mark = into.checkpoint();

@@ -48,7 +48,7 @@ async fn found(server: &Server, node: Option<&str>) -> (Vec<String>, Vec<String>
 }
 
 #[tokio::test]
-async fn without_a_node_nothing_is_asked_or_judged() {
+async fn missing_node_name_disables_node_filtering() {
     let server = Server::start(|_, _| {
         list(&[deployment(
             "x",
@@ -63,7 +63,7 @@ async fn without_a_node_nothing_is_asked_or_judged() {
 }
 
 #[tokio::test]
-async fn the_node_and_each_runtime_class_are_read_once() {
+async fn node_and_runtime_classes_read_once() {
     let server = Server::start(|_, path| match path {
         "/api/v1/nodes/n1" => whole(200, NODE),
         "/apis/node.k8s.io/v1beta1/runtimeclasses/gvisor" => whole(
@@ -141,7 +141,7 @@ async fn the_node_and_each_runtime_class_are_read_once() {
 }
 
 #[tokio::test]
-async fn a_node_that_cannot_be_read_filters_nothing() {
+async fn unreadable_node_filters_nothing() {
     for (code, text, said) in [
         (403, "{}", "\"get\" on \"nodes\" in apiGroup \"\""),
         (404, "{}", "does not exist"),
@@ -174,7 +174,7 @@ async fn a_node_that_cannot_be_read_filters_nothing() {
 }
 
 #[tokio::test]
-async fn more_runtime_classes_than_anybody_has_are_left_unread() {
+async fn excess_runtime_classes_are_not_read() {
     let server = Server::start(|_, path| match path {
         "/api/v1/nodes/n1" => whole(200, NODE),
         path if path.contains("runtimeclasses") => whole(200, "{}"),
@@ -250,7 +250,7 @@ async fn numeric_tolerations_fit() {
 }
 
 #[tokio::test]
-async fn templates_tolerate_for_their_resources() {
+async fn templates_tolerate_taints_of_their_resources() {
     // Tainted for a GPU as well as for something else, and long there.
     const GPU: &str = r#"{"metadata":{"name":"n1","creationTimestamp":"2024-01-01T00:00:00Z"},
         "spec":{"taints":[{"key":"nvidia.com/gpu","value":"present","effect":"NoSchedule"}]},

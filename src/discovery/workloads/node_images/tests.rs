@@ -53,7 +53,7 @@ fn settings(architecture: &str) -> Settings {
 }
 
 #[tokio::test]
-async fn one_page_of_nodes_tells_what_the_images_weigh() {
+async fn node_page_gives_image_sizes() {
     let digest = format!("docker.io/library/pinned@sha256:{}", "a".repeat(64));
     let nodes = || {
         vec![
@@ -111,7 +111,7 @@ async fn one_page_of_nodes_tells_what_the_images_weigh() {
 }
 
 #[tokio::test]
-async fn what_makes_no_sense_is_dropped() {
+async fn invalid_sizes_and_names_are_dropped() {
     let nodes = vec![
         node(
             "amd64",
@@ -131,7 +131,7 @@ async fn what_makes_no_sense_is_dropped() {
 }
 
 #[tokio::test]
-async fn that_nodes_cannot_be_listed_is_no_failure() {
+async fn unlistable_nodes_are_not_an_error() {
     for code in [403, 404, 500] {
         let server = Server::start(move |_, path| {
             if path.starts_with("/api/v1/nodes") {

@@ -69,7 +69,7 @@ async fn found(server: &Server, pull_secrets: bool) -> (Vec<String>, Vec<String>
 const LIST: &str = "/apis/apps/v1/deployments?limit=500";
 
 #[tokio::test]
-async fn unasked_nothing_is_read() {
+async fn disabled_pull_secrets_read_nothing() {
     let server = Server::start(|_, _| deployments(&[("a", "x", &named("s"))])).await;
     let (pairs, warnings) = found(&server, false).await;
     assert!(pairs.is_empty() && warnings.is_empty());
@@ -77,7 +77,7 @@ async fn unasked_nothing_is_read() {
 }
 
 #[tokio::test]
-async fn each_secret_is_read_once_and_goes_to_its_own_images() {
+async fn each_secret_is_read_once() {
     let server = Server::start(|_, path| match path {
         LIST => deployments(&[
             ("a", "x", &named("s")),
@@ -123,7 +123,7 @@ async fn each_secret_is_read_once_and_goes_to_its_own_images() {
 }
 
 #[tokio::test]
-async fn what_is_of_no_use_is_told_by_name_and_the_others_go_on() {
+async fn unusable_secrets_are_named_others_used() {
     let names = [
         "404", "403", "410", "type", "opaque", "key", "empty", "base64", "utf8", "garbage",
         "string", "400", "large", "good",
@@ -189,7 +189,7 @@ async fn what_is_of_no_use_is_told_by_name_and_the_others_go_on() {
 }
 
 #[tokio::test]
-async fn a_passing_fault_is_tried_again() {
+async fn transient_fault_is_retried() {
     let server = Server::start(|number, _| match number {
         0 => deployments(&[("a", "x", &named("s"))]),
         1 => Reply::Hangup,
@@ -204,7 +204,7 @@ async fn a_passing_fault_is_tried_again() {
 }
 
 #[tokio::test]
-async fn a_server_that_goes_away_is_not_asked_for_each() {
+async fn lost_server_ends_the_reading() {
     let server = Server::start(|number, _| match number {
         0 => {
             let names: Vec<String> = (0..40).map(|n| format!("i{n}")).collect();
@@ -251,7 +251,7 @@ async fn refused_credentials_end_the_reading() {
 }
 
 #[test]
-fn the_text_is_handed_on_as_it_is() {
+fn secret_text_is_passed_unchanged() {
     let of = |kind: &str, key: &str| {
         let value = STANDARD.encode(VALUE);
         let object = format!(r#"{{"type":"kubernetes.io/{kind}","data":{{"{key}":"{value}"}}}}"#);
@@ -265,7 +265,7 @@ fn the_text_is_handed_on_as_it_is() {
 }
 
 #[tokio::test]
-async fn broken_content_is_told_without_its_values() {
+async fn broken_content_is_reported_unquoted() {
     let server = Server::start(|_, path| match path {
         LIST => deployments(&[
             ("a", "x", &named("json")),

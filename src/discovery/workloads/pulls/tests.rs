@@ -41,7 +41,7 @@ fn shown(mut into: Accumulator) -> Vec<String> {
 }
 
 #[test]
-fn a_secret_is_for_the_images_of_its_workload_in_its_namespace() {
+fn secret_serves_images_of_its_workload() {
     let mut into = Accumulator::with_pull_secrets();
     for (namespace, name, image, pod) in [
         ("a", "w", "x", secrets(&["s"])),
@@ -64,7 +64,7 @@ fn a_secret_is_for_the_images_of_its_workload_in_its_namespace() {
 }
 
 #[test]
-fn the_account_counts_where_the_template_lists_nothing() {
+fn account_serves_template_without_secrets() {
     for (pod, expected) in [
         ("".to_owned(), Some("x < account n/default")),
         (
@@ -102,7 +102,7 @@ fn the_account_counts_where_the_template_lists_nothing() {
 }
 
 #[test]
-fn a_pod_that_is_there_has_its_accounts_secrets_already() {
+fn live_pod_needs_no_account_secrets() {
     let mut into = Accumulator::with_pull_secrets();
     let pod = |name: &str, more: &str| {
         format!(
@@ -117,7 +117,7 @@ fn a_pod_that_is_there_has_its_accounts_secrets_already() {
 }
 
 #[test]
-fn a_page_is_taken_back_with_its_secrets() {
+fn page_rollback_drops_its_secrets() {
     let mut into = Accumulator::with_pull_secrets();
     let first = deployment("a", "w", "x", &secrets(&["s"]));
     let second = deployment("a", "v", "y", &secrets(&["t"]));
@@ -133,7 +133,7 @@ fn a_page_is_taken_back_with_its_secrets() {
 }
 
 #[test]
-fn made_up_names_are_bounded() {
+fn secret_names_are_bounded() {
     let mut into = Accumulator::with_pull_secrets();
     for workload in 0..=MAX_NAMED / 100 {
         let names: Vec<String> = (0..120).map(|n| format!("s{workload}-{n}")).collect();
@@ -165,7 +165,7 @@ fn made_up_names_are_bounded() {
 }
 
 #[test]
-fn without_being_asked_nothing_is_noted() {
+fn disabled_pull_secrets_record_nothing() {
     let mut into = Accumulator::default();
     let text = deployment("a", "w", "x", &secrets(&["s"]));
     fold(&mut into, Deployments, &text);

@@ -5,7 +5,7 @@ fn image(text: &str) -> Reference {
 }
 
 #[test]
-fn what_dockerd_20_10_says() {
+fn dockerd_20_10_messages_are_classified() {
     // Provoked on dockerd 20.10.24 with a registry and a server that misbehaves on demand, word for word.
     let table = [
         (
@@ -183,7 +183,7 @@ fn what_dockerd_20_10_says() {
 }
 
 #[test]
-fn what_dockerd_28_says() {
+fn dockerd_28_messages_are_classified() {
     // Provoked on dockerd 28.5.2, as above.
     check_28(&[
         (
@@ -334,7 +334,7 @@ fn what_dockerd_28_says() {
 }
 
 #[test]
-fn what_dockerd_28_says_with_containerds_store() {
+fn dockerd_28_containerd_store_is_classified() {
     check_28(&[
         (
             None,
@@ -499,7 +499,7 @@ fn check_28(table: &[(Option<u16>, &str, FailureKind)]) {
 }
 
 #[test]
-fn names_and_registries_do_not_choose_the_kind() {
+fn image_names_never_decide_kind() {
     let table = [
         (
             "127.0.0.1:25731/example/429-toomanyrequests:no-space-left",
@@ -581,7 +581,7 @@ fn names_and_registries_do_not_choose_the_kind() {
 }
 
 #[test]
-fn the_status_decides_where_the_words_do_not() {
+fn status_decides_when_words_do_not() {
     let table = [
         (404, NotFound),
         (403, Unauthorized),

@@ -81,7 +81,7 @@ fn shelf() -> Shelf {
 }
 
 #[tokio::test]
-async fn a_pull_goes_on_with_new_tokens_and_logs_none() {
+async fn pull_renews_tokens_and_logs_none() {
     let logs = Capture::start();
     let identity = login(Login::IdentityToken(Secret::new(IDENTITY)));
     for credential in [password(PASSWORD), identity] {
@@ -105,7 +105,7 @@ async fn a_pull_goes_on_with_new_tokens_and_logs_none() {
 }
 
 #[tokio::test]
-async fn a_wrong_password_is_unauthorized_and_says_by_whom() {
+async fn wrong_password_error_names_the_host() {
     let logs = Capture::start();
     let (bed, service) = private(shelf()).await;
     let error = pull(&bed, &password("oci-wrong-password"))
