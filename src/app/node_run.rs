@@ -446,8 +446,8 @@ async fn stagger(start: &StartSettings, node: Option<&NodeFacts>) -> Duration {
             "starting at once: this node is {} old, less than --stagger-min-age",
             text::seconds(age)
         ),
-        Some(_) => info!("waiting {shown} for this node's turn (--stagger)"),
-        None => info!("waiting {shown} for this node's turn (--stagger); node age unknown"),
+        Some(_) => info!("starting in {shown} (--stagger)"),
+        None => info!("starting in {shown} (--stagger); node age unknown"),
     }
     tokio::time::sleep(delay).await;
     delay

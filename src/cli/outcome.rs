@@ -33,7 +33,7 @@ fn show(report: &Report, output: Format) {
         Format::Json => json::write_report(out, report),
     });
     if let Err(error) = printed {
-        warn!("the report is lost: {error:#}");
+        warn!("failed to write the report: {error:#}");
     }
     let message = termination::message(report);
     if let Err(error) = termination::write(Path::new(termination::PATH), &message) {

@@ -121,7 +121,9 @@ impl DockerConfig {
         if !root.contains_key("auths") {
             config.broken.push(Broken {
                 pattern: None,
-                problem: format!("{name} has no \"auths\", and credential helpers are only run where a file names them"),
+                problem: format!(
+                    "{name} has no \"auths\"; credential helpers are supported in files only"
+                ),
             });
         }
         Ok(config)

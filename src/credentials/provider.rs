@@ -126,7 +126,7 @@ impl Providers {
             let config = excerpt(&self.place.config.display().to_string());
             match self.place.read_again() {
                 Ok(providers) => {
-                    info!("read {config} again after a change");
+                    info!("reloaded {config} after a change");
                     state.providers = Arc::new(providers);
                 }
                 Err(problem) => warn!(

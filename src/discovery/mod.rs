@@ -84,8 +84,8 @@ impl Source {
         if let Some(listed) = images_file::read_images_file(images_file)? {
             let path = images_file.display();
             match listed.len() {
-                0 => warn!("the images file {path} names no image"),
-                n => info!("the images file {path} names {n} images"),
+                0 => warn!("the images file {path} contains no image"),
+                n => info!("the images file {path} contains {n} images"),
             }
             let node = match settings.node_age {
                 true => age(settings).await,

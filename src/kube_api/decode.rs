@@ -247,7 +247,7 @@ impl<'de, E: Element> DeserializeSeed<'de> for Item<'_, '_, E> {
         if (self.0.into)(element) {
             Ok(())
         } else {
-            Err(de::Error::custom("nobody reads the list any more"))
+            Err(de::Error::custom("the list is no longer needed"))
         }
     }
 }

@@ -30,10 +30,10 @@ pub enum ReferenceError {
     #[error("the reference is empty")]
     Empty,
     /// The text contains white space or a control character.
-    #[error("a reference has no blanks or control characters in it")]
+    #[error("the reference contains a blank or a control character")]
     Blank,
     /// The text contains a character outside ASCII.
-    #[error("a reference is made of ASCII characters")]
+    #[error("the reference contains a character outside ASCII")]
     NotAscii,
     /// The repository contains an upper-case letter.
     #[error("the repository name must be lower case")]

@@ -95,7 +95,7 @@ impl<'a> Store<'a> {
             return Ok(size);
         }
         let Some(probe) = self.probe else {
-            let why = size_unknown("no registry was asked");
+            let why = size_unknown("no registry was queried");
             return Err(RuntimeError::new(FailureKind::Other, why));
         };
         let size = probe.size(image).await.map_err(|unknown| RuntimeError {

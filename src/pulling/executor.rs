@@ -394,7 +394,7 @@ impl<'a, S: ImageService, O: Fn(Event<'_>) + Sync> Run<'a, S, O> {
                     |size| size.map_err(|unknown| unknown.message),
                 )
             }
-            _ => Err("no registry was asked".to_owned()),
+            _ => Err("no registry was queried".to_owned()),
         };
         match asked {
             Ok(known) => {

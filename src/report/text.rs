@@ -102,7 +102,7 @@ pub fn write_plan(out: &mut impl Write, outline: &PlanReport<'_>) -> io::Result<
     }
     let runtime = match outline.runtime {
         Some(runtime) => format!("with {}", runtime_name(runtime)),
-        None => "without a runtime at hand, so nothing is known to be present".to_owned(),
+        None => "without a runtime; present images are unknown".to_owned(),
     };
     writeln!(
         out,
@@ -122,8 +122,7 @@ pub fn write_plan(out: &mut impl Write, outline: &PlanReport<'_>) -> io::Result<
         };
         writeln!(
             out,
-            "harpoon: to download {}{unknown}; {} are shared and need not come again; to find this out, registries were \
-             sent {requests} requests",
+            "harpoon: to download {}{unknown}; {} are shared and not downloaded again; {requests} requests to registries",
             size(sum.bytes),
             size(sum.shared),
         )?;

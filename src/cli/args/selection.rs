@@ -36,7 +36,7 @@ impl SelectionArgs {
 }
 
 fn prefixes(text: &str) -> Parsed<List<Prefix>> {
-    let expected = "expected beginnings of image references separated by commas, without a scheme and with the repository in lower case, such as quay.io or quay.io/team";
+    let expected = "expected prefixes of image references separated by commas, without a scheme and with the repository in lower case, such as quay.io or quay.io/team";
     all(text, expected, Prefix::parse)
 }
 

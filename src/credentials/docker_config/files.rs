@@ -73,7 +73,7 @@ impl ConfigFile {
             match self.read_again() {
                 Ok(config) => {
                     if let Some(config) = &config {
-                        info!("read {} again after a change", sanitize(config.name()));
+                        info!("reloaded {} after a change", sanitize(config.name()));
                     }
                     state.config = config.map(|config| Arc::new(told(config)));
                 }

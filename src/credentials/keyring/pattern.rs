@@ -11,7 +11,7 @@ use crate::model::reference::{DOCKER_HUB, DOCKER_HUB_INDEX, Reference};
 
 /// The text is not a pattern.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the registry is malformed, expected HOST, HOST:PORT or either with a path behind")]
+#[error("the registry is malformed, expected HOST or HOST:PORT, optionally followed by a path")]
 pub struct PatternError;
 
 /// The images that a credential is for.

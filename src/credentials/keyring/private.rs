@@ -10,7 +10,7 @@ use crate::model::reference::{DOCKER_HUB, DOCKER_HUB_INDEX, Reference};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PrivateError {
     /// The registry is malformed.
-    #[error("the registry is malformed, expected HOST, HOST:PORT or either with a path behind")]
+    #[error("the registry is malformed, expected HOST or HOST:PORT, optionally followed by a path")]
     Registry,
     /// The user and password are malformed.
     #[error("the credential is malformed, expected base64 of USER:PASSWORD: {0}")]

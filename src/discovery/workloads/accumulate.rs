@@ -153,10 +153,7 @@ impl Accumulator {
     pub(super) fn fold(&mut self, kind: WorkloadKind, facts: &Facts) {
         let (Some(namespace), Some(name)) = (&facts.metadata.namespace.0, &facts.metadata.name.0)
         else {
-            tracing::debug!(
-                kind = kind.kind(),
-                "skipped an object without a proper name"
-            );
+            tracing::debug!(kind = kind.kind(), "skipped an object without a valid name");
             return;
         };
         let namespace = intern(&mut self.namespaces, namespace);
@@ -228,7 +225,7 @@ impl Accumulator {
         for (image, always) in facts.template.images() {
             match image {
                 Image::Absent => {
-                    tracing::debug!(%name, kind = kind.kind(), "a container names no image")
+                    tracing::debug!(%name, kind = kind.kind(), "container without an image")
                 }
                 Image::TooLong => oversized = true,
                 Image::Named(image) => {

@@ -69,7 +69,7 @@ pub(super) async fn sizes(
     let Err(fault) = listed.await else {
         return sizes;
     };
-    let elsewhere = "sizes of images are asked of registries instead";
+    let elsewhere = "image sizes are read from registries instead";
     match fault {
         PageFault::Final(ListFault::Forbidden) => tracing::info!(
             "not allowed to list nodes, so {elsewhere}: needs the RBAC verb \"list\" on \"nodes\", granted by a ClusterRole"

@@ -74,7 +74,7 @@ pub enum SecretError {
     #[error("it is larger than 1.5 MiB")]
     TooLarge,
     /// The secrets are too large in total.
-    #[error("left out: the pull secrets together are larger than 16 MiB")]
+    #[error("skipped: the pull secrets exceed 16 MiB in total")]
     TooMuch,
     /// The response is not the object.
     #[error("unexpected response from the API server")]

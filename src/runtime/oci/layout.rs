@@ -407,7 +407,7 @@ fn enter(index: &mut Map<String, Value>, entry: &Entry) -> Result<bool, &'static
         .entry("manifests")
         .or_insert_with(|| Value::Array(Vec::new()));
     let Value::Array(entries) = entries else {
-        return Err("its manifests are no list");
+        return Err("manifests is not a list");
     };
     match entries
         .iter()

@@ -114,7 +114,7 @@ fn is_key(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphabetic())
 }
 
-/// Whether a line belongs to the value of a key that stands at `depth`.
+/// Returns whether a line belongs to the value of a key at `depth`.
 fn is_below(line: &str, depth: usize) -> bool {
     let text = line.trim_start();
     !text.is_empty() && !text.starts_with('#') && line.len() - text.len() > depth

@@ -1,4 +1,4 @@
-//! The chart's values: what each becomes, and which are refused.
+//! The chart's values: the objects for each, and invalid values.
 
 use std::collections::BTreeMap;
 use std::fs;

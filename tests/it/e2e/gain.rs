@@ -1,10 +1,10 @@
-//! What harpoon is for, measured: how long a pod of a large image takes from being scheduled to running, without it and with it.
+//! Measures the benefit of harpoon: the time for a pod of a large image from scheduling to running, without and with it.
 
 use super::*;
 use crate::bed::uptime;
 
 const BYTES: u64 = 300_000_000;
-/// A usual share of a node's link, in bits a second.
+/// A usual share of a node's link, in bits per second.
 const LINK: u64 = 400_000_000;
 
 /// A pod starts without waiting for its image.
@@ -44,7 +44,8 @@ pub(super) fn measured(turn: &Turn<'_>) {
     );
 }
 
-/// Scales the Deployment up and down again: the seconds from when its pod was scheduled until its process started, and the
+/// Scales the Deployment up and down again; returns the seconds from the scheduling of its pod to the start of its process, and
+/// the pod's events.
 /// pod's events.
 fn measure(turn: &Turn<'_>) -> (f64, Vec<String>) {
     let (cluster, namespace) = (turn.cluster, turn.namespace.as_str());
