@@ -283,7 +283,7 @@ fn full_store_ends_the_run<R: Runtime>() {
 }
 
 /// A registry may write anything into its error bodies, including a runtime's text for a full disk.
-fn registry_prose_ends_no_run<R: Runtime>() {
+fn registry_message_never_ends_run<R: Runtime>() {
     const PROSE: [&str; 3] = [
         "no space left on device",
         "write /var/lib/registry/blob: no space left on device",
