@@ -150,7 +150,7 @@ fn why(image: &ImageReport) -> String {
         (None, message) => message.into_iter().collect(),
     };
     if let Some(source) = &image.credential {
-        parts.push(format!("with the credential of {}", sanitize(source)));
+        parts.push(format!("credential: {}", sanitize(source)));
     }
     let mut why = parts.join("; ");
     if image.attempts > 1 {
@@ -162,7 +162,7 @@ fn why(image: &ImageReport) -> String {
 fn plan_why(image: &PlannedImage) -> String {
     let why = match &image.step {
         Step::Skip(reason, message) => format!("{}: {}", reason.as_str(), sanitize(message)),
-        Step::Present(_) => "the runtime has it".to_owned(),
+        Step::Present(_) => "already present".to_owned(),
         Step::Pull(_) => match &image.workloads[..] {
             [] => "listed".to_owned(),
             [one] => format!("used by {}", sanitize(&one.to_string())),

@@ -134,9 +134,7 @@ fn unauthorized_is_not_retried() {
             let output = output.expect(1);
             assert_eq!(told(&output, &image), "failed unauthorized - 1", "{output}");
             assert!(
-                output
-                    .stdout
-                    .contains("tried with the credentials of PRIVATE_REGISTRY"),
+                output.stdout.contains("tried: PRIVATE_REGISTRY"),
                 "{output}"
             );
             tells_no_secret(&output, &["not-the-password", &wrong]);

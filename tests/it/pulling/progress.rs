@@ -77,7 +77,7 @@ fn terminal_gets_bars_with_bytes<R: Runtime>() {
     assert!(!shown.contains(" pulling "), "{output}");
 }
 
-fn a_log_gets_a_line_when_a_pull_starts_ends_and_goes_on<R: Runtime>() {
+fn log_gets_lines_about_pull_progress<R: Runtime>() {
     // Docker with containerd's store reports whole mebibytes only.
     let scale = match R::NAME {
         "docker" if crate::bed::docker_has_containerds_store() => 20,
