@@ -244,7 +244,7 @@ fn rotated_config_serves_the_next_pull() {
     let [told, stderr] = pull_while_rotating("secret/config.json", prepare, rotate);
     assert_eq!(told, "pulled - file secret/config.json 1", "{stderr}");
     assert!(
-        stderr.contains("read file secret/config.json again"),
+        stderr.contains("reloaded file secret/config.json after a change"),
         "{stderr}"
     );
 }
