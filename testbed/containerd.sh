@@ -47,5 +47,19 @@ restrict_oom_score_adj = true
 conf_dir = "$dir/cni"
 bin_dirs = ["/usr/lib/cni"]
 CONFIG
+    # A runtime handler with a snapshotter of its own, as for a runtime class.
+    [ -z "${handler:-}" ] || cat <<CONFIG
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+platform = "linux"
+snapshotter = "$snapshotter"
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+platform = "linux"
+snapshotter = "$handler"
+[plugins."io.containerd.cri.v1.images".runtime_platforms.other]
+snapshotter = "$handler"
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.other]
+runtime_type = "io.containerd.runc.v2"
+snapshotter = "$handler"
+CONFIG
   fi
 }

@@ -2,6 +2,12 @@
 
 use std::time::Duration;
 
+use hyper_util::rt::TokioIo;
+use k8s_cri::v1::image_service_client::ImageServiceClient;
+use k8s_cri::v1::{AuthConfig, ImageSpec, PodSandboxConfig, PullImageRequest};
+use tokio::net::UnixStream;
+use tonic::transport::{Endpoint, Uri};
+
 use harpoon::credentials::secret::{Credential, Login, Secret};
 use harpoon::model::failure::FailureKind;
 use harpoon::model::reference::Reference;
@@ -146,6 +152,62 @@ fn discarded_layers_are_not_fetched_again() {
     let asked = proxy.seen().len();
     assert!(pull(containerd, &image, None).is_err());
     pull(containerd, &image, Some(&right)).unwrap();
+    let requests: Vec<_> = proxy.seen().into_iter().skip(asked).collect();
+    assert!(requests.iter().all(|seen| !seen.is_blob()), "{requests:?}");
+}
+
+/// The pull of the kubelet for a pod whose runtime class has another snapshotter.
+async fn pull_for_handler(containerd: &Containerd, image: &str, password: &str) {
+    let socket = containerd.socket().to_owned();
+    let connect = tower::service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    });
+    let endpoint = Endpoint::from_static("http://localhost");
+    let channel = endpoint.connect_with_connector(connect).await.unwrap();
+    let handler = ("io.containerd.cri.runtime-handler", "other");
+    let request = PullImageRequest {
+        image: Some(ImageSpec {
+            image: image.to_owned(),
+            ..ImageSpec::default()
+        }),
+        auth: Some(AuthConfig {
+            username: USER.to_owned(),
+            password: password.to_owned(),
+            ..AuthConfig::default()
+        }),
+        sandbox_config: Some(PodSandboxConfig {
+            annotations: [handler].map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+            ..PodSandboxConfig::default()
+        }),
+    };
+    let mut images = ImageServiceClient::new(channel);
+    images.pull_image(request).await.unwrap();
+}
+
+#[test]
+fn other_snapshotter_unpacks_the_sealed_layers() {
+    // containerd 1.6 knows no snapshotter of a handler's own.
+    if !bed::has_newer_runtimes() {
+        return;
+    }
+    static WITH_HANDLER: std::sync::OnceLock<Containerd> = std::sync::OnceLock::new();
+    let containerd = WITH_HANDLER.get_or_init(Containerd::with_handler);
+    let registry = bed::registry_with_password();
+    let name = format!("{}:1", unique("sealed-handler"));
+    registry.image(&name).layers(2).push();
+    let proxy = Proxy::start(registry.url(), |_| Fault::Pass);
+    let image = proxy.reference(&name);
+    seal(containerd, &image, &login(USER, PASSWORD)).unwrap();
+    let snapshots = || {
+        let list = ["snapshots", "--snapshotter", "native", "list"];
+        containerd.ctr(&list).lines().skip(1).count()
+    };
+    assert_eq!(snapshots(), 0);
+    let asked = proxy.seen().len();
+    let pulled = image.clone();
+    block_on(async move { pull_for_handler(containerd, &pulled, PASSWORD).await });
+    assert_eq!(snapshots(), 2);
     let requests: Vec<_> = proxy.seen().into_iter().skip(asked).collect();
     assert!(requests.iter().all(|seen| !seen.is_blob()), "{requests:?}");
 }

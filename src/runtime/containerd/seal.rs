@@ -97,8 +97,9 @@ impl Seals {
             Ok(_) => self.give_up(&lease, false).await,
         }
         match pulled {
-            // A registry that only the CRI plugin's configuration leads to, which containerd 2 does not tell.
-            Err(error) if !config.hosts.is_certain && is_unreached(&error) => {
+            // A registry that only the CRI plugin's configuration leads to, which containerd 2 does not tell; or a snapshotter that
+            // the Transfer service is not configured for.
+            Err(error) if needs_cri(&error, config) => {
                 tracing::debug!(
                     image = image.as_written(),
                     "failed to pull by the Transfer service, pulling through the CRI: {}",
@@ -325,9 +326,13 @@ impl Seals {
     }
 }
 
-/// The registry was not reached, or nothing is known of why.
-fn is_unreached(error: &RuntimeError) -> bool {
-    matches!(error.kind, FailureKind::Unavailable | FailureKind::Other)
+/// Returns whether the CRI plugin, with its own configuration, may succeed after this failure of the Transfer service.
+fn needs_cri(error: &RuntimeError, config: &Config) -> bool {
+    match error.kind {
+        FailureKind::Other => true,
+        FailureKind::Unavailable => !config.hosts.is_certain,
+        _ => false,
+    }
 }
 
 fn image_of(lease: &Lease) -> &str {

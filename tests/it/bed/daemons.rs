@@ -184,6 +184,12 @@ impl Containerd {
         Self(Daemon::start::<&str>("containerd", &[]))
     }
 
+    /// One whose runtime handler `other` has the snapshotter `native`; of the newer suite.
+    pub fn with_handler() -> Self {
+        let handler = ["--handler", "native"];
+        Self(Daemon::start("containerd", &handler))
+    }
+
     /// One that drops layers when they are unpacked.
     pub fn discarding() -> Self {
         Self(Daemon::start("containerd", &["--discard"]))

@@ -93,6 +93,30 @@ fn second_run_asks_no_registry() {
 }
 
 #[test]
+fn refused_seal_reports_the_reason() {
+    let registry = registry_with_password();
+    let pushed = registry.push(&format!("{}:1", unique("sealed-refused")));
+    let missing = registry.reference("no/such/image:1");
+    let config = docker_config(&[(registry.address(), USER, "not the password")]);
+    let image = &*pushed.reference;
+    let harpoon = always(containerd(), registry.address(), &[&missing]);
+    let report = harpoon.run().expect(1).json();
+    assert_eq!(entry(&report, &missing)["reason"], "not_found");
+    let harpoon = always(containerd(), registry.address(), &[image]);
+    std::fs::write(harpoon.home().join("config.json"), config).unwrap();
+    let output = harpoon.run().expect(1);
+    let report = output.json();
+    assert_eq!(entry(&report, image)["reason"], "unauthorized", "{output}");
+    assert_eq!(entry(&report, image)["attempts"], 1);
+    assert!(
+        !format!("{output}").contains("not the password"),
+        "{output}"
+    );
+    let seals = listed(containerd());
+    assert!(seals.iter().all(|seal| seal["image"] != image), "{seals:?}");
+}
+
+#[test]
 fn incomplete_seal_is_pulled_again() {
     let name = format!("{}:1", unique("sealed-lost"));
     let pushed = registry_with_password().image(&name).layers(2).push();
@@ -139,14 +163,7 @@ fn expired_seal_frees_content() {
     eventually("the content is freed", Duration::from_secs(60), || {
         std::thread::sleep(Duration::from_millis(500));
         // Any change has containerd collect garbage, here at once.
-        containerd().ctr(&[
-            "leases",
-            "create",
-            "--id",
-            "sealed-expiry",
-            "--expires",
-            "1s",
-        ]);
+        containerd().ctr(&["leases", "create", "--id", "sealed-expiry"]);
         containerd().ctr(&["leases", "delete", "--sync", "sealed-expiry"]);
         !blobs(containerd()).contains(&pushed.digest)
     });
