@@ -56,6 +56,8 @@ pub struct ImageReport {
     pub digest: Option<String>,
     /// The source of the credential that it was pulled with; `None` for an anonymous pull.
     pub credential: Option<String>,
+    /// harpoon keeps it by a seal.
+    pub is_sealed: bool,
 }
 
 impl ImageReport {
@@ -64,6 +66,7 @@ impl ImageReport {
     pub fn stored(mut self, stored: StoredImage) -> Self {
         self.bytes = stored.bytes;
         self.digest = stored.digest;
+        self.is_sealed = stored.is_sealed;
         self
     }
 

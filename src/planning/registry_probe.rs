@@ -48,6 +48,11 @@ pub struct RegistryProbe<'a> {
 }
 
 impl<'a> RegistryProbe<'a> {
+    /// The credentials that it asks with.
+    pub fn keyring(&self) -> &'a Keyring {
+        self.keyring
+    }
+
     /// Creates a probe for images of this platform, with at most `of_one` concurrent requests to one registry.
     pub fn new(keyring: &'a Keyring, platform: Platform, of_one: usize) -> Self {
         Self {
