@@ -287,7 +287,7 @@ mod tests {
             ),
             (
                 json!({"serviceAccountTokenAudience": "a", "requireServiceAccount": true, "new": 1}),
-                "the field new",
+                "unsupported field new",
             ),
             (
                 json!({"serviceAccountTokenAudience": "a", "requireServiceAccount": true,

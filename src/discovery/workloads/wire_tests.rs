@@ -579,7 +579,7 @@ async fn endless_page_chain_is_an_error() {
     })
     .await;
     let found = server.discover(&["a"], ONE).await;
-    assert!(found.error.contains("does not end"), "{found:?}");
+    assert!(found.error.contains("never ends"), "{found:?}");
     assert_eq!(server.requests().len(), 3);
 }
 

@@ -272,7 +272,7 @@ fn pull_secret_decides_what_is_sealed() {
 }
 
 #[test]
-fn other_runtimes_fail_what_must_be_sealed() {
+fn other_runtimes_refuse_always_seal() {
     let pushed = registry().push(&format!("{}:1", unique("unsealed")));
     let directory = bed::directory();
     let layout = format!("oci:{}", directory.path().display());
