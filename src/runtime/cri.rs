@@ -26,6 +26,7 @@ use crate::model::image_size::{LayerStorage, Usage};
 use crate::model::reference::{Reference, served_at};
 use crate::model::stored_image::StoredImage;
 use crate::model::text::{causes, join_causes};
+use crate::runtime::containerd::Seals;
 use crate::runtime::error_kind;
 use crate::runtime::image_service::Status as Presence;
 use crate::runtime::image_service::{ImageService, Progress, RuntimeError, RuntimeInfo};
@@ -52,6 +53,7 @@ pub struct Cri {
     info: RuntimeInfo,
     images: ImageServiceClient<Channel>,
     downloads: Option<progress::Downloads>,
+    seals: Option<Seals>,
 }
 
 impl Cri {
@@ -64,11 +66,18 @@ impl Cri {
         // Only containerd has the content API next to the CRI.
         let downloads =
             (info.name == "containerd").then(|| progress::Downloads::new(channel.clone()));
+        let seals = downloads.is_some().then(|| Seals::new(channel.clone()));
         Ok(Self {
             info,
             images: ImageServiceClient::new(channel).max_decoding_message_size(MESSAGE_MAX),
             downloads,
+            seals,
         })
+    }
+
+    /// The seals of its images; only containerd has them.
+    pub fn seals(&self) -> Option<&Seals> {
+        self.seals.as_ref()
     }
 
     async fn image_status(&self, image: &Reference) -> Result<Option<Image>, RuntimeError> {

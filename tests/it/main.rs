@@ -31,6 +31,7 @@ mod pulling;
 mod references;
 mod relevance;
 mod scale;
+mod sealed;
 mod settings;
 mod soak;
 mod start;

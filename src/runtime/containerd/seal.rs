@@ -1,0 +1,332 @@
+//! Seals: images that are on the node without a name, so that whoever may pull them has them at once, and nobody else.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use containerd_client::services::v1::Lease;
+use tokio::sync::OnceCell;
+use tokio::time::sleep_until;
+use tonic::transport::Channel;
+
+use super::config::Config;
+use super::graph::{Graph, Whole};
+use super::names::Pending;
+use super::{Client, leases, transfer};
+use crate::credentials::secret::Credential;
+use crate::model::failure::FailureKind;
+use crate::model::reference::Reference;
+use crate::model::stored_image::StoredImage;
+use crate::model::text::sanitize;
+use crate::runtime::grpc::failure;
+use crate::runtime::image_service::{Progress, RuntimeError};
+
+/// How long harpoon keeps what has no name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keep {
+    /// The lifetime of a seal.
+    pub seal: Duration,
+    /// The lifetime of what a pull that was killed leaves.
+    pub pull: Duration,
+}
+
+/// A sealed image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seal {
+    /// The image's normalised reference.
+    pub image: String,
+    /// The digest of the manifest or index.
+    pub digest: String,
+    /// Its size in bytes, compressed.
+    pub bytes: Option<u64>,
+    /// When containerd may free it.
+    pub expires: SystemTime,
+    /// All is there that a pod needs.
+    pub is_whole: bool,
+}
+
+/// The seals of one containerd.
+#[derive(Debug)]
+pub struct Seals {
+    client: Client,
+    config: OnceCell<Config>,
+    /// Names that pulls through the CRI have made.
+    pending: Mutex<Vec<Pending>>,
+}
+
+/// What was there before a pull through the CRI, which makes names.
+#[derive(Debug)]
+pub struct Before {
+    names: HashSet<String>,
+}
+
+impl Seals {
+    /// Those of the containerd at the other end.
+    pub fn new(channel: Channel) -> Self {
+        Self {
+            client: Client { channel },
+            config: OnceCell::new(),
+            pending: Mutex::default(),
+        }
+    }
+
+    /// Pulls the image without a name and seals it; `None` where that takes a pull through the CRI, to be made between
+    /// [`Seals::before`] and [`Seals::adopt`].
+    ///
+    /// # Errors
+    /// When the pull fails.
+    pub async fn pull(
+        &self,
+        image: &Reference,
+        credential: Option<&Credential>,
+        keep: Keep,
+        progress: &Progress,
+    ) -> Result<Option<StoredImage>, RuntimeError> {
+        let config = self.config.get_or_try_init(|| self.client.config()).await?;
+        if !config.has_transfer || !transfer::can_send(credential) {
+            return Ok(None);
+        }
+        let lease = self.client.lease_pull(image, keep.pull).await?;
+        let pulled = self
+            .under(&lease, config, image, credential, keep, progress)
+            .await;
+        match &pulled {
+            // What came so far need not come again with the next attempt; the lease's expiry ends that.
+            Err(error) if error.is_retryable() && error.kind != FailureKind::NoSpace => {}
+            Err(_) => self.give_up(&lease, true).await,
+            Ok(_) => self.give_up(&lease, false).await,
+        }
+        match pulled {
+            // A registry that only the CRI plugin's configuration leads to, which containerd 2 does not tell.
+            Err(error) if !config.hosts.is_certain && is_unreached(&error) => {
+                tracing::debug!(
+                    image = image.as_written(),
+                    "failed to pull by the Transfer service, pulling through the CRI: {}",
+                    sanitize(&error.message)
+                );
+                Ok(None)
+            }
+            other => other,
+        }
+    }
+
+    async fn under(
+        &self,
+        lease: &str,
+        config: &Config,
+        image: &Reference,
+        credential: Option<&Credential>,
+        keep: Keep,
+        progress: &Progress,
+    ) -> Result<Option<StoredImage>, RuntimeError> {
+        let pulled = transfer::pull(&self.client, config, image, credential, lease, progress);
+        let pulled = pulled.await.map_err(|status| failure(&status, image))?;
+        let digest = match pulled.digest.as_ref().or(image.digest()) {
+            Some(digest) => Some(digest.to_string()),
+            None => self.client.root_of(lease).await?,
+        };
+        let Some(digest) = digest else {
+            return Ok(None);
+        };
+        let whole = self.client.graph_of(&digest).await?.whole(&digest);
+        let is_unpacked = |whole: &Whole| {
+            let by = &whole.snapshotters;
+            by.is_empty() || by.contains(&config.snapshotter)
+        };
+        // The Transfer service unpacks only for the snapshotters of its own configuration.
+        let Some(whole) = whole.filter(is_unpacked) else {
+            return Ok(None);
+        };
+        let stored = self.seal(image, &digest, &whole, keep).await?;
+        let (_, total) = progress.get();
+        progress.set(total, total);
+        Ok(Some(stored))
+    }
+
+    /// Puts the seal on, and takes older ones of the image off.
+    async fn seal(
+        &self,
+        image: &Reference,
+        digest: &str,
+        whole: &Whole,
+        keep: Keep,
+    ) -> Result<StoredImage, RuntimeError> {
+        let name = image.normalized();
+        let labels = HashMap::from([
+            (leases::BYTES.to_owned(), whole.bytes.to_string()),
+            (leases::LAYERS.to_owned(), whole.layers.to_string()),
+        ]);
+        let ours = self.client.lease_seal(name, digest, labels, keep.seal);
+        let ours = ours.await?;
+        self.take_off_older(name, &ours).await?;
+        Ok(StoredImage {
+            digest: Some(digest.to_owned()),
+            known: vec![digest.to_owned()],
+            bytes: Some(whole.bytes),
+        })
+    }
+
+    /// Deletes the image's seals that are older than this one. Two that seal at once so keep the newer one's.
+    async fn take_off_older(&self, image: &str, ours: &str) -> Result<(), RuntimeError> {
+        let leases = self.client.seal_leases().await?;
+        let of_image: Vec<_> = leases.iter().filter(|l| image_of(l) == image).collect();
+        let newer = of_image.iter().position(|lease| lease.id == ours);
+        for older in &of_image[..newer.unwrap_or(0)] {
+            self.client.delete_lease(&older.id, false).await?;
+        }
+        Ok(())
+    }
+
+    async fn give_up(&self, lease: &str, sync: bool) {
+        if let Err(error) = self.client.delete_lease(lease, sync).await {
+            tracing::debug!(
+                "failed to delete the lease {lease}: {}",
+                sanitize(&error.message)
+            );
+        }
+    }
+
+    /// To be called before a pull through the CRI whose image is then sealed.
+    ///
+    /// # Errors
+    /// When containerd does not list its images.
+    pub async fn before(&self) -> Result<Before, RuntimeError> {
+        let names = self.client.names().await?.into_keys().collect();
+        Ok(Before { names })
+    }
+
+    /// Seals an image that was pulled through the CRI. The names that the pull made go in [`Seals::settle`].
+    ///
+    /// # Errors
+    /// When the image is not there any more, or containerd fails.
+    pub async fn adopt(
+        &self,
+        before: &Before,
+        image: &Reference,
+        keep: Keep,
+    ) -> Result<StoredImage, RuntimeError> {
+        let gone = || RuntimeError::new(FailureKind::Other, "the image was removed after its pull");
+        let digest = self.client.target(image).await?.ok_or_else(gone)?;
+        let whole = self.client.graph_of(&digest).await?.whole(&digest);
+        let whole = whole.ok_or_else(gone)?;
+        let stored = self.seal(image, &digest, &whole, keep).await?;
+        let made = self
+            .client
+            .made_since(&before.names, image, &digest)
+            .await?;
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        pending.extend(made);
+        Ok(stored)
+    }
+
+    /// Removes the names that pulls through the CRI have made, when it is safe: ten seconds after the pull, if nobody else has
+    /// come to need them. Dropping the future leaves the rest of the names.
+    pub async fn settle(&self) {
+        loop {
+            let next = {
+                let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+                (!pending.is_empty()).then(|| pending.remove(0))
+            };
+            let Some(next) = next else { return };
+            sleep_until(next.due()).await;
+            match self.client.remove(&next).await {
+                Ok(true) => {}
+                Ok(false) => tracing::debug!("kept names that others need: {next:?}"),
+                Err(error) => tracing::warn!(
+                    "failed to remove the names of a sealed image, every pod can use it: {}",
+                    sanitize(&error.message)
+                ),
+            }
+        }
+    }
+
+    /// All seals that have not expired, each image's newest, by the image's normalised reference.
+    ///
+    /// # Errors
+    /// When containerd does not answer.
+    pub async fn list(&self) -> Result<HashMap<String, Seal>, RuntimeError> {
+        let leases = self.client.seal_leases().await?;
+        if leases.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let graph = self.client.graph().await?;
+        // The oldest come first, so that the newest stays.
+        let seals = leases.iter().filter_map(|lease| seal_of(lease, &graph));
+        Ok(seals.map(|seal| (seal.image.clone(), seal)).collect())
+    }
+
+    /// Renews those of the images' seals that have less than half of the lifetime left.
+    ///
+    /// # Errors
+    /// With the first failure; the other seals are not renewed then.
+    pub async fn renew(&self, images: &[&Reference], keep: Keep) -> Result<(), RuntimeError> {
+        let wanted: HashSet<&str> = images.iter().map(|image| image.normalized()).collect();
+        let mut newest = HashMap::new();
+        for lease in self.client.seal_leases().await? {
+            newest.insert(image_of(&lease).to_owned(), lease);
+        }
+        let soon = SystemTime::now() + keep.seal / 2;
+        newest.retain(|image, lease| {
+            wanted.contains(&**image) && leases::expires(lease).is_some_and(|at| at < soon)
+        });
+        for (image, lease) in newest {
+            let digest = lease
+                .labels
+                .get(leases::DIGEST)
+                .cloned()
+                .unwrap_or_default();
+            let new = self
+                .client
+                .lease_seal(&image, &digest, lease.labels, keep.seal);
+            let new = new.await?;
+            self.take_off_older(&image, &new).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes the seals of these images off, of all where there are none, and has containerd free what nothing else holds.
+    /// Returns the normalised references.
+    ///
+    /// # Errors
+    /// With the first failure; the other seals stay.
+    pub async fn release(&self, images: Option<&[Reference]>) -> Result<Vec<String>, RuntimeError> {
+        let wanted = |lease: &Lease| {
+            images.is_none_or(|images| images.iter().any(|i| i.normalized() == image_of(lease)))
+        };
+        let mut leases = self.client.seal_leases().await?;
+        leases.retain(wanted);
+        let mut released: Vec<String> = Vec::new();
+        for (index, lease) in leases.iter().enumerate() {
+            let is_last = index + 1 == leases.len();
+            self.client.delete_lease(&lease.id, is_last).await?;
+            released.push(image_of(lease).to_owned());
+        }
+        released.sort();
+        released.dedup();
+        Ok(released)
+    }
+}
+
+/// The registry was not reached, or nothing is known of why.
+fn is_unreached(error: &RuntimeError) -> bool {
+    matches!(error.kind, FailureKind::Unavailable | FailureKind::Other)
+}
+
+fn image_of(lease: &Lease) -> &str {
+    lease.labels.get(leases::IMAGE).map_or("", String::as_str)
+}
+
+fn seal_of(lease: &Lease, graph: &Graph) -> Option<Seal> {
+    let digest = lease.labels.get(leases::DIGEST)?;
+    let number = |label: &str| lease.labels.get(label)?.parse::<u64>().ok();
+    let whole = graph.whole(digest);
+    let layers = |whole: &Whole| u64::try_from(whole.layers).unwrap_or(u64::MAX);
+    let sealed = number(leases::LAYERS).unwrap_or(0);
+    Some(Seal {
+        image: image_of(lease).to_owned(),
+        digest: digest.clone(),
+        bytes: number(leases::BYTES),
+        expires: leases::expires(lease)?,
+        is_whole: whole.is_some_and(|whole| layers(&whole) >= sealed),
+    })
+}

@@ -1,0 +1,67 @@
+//! What failed gRPC calls to a container runtime mean. It makes no call.
+
+use std::error::Error as _;
+
+use tonic::{Code, Status};
+
+use crate::model::failure::FailureKind;
+use crate::model::reference::Reference;
+use crate::model::text::{causes, join_causes};
+use crate::runtime::error_kind;
+use crate::runtime::image_service::RuntimeError;
+
+/// Error of containerd's CRI plugin while containerd starts.
+const STARTING: &str = "server is not initialized yet";
+
+/// The meaning of a failed call for an image.
+pub(super) fn failure(status: &Status, image: &Reference) -> RuntimeError {
+    let message = message(status);
+    let kind = match error_kind::kind_for(&message, image) {
+        _ if status.source().is_some() => FailureKind::Unavailable,
+        FailureKind::Other => kind_of_code(status.code()),
+        kind => kind,
+    };
+    RuntimeError::new(kind, message)
+}
+
+/// The meaning of a failed call that is not for one image.
+pub(super) fn unexplained(status: &Status) -> RuntimeError {
+    // A call that did not reach it, or that reached it while it starts, can be made again.
+    let is_away = status.source().is_some() || status.message().contains(STARTING);
+    let kind = match is_away {
+        true => FailureKind::Unavailable,
+        false => kind_of_code(status.code()),
+    };
+    RuntimeError::new(kind, message(status))
+}
+
+/// The kind by the code, where the text says nothing. `NotFound` says nothing either: containerd answers it for a blob that
+/// its own store has lost, and texts about registries are known.
+fn kind_of_code(code: Code) -> FailureKind {
+    match code {
+        Code::Unavailable | Code::Aborted => FailureKind::Unavailable,
+        Code::DeadlineExceeded | Code::Cancelled => FailureKind::Timeout,
+        Code::Unauthenticated | Code::PermissionDenied => FailureKind::Unauthorized,
+        _ => FailureKind::Other,
+    }
+}
+
+/// The server's own words; where the call did not reach it, what happened on the way.
+pub(super) fn message(status: &Status) -> String {
+    let text = words(status);
+    match (status.source().is_some(), text.is_empty()) {
+        (true, _) => format!("failed to reach the container runtime: {text}"),
+        (false, true) => format!(
+            "the container runtime returned an error without a message (gRPC {:?})",
+            status.code()
+        ),
+        (false, false) => text,
+    }
+}
+
+/// The message of the status and its causes.
+pub(super) fn words(status: &Status) -> String {
+    let causes = causes(status).map(ToString::to_string);
+    let text = join_causes(status.message().to_owned(), causes);
+    error_kind::tidy(&text)
+}

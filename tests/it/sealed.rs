@@ -1,0 +1,132 @@
+//! Sealed images on a real containerd: there, and yet nobody's who may not pull them.
+
+use std::time::Duration;
+
+use harpoon::credentials::secret::{Credential, Login, Secret};
+use harpoon::model::failure::FailureKind;
+use harpoon::model::reference::Reference;
+use harpoon::model::stored_image::StoredImage;
+use harpoon::runtime::containerd::Keep;
+use harpoon::runtime::cri::Cri;
+use harpoon::runtime::image_service::{ImageService, Progress, RuntimeError};
+
+use crate::bed::faulty::{Fault, Proxy};
+use crate::bed::{self, Containerd, PASSWORD, USER, block_on, containerd, token, unique};
+
+const LIMIT: Duration = Duration::from_secs(60);
+const KEEP: Keep = Keep {
+    seal: Duration::from_secs(3600),
+    pull: Duration::from_secs(600),
+};
+
+fn login(user: &str, password: &str) -> Credential {
+    Credential {
+        login: Login::Password {
+            user: Secret::new(user),
+            password: Secret::new(password),
+        }
+        .into(),
+        source: "test".into(),
+    }
+}
+
+/// A connection to the CRI server.
+async fn connect(containerd: &Containerd) -> Cri {
+    Cri::connect(containerd.socket(), LIMIT).await.unwrap()
+}
+
+/// Seals the image as a run does, through the CRI where there is no other way.
+async fn seal_on(
+    cri: &Cri,
+    image: &Reference,
+    credential: Option<&Credential>,
+) -> Result<StoredImage, RuntimeError> {
+    let (seals, progress) = (cri.seals().unwrap(), Progress::default());
+    if let Some(stored) = seals.pull(image, credential, KEEP, &progress).await? {
+        return Ok(stored);
+    }
+    let before = seals.before().await?;
+    cri.pull(image, credential, &progress).await?;
+    let stored = seals.adopt(&before, image, KEEP).await?;
+    seals.settle().await;
+    Ok(stored)
+}
+
+fn seal(
+    containerd: &'static Containerd,
+    image: &str,
+    credential: &Credential,
+) -> Result<StoredImage, RuntimeError> {
+    let (image, credential) = (Reference::parse(image).unwrap(), credential.clone());
+    block_on(async move {
+        let cri = connect(containerd).await;
+        seal_on(&cri, &image, Some(&credential)).await
+    })
+}
+
+/// Pulls as the kubelet does for a pod with or without a pull secret.
+fn pull(
+    containerd: &'static Containerd,
+    image: &str,
+    credential: Option<&Credential>,
+) -> Result<StoredImage, RuntimeError> {
+    let (image, credential) = (Reference::parse(image).unwrap(), credential.cloned());
+    block_on(async move {
+        let cri = connect(containerd).await;
+        let progress = Progress::default();
+        cri.pull(&image, credential.as_ref(), &progress).await
+    })
+}
+
+/// All that the CRI lists which has the text in one of its names or IDs.
+fn visible(containerd: &Containerd, text: &str) -> Vec<String> {
+    let mut images = containerd.images();
+    images.retain(|image| image.contains(text));
+    images
+}
+
+#[test]
+fn sealed_image_is_for_its_pullers() {
+    let registry = bed::registry_with_password();
+    let name = unique("sealed");
+    let pushed = registry.image(&format!("{name}:1")).layers(3).push();
+    let proxy = Proxy::start(registry.url(), |_| Fault::Pass);
+    let image = proxy.reference(&format!("{name}:1"));
+    let right = login(USER, PASSWORD);
+    let stored = seal(containerd(), &image, &right).unwrap();
+    assert_eq!(stored.digest.as_deref(), Some(&*pushed.digest));
+    assert_eq!(visible(containerd(), &name), [""; 0]);
+
+    let refused = pull(containerd(), &image, None).unwrap_err();
+    assert_eq!(refused.kind, FailureKind::Unauthorized, "{refused}");
+    let wrong = login(USER, "not the password");
+    let refused = pull(containerd(), &image, Some(&wrong)).unwrap_err();
+    assert_eq!(refused.kind, FailureKind::Unauthorized, "{refused}");
+
+    let asked = proxy.seen().len();
+    pull(containerd(), &image, Some(&right)).unwrap();
+    let requests: Vec<_> = proxy.seen().into_iter().skip(asked).collect();
+    assert!(requests.iter().all(|seen| !seen.is_blob()), "{requests:?}");
+    assert!(containerd().has(&image));
+}
+
+#[test]
+fn token_registry_seals_too() {
+    let name = format!("{}:1", unique("sealed-token"));
+    bed::registry().push(&name);
+    let registry = token::Registry::start(bed::registry().url(), &[("me", "my password")], &[]);
+    let image = registry.reference(&name);
+    let right = login("me", "my password");
+    seal(containerd(), &image, &right).unwrap();
+    assert_eq!(visible(containerd(), &image), [""; 0]);
+    let refused = pull(containerd(), &image, None).unwrap_err();
+    assert_eq!(refused.kind, FailureKind::Unauthorized, "{refused}");
+    let asked = registry.seen().len();
+    pull(containerd(), &image, Some(&right)).unwrap();
+    let requests: Vec<_> = registry.seen().into_iter().skip(asked).collect();
+    let is_blob = |path: &str| path.contains("/blobs/");
+    assert!(
+        requests.iter().all(|seen| !is_blob(&seen.path)),
+        "{requests:?}"
+    );
+}
