@@ -1,6 +1,6 @@
 //! On a real cluster of one node, installed as users do it: what is pulled, what is shown of it, and what may still run afterwards.
 //!
-//! Run alone by `make e2e`. It is one test of many steps, because what they install has a name that is fixed: as many tests they
+//! Run alone by `make e2e`, and with `STEP=TEXT` only the steps that have the text in their name. It is one test of many steps, because what they install has a name that is fixed: as many tests they
 //! would wait for each other, and hold up all others in the meantime.
 #![expect(
     clippy::print_stderr,
@@ -20,6 +20,7 @@ mod confined;
 mod gain;
 mod installed;
 mod rights;
+mod sealed;
 mod variants;
 
 /// The namespace of the manifests.
@@ -42,13 +43,24 @@ const STEPS: &[(&str, Step)] = &[
     ("a list of images", variants::list_of_images),
     ("all namespaces and two kinds", variants::all_namespaces),
     ("a kustomization", variants::kustomized),
+    (
+        "a sealed image is for pods that may pull it",
+        sealed::for_its_pullers,
+    ),
+    (
+        "the kubelet and harpoon pull at once",
+        sealed::pulls_at_once,
+    ),
     ("what a pod gains", gain::measured),
+    ("what a pod of a private image gains", gain::private),
 ];
 
 #[test]
 fn all_steps_pass_on_single_node() {
     let cluster = Cluster::start();
-    let failed = STEPS.iter().filter(|(name, step)| {
+    let only = std::env::var("STEP").unwrap_or_default();
+    let steps = STEPS.iter().filter(|(name, _)| name.contains(&only));
+    let failed = steps.filter(|(name, step)| {
         let began = Instant::now();
         let turn = Turn::new(&cluster);
         let done = catch_unwind(AssertUnwindSafe(|| step(&turn)));
@@ -122,6 +134,17 @@ impl<'a> Turn<'a> {
             pods.retain(is_ready);
             pods.pop()
         })
+    }
+
+    /// Waits until the API server has no pod with this label `app`.
+    fn no_pods(&self, name: &str) {
+        let namespace = self.namespace.as_str();
+        let path = format!("/api/v1/namespaces/{namespace}/pods?labelSelector=app%3D{name}");
+        let none = || {
+            let pods = self.cluster.api.get(&path);
+            pods["items"].as_array().unwrap().is_empty().then_some(())
+        };
+        self.cluster.wait_for(namespace, "the pods are gone", none);
     }
 
     /// Removes all that this turn has brought, so that the next one finds nothing of it.
