@@ -15,6 +15,7 @@ restrict_oom_score_adj = true
 sandbox_image = "$1"
 [plugins."io.containerd.grpc.v1.cri".containerd]
 snapshotter = "$snapshotter"
+discard_unpacked_layers = ${discard:-false}
 [plugins."io.containerd.grpc.v1.cri".cni]
 conf_dir = "$dir/cni"
 bin_dir = "/usr/lib/cni"
@@ -35,6 +36,7 @@ disable = true
 max_concurrent_downloads = 100
 [plugins."io.containerd.cri.v1.images"]
 snapshotter = "$snapshotter"
+discard_unpacked_layers = ${discard:-false}
 [plugins."io.containerd.cri.v1.images".pinned_images]
 sandbox = "$1"
 [plugins."io.containerd.cri.v1.images".registry]

@@ -1,6 +1,7 @@
 //! What `run`, `pull` and `plan` share of the flow: asking the runtime, pulling, reporting.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -9,7 +10,9 @@ use tracing::{debug, info, warn};
 
 use crate::app::candidates;
 use crate::app::keyring;
-use crate::app::settings::{PullSettings, RuntimeSettings, StartSettings, StoreSettings};
+use crate::app::settings::{
+    PullSettings, RuntimeSettings, SealSettings, StartSettings, StoreSettings,
+};
 use crate::app::shutdown::{End, GRACE, Interrupt, Interrupted, Shutdown};
 use crate::app::start_delay;
 use crate::credentials::keyring::Keyring;
@@ -21,10 +24,11 @@ use crate::model::node_facts::NodeFacts;
 use crate::model::outcome::ImageReport;
 use crate::model::platform::Platform;
 use crate::model::reference::Reference;
+use crate::model::seal::SealPolicy;
 use crate::model::text::sanitize;
 use crate::planning::disk_budget::{DiskBudget, Tally};
 use crate::planning::plan::{
-    self, Action, Facts, Moved, Plan, Policy, Presence, Selection, Unknown,
+    self, Action, Facts, Moved, Plan, Policy, Presence, Selection, Step, Unknown,
 };
 use crate::planning::registry_probe::RegistryProbe;
 use crate::pulling::executor;
@@ -33,6 +37,7 @@ use crate::report::{Report, text};
 use crate::retry::polling::Polling;
 use crate::runtime::detect::{FindError, Runtime, find};
 use crate::runtime::image_service::{ImageService, RuntimeError, RuntimeInfo};
+use crate::runtime::sealing::SealingRuntime;
 
 /// The error of a program that signals could not stop.
 pub(crate) const NO_SIGNALS: &str = "failed to listen for signals";
@@ -74,7 +79,7 @@ pub(crate) async fn find_runtime(settings: &RuntimeSettings) -> Result<Runtime, 
 }
 
 /// Asks the runtime what it has of a selection. What it cannot tell counts as not there: the pull will show.
-pub(crate) async fn presence(runtime: &Runtime, selection: &Selection) -> Presence {
+pub(crate) async fn presence(runtime: &SealingRuntime, selection: &Selection) -> Presence {
     let wanted: Vec<_> = selection.wanted().collect();
     let statuses = runtime.statuses(&wanted).await;
     let present = wanted
@@ -95,7 +100,7 @@ pub(crate) async fn presence(runtime: &Runtime, selection: &Selection) -> Presen
 }
 
 /// Usage of the runtime's store. A runtime that cannot be reached is asked again, since it may only be restarting.
-async fn usage(runtime: &Runtime) -> Result<Usage, RuntimeError> {
+async fn usage(runtime: &SealingRuntime) -> Result<Usage, RuntimeError> {
     let deadline = tokio::time::Instant::now() + RESTART_LIMIT;
     let is_away = |error: &RuntimeError| error.kind == FailureKind::Unavailable;
     let tell = |error: &RuntimeError, pause| {
@@ -114,6 +119,8 @@ async fn usage(runtime: &Runtime) -> Result<Usage, RuntimeError> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Questions {
     pub(crate) store: StoreSettings,
+    /// Which images are sealed.
+    pub(crate) seal: SealPolicy,
     /// Whether what images weigh is asked even where no budget needs it.
     pub(crate) sizes: bool,
 }
@@ -140,7 +147,7 @@ impl Questions {
 /// When there is a budget, and the runtime does not say what its store holds.
 pub(crate) async fn plan(
     selection: Selection,
-    runtime: Option<&Runtime>,
+    runtime: Option<&SealingRuntime>,
     questions: Questions,
     probe: &RegistryProbe<'_>,
     sizes: HashMap<String, Size>,
@@ -150,7 +157,9 @@ pub(crate) async fn plan(
     if let Some(runtime) = runtime {
         let presence = end.before(presence(runtime, &selection)).await;
         facts.presence = presence.unwrap_or_default();
+        facts.cannot_seal = runtime.cannot_seal();
     }
+    facts.seals = seals(&selection, questions.seal, probe.keyring());
     if questions.store.refresh {
         let moved = end.before(moved(&selection, &facts.presence, probe)).await;
         facts.moved = moved.unwrap_or_default();
@@ -170,6 +179,25 @@ pub(crate) async fn plan(
         }
     }
     Ok(against(selection, facts))
+}
+
+/// The images whose pulls will seal them, by normalised reference, each with the reason.
+fn seals(
+    selection: &Selection,
+    policy: SealPolicy,
+    keyring: &Keyring,
+) -> HashMap<String, Arc<str>> {
+    let always: Arc<str> = Arc::from("--seal always");
+    let reason = |image: &Reference| match policy {
+        SealPolicy::Never => None,
+        SealPolicy::Always => Some(Arc::clone(&always)),
+        SealPolicy::Auto => keyring.pull_secret(image),
+    };
+    let sealed = selection.wanted().filter_map(|image| {
+        let reason = reason(image)?;
+        Some((image.normalized().to_owned(), reason))
+    });
+    sealed.collect()
 }
 
 /// The images that are here and whose tags have moved in their registries, by normalised reference.
@@ -192,7 +220,7 @@ async fn moved(
 }
 
 /// Usage of the runtime's store; nothing if there is no runtime, or if it does not tell and there is no budget.
-async fn store_usage(runtime: Option<&Runtime>, questions: Questions) -> Result<Usage> {
+async fn store_usage(runtime: Option<&SealingRuntime>, questions: Questions) -> Result<Usage> {
     let Some(runtime) = runtime else {
         return Ok(Usage::default());
     };
@@ -236,7 +264,7 @@ async fn weigh(
 pub(crate) fn select(
     candidates: Vec<Candidate>,
     policy: &Policy,
-    runtime: Option<&Runtime>,
+    runtime: Option<&SealingRuntime>,
 ) -> Selection {
     let (count, began) = (candidates.len(), Instant::now());
     let policy = Policy {
@@ -275,6 +303,7 @@ pub(crate) struct Ended {
 pub(crate) struct Settings {
     pub(crate) runtime: RuntimeSettings,
     pub(crate) store: StoreSettings,
+    pub(crate) seal: SealSettings,
     pub(crate) pull: PullSettings,
     /// The name of this node.
     pub(crate) node: Option<String>,
@@ -370,11 +399,14 @@ impl Run {
         let mut keyring = std::mem::take(&mut self.keyring);
         let platform = platform(&self.settings.runtime, source.node());
         let runtime = runtime.for_platform(&platform);
+        let keep = self.settings.seal.keep(self.settings.pull.pull_timeout);
+        let runtime = SealingRuntime::new(runtime, self.settings.seal.policy, keep);
         let found = end.before(Box::pin(candidates::find(source))).await??;
         keyring::set_pull_secrets(&mut keyring, found.pull_secrets);
         let probe = RegistryProbe::new(&keyring, platform, self.settings.pull.registry_concurrency);
         let questions = Questions {
             store: self.settings.store,
+            seal: self.settings.seal.policy,
             sizes: false,
         };
         let selection = select(found.candidates, policy, Some(&runtime));
@@ -387,9 +419,13 @@ impl Run {
             end,
         );
         let plan = Box::pin(plan).await?;
-        let images = self
+        // What cannot be renewed by the end is none the worse for it: a seal has half of its life left.
+        let _ = end.before(renew(&runtime, &plan)).await;
+        let mut images = self
             .execute(&plan, &runtime, &keyring, &probe, shutdown.token())
             .await;
+        let settled = end.before(Box::pin(runtime.settle())).await;
+        tell_named(&mut images, &runtime, settled.is_ok());
         warn_of_credentials(&images);
         Ok(Report {
             runtime: Some(runtime.info().clone()),
@@ -409,7 +445,7 @@ impl Run {
     async fn execute(
         &self,
         plan: &Plan,
-        runtime: &Runtime,
+        runtime: &SealingRuntime,
         keyring: &Keyring,
         probe: &RegistryProbe<'_>,
         stop: &CancellationToken,
@@ -463,9 +499,39 @@ pub(crate) fn platform(settings: &RuntimeSettings, node: Option<&NodeFacts>) -> 
         .unwrap_or_else(Platform::current)
 }
 
+/// Renews the seals of the images that are here.
+async fn renew(runtime: &SealingRuntime, plan: &Plan) {
+    let sealed = plan.images().iter().filter(|image| match &image.step {
+        Step::Present(stored) => stored.is_sealed,
+        _ => false,
+    });
+    let sealed = sealed.filter_map(|image| Reference::of(&image.image).ok());
+    let sealed: Vec<_> = sealed.collect();
+    runtime.renew(&sealed.iter().collect::<Vec<_>>()).await;
+}
+
+/// Reports images as not sealed that have kept a name which their pull made.
+fn tell_named(images: &mut [ImageReport], runtime: &SealingRuntime, is_settled: bool) {
+    let named = runtime.still_named();
+    if named.is_empty() {
+        return;
+    }
+    if !is_settled {
+        warn!(
+            "the run ended before the names of {} sealed images were removed: every pod of this node can use them",
+            named.len()
+        );
+    }
+    for image in images.iter_mut().filter(|image| image.is_sealed) {
+        let reference = Reference::of(&image.image);
+        image.is_sealed = reference.is_ok_and(|r| !named.contains(r.normalized()));
+    }
+}
+
 /// Says once what a pull with a credential means for the other users of the node.
 fn warn_of_credentials(images: &[ImageReport]) {
-    let with = images.iter().filter(|i| i.credential.is_some()).count();
+    let is_open = |image: &&ImageReport| image.credential.is_some() && !image.is_sealed;
+    let with = images.iter().filter(is_open).count();
     if with > 0 {
         warn!(
             "{with} images were pulled with a credential: on this node every namespace can use them now, unless the kubelet \

@@ -8,6 +8,8 @@ use std::time::Duration;
 use crate::credentials::secret::Secret;
 use crate::discovery::workloads::Settings as ClusterSettings;
 use crate::model::platform::Platform;
+use crate::model::seal::SealPolicy;
+use crate::runtime::containerd::Keep;
 use crate::runtime::detect::Endpoint;
 
 /// A setting whose value is not accepted.
@@ -37,6 +39,9 @@ impl SettingError {
         }
     }
 }
+
+/// What a killed pull leaves is kept for so long after its attempt would have ended, for the next attempt.
+const PULL_MARGIN: Duration = Duration::from_secs(600);
 
 /// The second variable of `--runtime-endpoint`, read where the first is not set: `crictl` and the Go tool read it too.
 pub const CONTAINER_RUNTIME_ENDPOINT: &str = "CONTAINER_RUNTIME_ENDPOINT";
@@ -77,6 +82,25 @@ pub struct StoreSettings {
     pub disk_budget: Option<u64>,
     /// Whether images whose tag may have moved are compared with their registries.
     pub refresh: bool,
+}
+
+/// Which images are sealed, and for how long.
+#[derive(Debug, Clone, Copy)]
+pub struct SealSettings {
+    /// Which images.
+    pub policy: SealPolicy,
+    /// The lifetime of a seal.
+    pub lifetime: Duration,
+}
+
+impl SealSettings {
+    /// The lifetimes, where one attempt at an image takes at most so long.
+    pub fn keep(self, pull_timeout: Duration) -> Keep {
+        Keep {
+            seal: self.lifetime,
+            pull: pull_timeout.saturating_add(PULL_MARGIN),
+        }
+    }
 }
 
 /// When a run starts.

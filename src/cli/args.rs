@@ -17,6 +17,7 @@ mod output;
 mod pulling;
 mod quantity;
 mod runtime;
+mod seal;
 mod selection;
 mod store;
 mod values;
@@ -25,7 +26,8 @@ use cluster::ClusterArgs;
 use credentials::{ClusterCredentialArgs, CredentialArgs};
 use output::OutputArgs;
 use pulling::{PullingArgs, StartArgs};
-use runtime::RuntimeArgs;
+use runtime::{EndpointArgs, RuntimeArgs};
+use seal::SealArgs;
 use selection::SelectionArgs;
 use store::{SizeArgs, StoreArgs};
 
@@ -64,6 +66,10 @@ pub(super) enum Subcommands {
     Pull(Box<PullArgs>),
     /// Show which images run would pull or skip, and why; pull nothing
     Plan(Box<PlanArgs>),
+    /// List this node's sealed images
+    Seals(Box<SealsArgs>),
+    /// Give up seals on this node, so that the runtime may delete the images
+    Release(Box<ReleaseArgs>),
     /// Sleep until SIGTERM or SIGINT, as the DaemonSet's main container
     Pause,
     /// Print a shell completion script
@@ -92,6 +98,8 @@ pub(super) struct RunArgs {
     #[command(flatten)]
     pub(super) pulling: PullingArgs,
     #[command(flatten)]
+    pub(super) seal: SealArgs,
+    #[command(flatten)]
     pub(super) start: StartArgs,
     #[command(flatten)]
     pub(super) output: OutputArgs,
@@ -112,6 +120,8 @@ pub(super) struct PullArgs {
     #[command(flatten)]
     pub(super) pulling: PullingArgs,
     #[command(flatten)]
+    pub(super) seal: SealArgs,
+    #[command(flatten)]
     pub(super) output: OutputArgs,
 }
 
@@ -127,11 +137,34 @@ pub(super) struct PlanArgs {
     #[command(flatten)]
     pub(super) sizes: SizeArgs,
     #[command(flatten)]
+    pub(super) seal: SealArgs,
+    #[command(flatten)]
     pub(super) runtime: RuntimeArgs,
     #[command(flatten)]
     pub(super) credentials: CredentialArgs,
     #[command(flatten)]
     pub(super) cluster_credentials: ClusterCredentialArgs,
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+}
+
+/// The settings of `harpoon seals`.
+#[derive(Args)]
+pub(super) struct SealsArgs {
+    #[command(flatten)]
+    pub(super) runtime: EndpointArgs,
+    #[command(flatten)]
+    pub(super) output: OutputArgs,
+}
+
+/// The settings of `harpoon release`.
+#[derive(Args)]
+pub(super) struct ReleaseArgs {
+    /// Images whose seals to give up (default: all)
+    #[arg(value_name = "IMAGE")]
+    pub(super) images: Vec<String>,
+    #[command(flatten)]
+    pub(super) runtime: EndpointArgs,
     #[command(flatten)]
     pub(super) output: OutputArgs,
 }

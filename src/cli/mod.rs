@@ -19,6 +19,7 @@ mod pause;
 mod plan;
 mod pull;
 mod run;
+mod seals;
 mod settings;
 
 use args::Subcommands;
@@ -103,6 +104,8 @@ pub fn main() -> ExitCode {
         Some(Subcommands::Run(args)) => run::main(*args, started),
         Some(Subcommands::Pull(args)) => pull::main(*args, started),
         Some(Subcommands::Plan(args)) => plan::main(*args),
+        Some(Subcommands::Seals(args)) => seals::list(*args),
+        Some(Subcommands::Release(args)) => seals::release(*args),
         Some(Subcommands::Pause) => pause::main(),
         Some(Subcommands::Completions { shell }) => completions::main(shell),
     };

@@ -1,5 +1,7 @@
 //! `harpoon plan`: what `run` would do, and why; pulls nothing.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use tracing::warn;
 
@@ -9,10 +11,12 @@ use crate::app::settings::RuntimeSettings;
 use crate::app::shutdown::{GRACE, Shutdown};
 use crate::app::{candidates, keyring, node_run, telemetry};
 use crate::credentials::keyring::Keyring;
+use crate::model::seal::SealPolicy;
 use crate::planning::registry_probe::RegistryProbe;
 use crate::report::{PlanReport, json, text};
 use crate::runtime::detect::Runtime;
 use crate::runtime::image_service::ImageService;
+use crate::runtime::sealing::SealingRuntime;
 
 /// Questions to one registry that are under way at once.
 const QUESTIONS: usize = 4;
@@ -24,8 +28,10 @@ pub(super) fn main(args: PlanArgs) -> Result<Exit> {
         .cluster
         .sources(&args.runtime, &args.cluster_credentials);
     let policy = args.selection.policy();
+    let seal = args.seal.settings();
     let questions = node_run::Questions {
         store: args.store.settings(),
+        seal: seal.policy,
         sizes: args.sizes.sizes,
     };
     let node = args.runtime.node_name.clone();
@@ -33,9 +39,10 @@ pub(super) fn main(args: PlanArgs) -> Result<Exit> {
     let output = args.output.output;
     telemetry::init(args.output.logs());
     sources.cluster.sizes = questions.need_sizes();
-    // A plan that asks no registry reads no secret.
+    // A plan that asks no registry reads no secret, unless that decides what is sealed.
     let mut keyring = Keyring::default();
-    if questions.need_registries() {
+    let asks_for_seals = seal.policy == SealPolicy::Auto && sources.cluster.pull_secrets;
+    if questions.need_registries() || asks_for_seals {
         keyring = keyring::keyring(&credentials)?;
     } else {
         sources.cluster.pull_secrets = false;
@@ -47,7 +54,10 @@ pub(super) fn main(args: PlanArgs) -> Result<Exit> {
             let runtime = runtime_at_hand(&settings).await?;
             let source = candidates::open(&sources).await?;
             let platform = node_run::platform(&settings, source.node());
-            let runtime = runtime.map(|runtime| runtime.for_platform(&platform));
+            let runtime = runtime.map(|runtime| {
+                let runtime = runtime.for_platform(&platform);
+                SealingRuntime::new(runtime, seal.policy, seal.keep(Duration::ZERO))
+            });
             let found = candidates::find(source).await?;
             keyring::set_pull_secrets(&mut keyring, found.pull_secrets);
             let probe = RegistryProbe::new(&keyring, platform, QUESTIONS);
@@ -60,7 +70,7 @@ pub(super) fn main(args: PlanArgs) -> Result<Exit> {
                 found.sizes,
                 end,
             );
-            let plan = plan.await?;
+            let plan = Box::pin(plan).await?;
             anyhow::Ok((runtime, plan, probe.requests()))
         };
         let (runtime, plan, requests) = end.before(Box::pin(prepare)).await??;

@@ -25,6 +25,7 @@ pub(super) fn main(args: RunArgs, started: Instant) -> Result<Exit> {
         node: args.runtime.node_name.clone(),
         runtime: args.runtime.settings(),
         store,
+        seal: args.seal.settings(),
         pull: args.pulling.settings(),
     };
     let run = node_run::Run::new(settings, keyring::keyring(&credentials)?, screen, started);

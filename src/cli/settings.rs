@@ -88,7 +88,7 @@ mod tests {
             let setting = settings.iter().find(|s| s.flag == flag);
             setting.map(|s| s.commands.join(" ")).unwrap_or_default()
         };
-        assert_eq!(settings.len(), 32);
+        assert_eq!(settings.len(), 34);
         for (flag, expected) in [
             ("namespaces", "run plan"),
             ("images-file", "run plan"),
@@ -100,9 +100,11 @@ mod tests {
             ("concurrency", "run pull"),
             ("fail-on", "run pull"),
             ("refresh", "run pull plan"),
-            ("runtime-endpoint", "run pull plan"),
+            ("seal", "run pull plan"),
+            ("seal-ttl", "run pull plan"),
+            ("runtime-endpoint", "run pull plan seals release"),
             ("private-registry", "run pull plan"),
-            ("log-level", "run pull plan"),
+            ("log-level", "run pull plan seals release"),
         ] {
             assert_eq!(commands(flag), expected, "--{flag}");
         }

@@ -161,6 +161,7 @@ impl DockerConfig {
                     credential: Credential {
                         login: Arc::new(login),
                         source: Arc::clone(&name),
+                        is_pull_secret: false,
                     },
                 }),
                 (pattern, login) => {

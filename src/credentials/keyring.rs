@@ -108,12 +108,32 @@ impl Keyring {
         found.problems.extend(provided.problems);
         found.is_incomplete |= provided.is_incomplete;
         if let Some(configs) = self.scoped.get(image.normalized()) {
-            found.add(matching(configs.iter().flat_map(|c| c.entries()), image));
+            let of_secrets = matching(configs.iter().flat_map(|c| c.entries()), image);
+            let of_secrets = of_secrets.map(|credential| Credential {
+                is_pull_secret: true,
+                ..credential.clone()
+            });
+            found.add(&of_secrets.collect::<Vec<_>>());
             for config in configs {
                 found.problems.extend(config.problems_for(image));
             }
         }
         found
+    }
+
+    /// The pull secret that is tried first for an image, unless a file or variable has a credential that is tried before it. No
+    /// program is run: what a helper or a provider may have is left out.
+    pub fn pull_secret(&self, image: &Reference) -> Option<Arc<str>> {
+        let configs = self.scoped.get(image.normalized())?;
+        let secret = matching(configs.iter().flat_map(|c| c.entries()), image).next()?;
+        let private = self.settings.private.as_ref();
+        let files = self.settings.docker_configs.iter();
+        let configs: Vec<_> = files.filter_map(ConfigFile::current).collect();
+        let is_later = private.is_some_and(|private| private.lookup(image).is_some())
+            || configs
+                .iter()
+                .any(|config| matching(config.entries().iter(), image).next().is_some());
+        (!is_later).then(|| Arc::clone(&secret.source))
     }
 }
 

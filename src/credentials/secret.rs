@@ -119,6 +119,8 @@ pub struct Credential {
     pub login: Arc<Login>,
     /// Where it was found, for the report: a file's path, a plugin's name, `Secret shop/registry`; never a value.
     pub source: Arc<str>,
+    /// It is of a pull secret of a workload or a ServiceAccount: what it opens is not for every pod.
+    pub is_pull_secret: bool,
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ pub mod node_facts;
 pub mod outcome;
 pub mod platform;
 pub mod reference;
+pub mod seal;
 pub mod stored_image;
 pub mod text;
 pub mod workload_kind;

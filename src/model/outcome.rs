@@ -56,6 +56,8 @@ pub struct ImageReport {
     pub digest: Option<String>,
     /// Where the credential that it was pulled with was found; `None` where it took none.
     pub credential: Option<String>,
+    /// harpoon keeps it by a seal.
+    pub is_sealed: bool,
 }
 
 impl ImageReport {
@@ -64,6 +66,7 @@ impl ImageReport {
     pub fn stored(mut self, stored: StoredImage) -> Self {
         self.bytes = stored.bytes;
         self.digest = stored.digest;
+        self.is_sealed = stored.is_sealed;
         self
     }
 

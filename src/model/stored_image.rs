@@ -10,4 +10,6 @@ pub struct StoredImage {
     pub known: Vec<String>,
     /// Its size in bytes as the store counts it (containerd: compressed layers; Docker: unpacked).
     pub bytes: Option<u64>,
+    /// harpoon keeps it by a seal, so that it needs no name.
+    pub is_sealed: bool,
 }

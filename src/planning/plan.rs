@@ -69,6 +69,8 @@ pub struct PlannedImage {
     pub note: Option<String>,
     /// What it costs, where that was asked for and found out.
     pub weight: Option<Box<Weighed>>,
+    /// The reason why its pull will seal it; `None` where it will not.
+    pub seal: Option<Arc<str>>,
 }
 
 impl PlannedImage {
@@ -86,6 +88,7 @@ impl PlannedImage {
             bytes: None,
             digest: None,
             credential: None,
+            is_sealed: false,
         }
     }
 
@@ -202,6 +205,10 @@ pub struct Facts {
     pub tally: Tally,
     /// What the disk budget leaves; `None` without one.
     pub room: Option<DiskBudget>,
+    /// Images whose pulls will seal them, each with the reason.
+    pub seals: HashMap<String, Arc<str>>,
+    /// The reason why nothing can be pulled: all images are to be sealed, and the runtime cannot.
+    pub cannot_seal: Option<String>,
 }
 
 /// Whether an image that is here is still what its tag stands for.
@@ -371,6 +378,10 @@ impl Planner {
                 Some(Moved::No) | None => return Step::Present(Box::new(stored)),
             }
         }
+        if let Some(why) = &self.facts.cannot_seal {
+            return Step::Skip(Reason::Failure(FailureKind::Other), why.clone());
+        }
+        image.seal = take(&mut self.facts.seals, name, apart);
         let size = match take(&mut self.facts.sizes, name, apart) {
             None => None,
             Some(Ok(size)) => Some(size),
@@ -507,6 +518,7 @@ fn merge_one(first: Candidate, others: impl Iterator<Item = Candidate>) -> Selec
             step,
             note: None,
             weight: None,
+            seal: None,
         },
     }
 }

@@ -48,6 +48,11 @@ pub struct RegistryProbe<'a> {
 }
 
 impl<'a> RegistryProbe<'a> {
+    /// The credentials that it asks with.
+    pub fn keyring(&self) -> &'a Keyring {
+        self.keyring
+    }
+
     /// Asks about images for this platform, with at most so many questions to one registry at once.
     pub fn new(keyring: &'a Keyring, platform: Platform, of_one: usize) -> Self {
         Self {

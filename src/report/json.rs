@@ -35,6 +35,7 @@ struct ImageJson<'a> {
     bytes: Option<u64>,
     digest: Option<&'a str>,
     credential: Option<&'a str>,
+    sealed: bool,
 }
 
 #[derive(Serialize)]
@@ -62,6 +63,10 @@ struct PlannedJson<'a> {
     message: Option<&'a str>,
     pods: Option<u64>,
     workloads: Workloads<'a>,
+    /// Whether it is sealed, or its pull will seal it.
+    sealed: bool,
+    /// Why its pull will seal it.
+    seal_reason: Option<&'a str>,
     #[serde(flatten)]
     sizes: Option<SizesJson>,
 }
@@ -131,6 +136,7 @@ pub fn write_report(out: &mut impl Write, report: &Report) -> io::Result<()> {
         bytes: i.bytes,
         digest: i.digest.as_deref(),
         credential: i.credential.as_deref(),
+        sealed: i.is_sealed,
     });
     let json = RunJson {
         runtime: report.runtime.as_ref(),
@@ -166,6 +172,11 @@ pub fn write_plan(out: &mut impl Write, outline: &PlanReport<'_>) -> io::Result<
             message,
             pods: i.pods,
             workloads: Workloads(&i.workloads),
+            sealed: match &i.step {
+                Step::Present(stored) => stored.is_sealed,
+                _ => i.seal.is_some(),
+            },
+            seal_reason: i.seal.as_deref(),
             sizes: outline.requests.map(|_| SizesJson {
                 bytes: i.size().map(Size::packed),
                 shared_bytes: i.download().and_then(|d| d.shared),
@@ -194,7 +205,11 @@ pub fn write_plan(out: &mut impl Write, outline: &PlanReport<'_>) -> io::Result<
     write_line(out, &json)
 }
 
-fn write_line(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+/// Writes one line of JSON.
+///
+/// # Errors
+/// Those of the writer.
+pub(super) fn write_line(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
     serde_json::to_writer(&mut *out, value).map_err(io::Error::from)?;
     out.write_all(b"\n")
 }

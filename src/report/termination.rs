@@ -77,6 +77,7 @@ mod tests {
             bytes: None,
             digest: None,
             credential: None,
+            is_sealed: false,
         }
     }
 

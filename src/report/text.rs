@@ -150,6 +150,9 @@ fn why(image: &ImageReport) -> String {
         (Some(reason), None) => vec![reason.as_str().to_owned()],
         (None, message) => message.into_iter().collect(),
     };
+    if image.is_sealed {
+        parts.push("sealed".to_owned());
+    }
     if let Some(source) = &image.credential {
         parts.push(format!("with the credential of {}", sanitize(source)));
     }
@@ -163,6 +166,7 @@ fn why(image: &ImageReport) -> String {
 fn plan_why(image: &PlannedImage) -> String {
     let why = match &image.step {
         Step::Skip(reason, message) => format!("{}: {}", reason.as_str(), sanitize(message)),
+        Step::Present(stored) if stored.is_sealed => "the runtime has it, sealed".to_owned(),
         Step::Present(_) => "the runtime has it".to_owned(),
         Step::Pull(_) => match &image.workloads[..] {
             [] => "listed".to_owned(),
@@ -174,13 +178,17 @@ fn plan_why(image: &PlannedImage) -> String {
             ),
         },
     };
+    let why = match &image.seal {
+        Some(reason) => format!("{why}; to be sealed ({})", sanitize(reason)),
+        None => why,
+    };
     match (&image.step, &image.note) {
         (Step::Pull(_) | Step::Present(_), Some(note)) => format!("{why}; {}", sanitize(note)),
         _ => why,
     }
 }
 
-fn or_dash(value: Option<impl ToString>) -> String {
+pub(super) fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or("-".to_owned(), |v| v.to_string())
 }
 
@@ -188,22 +196,22 @@ fn or_dash(value: Option<impl ToString>) -> String {
 const WIDTH_MAX: usize = 80;
 
 /// Columns as wide as their widest cell, within reason; the last one is free.
-struct Table<const N: usize> {
+pub(super) struct Table<const N: usize> {
     rows: Vec<[String; N]>,
 }
 
 impl<const N: usize> Table<N> {
-    fn new(head: [&str; N]) -> Self {
+    pub(super) fn new(head: [&str; N]) -> Self {
         Self {
             rows: vec![head.map(str::to_owned)],
         }
     }
 
-    fn row(&mut self, cells: [String; N]) {
+    pub(super) fn row(&mut self, cells: [String; N]) {
         self.rows.push(cells);
     }
 
-    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+    pub(super) fn write(&self, out: &mut impl Write) -> io::Result<()> {
         let mut widths = [0; N];
         for row in &self.rows {
             for (width, cell) in widths.iter_mut().zip(row) {

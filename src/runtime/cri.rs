@@ -5,7 +5,6 @@
 //! when the daemon was restarted; while it is gone, calls fail as `unavailable`. No proxy setting applies to a socket.
 
 use std::borrow::Cow;
-use std::error::Error as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,8 +15,8 @@ use k8s_cri::v1::{
     AuthConfig, Image, ImageFsInfoRequest, ImageSpec, ImageStatusRequest, ListImagesRequest,
     PodSandboxConfig, PodSandboxMetadata, PullImageRequest,
 };
+use tonic::Status;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
 
 use super::listed::{self, Lists, known};
 use crate::credentials::secret::{Credential, Login};
@@ -25,9 +24,8 @@ use crate::model::failure::FailureKind;
 use crate::model::image_size::{LayerStorage, Usage};
 use crate::model::reference::{Reference, served_at};
 use crate::model::stored_image::StoredImage;
-use crate::model::text::{causes, join_causes};
 use crate::runtime::containerd::Seals;
-use crate::runtime::error_kind;
+use crate::runtime::grpc::{failure, message, unexplained, words};
 use crate::runtime::image_service::Status as Presence;
 use crate::runtime::image_service::{ImageService, Progress, RuntimeError, RuntimeInfo};
 
@@ -42,8 +40,6 @@ pub use connect::ConnectError;
 const MESSAGE_MAX: usize = 64 << 20;
 /// A runtime that is busy unpacking answers late, but one that says nothing for this long hangs.
 const STATUS_LIMIT: Duration = Duration::from_secs(60);
-/// Error of containerd's CRI plugin while containerd starts.
-const STARTING: &str = "server is not initialized yet";
 /// Goes into the sandbox config that every pull sends.
 const SANDBOX_NAME: &str = "harpoon";
 
@@ -53,7 +49,7 @@ pub struct Cri {
     info: RuntimeInfo,
     images: ImageServiceClient<Channel>,
     downloads: Option<progress::Downloads>,
-    seals: Option<Seals>,
+    seals: Option<Box<Seals>>,
 }
 
 impl Cri {
@@ -66,7 +62,9 @@ impl Cri {
         // Only containerd has the content API next to the CRI.
         let downloads =
             (info.name == "containerd").then(|| progress::Downloads::new(channel.clone()));
-        let seals = downloads.is_some().then(|| Seals::new(channel.clone()));
+        let seals = downloads
+            .is_some()
+            .then(|| Box::new(Seals::new(channel.clone())));
         Ok(Self {
             info,
             images: ImageServiceClient::new(channel).max_decoding_message_size(MESSAGE_MAX),
@@ -77,7 +75,7 @@ impl Cri {
 
     /// The seals of its images; only containerd has them.
     pub fn seals(&self) -> Option<&Seals> {
-        self.seals.as_ref()
+        self.seals.as_deref()
     }
 
     async fn image_status(&self, image: &Reference) -> Result<Option<Image>, RuntimeError> {
@@ -173,7 +171,7 @@ impl ImageService for Cri {
             Ok(None) | Err(_) => Ok(StoredImage {
                 digest: digest_of(&pulled, image),
                 known: known(&[pulled], image),
-                bytes: None,
+                ..StoredImage::default()
             }),
         }
     }
@@ -303,6 +301,7 @@ fn stored_image(image: &Reference, stored: &Image) -> StoredImage {
         digest: digest(image, &stored.repo_digests),
         known: known(&stored.repo_digests, image),
         bytes: (stored.size > 0).then_some(stored.size),
+        is_sealed: false,
     }
 }
 
@@ -328,59 +327,6 @@ fn digest(image: &Reference, repo_digests: &[String]) -> Option<String> {
 /// which is a digest too, but the configuration's.
 fn digest_of(image_ref: &str, image: &Reference) -> Option<String> {
     digest(image, &[image_ref.to_owned()]).or_else(|| image.digest().map(ToString::to_string))
-}
-
-/// What a failed call means for an image.
-fn failure(status: &Status, image: &Reference) -> RuntimeError {
-    let message = message(status);
-    let kind = match error_kind::kind_for(&message, image) {
-        _ if status.source().is_some() => FailureKind::Unavailable,
-        FailureKind::Other => kind_of_code(status.code()),
-        kind => kind,
-    };
-    RuntimeError::new(kind, message)
-}
-
-/// What a failed call means that is not for one image.
-fn unexplained(status: &Status) -> RuntimeError {
-    // A call that did not reach it, or that reached it while it starts, can be made again.
-    let is_away = status.source().is_some() || status.message().contains(STARTING);
-    let kind = match is_away {
-        true => FailureKind::Unavailable,
-        false => kind_of_code(status.code()),
-    };
-    RuntimeError::new(kind, message(status))
-}
-
-/// What the code says where the text says nothing. `NotFound` says nothing either: containerd answers it for a blob that
-/// its own store has lost, and texts about registries are known.
-fn kind_of_code(code: Code) -> FailureKind {
-    match code {
-        Code::Unavailable | Code::Aborted => FailureKind::Unavailable,
-        Code::DeadlineExceeded | Code::Cancelled => FailureKind::Timeout,
-        Code::Unauthenticated | Code::PermissionDenied => FailureKind::Unauthorized,
-        _ => FailureKind::Other,
-    }
-}
-
-/// The server's own words; where the call did not reach it, what happened on the way.
-fn message(status: &Status) -> String {
-    let text = words(status);
-    match (status.source().is_some(), text.is_empty()) {
-        (true, _) => format!("failed to reach the container runtime: {text}"),
-        (false, true) => format!(
-            "the container runtime returned an error without a message (gRPC {:?})",
-            status.code()
-        ),
-        (false, false) => text,
-    }
-}
-
-/// The message of the status and its causes.
-fn words(status: &Status) -> String {
-    let causes = causes(status).map(ToString::to_string);
-    let text = join_causes(status.message().to_owned(), causes);
-    crio::first_failure(&error_kind::tidy(&text)).into_owned()
 }
 
 #[cfg(test)]

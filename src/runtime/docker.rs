@@ -349,6 +349,7 @@ fn stored(image: &Reference, inspect: &ImageInspect) -> StoredImage {
         digest: digest_of(image, inspect),
         known: known(inspect.repo_digests.as_deref().unwrap_or_default(), image),
         bytes: inspect.size.and_then(|size| u64::try_from(size).ok()),
+        is_sealed: false,
     }
 }
 

@@ -1,5 +1,6 @@
 //! What failed gRPC calls to a container runtime mean. It makes no call.
 
+use std::borrow::Cow;
 use std::error::Error as _;
 
 use tonic::{Code, Status};
@@ -12,6 +13,10 @@ use crate::runtime::image_service::RuntimeError;
 
 /// Error of containerd's CRI plugin while containerd starts.
 const STARTING: &str = "server is not initialized yet";
+/// The beginning of CRI-O's text of a failed pull: it tries each image as an artifact too, and tells both failures.
+const BOTH: &str = "unable to pull image or OCI artifact: ";
+const FIRST: &str = "pull image err: ";
+const SECOND: &str = "; artifact err: ";
 
 /// The meaning of a failed call for an image.
 pub(super) fn failure(status: &Status, image: &Reference) -> RuntimeError {
@@ -63,5 +68,15 @@ pub(super) fn message(status: &Status) -> String {
 pub(super) fn words(status: &Status) -> String {
     let causes = causes(status).map(ToString::to_string);
     let text = join_causes(status.message().to_owned(), causes);
-    error_kind::tidy(&text)
+    first_failure(&error_kind::tidy(&text)).into_owned()
+}
+
+/// The text with the first of the two failures alone: both are mostly of the same request.
+fn first_failure(text: &str) -> Cow<'_, str> {
+    let first = || {
+        let (before, rest) = text.split_once(BOTH)?;
+        let (first, _) = rest.strip_prefix(FIRST)?.split_once(SECOND)?;
+        (!first.is_empty()).then(|| format!("{before}{first}"))
+    };
+    first().map_or(Cow::Borrowed(text), Cow::Owned)
 }

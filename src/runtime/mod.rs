@@ -12,4 +12,5 @@ mod grpc;
 pub mod image_service;
 mod listed;
 pub mod oci;
+pub mod sealing;
 mod socket;

@@ -35,7 +35,7 @@ fn auth(user: &str, password: &str) -> String {
 }
 
 /// A docker config file with these logins, as `registry: (user, password)`.
-fn docker_config(logins: &[(&str, &str, &str)]) -> String {
+pub(crate) fn docker_config(logins: &[(&str, &str, &str)]) -> String {
     let auths: serde_json::Map<String, Value> = logins
         .iter()
         .map(|(registry, user, password)| {
@@ -574,13 +574,13 @@ fn docker_credential_helper_is_used() {
 }
 
 /// A secret of type `kubernetes.io/dockerconfigjson`.
-fn create_secret(namespace: &str, name: &str, config: &str) {
+pub(crate) fn create_secret(namespace: &str, name: &str, config: &str) {
     let secret = json!({"metadata": {"name": name}, "type": "kubernetes.io/dockerconfigjson",
         "data": {".dockerconfigjson": base64(config)}});
     bed::kubernetes().create(&format!("/api/v1/namespaces/{namespace}/secrets"), secret);
 }
 
-fn create_deployment(namespace: &str, name: &str, image: &str, secret: &str) {
+pub(crate) fn create_deployment(namespace: &str, name: &str, image: &str, secret: &str) {
     let labels = json!({"app": name});
     let spec = json!({"containers": [{"name": "main", "image": image}], "imagePullSecrets": [{"name": secret}]});
     let deployment = json!({"metadata": {"name": name}, "spec": {"replicas": 1, "selector": {"matchLabels": labels},

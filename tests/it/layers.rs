@@ -94,11 +94,11 @@ const RULES: &[Rule] = &[
     },
     Rule {
         within: &[""],
-        except: &["runtime/cri"],
+        except: &["runtime/cri", "runtime/containerd"],
         forbids: &["k8s_cri", "containerd_client"],
     },
     // Time limits are kept by the monotonic clock: one that is set, forwards or back, ends nothing and prolongs nothing. The
-    // exceptions: the date in a Retry-After, which is bounded; a node's age; a leftover's age; a blob's age; what a bar shows.
+    // exceptions: the date in a Retry-After, which is bounded; a node's age; a leftover's age; a blob's age; a lease's expiry; what a bar shows.
     Rule {
         within: &[""],
         except: &[
@@ -108,6 +108,8 @@ const RULES: &[Rule] = &[
             "runtime/oci/partial",
             "runtime/cri/progress",
             "runtime/cri/content",
+            "runtime/containerd/leases",
+            "runtime/containerd/seal",
         ],
         forbids: &["SystemTime", "UNIX_EPOCH", "chrono::", "jiff::"],
     },

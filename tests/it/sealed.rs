@@ -27,6 +27,7 @@ fn login(user: &str, password: &str) -> Credential {
         }
         .into(),
         source: "test".into(),
+        is_pull_secret: false,
     }
 }
 

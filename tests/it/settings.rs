@@ -70,6 +70,8 @@ const BAD: &[(&str, &str, &str)] = &[
     ("pull-timeout", "15", "90s"),
     ("deadline", "-1s", "90s"),
     ("retries", "-1", "0 to 100"),
+    ("seal", "often", "auto, never or always"),
+    ("seal-ttl", "0s", "90s"),
     ("fail-on", "sometimes", "any, all or never"),
     ("output", "yaml", "text or json"),
     ("log-format", "xml", "text or json"),

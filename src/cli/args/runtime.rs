@@ -8,13 +8,21 @@ use crate::model::dns_name::is_subdomain;
 use crate::model::platform::Platform;
 use crate::runtime::detect::Endpoint;
 
+/// Which runtime is asked.
+#[derive(Args)]
+#[command(next_help_heading = "Runtime")]
+pub(crate) struct EndpointArgs {
+    /// Container runtime: unix:///PATH, an absolute path, or oci:DIR (default: the first well-known socket that answers)
+    #[arg(long, env, value_name = "ENDPOINT", value_parser = single(endpoint))]
+    runtime_endpoint: Option<Endpoint>,
+}
+
 /// Which runtime pulls, and for which node.
 #[derive(Args)]
 #[command(next_help_heading = "Runtime")]
 pub(crate) struct RuntimeArgs {
-    /// Container runtime: unix:///PATH, an absolute path, or oci:DIR (default: the first well-known socket that answers)
-    #[arg(long, env, value_name = "ENDPOINT", value_parser = single(endpoint))]
-    runtime_endpoint: Option<Endpoint>,
+    #[command(flatten)]
+    endpoint: EndpointArgs,
 
     /// Platform to plan for, and to pull for into oci:DIR (default: the node's, otherwise this machine's)
     #[arg(long, env, value_name = "OS/ARCH", value_parser = single(platform))]
@@ -28,8 +36,17 @@ pub(crate) struct RuntimeArgs {
 impl RuntimeArgs {
     pub(crate) fn settings(self) -> RuntimeSettings {
         RuntimeSettings {
-            endpoint: self.runtime_endpoint,
+            endpoint: self.endpoint.runtime_endpoint,
             platform: self.platform,
+        }
+    }
+}
+
+impl EndpointArgs {
+    pub(crate) fn settings(self) -> RuntimeSettings {
+        RuntimeSettings {
+            endpoint: self.runtime_endpoint,
+            platform: None,
         }
     }
 }

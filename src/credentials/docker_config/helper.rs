@@ -106,6 +106,7 @@ impl Helpers {
         Ok(login.map(|login| Credential {
             login,
             source: Arc::from(source),
+            is_pull_secret: false,
         }))
     }
 

@@ -44,6 +44,7 @@ impl Private {
             credential: Credential {
                 login: Arc::new(basic::login(user, password)),
                 source: Arc::from("PRIVATE_REGISTRY"),
+                is_pull_secret: false,
             },
         })
     }

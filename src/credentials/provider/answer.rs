@@ -99,6 +99,7 @@ impl Answer {
                             password: Secret::new(auth.password),
                         }),
                         source: Arc::clone(&source),
+                        is_pull_secret: false,
                     },
                 }),
                 Err(error) => problems.push(format!("{source}, response: {error}")),

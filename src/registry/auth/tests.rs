@@ -137,6 +137,7 @@ fn credential(user: &str, password: &str) -> Credential {
             password: Secret::new(password),
         }),
         source: "test".into(),
+        is_pull_secret: false,
     }
 }
 

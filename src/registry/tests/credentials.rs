@@ -17,6 +17,7 @@ fn with_password(password: &str) -> Credential {
             password: Secret::new(password),
         }),
         source: "test".into(),
+        is_pull_secret: false,
     }
 }
 
@@ -28,6 +29,7 @@ fn identity() -> Credential {
     Credential {
         login: Arc::new(Login::IdentityToken(Secret::new(TOKEN))),
         source: "test".into(),
+        is_pull_secret: false,
     }
 }
 

@@ -16,8 +16,10 @@ use crate::runtime::image_service::RuntimeError;
 const PAUSE: Duration = Duration::from_secs(10);
 
 /// Names that wait to be removed.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Pending {
+    /// The image's normalised reference.
+    pub(super) image: String,
     /// The manifest or index that they name.
     digest: String,
     /// Each with the time of its last change, as containerd writes it.
@@ -74,11 +76,12 @@ impl Client {
         ];
         let now = self.names().await?;
         let made = own.into_iter().chain(configs).filter_map(|name| {
-            let image = now.get(&name).filter(|i| target(i) == digest)?;
-            (!before.contains(&name)).then(|| (name, changed(image)))
+            let at = changed(now.get(&name).filter(|i| target(i) == digest)?);
+            (!before.contains(&name)).then_some((name, at))
         });
         let names: Vec<_> = made.collect();
         Ok((!names.is_empty()).then(|| Pending {
+            image: image.normalized().to_owned(),
             digest: digest.to_owned(),
             names,
             due: Instant::now() + PAUSE,
@@ -86,7 +89,13 @@ impl Client {
     }
 
     /// Removes the names, unless somebody has come to need them; returns whether they are gone.
-    pub(super) async fn remove(&self, pending: &Pending) -> Result<bool, RuntimeError> {
+    ///
+    /// `all` are all that wait: those of the same image do not need the record of its ID either.
+    pub(super) async fn remove(
+        &self,
+        pending: &Pending,
+        all: &[Pending],
+    ) -> Result<bool, RuntimeError> {
         let now = self.names().await?;
         let same = pending.names.iter().all(|(name, at)| {
             let image = now.get(name);
@@ -95,10 +104,10 @@ impl Client {
         if !same || self.is_used(&pending.digest, &now).await? {
             return Ok(false);
         }
-        let is_ours = |name: &str| pending.names.iter().any(|(ours, _)| ours == name);
+        let ours: HashSet<&String> = all.iter().flat_map(|p| &p.names).map(|(n, _)| n).collect();
         let others = now
             .iter()
-            .any(|(name, image)| target(image) == pending.digest && !is_ours(name));
+            .any(|(name, image)| target(image) == pending.digest && !ours.contains(name));
         for (name, _) in &pending.names {
             // What is named by others too keeps the record by which the CRI plugin knows its ID.
             if others && name.starts_with("sha256:") {

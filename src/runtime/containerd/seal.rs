@@ -50,7 +50,7 @@ pub struct Seal {
 pub struct Seals {
     client: Client,
     config: OnceCell<Config>,
-    /// Names that pulls through the CRI have made.
+    /// Names that pulls through the CRI have made. Those that are not removed stay here.
     pending: Mutex<Vec<Pending>>,
 }
 
@@ -163,6 +163,7 @@ impl Seals {
             digest: Some(digest.to_owned()),
             known: vec![digest.to_owned()],
             bytes: Some(whole.bytes),
+            is_sealed: true,
         })
     }
 
@@ -222,22 +223,39 @@ impl Seals {
     /// Removes the names that pulls through the CRI have made, when it is safe: ten seconds after the pull, if nobody else has
     /// come to need them. Dropping the future leaves the rest of the names.
     pub async fn settle(&self) {
-        loop {
-            let next = {
-                let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-                (!pending.is_empty()).then(|| pending.remove(0))
+        let mut next = 0;
+        while let Some((image, due)) = {
+            let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+            pending.get(next).map(|p| (p.image.clone(), p.due()))
+        } {
+            sleep_until(due).await;
+            let all = {
+                let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+                pending.clone()
             };
-            let Some(next) = next else { return };
-            sleep_until(next.due()).await;
-            match self.client.remove(&next).await {
-                Ok(true) => {}
-                Ok(false) => tracing::debug!("kept names that others need: {next:?}"),
+            let Some(names) = all.get(next) else { return };
+            let removed = self.client.remove(names, &all).await;
+            if let Ok(true) = removed {
+                let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+                pending.remove(next);
+                continue;
+            }
+            next += 1;
+            match removed {
                 Err(error) => tracing::warn!(
-                    "failed to remove the names of a sealed image, every pod can use it: {}",
+                    image,
+                    "failed to remove the name of a sealed image: {}",
                     sanitize(&error.message)
                 ),
+                Ok(_) => tracing::info!(image, "kept the name of a sealed image, which is in use"),
             }
         }
+    }
+
+    /// The normalised references of images whose names [`Seals::settle`] has not removed.
+    pub fn still_named(&self) -> HashSet<String> {
+        let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        pending.iter().map(|names| names.image.clone()).collect()
     }
 
     /// All seals that have not expired, each image's newest, by the image's normalised reference.

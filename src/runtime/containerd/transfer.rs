@@ -255,6 +255,7 @@ mod tests {
         Credential {
             login: login.into(),
             source: "test".into(),
+            is_pull_secret: false,
         }
     }
 

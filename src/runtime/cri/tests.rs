@@ -9,9 +9,12 @@ use prost::Message;
 use tokio::net::UnixListener;
 
 use self::stand_in::{Answer, StandIn, serve};
+use tonic::Code;
+
 use super::*;
 use crate::credentials::secret::Secret;
 use crate::registry::capture::Capture;
+use crate::runtime::error_kind;
 
 mod crio;
 mod stand_in;
@@ -527,6 +530,7 @@ async fn auth_sent(name: &str, login: Login) -> AuthConfig {
     let credential = Credential {
         login: login.into(),
         source: "test".into(),
+        is_pull_secret: false,
     };
     let (image, progress) = (image(name), Progress::default());
     let pull = cri.pull(&image, Some(&credential), &progress);

@@ -262,6 +262,7 @@ fn credential(login: Login) -> Credential {
     Credential {
         login: login.into(),
         source: "test".into(),
+        is_pull_secret: false,
     }
 }
 

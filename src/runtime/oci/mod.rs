@@ -203,6 +203,7 @@ impl OciLayout {
             digest: Some(entry.source.to_string()),
             known: vec![entry.source.to_string()],
             bytes: Some(bytes.saturating_add(size)),
+            is_sealed: false,
         };
         let lock = self.layout.lock().await?;
         let layout = self.layout.clone();
@@ -265,6 +266,7 @@ fn whole(layout: &Layout, entry: &Entry, wanted: &Platform) -> Result<Option<Sto
         digest: Some(entry.source.to_string()),
         known: vec![entry.source.to_string()],
         bytes: Some(bytes),
+        is_sealed: false,
     });
     Ok(stored)
 }

@@ -184,6 +184,11 @@ impl Containerd {
         Self(Daemon::start::<&str>("containerd", &[]))
     }
 
+    /// One that drops layers when they are unpacked.
+    pub fn discarding() -> Self {
+        Self(Daemon::start("containerd", &["--discard"]))
+    }
+
     /// `unix:///...`
     pub fn endpoint(&self) -> &str {
         self.0.value("ENDPOINT")

@@ -15,6 +15,7 @@ fn login(login: Login) -> Credential {
     Credential {
         login: login.into(),
         source: "test".into(),
+        is_pull_secret: false,
     }
 }
 

@@ -1,0 +1,199 @@
+//! A runtime that seals those of its images that the policy says. It pulls nothing by itself.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::credentials::secret::{Credential, redact};
+use crate::model::failure::FailureKind;
+use crate::model::image_size::{LayerStorage, Usage};
+use crate::model::reference::Reference;
+use crate::model::seal::SealPolicy;
+use crate::model::stored_image::StoredImage;
+use crate::model::text::sanitize;
+use crate::runtime::containerd::{Keep, Seal, Seals};
+use crate::runtime::cri::Cri;
+use crate::runtime::detect::Runtime;
+use crate::runtime::error_kind;
+use crate::runtime::image_service::{ImageService, Progress, RuntimeError, RuntimeInfo, Status};
+
+/// A runtime, and which of its images are sealed.
+#[derive(Debug)]
+pub struct SealingRuntime {
+    runtime: Runtime,
+    policy: SealPolicy,
+    keep: Keep,
+    has_warned: AtomicBool,
+}
+
+impl SealingRuntime {
+    /// The runtime with this policy.
+    pub fn new(runtime: Runtime, policy: SealPolicy, keep: Keep) -> Self {
+        Self {
+            runtime,
+            policy,
+            keep,
+            has_warned: AtomicBool::new(false),
+        }
+    }
+
+    /// The reason why no image can be pulled: all are to be sealed, and this runtime cannot.
+    pub fn cannot_seal(&self) -> Option<String> {
+        let is_needed = self.policy == SealPolicy::Always && self.seals().is_none();
+        is_needed.then(|| {
+            let name = sanitize(&self.info().name);
+            format!("{name} cannot seal images: --seal always (SEAL) requires containerd")
+        })
+    }
+
+    /// containerd's CRI server and its seals.
+    fn containerd(&self) -> Option<(&Cri, &Seals)> {
+        match &self.runtime {
+            Runtime::Cri(cri) => Some((cri, cri.seals()?)),
+            Runtime::Docker(_) | Runtime::Oci(_) => None,
+        }
+    }
+
+    /// The seals of the runtime's images; only containerd has them.
+    pub fn seals(&self) -> Option<&Seals> {
+        self.containerd().map(|(_, seals)| seals)
+    }
+
+    /// The seals that count; none where nothing is to be sealed, or where containerd does not tell.
+    async fn whole_seals(&self) -> HashMap<String, Seal> {
+        let (Some(seals), true) = (self.seals(), self.policy != SealPolicy::Never) else {
+            return HashMap::new();
+        };
+        match seals.list().await {
+            Ok(mut seals) => {
+                seals.retain(|_, seal| seal.is_whole);
+                seals
+            }
+            Err(error) => {
+                tracing::warn!("failed to list seals: {}", sanitize(&error.message));
+                HashMap::new()
+            }
+        }
+    }
+
+    /// Renews the seals of these images that have less than half of their lifetime left. A failure is logged.
+    pub async fn renew(&self, images: &[&Reference]) {
+        if let (Some(seals), false) = (self.seals(), images.is_empty())
+            && let Err(error) = seals.renew(images, self.keep).await
+        {
+            tracing::warn!("failed to renew seals: {}", sanitize(&error.message));
+        }
+    }
+
+    /// Removes the names that pulls through the CRI have made of sealed images. Dropping the future leaves those that are left.
+    pub async fn settle(&self) {
+        if let Some(seals) = self.seals() {
+            seals.settle().await;
+        }
+    }
+
+    /// The normalised references of images that were sealed by this runtime and have a name all the same.
+    pub fn still_named(&self) -> HashSet<String> {
+        self.seals().map(Seals::still_named).unwrap_or_default()
+    }
+
+    async fn sealed(
+        &self,
+        (cri, seals): (&Cri, &Seals),
+        image: &Reference,
+        credential: Option<&Credential>,
+        progress: &Progress,
+    ) -> Result<StoredImage, RuntimeError> {
+        if let Some(stored) = seals.pull(image, credential, self.keep, progress).await? {
+            return Ok(stored);
+        }
+        let before = seals.before().await?;
+        cri.pull(image, credential, progress).await?;
+        seals.adopt(&before, image, self.keep).await
+    }
+
+    /// Says once that images which should be sealed are named.
+    fn warn_once(&self) {
+        if !self.has_warned.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "{} cannot seal images: every pod of this node can use images that are pulled with a pull secret (--seal)",
+                sanitize(&self.info().name)
+            );
+        }
+    }
+}
+
+impl ImageService for SealingRuntime {
+    fn info(&self) -> &RuntimeInfo {
+        self.runtime.info()
+    }
+
+    async fn status(&self, image: &Reference) -> Status {
+        self.runtime.status(image).await
+    }
+
+    async fn statuses(&self, images: &[&Reference]) -> Vec<Status> {
+        let (mut statuses, seals) = tokio::join!(self.runtime.statuses(images), self.whole_seals());
+        for (image, status) in images.iter().zip(&mut statuses) {
+            let Some(seal) = seals.get(image.normalized()) else {
+                continue;
+            };
+            match status {
+                Ok(Some(named)) => named.is_sealed = true,
+                status => {
+                    *status = Ok(Some(StoredImage {
+                        digest: Some(seal.digest.clone()),
+                        known: vec![seal.digest.clone()],
+                        bytes: seal.bytes,
+                        is_sealed: true,
+                    }));
+                }
+            }
+        }
+        statuses
+    }
+
+    async fn pull(
+        &self,
+        image: &Reference,
+        credential: Option<&Credential>,
+        progress: &Progress,
+    ) -> Result<StoredImage, RuntimeError> {
+        let is_sealed = self
+            .policy
+            .seals(credential.is_some_and(|c| c.is_pull_secret));
+        let containerd = match self.containerd() {
+            Some(containerd) if is_sealed => containerd,
+            None if is_sealed => {
+                if let Some(why) = self.cannot_seal() {
+                    return Err(RuntimeError::new(FailureKind::Other, why));
+                }
+                self.warn_once();
+                return self.runtime.pull(image, credential, progress).await;
+            }
+            _ => return self.runtime.pull(image, credential, progress).await,
+        };
+        let sealed = self.sealed(containerd, image, credential, progress).await;
+        sealed.map_err(|error| {
+            if error_kind::came(&error.message) {
+                progress.set_came();
+            }
+            let secrets = credential.map(|c| c.login.secrets()).unwrap_or_default();
+            RuntimeError {
+                message: redact(&error.message, &secrets),
+                ..error
+            }
+        })
+    }
+
+    fn tells_progress(&self) -> bool {
+        self.runtime.tells_progress()
+    }
+
+    fn layer_storage(&self) -> LayerStorage {
+        self.runtime.layer_storage()
+    }
+
+    async fn usage(&self) -> Result<Usage, RuntimeError> {
+        self.runtime.usage().await
+    }
+}
