@@ -62,7 +62,8 @@ impl<'a> Private<'a> {
         cluster.api.create(&pods, pod);
         let path = format!("{pods}/{name}");
         let state = cluster.wait_for(namespace, "the pod is refused", || {
-            let state = cluster.api.get(&path)["status"]["containerStatuses"][0]["state"].take();
+            let pod = cluster.api.get(&path);
+            let state = pod["status"]["containerStatuses"][0]["state"].clone();
             let waits = state["waiting"]["reason"] == reason;
             (waits || state["running"].is_object()).then_some(state)
         });
