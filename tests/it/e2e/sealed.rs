@@ -1,6 +1,6 @@
 //! Sealed images and a real kubelet: who gets them, and what that costs.
 //!
-//! The kubelet is 1.20, which has no credential verification (KEP-2535, on by default from Kubernetes 1.33 on): an image that has a
+//! The kubelet is 1.20, which has no credential verification (KEP-2535, on by default from Kubernetes 1.35 on): an image that has a
 //! name on the node runs in any pod whose pull policy is not `Always`. So what is refused here is refused by the registry, because
 //! a sealed image has no name, and not by the kubelet. From the moment when a pod with the secret has pulled it until its name is
 //! collected, only `Always` keeps others out; a newer kubelet refuses them itself then.
@@ -172,19 +172,35 @@ pub(super) fn pulls_at_once(turn: &Turn<'_>) {
     let seed = fastrand::u64(..);
     eprintln!("e2e: {rounds} rounds, {AT_ONCE} at once, seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
+    let (mut by_kubelet, mut by_both) = (0, 0);
     for _ in 0..rounds.div_ceil(AT_ONCE) {
-        meet(turn, &images, &secret, &mut random);
+        for who in meet(turn, &images, &secret, &mut random) {
+            by_kubelet += usize::from(who.kubelet);
+            by_both += usize::from(who.kubelet && who.harpoon);
+        }
     }
+    eprintln!("e2e: the kubelet pulled {by_kubelet}, of which harpoon pulled {by_both} too");
+}
+
+/// Who pulled an image; the other one found it there.
+struct Pullers {
+    kubelet: bool,
+    harpoon: bool,
 }
 
 /// One meeting of the kubelet's pulls and harpoon's, and its end: nothing of the images is left.
-fn meet(turn: &Turn<'_>, images: &[Pushed], secret: &str, random: &mut fastrand::Rng) {
+fn meet(
+    turn: &Turn<'_>,
+    images: &[Pushed],
+    secret: &str,
+    random: &mut fastrand::Rng,
+) -> Vec<Pullers> {
     let (cluster, namespace) = (turn.cluster, &*turn.namespace);
     let home = directory();
     let mut order: Vec<_> = images.iter().map(|image| &*image.reference).collect();
     random.shuffle(&mut order);
-    let arguments = [&["pull", "--seal", "always", "--concurrency", "4"], &*order].concat();
-    let mut harpoon = cluster.program(home.path(), &arguments);
+    let pull = ["pull", "--seal", "always", "--output", "json"];
+    let mut harpoon = cluster.program(home.path(), &[&pull[..], &order].concat());
     harpoon.stdout(Stdio::piped()).stderr(Stdio::piped());
     let pods = images.iter().map(|image| {
         let pod = json!({"metadata": {"name": unique("meeting"), "labels": {"app": "meeting"}},
@@ -192,8 +208,8 @@ fn meet(turn: &Turn<'_>, images: &[Pushed], secret: &str, random: &mut fastrand:
         (format!("/api/v1/namespaces/{namespace}/pods"), pod)
     });
     // A pod's sandbox takes the kubelet about half a second; harpoon is there sooner.
-    let (first, delay) = (random.bool(), Duration::from_millis(random.u64(0..1000)));
-    let started = if first {
+    let delay = Duration::from_millis(random.u64(0..1000));
+    let started = if random.bool() {
         cluster.api.create_each(pods);
         std::thread::sleep(delay);
         harpoon.spawn().unwrap()
@@ -208,26 +224,39 @@ fn meet(turn: &Turn<'_>, images: &[Pushed], secret: &str, random: &mut fastrand:
         pods.retain(is_ready);
         (pods.len() == images.len()).then_some(pods)
     });
+    // When harpoon has ended, it has done all that it does to names.
     let output = started.wait_with_output().unwrap();
     let told = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{told}");
-    for pod in &running {
-        let status = &pod["status"]["containerStatuses"][0];
-        assert_eq!(status["restartCount"], 0, "{status:#}");
-        let events = turn.pulled(pod);
-        let failed = events.iter().any(|event| event.starts_with("Failed: "));
-        assert!(!failed, "{events:?}\n{told}");
-    }
-    // harpoon has ended, and with it all that it does to names.
     for image in images {
         let names = cluster.names(&image.digest);
         assert!(names.contains(&image.reference), "{names:?}\n{told}");
         assert!(cluster.lists(image), "{names:?}\n{told}");
     }
+    let report = serde_json::from_slice(&output.stdout).unwrap();
+    let pullers = running.iter().map(|pod| pullers(turn, pod, &report));
+    let pullers = pullers.collect();
     cluster.end_pods(namespace, &["-l", "app=meeting"]);
     turn.no_pods("meeting");
     for image in images {
         cluster.collect(image);
     }
     cluster.harpoon_runs(&["release"]);
+    pullers
+}
+
+/// The pod started without any failure; who pulled its image.
+#[track_caller]
+fn pullers(turn: &Turn<'_>, pod: &Value, report: &Value) -> Pullers {
+    let status = &pod["status"]["containerStatuses"][0];
+    assert_eq!(status["restartCount"], 0, "{status:#}");
+    let events = turn.pulled(pod);
+    let has = |reason: &str| events.iter().any(|event| event.starts_with(reason));
+    assert!(!has("Failed: "), "{events:?}\n{report:#}");
+    let image = &pod["spec"]["containers"][0]["image"];
+    let mut images = report["images"].as_array().unwrap().iter();
+    Pullers {
+        kubelet: has("Pulling: "),
+        harpoon: images.any(|i| i["image"] == *image && i["outcome"] == "pulled"),
+    }
 }
