@@ -1,4 +1,4 @@
-//! What it costs a node, and the API server, to find out which images a cluster's workloads use.
+//! The cost of image discovery, for a node and for the API server.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -15,9 +15,9 @@ use super::shaping::{Shape, Wire};
 const SIZES: [usize; 3] = [1_000, 5_000, 20_000];
 const PODS: usize = 10_000;
 const DEPLOYMENTS: &str = "/apis/apps/v1/deployments";
-/// Nodes that start in the same moment.
+/// Number of nodes that start at the same moment.
 const TOGETHER: usize = 8;
-/// The first that is said to be the reader's own case, and the base of the ratios.
+/// Cluster sizes. The first is closest to the reader's own case, and the base of the ratios.
 const OURS: &str = "`harpoon plan`";
 
 pub fn run(part: &mut Part, runs: usize) {
@@ -56,7 +56,7 @@ pub fn run(part: &mut Part, runs: usize) {
     ));
 }
 
-/// How a client is started for a server.
+/// The command line of a client for a server.
 type Client<'a> = (String, Box<dyn Fn(&str) -> Command + 'a>);
 
 fn clients<'a>(cluster: &'a Kubernetes, files: &'a Path) -> Vec<Client<'a>> {
@@ -139,7 +139,7 @@ fn clients<'a>(cluster: &'a Kubernetes, files: &'a Path) -> Vec<Client<'a>> {
 
 fn measure(part: &mut Part, cluster: &Kubernetes, files: &Path, size: usize, runs: usize) {
     let mut clients = clients(cluster, files);
-    // What others make of the largest takes minutes and gigabytes: once is enough to see how they grow.
+    // Other clients need minutes and gigabytes for the largest cluster: one run shows the growth.
     if size > 5_000 {
         clients.retain(|(name, _)| {
             name == OURS || name.contains("watch-cache") || name.contains("kubectl")
@@ -189,8 +189,8 @@ fn measure(part: &mut Part, cluster: &Kubernetes, files: &Path, size: usize, run
     part.table(&format!("{size} Deployments"), &columns, &rows, OURS);
 }
 
-/// How many requests to read these objects the API server has answered so far, by its own count, which comes some time after the
-/// answer: those that made the objects may still be missing.
+/// Number of requests for these objects that the API server has answered so far, by its own metric, which is updated some time
+/// after the response: requests that created the objects may still be missing.
 fn requests(cluster: &Kubernetes) -> f64 {
     let metrics = cluster.text("/metrics");
     let lines = metrics
@@ -205,7 +205,7 @@ fn requests(cluster: &Kubernetes) -> f64 {
         .sum()
 }
 
-/// What many nodes do together: whether the cost of one is the cost of each.
+/// Many nodes at the same time: shows whether the cost of one node is the cost of each.
 fn together(part: &mut Part, cluster: &Kubernetes, files: &Path, runs: usize) {
     let clients = clients(cluster, files);
     let cases = clients.iter().take(2).map(|(name, command)| {
@@ -215,7 +215,7 @@ fn together(part: &mut Part, cluster: &Kubernetes, files: &Path, runs: usize) {
             forget_peak(server);
             let (base, before, began) =
                 (peak_of(server), [server, etcd].map(cpu_of), Instant::now());
-            // That some fail where the server is short of CPU is part of the answer.
+            // Failures of a server that is short of CPU are part of the result.
             let mut nodes: Vec<_> = (0..TOGETHER)
                 .map(|_| {
                     let mut node = command(cluster.server());
@@ -249,7 +249,7 @@ fn together(part: &mut Part, cluster: &Kubernetes, files: &Path, runs: usize) {
     );
 }
 
-/// Waits until the process has nothing more to do: its garbage of the run before must not be counted for the next.
+/// Waits until the process is idle: garbage of the previous run must not count for the next.
 fn settle(pid: u32) {
     let mut last = cpu_of(pid);
     for _ in 0..50 {
@@ -272,14 +272,14 @@ fn fill(cluster: &Kubernetes, base: &str, plural: &str, objects: impl Iterator<I
             )
         })
         .collect();
-    // Some at a time, for their text not to be in memory all at once.
+    // In batches, so that the whole text is never in memory.
     let mut objects = objects.into_iter().peekable();
     while objects.peek().is_some() {
         cluster.create_each(objects.by_ref().take(1_000));
     }
 }
 
-/// Of the Deployments' ReplicaSets, as most pods are.
+/// Pods of the Deployments' ReplicaSets, like most pods.
 fn pod(n: usize) -> Value {
     let set = format!("service-{:05}-5d8f9c7b6", n / 2);
     let owner = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": set, "controller": true, "uid": "8d6f2d6e-7c7d-4b8c-9d6e-0a1b2c3d4e5f"});

@@ -1,4 +1,4 @@
-//! A node's cold fill: a fresh runtime gets the images of a cluster, by harpoon and by the runtime's own client.
+//! A node's cold fill: pulls the images of a cluster into an empty runtime, with harpoon and with the runtime's own client.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -12,11 +12,11 @@ use super::measure::{Case, alternate, harpoon, run as taken, tool};
 use super::page::{Column, Part, column, said};
 use super::shaping::{Shape, Wire};
 
-/// Sizes are a sixteenth of real ones, and so is the rate of the link, so that a run takes seconds.
+/// Sizes and the rate of the link are a sixteenth of real ones, so that a run takes seconds.
 const SCALE: usize = 16;
-/// Megabytes of what is an image's own, before scaling; with its base the images have 40 to 400 MB.
+/// Megabytes of an image's own layers, before scaling; with their base the images have 40 to 400 MB.
 const OWN: [usize; 12] = [12, 16, 20, 28, 32, 40, 48, 60, 80, 120, 200, 320];
-/// Which base an image is on, and how many pods use it: a few images are most of the pods, and size has nothing to do with it.
+/// The base of each image and the number of pods: a few images make up most of the pods, regardless of size.
 const BASES: [usize; 12] = [0, 1, 0, 2, 1, 0, 2, 1, 0, 1, 0, 2];
 const PODS: [usize; 12] = [14, 2, 60, 1, 27, 4, 100, 1, 8, 40, 3, 20];
 const SHAPE: Shape = Shape {
@@ -121,7 +121,7 @@ pub fn run(part: &mut Part, runs: usize) {
 
 fn images() -> Vec<Pulled> {
     let size = |megabytes: usize| megabytes * 1_000_000 / SCALE;
-    // A distribution of small files below all, and what a language brings above it.
+    // A distribution of small files at the bottom, and the files of a language above it.
     let distribution = Arc::new(Layer::new("distribution", size(24), Content::Files));
     let languages = [
         ("c", 4, Content::Text),
@@ -136,7 +136,7 @@ fn images() -> Vec<Pulled> {
         .enumerate()
         .map(|(n, ((own, base), pods))| {
             let own = size(*own);
-            // Libraries as text, and the rest as what does not compress.
+            // Libraries as text, and the rest as incompressible data.
             let layer = |name: &str, bytes, content| {
                 Arc::new(Layer::new(&format!("{name}-{n}"), bytes, content))
             };
@@ -180,13 +180,13 @@ fn bases_first(images: &[Pulled]) -> Vec<&Pulled> {
     order
 }
 
-/// Images in the order in which harpoon pulls them, as what is written in a list is ordered by name.
+/// Images in the order in which harpoon pulls them; listed images are ordered by name.
 struct List {
     file: String,
     references: Vec<String>,
 }
 
-/// Pushes the images under names that have this order, as they are found at `address`.
+/// Pushes the images under names in this order, to be pulled from `address`.
 fn list(registry: &Registry, directory: &Path, address: &str, images: &[&Pulled]) -> List {
     let name = unique("order");
     let tags = images.iter().enumerate().map(|(place, image)| {
@@ -218,7 +218,7 @@ impl Kind {
         }
     }
 
-    /// What a user would run instead: `$1` is the socket, `$2` the list.
+    /// The alternative that a user would run: `$1` is the socket, `$2` the list.
     fn loops(self) -> [(&'static str, &'static str); 2] {
         match self {
             Self::Containerd => [
@@ -266,7 +266,7 @@ impl Fresh {
         }
     }
 
-    /// How many names of images it has that are not digests.
+    /// Number of its image names that are not digests.
     fn images(&self) -> usize {
         let images = match self {
             Self::Containerd(containerd) => containerd.images(),
@@ -316,7 +316,7 @@ fn case<'a>(name: String, kind: Kind, command: impl Fn(&Fresh) -> Command + 'a) 
     })
 }
 
-/// When all is there, and when what stands for half, four fifths and nineteen twentieths of the pods.
+/// The times when all images, and those of half, four fifths and nineteen twentieths of the pods, are present.
 fn useful(list: &List, order: &[&Pulled]) -> Vec<f64> {
     let fresh = Kind::Containerd.start();
     let mut command = ours(&fresh, &list.file, &[]);

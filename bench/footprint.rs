@@ -1,4 +1,4 @@
-//! What harpoon is on a node: bytes to pull, time to start, memory while it works and while it waits for the node's end.
+//! Footprint of harpoon on a node: download size, start time, memory while it works and while it sleeps.
 
 use std::io::Write;
 use std::process::{Command, Stdio};

@@ -1,8 +1,8 @@
-//! Instruction counts of what takes CPU, compared with the committed ones: time depends on the machine, these hardly.
+//! Instruction counts of CPU-bound code, compared with the committed ones: unlike time, they hardly depend on the machine.
 //!
 //! `make bench` fails if a count exceeds the one in `bench/guard.txt` by more than [`TOLERANCE`]. `GUARD=write` in the
-//! environment writes the file instead, and the page shows the ratio to the counts that it replaced. Another compiler
-//! makes other counts: write the file then.
+//! environment writes the file instead, and the page shows the ratio to the counts that it replaced. Counts differ with
+//! another compiler: write the file then.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -70,7 +70,7 @@ pub fn run(part: &mut Part, _: usize) {
         plan.env("KUBECONFIG", config(count));
         instructions(&plan)
     };
-    // What a start takes is in neither.
+    // The start of the program is included in neither.
     let counts = [
         (
             "planning",
@@ -146,7 +146,7 @@ fn instructions(command: &Command) -> f64 {
     line.1.trim().parse().unwrap()
 }
 
-/// An API server that has one answer, a page of so many Deployments: the count must not depend on when a real one answers.
+/// An API server with one fixed response, a page of Deployments: the count must not depend on the timing of a real one.
 fn serve(count: usize) -> String {
     let items: Vec<_> = (0..count).map(deployment).collect();
     let page = json!({"kind": "DeploymentList", "apiVersion": "apps/v1", "metadata": {"resourceVersion": "1"}, "items": items});

@@ -1,6 +1,6 @@
-//! Images to measure with, made to measure and pushed to a registry of the bed.
+//! Images for measurements, generated and pushed to a registry of the test bed.
 //!
-//! Content follows from seeds, so that every run and every machine pulls the same bytes.
+//! Content is derived from seeds, so that every run and every machine pulls the same bytes.
 
 use std::io::Write;
 
@@ -15,18 +15,18 @@ const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// What a layer holds.
+/// The content of a layer.
 #[derive(Debug, Clone, Copy)]
 pub enum Content {
-    /// One file that does not compress, such as a model or an archive.
+    /// One incompressible file, such as a model or an archive.
     Random,
     /// A few files that compress to a third or so, as programs and text do.
     Text,
-    /// The same in thousands of small files, as a distribution or `node_modules` has them.
+    /// The same in thousands of small files, as in a distribution or `node_modules`.
     Files,
 }
 
-/// A layer as registries keep it.
+/// A layer as stored in registries.
 #[derive(Debug)]
 pub struct Layer {
     gzip: Vec<u8>,
@@ -35,7 +35,7 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// A layer of about so many bytes compressed.
+    /// A layer of about this many compressed bytes.
     pub fn new(seed: &str, bytes: usize, content: Content) -> Self {
         let mut random = fastrand::Rng::with_seed(number(seed));
         let mut tar = tar::Builder::new(Vec::new());
@@ -66,7 +66,7 @@ impl Layer {
         }
     }
 
-    /// Bytes as they are pulled.
+    /// Compressed bytes.
     pub fn bytes(&self) -> u64 {
         self.gzip.len() as u64
     }
@@ -78,7 +78,7 @@ fn noise(random: &mut fastrand::Rng, size: usize) -> Vec<u8> {
     data
 }
 
-/// Half of it from a small alphabet of words.
+/// Half of it consists of a small set of words.
 fn text(random: &mut fastrand::Rng, size: usize) -> Vec<u8> {
     let mut data = Vec::with_capacity(size + 32);
     while data.len() < size {

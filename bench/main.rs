@@ -1,9 +1,9 @@
-//! `make bench`: harpoon beside what a user would run instead, on real daemons, measured in one run and alternating.
+//! `make bench`: compares harpoon with the alternatives of a user, on real daemons, in alternating runs.
 //!
 //! Each benchmark is a file here and writes its part of `docs/benchmarks.md`. The program measured is the one that
 //! `HARPOON_BIN` names, a release build; the daemons come from the tests' bed.
 //!
-//! Arguments: names of benchmarks (all when there are none) and `--runs N`, 5 when not said.
+//! Arguments: names of benchmarks (default: all) and `--runs N` (default: 5).
 #![allow(
     clippy::unwrap_used,
     clippy::print_stderr,
@@ -45,7 +45,7 @@ fn main() {
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
-            // cargo's own.
+            // Passed by cargo.
             "--bench" => {}
             "--runs" => {
                 runs = arguments

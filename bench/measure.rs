@@ -1,4 +1,4 @@
-//! Runs a command and says what it took; several commands in turn, so that a busy minute of the machine hits all alike.
+//! Measures commands; runs them in turn, so that a temporary load of the machine affects all of them.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -8,32 +8,32 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 
-/// Clock ticks a second in `/proc/PID/stat`; Linux has had this one on every architecture for long.
+/// Clock ticks per second in `/proc/PID/stat`; constant on Linux for all architectures.
 const TICKS: f64 = 100.0;
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What one run of a command took.
+/// The measurements of one run of a command.
 #[derive(Debug, Clone, Copy)]
 pub struct Taken {
     /// Seconds.
     pub wall: f64,
-    /// Seconds of CPU, user and system, of the command and the children it waited for.
+    /// User and system CPU seconds of the command and the children it waited for.
     pub cpu: f64,
-    /// The most memory resident, in MiB, of the command without its children; sampled every millisecond.
+    /// Maximum resident memory of the command without its children, in MiB; sampled every millisecond.
     pub memory: f64,
 }
 
-/// The program measured, in an environment with nothing in it.
+/// The measured program, with an empty environment.
 pub fn harpoon<const N: usize>(arguments: [&str; N]) -> Command {
     let mut command = tool(crate::bed::program());
     command.args(arguments);
     command
 }
 
-/// A program of this machine, in an environment with nothing but a path and a home.
+/// A program of this machine, with only a path and a home in its environment.
 pub fn tool(name: &str) -> Command {
-    // By its whole path: a name would be looked for between fork and exec, and a fork of this program, with its memory, is slow.
+    // By its full path: a name would be searched for between fork and exec, and a fork of this program, with its memory, is slow.
     let whole = PATH
         .split(':')
         .map(|directory| Path::new(directory).join(name));
@@ -47,7 +47,7 @@ pub fn tool(name: &str) -> Command {
     command
 }
 
-/// Runs a command to its end, its standard output into nothing. Panics when it fails.
+/// Runs a command to its end and discards its standard output. Panics if it fails.
 pub fn run(command: &mut Command) -> Taken {
     command
         .stdin(Stdio::null())
@@ -89,16 +89,16 @@ pub fn run(command: &mut Command) -> Taken {
     }
 }
 
-/// Seconds of CPU that children took so far which were waited for.
+/// CPU seconds so far of children that were waited for.
 fn children() -> f64 {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN).unwrap();
     (usage.user_time() + usage.system_time()).num_microseconds() as f64 / 1e6
 }
 
-/// Seconds of CPU that a process which still runs took so far, in steps of 10 ms.
+/// CPU seconds so far of a running process, in steps of 10 ms.
 pub fn cpu_of(pid: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    // The name in brackets may have blanks in it.
+    // The name in brackets may contain blanks.
     let fields: Vec<_> = stat
         .rsplit_once(')')
         .unwrap()
@@ -112,12 +112,12 @@ pub fn cpu_of(pid: u32) -> f64 {
     ticks / TICKS
 }
 
-/// From now on the peak of a process' resident memory is counted anew.
+/// Resets the maximum of a process' resident memory.
 pub fn forget_peak(pid: u32) {
     std::fs::write(format!("/proc/{pid}/clear_refs"), "5").unwrap();
 }
 
-/// The most memory that a process had resident since [`forget_peak`], in MiB.
+/// Maximum resident memory of a process since [`forget_peak`], in MiB.
 pub fn peak_of(pid: u32) -> f64 {
     field(Path::new(&format!("/proc/{pid}/status")), "VmHWM:").unwrap() as f64 / 1024.0
 }
@@ -129,7 +129,7 @@ fn field(status: &Path, name: &str) -> Option<u64> {
     line.trim().strip_suffix(" kB")?.parse().ok()
 }
 
-/// Something that is measured: what it is called, and what measures it once, a value a column.
+/// A measured case: its name, and a function that measures it once and returns a value for each column.
 pub struct Case<'a> {
     pub name: String,
     pub once: Box<dyn FnMut() -> Vec<f64> + 'a>,
@@ -144,14 +144,14 @@ impl<'a> Case<'a> {
     }
 }
 
-/// What a case measured: a list a column.
+/// The measurements of a case: a list for each column.
 #[derive(Debug)]
 pub struct Row {
     pub name: String,
     pub columns: Vec<Vec<f64>>,
 }
 
-/// Measures all cases in turn, so many times.
+/// Measures all cases in turn, this many times.
 pub fn alternate(runs: usize, cases: Vec<Case<'_>>) -> Vec<Row> {
     let mut cases = cases;
     let mut rows: Vec<_> = cases
@@ -174,7 +174,7 @@ pub fn alternate(runs: usize, cases: Vec<Case<'_>>) -> Vec<Row> {
     rows
 }
 
-/// The middle of the values; of an even number of them the mean of the two in the middle.
+/// The median of the values; for an even number the mean of the two middle ones.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! Into an OCI image layout, beside `skopeo copy`, which most people use for it.
+//! Pulls into an OCI image layout, compared with `skopeo copy`, the usual tool for it.
 
 use std::process::Command;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use super::measure::{Case, alternate, harpoon, run as taken, tool};
 use super::page::{Column, Part, column, said};
 use super::shaping::{Shape, Wire};
 
-/// An image of many layers, as most are, and one four times as large: memory must not follow.
+/// A typical image of many layers, and one four times as large: memory must not grow with it.
 const IMAGES: [(&str, usize); 2] = [("48 MB", 48_000_000), ("192 MB", 192_000_000)];
 /// Parts of an image's bytes, in hundredths.
 const LAYERS: [usize; 8] = [25, 20, 15, 12, 10, 8, 6, 4];

@@ -1,4 +1,4 @@
-//! Writes `docs/benchmarks.md`: a part for each benchmark, which replaces the one that is there.
+//! Writes `docs/benchmarks.md`: each benchmark replaces its own section.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -24,14 +24,14 @@ pub struct Part {
     load: String,
 }
 
-/// How the values of a column are shown.
+/// The format of a column's values.
 #[derive(Debug, Clone, Copy)]
 pub struct Column {
     pub title: &'static str,
     pub decimals: usize,
 }
 
-/// A column of seconds, mebibytes or what else its title says.
+/// A column of seconds, mebibytes or another unit in its title.
 pub const fn column(title: &'static str, decimals: usize) -> Column {
     Column { title, decimals }
 }
@@ -84,7 +84,7 @@ impl Part {
         self.text.push('\n');
     }
 
-    /// Puts it into the page, in the place of what this benchmark wrote before.
+    /// Writes it into the page, replacing the previous section of this benchmark.
     pub fn write(self) {
         let (begin, end) = (
             format!("<!-- {} -->", self.name),
@@ -125,7 +125,7 @@ fn cell(values: &[f64], decimals: usize) -> String {
     format!("{middle:.decimals$} ({least:.decimals$}–{most:.decimals$})")
 }
 
-/// Where and when it was measured.
+/// The machine and the date of the measurement.
 fn footer(before: &str) -> String {
     let cpus = std::thread::available_parallelism().unwrap();
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap();

@@ -1,5 +1,5 @@
-//! From a list of images to a plan: what planning itself takes, and the whole program, which reads the list, asks the runtime
-//! and prints the plan too.
+//! From a list of images to a plan: the planning step alone, and the whole program, which also reads the list, queries the
+//! runtime and prints the plan.
 
 use std::process::Command;
 
@@ -45,7 +45,7 @@ pub fn run(part: &mut Part, runs: usize) {
     part.say("Command: `make bench ONLY=planning`.");
 }
 
-/// Milliseconds, by the program's log.
+/// Milliseconds, according to the program's log.
 fn planning(mut command: Command) -> f64 {
     let output = command.env("LOG_LEVEL", "debug").output().unwrap();
     let log = String::from_utf8(output.stderr).unwrap();
@@ -57,7 +57,7 @@ fn planning(mut command: Command) -> f64 {
     took.iter().sum()
 }
 
-/// Of an empty OCI layout, which has none of them.
+/// The plan for an empty OCI layout, which has none of the images.
 pub fn plan(list: &str, layout: &str) -> Command {
     let mut plan = harpoon([
         "plan",

@@ -1,7 +1,8 @@
-//! A wire with a latency and a rate limit per connection, as object stores and registries far away have; it counts what it carries.
+//! A throttled link with a latency and a rate limit per connection, like object stores and remote registries; it counts its
+//! traffic.
 //!
-//! It forwards TCP connections and looks at nothing, so that TLS goes through it untouched. Requests pass at once; what the
-//! server answers comes later by the latency, and no faster than the rate.
+//! It forwards TCP connections without reading them, so that TLS passes unchanged. Requests pass immediately; responses are
+//! delayed by the latency and limited to the rate.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -10,28 +11,28 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
-/// Bytes read at once.
+/// Size of one read in bytes.
 const PIECE: usize = 64 << 10;
-/// Pieces under way: what a long fat pipe holds.
+/// Maximum number of chunks in flight: the capacity of a long fat pipe.
 const PIECES: usize = 256;
 
-/// How the wire is.
+/// The parameters of the link.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
     pub latency: Duration,
-    /// Bytes a second of one connection.
+    /// Bytes per second of one connection.
     pub rate: Option<u64>,
 }
 
 impl Shape {
-    /// A wire that only counts.
+    /// A link that only counts.
     pub const PLAIN: Self = Self {
         latency: Duration::ZERO,
         rate: None,
     };
 }
 
-/// The wire, which lasts as long as this program.
+/// The link, which lasts as long as this program.
 #[derive(Debug)]
 pub struct Wire {
     address: SocketAddr,
@@ -39,7 +40,7 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// In front of `127.0.0.1:PORT`.
+    /// A link to `127.0.0.1:PORT`.
     pub fn start(upstream: &str, shape: Shape) -> Self {
         let upstream: SocketAddr = upstream.parse().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -70,13 +71,13 @@ impl Wire {
         self.address.to_string()
     }
 
-    /// Bytes that the server has sent so far, TLS and HTTP included.
+    /// Bytes sent by the server so far, including TLS and HTTP.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 }
 
-/// Carries one direction of a connection to its end.
+/// Forwards one direction of a connection to its end.
 fn carry(mut from: TcpStream, mut to: TcpStream, shape: Shape, counted: &AtomicU64) {
     let (send, receive) = sync_channel::<(Instant, Vec<u8>)>(PIECES);
     let writer = std::thread::spawn(move || {

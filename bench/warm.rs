@@ -1,4 +1,4 @@
-//! A run that finds everything there, as most runs do: what it costs the node.
+//! A run that finds all images present, the usual case: its cost for the node.
 
 use std::process::Command;
 
@@ -110,7 +110,7 @@ fn case<'a>(name: &str, command: impl Fn() -> Command + 'a, counted: bool) -> Ca
     })
 }
 
-/// How often the command writes to a unix socket: HTTP/1.1 and gRPC send a small request by one write.
+/// Number of writes of the command to a unix socket: HTTP/1.1 and gRPC send a small request with one write.
 fn requests(command: &Command) -> f64 {
     let files = directory();
     let trace = files.path().join("trace");

@@ -1,4 +1,4 @@
-//! The common part of the unit tests' fake servers: connections, and the requests on them. HTTP/1.1, one request each.
+//! Common code of the unit tests' fake servers: connections and their requests. HTTP/1.1, one request per connection.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,13 +17,13 @@ pub(crate) struct Asked {
     pub(crate) method: String,
     /// With the query.
     pub(crate) path: String,
-    /// The request line and the header lines, as they came.
+    /// The request line and the header lines, unchanged.
     pub(crate) head: String,
     pub(crate) body: String,
 }
 
 impl Asked {
-    /// Reads a request. A client that speaks TLS is [`io::ErrorKind::Unsupported`].
+    /// Reads a request. For a client that uses TLS the error is [`io::ErrorKind::Unsupported`].
     pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Self> {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {

@@ -1,7 +1,7 @@
-//! The parsers of what strangers write, each with what must hold whatever they are given: it ends, it does not panic, and
-//! what it says of the text is consistent. Built for tests and for fuzzers (`fuzz/`) alone; the program has none of it.
+//! Fuzz targets for the parsers of untrusted input, each with its invariants: it terminates, it does not panic, and its results
+//! are consistent. Built only for tests and for fuzzers (`fuzz/`); not part of the program.
 //!
-//! The tests run each target over its corpus and over some thousand seeded mutations of it.
+//! The tests run each target with its corpus and with some thousand seeded mutations of it.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::model::reference::{Prefix, Reference};
 use crate::model::text;
 use crate::{credentials, discovery, registry, runtime};
 
-/// A parser under fire: its name, which is that of its corpus, and the function that is given the text.
+/// A fuzz target: its name, which is that of its corpus, and the function that receives the text.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
@@ -27,7 +27,7 @@ pub const TARGETS: &[Target] = &[
     ("layout_index", runtime::oci::fuzz_index),
 ];
 
-/// Gives the text to the target of this name.
+/// Passes the text to the target of this name.
 pub fn run(name: &str, data: &[u8]) {
     let target = TARGETS.iter().find(|(known, _)| *known == name);
     target.expect("a target of the table").1(data);
@@ -43,7 +43,7 @@ pub fn reference(data: &[u8]) {
     assert_eq!(text::sanitize(&shown), shown);
     let _ = Platform::parse(text);
     if let Ok(digest) = Digest::parse(text) {
-        // It becomes a path.
+        // It is used as a path.
         assert!(digest.hex().bytes().all(|b| b.is_ascii_hexdigit()));
     }
     let (prefix, text) = text.split_once('\n').unwrap_or((text, text));
@@ -89,7 +89,7 @@ pub fn docker_config(data: &[u8]) {
     for config in configs {
         match config {
             Ok(config) => config.fuzz(&image),
-            // No error quotes what may be a password.
+            // No error quotes a possible password.
             Err(error) => assert!(error.to_string().len() < 200, "{error}"),
         }
     }
@@ -102,10 +102,10 @@ mod tests {
 
     use super::*;
 
-    /// Mutations of a corpus for each target; `FUZZ_MUTATIONS=N` for others than these.
+    /// Number of mutations of a corpus for each target; `FUZZ_MUTATIONS=N` overrides it.
     const MUTATIONS: usize = 3000;
     const SEED: u64 = 0x6861_7270_6f6f_6e00;
-    /// What grammars are made of.
+    /// Tokens of the grammars.
     const WORDS: &[&[u8]] = &[
         b"\0",
         b"\xff",
@@ -141,7 +141,7 @@ mod tests {
         files.iter().map(|file| fs::read(file).unwrap()).collect()
     }
 
-    /// One to eight small damages, or another text's end.
+    /// Applies one to eight small damages, or appends the end of another text.
     fn mutate(random: &mut fastrand::Rng, texts: &[Vec<u8>]) -> Vec<u8> {
         let mut text = random.choice(texts).unwrap().clone();
         for _ in 0..random.usize(1..=8) {

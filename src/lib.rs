@@ -1,7 +1,7 @@
-//! harpoon puts the container images that a cluster's workloads use onto a node before a pod needs them.
+//! harpoon pulls the container images of a cluster's workloads onto a node before a pod needs them.
 //!
-//! The flow has one direction: [`discovery`] finds candidates, [`planning`] orders and filters them, [`pulling`] has a
-//! [`runtime`] pull them, [`report`] says what became of each. `ARCHITECTURE.md` is the map.
+//! Data flows in one direction: [`discovery`] finds candidates, [`planning`] orders and filters them, [`pulling`] pulls them with
+//! a [`runtime`], [`report`] shows the outcome of each. `ARCHITECTURE.md` describes the modules.
 
 pub mod app;
 pub mod cli;

@@ -1,4 +1,4 @@
-//! The program: everything is in the library, so that it can be tested and reused.
+//! The program. All code is in the library, so that it can be tested and reused.
 
 use std::process::ExitCode;
 

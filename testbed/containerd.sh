@@ -1,7 +1,7 @@
 # The configuration of containerd with its CRI server, in the version that the chosen runtimes read; sourced.
 # shellcheck shell=bash disable=SC2154  # ./start sets these
 
-# Prints all of it but the places of its own store and socket. Asks $dir for registries (certs.d) and networks (cni).
+# Prints the configuration without the paths of the store and the socket. Uses registries (certs.d) and networks (cni) in $dir.
 containerd_config() { # SANDBOX-IMAGE
   local snapshotter=overlayfs; overlay_works || snapshotter=native
   if [ "$runtimes" = debian ]; then
@@ -23,8 +23,8 @@ bin_dir = "/usr/lib/cni"
 config_path = "$dir/certs.d"
 CONFIG
   else
-    # NRI's socket has one place on a machine, and nobody here uses it. Of three downloads at once for all pulls together, which is the
-    # default from containerd 2.1 on, one test's stalled ones would hold up all others.
+    # NRI's socket has a fixed path on a machine and is not used here. containerd 2.1 and later limit downloads to three at once
+    # for all pulls together: one test's stalled ones would block all others.
     cat <<CONFIG
 version = 3
 temp = "$dir/tmp"

@@ -1,4 +1,4 @@
-# What the kinds `kubernetes` and `cluster` share; sourced by them, never run.
+# Common code of the kinds `kubernetes` and `cluster`; sourced by them, never run.
 # shellcheck shell=bash disable=SC2154,SC2034  # ./start sets these, and the kinds use them
 need etcd openssl
 pki=$dir/pki; mkdir -p "$pki"
@@ -29,7 +29,7 @@ apiserver_options=(--cert-dir="$pki" --tls-cert-file="$pki/api.crt" --tls-privat
   --authorization-mode=RBAC --service-account-key-file="$pki/account.key" --service-account-signing-key-file="$pki/account.key"
   --service-account-issuer=https://kubernetes.default.svc --service-cluster-ip-range=10.96.0.0/16 --allow-privileged)
 
-# How to reach the API server as the user who may do everything, and the rest of what a caller needs.
+# The address and credentials of the API server's administrator, and other values for the caller.
 reached_at() { # SERVER
   cat >"$dir/kubeconfig" <<CONFIG
 apiVersion: v1

@@ -1,4 +1,4 @@
-# What the test bed's scripts share; sourced, never run.
+# Common code of the test bed's scripts; sourced, never run.
 # shellcheck shell=bash disable=SC2034,SC2154  # the scripts that source this use bed and set dir
 set -euo pipefail
 umask 022
@@ -37,16 +37,16 @@ choose_runtimes() {
   PATH=$cache/modern/bin:$PATH
 }
 
-# Does process PID run, and for DIR: does its command line mention it? While the kernel loads a program, for a second where the
-# disk is slow, the process has no command line yet; unlike one that is dead or a zombie it has an executable.
+# Checks that process PID runs and belongs to DIR: its command line mentions DIR. While the kernel loads a program, for a second
+# on a slow disk, the process has no command line yet; unlike a dead process or a zombie it has an executable.
 runs() { # PID DIR
   local command
   command=$(tr '\0' ' ' 2>/dev/null <"/proc/$1/cmdline") || return 1
   [[ $command == *"$2/"* ]] || [[ -z $command && -e /proc/$1/exe ]]
 }
 
-# Starts a daemon in its own session. The process records its own id before it becomes the
-# daemon, so that there is never one that `stop` does not know.
+# Starts a daemon in its own session. The process records its own id before it becomes the daemon, so that `stop` knows every
+# daemon.
 spawn() { # NAME COMMAND...
   local name=$1; shift
   rm -f "$dir/$name.pid"
@@ -58,7 +58,7 @@ spawn() { # NAME COMMAND...
   disown
 }
 
-# Waits until a command succeeds: 1 when the daemon ends first or the time is over.
+# Waits until a command succeeds: returns 1 if the daemon ends first or the time is over.
 await() { # NAME SECONDS COMMAND...
   local name=$1 end=$((SECONDS + $2)); shift 2
   until "$@" >/dev/null 2>&1; do
@@ -67,23 +67,23 @@ await() { # NAME SECONDS COMMAND...
   done
 }
 
-# Is it really daemon NAME that listens on this loopback port? Another process that was quicker
-# would answer a probe just as well.
+# Checks that daemon NAME itself listens on this loopback port: another process that took the port first would answer a probe,
+# too.
 listens() { # NAME PORT
   local inode
   inode=$(awk -v address="0100007F:$(printf %04X "$2")" '$2 == address && $4 == "0A" { print $10 }' /proc/net/tcp)
   [ -n "$inode" ] && find "/proc/$(cat "$dir/$1.pid")/fd" -lname "socket:?$inode?" 2>/dev/null | grep -q .
 }
 
-# A loopback port that nobody listens on, below the range that outgoing connections take theirs from.
+# A free loopback port, below the range of outgoing connections.
 free_port() {
   local port
   while port=$(shuf -n1 -i 20000-29999); (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do :; done
   echo "$port"
 }
 
-# Starts daemon NAME, which listens on a port, by calling `FUNCTION PORT`; another port is tried when somebody
-# else was quicker. The port is kept in DIR/NAME.port, for a restart to take the same one.
+# Starts daemon NAME, which listens on a port, by calling `FUNCTION PORT`; retries with another port if another process took it
+# first. The port is stored in DIR/NAME.port and reused by a restart.
 spawn_on_port() { # NAME FUNCTION [PORT]
   local port=${3:-$(cat "$dir/$1.port" 2>/dev/null || true)}
   for _ in 1 2 3 4 5; do
@@ -103,7 +103,7 @@ failed() { # NAME
   exit 1
 }
 
-# Does the file system below DIR carry an overlay? (Not where it is one itself, in a container.)
+# Checks that the file system below DIR supports an overlay. (It does not if it is one itself, in a container.)
 overlay_works() {
   local try=$dir/overlay-try works=1
   mkdir -p "$try"/{lower,upper,work,merged}
@@ -114,8 +114,8 @@ overlay_works() {
   return $works
 }
 
-# Signals every process that DIR records, and waits until they are gone. A recorded id that by now belongs to
-# another program, one whose command line does not mention DIR, is let be.
+# Signals every process that DIR records, and waits until they have ended. A recorded id that another program uses by now, whose
+# command line does not mention DIR, is skipped.
 signal_recorded() { # DIR SIGNAL SECONDS
   local file pid pids=() end=$((SECONDS + $3))
   for file in "$1"/*.pid "$1"/exec/containerd/containerd.pid; do
@@ -132,7 +132,7 @@ signal_recorded() { # DIR SIGNAL SECONDS
   done
 }
 
-# Gives a daemon's store a file system of its own that is soon full; `stop` unmounts it.
+# Gives a daemon's store a small file system of its own; `stop` unmounts it.
 space() { # DIR BYTES
   mkdir -p "$1"
   mountpoint -q "$1" || mount -t tmpfs -o "size=$2" tmpfs "$1"
@@ -146,7 +146,7 @@ unmount_below() { # DIR
   done
 }
 
-# Removes the control groups that a cluster's containers leave when they are killed with their node.
+# Removes the control groups of a cluster's containers that were killed with their node.
 remove_cgroups() { # DIR
   local containers=$1/lib/containerd/io.containerd.runtime.v2.task/k8s.io end=$((SECONDS + 10))
   [ -d "$containers" ] || return 0

@@ -1,4 +1,4 @@
-//! Opens and reads the source of candidates. What is wrong with a setting becomes an error that names the setting.
+//! Opens and reads the source of candidates. An invalid setting becomes an error that names the setting.
 
 use anyhow::{Context, Result};
 

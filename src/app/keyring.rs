@@ -1,4 +1,4 @@
-//! The keyring of a run: from the settings before anything is asked, and from what the cluster told of its pull secrets.
+//! The keyring of a run: first from the settings, then also from the pull secrets of the cluster.
 
 use std::path::{Path, PathBuf};
 
@@ -10,10 +10,10 @@ use crate::discovery::workloads::ImageSecret;
 use crate::model::reference::Reference;
 use crate::model::text::chain;
 
-/// Reads what the settings name.
+/// Reads the sources that the settings name.
 ///
 /// # Errors
-/// Where a file that is named cannot be read or understood. What is found by itself and broken is a warning.
+/// If a named file cannot be read or parsed. A default file that is broken causes a warning.
 pub(crate) fn keyring(settings: &CredentialSettings) -> Result<Keyring, SettingError> {
     let private = match &settings.private {
         None => None,
@@ -49,7 +49,7 @@ fn named(files: &[PathBuf]) -> Result<Vec<ConfigFile>, SettingError> {
         Ok(Some(config)) => Ok(config),
         Ok(None) => {
             let file = file.to_string_lossy();
-            // A path has no braces and quotes: somebody has put the file's content here.
+            // A path has no braces and quotes: this is the file's content.
             let content = file.contains(['{', '}', '"']);
             let shown = if content { "(not shown)" } else { &*file };
             Err(SettingError::new(setting, shown, "the file does not exist"))
@@ -63,8 +63,7 @@ fn refused(setting: &str, file: &Path, error: &dyn std::error::Error) -> Setting
     SettingError::new(setting, &file.to_string_lossy(), &chain(error))
 }
 
-/// The error for a private registry that is not accepted, without the user and password that were put before its host, or
-/// in its place.
+/// The error for a private registry that is not accepted. A user and password before its host, or in its place, are left out.
 pub(crate) fn registry_refused(registry: &str, reason: &str) -> SettingError {
     let shown = match registry.rsplit_once('@') {
         Some((_, host)) => format!("(not shown)@{host}"),
@@ -83,7 +82,7 @@ pub(crate) fn secret_refused() -> SettingError {
     )
 }
 
-/// Sets the cluster's pull secrets, each for the images of the workloads that name it and for no other, in place of those before.
+/// Replaces the pull secrets of the cluster. Each is used only for the images of the workloads that name it.
 pub(crate) fn set_pull_secrets(keyring: &mut Keyring, secrets: Vec<ImageSecret>) {
     keyring.set_scoped(secrets.into_iter().filter_map(|secret| {
         let image = Reference::of(&secret.image).ok()?;

@@ -1,4 +1,4 @@
-//! What `run`, `pull` and `plan` share of the flow: asking the runtime, pulling, reporting.
+//! The steps that `run`, `pull` and `plan` share: querying the runtime, pulling, reporting.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -39,13 +39,13 @@ use crate::runtime::detect::{FindError, Runtime, find};
 use crate::runtime::image_service::{ImageService, RuntimeError, RuntimeInfo};
 use crate::runtime::sealing::SealingRuntime;
 
-/// The error of a program that signals could not stop.
+/// Error message when signal handlers cannot be installed.
 pub(crate) const NO_SIGNALS: &str = "failed to listen for signals";
-/// How long a runtime may take to say that it is there.
+/// Time limit for a runtime to answer when it is detected.
 const FIND_LIMIT: Duration = Duration::from_secs(5);
-/// Time limit for a runtime that is away while planning asks for its usage.
+/// Time limit for a runtime to come back while planning reads its disk usage.
 const RESTART_LIMIT: Duration = Duration::from_secs(60);
-/// The pauses before it is asked again.
+/// The pauses between these attempts.
 const RESTART_POLLING: Polling = Polling {
     first: Duration::from_millis(500),
     longest: Duration::from_secs(5),
@@ -59,7 +59,7 @@ pub(crate) fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
         .build()
         .context("failed to start the async runtime")?;
     let result = runtime.block_on(work);
-    // What still blocks, such as the read of a page that was cut off, must not hold up the exit.
+    // A blocking task, such as reading a page for an interrupted request, must not delay the exit.
     runtime.shutdown_background();
     result
 }
@@ -78,7 +78,7 @@ pub(crate) async fn find_runtime(settings: &RuntimeSettings) -> Result<Runtime, 
     Ok(runtime)
 }
 
-/// Asks the runtime what it has of a selection. What it cannot tell counts as not there: the pull will show.
+/// Looks up a selection in the runtime. An image whose lookup fails counts as not present; the pull decides.
 pub(crate) async fn presence(runtime: &SealingRuntime, selection: &Selection) -> Presence {
     let wanted: Vec<_> = selection.wanted().collect();
     let statuses = runtime.statuses(&wanted).await;
@@ -99,7 +99,7 @@ pub(crate) async fn presence(runtime: &SealingRuntime, selection: &Selection) ->
     present.collect()
 }
 
-/// Usage of the runtime's store. A runtime that cannot be reached is asked again, since it may only be restarting.
+/// Usage of the runtime's store. An unreachable runtime is retried, since it may be restarting.
 async fn usage(runtime: &SealingRuntime) -> Result<Usage, RuntimeError> {
     let deadline = tokio::time::Instant::now() + RESTART_LIMIT;
     let is_away = |error: &RuntimeError| error.kind == FailureKind::Unavailable;
@@ -115,36 +115,36 @@ async fn usage(runtime: &SealingRuntime) -> Result<Usage, RuntimeError> {
         .await
 }
 
-/// What is asked of the store and of registries before a plan is made.
+/// The lookups in the store and in registries before a plan is made.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Questions {
     pub(crate) store: StoreSettings,
     /// Which images are sealed.
     pub(crate) seal: SealPolicy,
-    /// Whether what images weigh is asked even where no budget needs it.
+    /// True to look up image sizes even without a disk budget.
     pub(crate) sizes: bool,
 }
 
 impl Questions {
-    /// Whether sizes are asked for.
+    /// Returns whether image sizes are looked up.
     pub(crate) fn need_sizes(self) -> bool {
         self.sizes || self.store.disk_budget.is_some()
     }
 
-    /// Whether registries are asked for anything.
+    /// Returns whether registries are queried.
     pub(crate) fn need_registries(self) -> bool {
         self.need_sizes() || self.store.refresh
     }
 }
 
-/// Finds out about the selection what the questions are, first of the runtime, then of registries, and makes the plan.
-/// `sizes` are those that are known already.
+/// Makes the plan of the selection after the lookups, first in the runtime, then in registries. `sizes` are the sizes already
+/// known.
 ///
-/// Nothing is asked after the run's end: then the plan is made of what is known by then, since nothing of it is pulled any more, and
-/// the report has to name all of it.
+/// No lookup starts after the end of the run. The plan is then made of the facts known so far: nothing of it is pulled, but the
+/// report has to list all images.
 ///
 /// # Errors
-/// When there is a budget, and the runtime does not say what its store holds.
+/// If there is a budget and the runtime does not report its disk usage.
 pub(crate) async fn plan(
     selection: Selection,
     runtime: Option<&SealingRuntime>,
@@ -169,7 +169,7 @@ pub(crate) async fn plan(
     {
         let usage = usage?;
         facts.tally = Tally::new(usage.blobs.clone());
-        // Without sizes there is no budget to keep, since nothing is pulled any more.
+        // Without sizes no budget is enforced, which is safe since nothing is pulled any more.
         let asked = weigh(&selection, &facts, sizes, probe);
         if let Ok(sizes) = end.before(asked).await {
             let keeps = runtime.map_or(LayerStorage::Both, ImageService::layer_storage);
@@ -200,7 +200,7 @@ fn seals(
     sealed.collect()
 }
 
-/// The images that are here and whose tags have moved in their registries, by normalised reference.
+/// The present images whose tags have moved in their registries, by normalised reference.
 async fn moved(
     selection: &Selection,
     presence: &Presence,
@@ -219,7 +219,7 @@ async fn moved(
     moved
 }
 
-/// Usage of the runtime's store; nothing if there is no runtime, or if it does not tell and there is no budget.
+/// Usage of the runtime's store; `None` without a runtime, or if it does not report its usage and there is no budget.
 async fn store_usage(runtime: Option<&SealingRuntime>, questions: Questions) -> Result<Usage> {
     let Some(runtime) = runtime else {
         return Ok(Usage::default());
@@ -238,7 +238,8 @@ async fn store_usage(runtime: Option<&SealingRuntime>, questions: Questions) -> 
     }
 }
 
-/// Sizes of the images that are not here or have moved, by normalised reference: those that are known, the others from registries.
+/// Sizes of the images that are not present or have moved, by normalised reference: known sizes first, the others from
+/// registries.
 async fn weigh(
     selection: &Selection,
     facts: &Facts,
@@ -246,7 +247,7 @@ async fn weigh(
     probe: &RegistryProbe<'_>,
 ) -> HashMap<String, Result<Size, Unknown>> {
     let present = |image: &Reference| facts.presence.contains_key(&*selection.key(image));
-    // What others tell of a tag that has moved may be of what it stood for before.
+    // The size that a Node reports for a moved tag may be that of the previous image.
     for image in selection.wanted().filter(|image| present(image)) {
         known.remove(image.normalized());
     }
@@ -260,7 +261,7 @@ async fn weigh(
     sizes
 }
 
-/// [`plan::select`] for this runtime, and in the debug log how long it took.
+/// [`plan::select`] for this runtime; logs the duration at debug level.
 pub(crate) fn select(
     candidates: Vec<Candidate>,
     policy: &Policy,
@@ -279,7 +280,7 @@ pub(crate) fn select(
     selection
 }
 
-/// [`Selection::against`], and in the debug log how long it took.
+/// [`Selection::against`]; logs the duration at debug level.
 fn against(selection: Selection, facts: Facts) -> Plan {
     let began = Instant::now();
     let plan = selection.against(facts);
@@ -291,7 +292,7 @@ fn against(selection: Selection, facts: Facts) -> Plan {
     plan
 }
 
-/// A run that is over.
+/// A finished run.
 pub(crate) struct Ended {
     /// The report of all images.
     pub(crate) report: Report,
@@ -299,7 +300,7 @@ pub(crate) struct Ended {
     pub(crate) interrupt: Option<Interrupt>,
 }
 
-/// The settings of a command that pulls, but for where the candidates come from.
+/// The settings of a command that pulls, except for the source of candidates.
 pub(crate) struct Settings {
     pub(crate) runtime: RuntimeSettings,
     pub(crate) store: StoreSettings,
@@ -333,7 +334,7 @@ impl Run {
         }
     }
 
-    /// The flow from its one end to the other, or until a signal.
+    /// The whole flow, or until a signal.
     pub(crate) async fn main(
         self,
         source: impl Future<Output = Result<Source>>,
@@ -344,8 +345,7 @@ impl Run {
         Box::pin(self.until(&shutdown, source, start, policy)).await
     }
 
-    /// The flow from its one end to the other, or until the request to stop. One that comes before there is a plan leaves a
-    /// report too.
+    /// The whole flow, or until the request to stop. A request before there is a plan still produces a report.
     pub(crate) async fn until(
         mut self,
         shutdown: &Shutdown,
@@ -376,7 +376,7 @@ impl Run {
         })
     }
 
-    /// The flow; whose runtime it is goes to `about` as soon as that is known.
+    /// The flow. The runtime's description is stored in `about` as soon as it is known.
     async fn until_done(
         &mut self,
         source: impl Future<Output = Result<Source>>,
@@ -391,7 +391,7 @@ impl Run {
             anyhow::Ok((runtime, source.await?))
         };
         let (runtime, source) = shutdown.or_deadline(self.deadline()).before(open).await??;
-        // Who waits for its turn has not begun: neither the deadline nor the time that is reported counts it.
+        // The run begins after the delay: neither the deadline nor the reported time includes it.
         let turn = stagger(start, source.node());
         self.started += shutdown.or_deadline(None).before(turn).await?;
         let end = shutdown.or_deadline(self.deadline());
@@ -441,7 +441,7 @@ impl Run {
         Some(tokio::time::Instant::from_std(end))
     }
 
-    /// Pulls what the plan says, in view of whoever watches.
+    /// Pulls the images of the plan and shows the progress.
     async fn execute(
         &self,
         plan: &Plan,
@@ -469,7 +469,7 @@ impl Run {
     }
 }
 
-/// Waits for the node's turn; returns how long that was.
+/// Waits for the start delay of the node; returns its length.
 async fn stagger(start: &StartSettings, node: Option<&NodeFacts>) -> Duration {
     let (false, Some(name)) = (start.stagger.is_zero(), &start.node) else {
         return Duration::ZERO;
@@ -482,14 +482,14 @@ async fn stagger(start: &StartSettings, node: Option<&NodeFacts>) -> Duration {
             "starting at once: this node is {} old, less than --stagger-min-age",
             text::seconds(age)
         ),
-        Some(_) => info!("waiting {shown} for this node's turn (--stagger)"),
-        None => info!("waiting {shown} for this node's turn (--stagger); node age unknown"),
+        Some(_) => info!("starting in {shown} (--stagger)"),
+        None => info!("starting in {shown} (--stagger); node age unknown"),
     }
     tokio::time::sleep(delay).await;
     delay
 }
 
-/// What is planned for: what the user says, else what the Node says, else this machine.
+/// The platform to plan for: from the setting, otherwise from the Node, otherwise of this machine.
 pub(crate) fn platform(settings: &RuntimeSettings, node: Option<&NodeFacts>) -> Platform {
     let node = node.and_then(|node| node.platform.clone());
     settings
@@ -528,7 +528,7 @@ fn tell_named(images: &mut [ImageReport], runtime: &SealingRuntime, is_settled: 
     }
 }
 
-/// Says once what a pull with a credential means for the other users of the node.
+/// Logs once that an image pulled with a credential is available to the other users of the node.
 fn warn_of_credentials(images: &[ImageReport]) {
     let is_open = |image: &&ImageReport| image.credential.is_some() && !image.is_sealed;
     let with = images.iter().filter(is_open).count();

@@ -55,32 +55,32 @@ pub fn variables(flag: &str) -> String {
     }
 }
 
-/// Where candidates come from.
+/// The sources of candidates.
 #[derive(Debug, Clone)]
 pub struct Sources {
     /// The images file, which wins where it exists.
     pub images_file: PathBuf,
     /// True if the user named that file, so that it must exist.
     pub images_file_given: bool,
-    /// What is read of the cluster where there is no images file.
+    /// The scan of the cluster, used if there is no images file.
     pub cluster: ClusterSettings,
 }
 
-/// Which runtime is used.
+/// The runtime to use.
 #[derive(Debug, Clone)]
 pub struct RuntimeSettings {
     /// The endpoint; `None` to find one.
     pub endpoint: Option<Endpoint>,
-    /// The platform that an `oci:` directory is filled for, and that is planned for; `None` for the node's own.
+    /// The platform to plan for and to fill an `oci:` directory for; `None` for the node's own.
     pub platform: Option<Platform>,
 }
 
-/// What is asked of stores and registries before anything is pulled.
+/// The lookups in stores and registries before the pulls.
 #[derive(Debug, Clone, Copy)]
 pub struct StoreSettings {
     /// The maximum size of the runtime's image store in bytes.
     pub disk_budget: Option<u64>,
-    /// Whether images whose tag may have moved are compared with their registries.
+    /// True to compare images whose tag may have moved with their registries.
     pub refresh: bool,
 }
 
@@ -103,7 +103,7 @@ impl SealSettings {
     }
 }
 
-/// When a run starts.
+/// The start delay of a run.
 #[derive(Debug, Clone)]
 pub struct StartSettings {
     /// The longest delay.
@@ -125,7 +125,7 @@ impl StartSettings {
     }
 }
 
-/// Where the credentials are that the command line and the environment name.
+/// Sources of credentials that the command line and the environment name.
 #[derive(Debug, Clone, Default)]
 pub struct CredentialSettings {
     /// One registry and base64 of `user:password` for it.
@@ -138,7 +138,7 @@ pub struct CredentialSettings {
     pub providers: Option<(PathBuf, PathBuf)>,
 }
 
-/// How images are pulled.
+/// Limits of pulling.
 #[derive(Debug, Clone)]
 pub struct PullSettings {
     /// The maximum number of concurrent pulls; at least 1.
@@ -153,7 +153,7 @@ pub struct PullSettings {
     pub retries: u32,
 }
 
-/// How logs are written to standard error.
+/// Format and level of the logs on standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogSettings {
     /// Lines of JSON rather than text.

@@ -1,4 +1,4 @@
-//! The request to stop, as a value that is passed in where something can be cancelled, and the signals that make it.
+//! The request to stop, as a value that is passed to everything that can be cancelled, and the signals that trigger it.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use anyhow::Result;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tokio_util::sync::CancellationToken;
 
-/// Time that a run has to report after it was told to stop.
+/// Time that a run has to report after a request to stop.
 pub(crate) const GRACE: Duration = Duration::from_millis(1500);
 /// A signal within this time of the first is part of the same request: `timeout` signals a program and then its group.
 const SAME_REQUEST: Duration = Duration::from_millis(100);
@@ -33,7 +33,7 @@ impl Interrupt {
     }
 }
 
-/// The error of what was cut off by a signal.
+/// The error of work that was interrupted by a signal.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error("interrupted by {}", match .0 { Interrupt::Int => "SIGINT", Interrupt::Term => "SIGTERM" })]
 pub(crate) struct Interrupted(pub(crate) Interrupt);
@@ -43,7 +43,7 @@ pub(crate) struct Interrupted(pub(crate) Interrupt);
 #[error("the deadline of the run (--deadline) passed before images were discovered")]
 pub(crate) struct DeadlinePassed;
 
-/// The request to stop, of which each clone knows. By default it never comes.
+/// The request to stop, shared by all clones. By default it never comes.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Shutdown {
     token: CancellationToken,
@@ -54,8 +54,8 @@ impl Shutdown {
     /// Listens for signals from now on. The first is a request to stop; the second, or the end of `grace` after the first, ends
     /// the program at once. Without `grace` the program may take any time to stop.
     ///
-    /// It listens on a thread of its own: a reader that neither reads nor closes the output would hold up the report, and with
-    /// it the whole program, for ever.
+    /// It listens on a thread of its own: if the reader of the output neither reads nor closes it, the report blocks, and with it
+    /// the whole program.
     ///
     /// # Errors
     /// Those of installing the handlers and of starting the thread.
@@ -90,12 +90,12 @@ impl Shutdown {
         self.token.cancel();
     }
 
-    /// Cancelled when the stop is requested.
+    /// The token that is cancelled when the stop is requested.
     pub(crate) fn token(&self) -> &CancellationToken {
         &self.token
     }
 
-    /// The signal that came, if one did.
+    /// The signal that was received, if any.
     pub(crate) fn interrupt(&self) -> Option<Interrupt> {
         self.which.get().copied()
     }
@@ -141,7 +141,7 @@ async fn passed(deadline: Option<tokio::time::Instant>) {
     }
 }
 
-/// Ends the program with what it has not said unsaid.
+/// Ends the program and discards its unwritten output.
 #[expect(
     clippy::exit,
     reason = "the main thread is stuck in a write, so it cannot return"
@@ -169,7 +169,7 @@ mod tests {
         let Interrupted(which) = error.downcast_ref().unwrap();
         assert_eq!(*which, Interrupt::Int);
         assert_eq!(shutdown.interrupt(), Some(Interrupt::Int));
-        // What is asked for after the end is not begun.
+        // No work begins after the end.
         let late = end.before(async { panic!("begun") });
         assert!(late.await.is_err());
     }

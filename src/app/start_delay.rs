@@ -1,11 +1,11 @@
-//! When a node starts, so that a thousand nodes do not ask one registry in the same second. Pure.
+//! The start delay of a node, so that a thousand nodes do not query one registry in the same second. Pure.
 
 use std::time::Duration;
 
 use crate::registry::digest::sha256;
 
-/// The delay of a node: always the same for its name, anything from 0 up to `longest`. None for a node that is younger than
-/// `min_age`, since new nodes are what harpoon is for; a node whose age is not known is taken for an old one.
+/// The delay of a node: constant for its name, between 0 and `longest`. It is zero for a node that is younger than `min_age`,
+/// because new nodes need the images most; a node of unknown age counts as old.
 pub fn delay(node: &str, longest: Duration, age: Option<Duration>, min_age: Duration) -> Duration {
     if age.is_some_and(|age| age < min_age) {
         return Duration::ZERO;

@@ -1,4 +1,4 @@
-//! Logs on standard error, shared with the bars.
+//! Logs on standard error, which they share with the progress bars.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -36,7 +36,7 @@ pub(crate) fn init(settings: LogSettings) -> Screen {
     screen
 }
 
-/// Writes a line to standard error; a closed one is no reason to panic.
+/// Writes a line to standard error; ignores a closed one.
 pub(crate) fn write_error(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }

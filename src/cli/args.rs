@@ -1,7 +1,7 @@
-//! The command line: `clap` structs, one group of settings a file, and the validated settings that they become.
+//! The command line: `clap` structs, one file for each group of settings, and the validated settings that they become.
 //!
-//! Every setting is a flag and an environment variable of the same name. Nothing past this module meets a text that may be
-//! wrong.
+//! Every setting is a flag and an environment variable of the same name. Settings are validated here; other modules receive valid
+//! values only.
 
 use std::ffi::OsStr;
 
@@ -169,7 +169,7 @@ pub(super) struct ReleaseArgs {
     pub(super) output: OutputArgs,
 }
 
-/// The command line without the environment, as `clap` reflects it and completes it.
+/// The command line without the environment, for reflection and completion.
 pub(super) fn command() -> Command {
     each(Cli::command(), describe)
 }
@@ -181,7 +181,7 @@ pub(super) fn parse() -> Result<Cli, clap::Error> {
     let is_named = first.is_some_and(|first| command.find_subcommand(first).is_some());
     command = each(command, read_variable);
     if is_named {
-        // The settings of `harpoon` alone are not those of the command: their variables are none of its business.
+        // Settings of plain `harpoon` do not apply to the subcommand, so their variables are not read.
         command = command.mut_args(|arg| arg.env(None::<&'static str>));
     }
     let matches = command.try_get_matches()?;
@@ -211,7 +211,7 @@ fn each(command: Command, change: fn(Arg) -> Arg) -> Command {
         .mut_subcommands(|subcommand| subcommand.mut_args(change))
 }
 
-/// Names the variables in the help of a setting, never their values. A negative number is a value and no flag.
+/// Adds the names of the variables to the help of a setting, never their values. A negative number is a value, not a flag.
 fn describe(arg: Arg) -> Arg {
     let Some(flag) = arg.get_env().and(arg.get_long()) else {
         return arg;
@@ -225,7 +225,7 @@ fn describe(arg: Arg) -> Arg {
     arg.help(help).hide_env(true).allow_hyphen_values(takes_any)
 }
 
-/// Has a variable that is set to nothing count as not set: manifests often have such.
+/// Treats an empty variable as not set: manifests often contain such.
 fn read_variable(arg: Arg) -> Arg {
     let is_set = |name: &OsStr| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     match arg.get_env() {

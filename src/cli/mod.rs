@@ -1,4 +1,4 @@
-//! The command line: one file a command, with its wiring and nothing else. The only module that knows `clap`.
+//! The command line: one file for each command, which only wires modules together. The only module that uses `clap`.
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -27,14 +27,14 @@ pub use settings::{Setting, settings};
 
 use crate::app::shutdown::{Interrupt, Interrupted};
 
-/// How the program ends.
+/// The result of the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// All that was asked for is done.
+    /// Everything succeeded.
     Done,
-    /// Images failed, as `--fail-on` says, or discovery failed altogether.
+    /// Images failed and `--fail-on` applies, or discovery failed completely.
     Failed,
-    /// A signal ended it.
+    /// A signal interrupted it.
     Interrupted(Interrupt),
 }
 
@@ -62,11 +62,11 @@ fn error_code(error: &Error) -> u8 {
     }
 }
 
-/// Has no core dump written of this process or of the programs that it runs: credentials would be in it.
+/// Disables core dumps of this process and of the programs that it runs, because they would contain credentials.
 fn keep_memory_private() {
-    // The limit is what programs inherit. A dump that the kernel pipes to a program knows no limit of 0, hence the second;
-    // it also keeps other processes of the same user from reading the memory and the environment. Where the system
-    // refuses, there is nothing better to be done.
+    // Child processes inherit the limit. A dump that the kernel pipes to a program ignores a limit of 0, hence the second call;
+    // it also prevents other processes of the same user from reading the memory and the environment. If the system refuses, there
+    // is no alternative.
     let none = Rlimit {
         current: Some(0),
         maximum: Some(0),
@@ -75,21 +75,21 @@ fn keep_memory_private() {
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
 
-/// Parses the arguments, runs the command, prints its error. Returns the exit code.
+/// Parses the arguments, runs the command and prints its error. Returns the exit code.
 pub fn main() -> ExitCode {
     let started = Instant::now();
     keep_memory_private();
-    // Of what sleeps on every node, little is to stay in memory: the command line of all commands is not even made.
+    // The sleeping process on every node must use little memory: the command line is not even built for it.
     if std::env::args_os().skip(1).eq(["pause"]) {
         return ended(pause::main(), false);
     }
     let cli = match args::parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are no errors for clap's exit code; a closed terminal is none for ours.
+            // clap's exit code treats help and version as success; a closed terminal is no failure either.
             let _ = error.print();
             if error.use_stderr() {
-                // Whichever command was meant: the pod's state is where its author looks first.
+                // Written for every command, because users look at the pod's state first.
                 terminated(&error.render().to_string());
             }
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
@@ -112,14 +112,14 @@ pub fn main() -> ExitCode {
     ended(result, leaves_message)
 }
 
-/// Prints the error of a command, if there is one. Returns the exit code.
+/// Prints the error of a command, if any. Returns the exit code.
 fn ended(result: anyhow::Result<Exit>, leaves_message: bool) -> ExitCode {
     match result {
         Ok(exit) => ExitCode::from(exit.code()),
         Err(error) => {
             let text = format!("error: {}", sanitize(&format!("{error:#}")));
             telemetry::write_error(&text);
-            // An interrupted run has left its report there.
+            // An interrupted run has written its report there.
             let is_told = error.is::<Interrupted>();
             if leaves_message && !is_told {
                 terminated(&text);
@@ -129,7 +129,7 @@ fn ended(result: anyhow::Result<Exit>, leaves_message: bool) -> ExitCode {
     }
 }
 
-/// Leaves an error to the kubelet as the container's termination message. Where that fails, standard error has it all the same.
+/// Writes an error as the container's termination message. A failure to write is ignored; standard error has the error too.
 fn terminated(error: &str) {
     let lines: Vec<String> = error.trim_end().lines().map(sanitize).collect();
     let message = clip_bytes(&lines.join("\n"), termination::MAX_BYTES);

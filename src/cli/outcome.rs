@@ -12,10 +12,10 @@ use crate::app::node_run::Ended;
 use crate::app::shutdown::Interrupted;
 use crate::report::{Report, json, termination, text};
 
-/// Prints what became of a run.
+/// Prints the result of a run.
 ///
 /// # Errors
-/// [`Interrupted`] where a signal ended it before there was a plan.
+/// [`Interrupted`] if a signal ended it before there was a plan.
 pub(super) fn tell(ended: &Ended, output: Format, fail_on: FailOn) -> Result<Exit> {
     let report = &ended.report;
     show(report, output);
@@ -26,14 +26,14 @@ pub(super) fn tell(ended: &Ended, output: Format, fail_on: FailOn) -> Result<Exi
     }
 }
 
-/// Prints a report, and leaves it to the kubelet. That it cannot be written makes no image fail.
+/// Prints a report and writes it as the termination message. A failure to write does not fail any image.
 fn show(report: &Report, output: Format) {
     let printed = print(|out| match output {
         Format::Text => text::write_report(out, report),
         Format::Json => json::write_report(out, report),
     });
     if let Err(error) = printed {
-        warn!("the report is lost: {error:#}");
+        warn!("failed to write the report: {error:#}");
     }
     let message = termination::message(report);
     if let Err(error) = termination::write(Path::new(termination::PATH), &message) {
@@ -51,7 +51,7 @@ fn judge(report: &Report, fail_on: FailOn) -> Exit {
     if failed { Exit::Failed } else { Exit::Done }
 }
 
-/// Writes to standard output. That nobody reads it any more is no failure of the run.
+/// Writes to standard output. A closed reader does not fail the run.
 pub(super) fn print(
     write: impl FnOnce(&mut io::BufWriter<io::StdoutLock<'_>>) -> io::Result<()>,
 ) -> Result<()> {

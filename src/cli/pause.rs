@@ -7,7 +7,7 @@ use signal_hook::iterator::Signals;
 
 use super::Exit;
 
-/// Runs the command. Being told to stop is how it is meant to end, so it ends well.
+/// Runs the command. A signal is its regular end, so it returns success.
 pub(super) fn main() -> Result<Exit> {
     let mut signals =
         Signals::new([SIGTERM, SIGINT, SIGCHLD]).context("failed to listen for signals")?;

@@ -1,4 +1,4 @@
-//! `harpoon plan`: what `run` would do, and why; pulls nothing.
+//! `harpoon plan`: shows the actions of `run` and their reasons; pulls nothing.
 
 use std::time::Duration;
 
@@ -18,10 +18,10 @@ use crate::runtime::detect::Runtime;
 use crate::runtime::image_service::ImageService;
 use crate::runtime::sealing::SealingRuntime;
 
-/// Questions to one registry that are under way at once.
+/// Maximum number of concurrent requests to one registry.
 const QUESTIONS: usize = 4;
 
-/// Runs the command. Without a runtime at hand the plan is made all the same, unless one was asked for by its endpoint.
+/// Runs the command. The plan is made without a runtime if none is found, unless an endpoint was given.
 pub(super) fn main(args: PlanArgs) -> Result<Exit> {
     let credentials = args.credentials.settings(|name| std::env::var_os(name))?;
     let mut sources = args
@@ -39,7 +39,7 @@ pub(super) fn main(args: PlanArgs) -> Result<Exit> {
     let output = args.output.output;
     telemetry::init(args.output.logs());
     sources.cluster.sizes = questions.need_sizes();
-    // A plan that asks no registry reads no secret, unless that decides what is sealed.
+    // A plan that queries no registry reads no secret, unless secrets decide what is sealed.
     let mut keyring = Keyring::default();
     let asks_for_seals = seal.policy == SealPolicy::Auto && sources.cluster.pull_secrets;
     if questions.need_registries() || asks_for_seals {

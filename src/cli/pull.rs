@@ -1,4 +1,4 @@
-//! `harpoon pull IMAGE...`: these images, with this node's runtime.
+//! `harpoon pull IMAGE...`: pulls these images with this node's runtime.
 
 use std::time::Instant;
 

@@ -1,4 +1,4 @@
-//! `harpoon run`: what the configuration selects, once. The init container.
+//! `harpoon run`: pulls the selected images once. The init container.
 
 use std::time::Instant;
 

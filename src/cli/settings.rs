@@ -14,13 +14,13 @@ pub struct Setting {
     pub variables: Vec<String>,
     /// The name of the value in the help, such as `TIME`; `BOOL` where the flag alone means `true`.
     pub value: String,
-    /// The default value; `None` where there is none, or where it depends, which the help says.
+    /// The default value; `None` if there is none or if it varies, in which case the help describes it.
     pub default: Option<String>,
-    /// The sentence in the help.
+    /// The help text.
     pub help: String,
     /// The heading of its group in the help.
     pub heading: String,
-    /// The commands that have it.
+    /// The commands that accept it.
     pub commands: Vec<String>,
 }
 

@@ -1,7 +1,7 @@
-//! Docker's config files, and Kubernetes secrets of the same content: which credentials they have for an image.
+//! Docker config files, and Kubernetes secrets with the same content: the credentials that they hold for an image.
 //!
-//! A file may name credential helpers, which are run; a secret may not, since it would let whoever writes secrets choose programs
-//! on the node. One broken entry does not lose the others, and no error names a value.
+//! A file may name credential helpers, which are run. A secret may not: otherwise anyone who can write secrets could choose
+//! programs on the node. One broken entry does not affect the others, and no error contains a value.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,44 +22,44 @@ mod helper;
 pub use files::ConfigFile;
 use helper::Helpers;
 
-/// Longest file that is read, in bytes: what Kubernetes takes for a secret.
+/// Maximum size of a file in bytes: the limit of a Kubernetes secret.
 const FILE_MAX: u64 = 1 << 20;
-/// The user that stands for "the password is an identity token".
+/// The user name that marks the password as an identity token.
 const TOKEN_USER: &str = "<token>";
 
-/// Why a file with credentials cannot be used at all.
+/// The reason why a file with credentials cannot be used at all.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigFileError {
-    /// It is there and cannot be read.
+    /// The file exists and cannot be read.
     #[error("failed to read {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// It is longer than any such file.
+    /// The file is too long.
     #[error("failed to read {}: it is longer than {FILE_MAX} bytes", path.display())]
     TooLong {
         /// The file.
         path: PathBuf,
     },
-    /// It is no JSON. The parser's own words are left out, because they quote values.
+    /// The file is not JSON. The parser's own message is left out, because it quotes values.
     #[error("{name} is not JSON (line {line}, column {column})")]
     Json {
         /// The file or secret.
         name: String,
-        /// Where, from 1 on.
+        /// The line, starting at 1.
         line: usize,
-        /// Where, from 1 on.
+        /// The column, starting at 1.
         column: usize,
     },
-    /// It is JSON of another kind.
+    /// The JSON has an unexpected structure.
     #[error("{name} is not a docker configuration: {what} must be an object")]
     Shape {
         /// The file or secret.
         name: String,
-        /// Which part of it.
+        /// The part with the unexpected structure.
         what: &'static str,
     },
 }
@@ -73,14 +73,14 @@ pub struct DockerConfig {
     helpers: Helpers,
 }
 
-/// A credential, and what it is for.
+/// A credential and the images that it is for.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) pattern: Pattern,
     pub(crate) credential: Credential,
 }
 
-/// What is wrong with an entry, and which images it was for, where that can be told.
+/// The problem with an entry, and the images that it was for, if known.
 #[derive(Debug)]
 struct Broken {
     pattern: Option<Pattern>,
@@ -88,10 +88,10 @@ struct Broken {
 }
 
 impl DockerConfig {
-    /// Reads a `config.json`, a mounted `.dockerconfigjson`, or a file with the name `.dockercfg`. None where there is no file.
+    /// Reads a `config.json`, a mounted `.dockerconfigjson`, or a file with the name `.dockercfg`. `None` if there is no file.
     ///
     /// # Errors
-    /// Where the file cannot be read or is none of these.
+    /// If the file cannot be read or has none of these formats.
     pub fn read(path: &Path) -> Result<Option<Self>, ConfigFileError> {
         let Some(json) = read_bounded(path)? else {
             return Ok(None);
@@ -111,26 +111,28 @@ impl DockerConfig {
         Ok(Some(config))
     }
 
-    /// What a `.dockerconfigjson` has, with the name under which its credentials are reported. Its helpers are not run.
+    /// Parses a `.dockerconfigjson`; reports show its credentials under this name. Its helpers are not run.
     ///
     /// # Errors
-    /// Where it is none.
+    /// If it has another format.
     pub fn parse(name: &str, json: &[u8]) -> Result<Self, ConfigFileError> {
         let root = object(name, json)?;
         let mut config = Self::from_root(name, &root)?;
         if !root.contains_key("auths") {
             config.broken.push(Broken {
                 pattern: None,
-                problem: format!("{name} has no \"auths\", and credential helpers are only run where a file names them"),
+                problem: format!(
+                    "{name} has no \"auths\"; credential helpers are supported in files only"
+                ),
             });
         }
         Ok(config)
     }
 
-    /// The same for a `.dockercfg`, which is the map of registries itself.
+    /// Parses a `.dockercfg`, which consists only of the map of registries.
     ///
     /// # Errors
-    /// Where it is none.
+    /// If it has another format.
     pub fn parse_legacy(name: &str, json: &[u8]) -> Result<Self, ConfigFileError> {
         Ok(Self::from_auths(name, &object(name, json)?))
     }
@@ -185,17 +187,17 @@ impl DockerConfig {
         }
     }
 
-    /// The name under which its credentials are reported.
+    /// The name under which reports show its credentials.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// What is wrong with it, entry by entry: for a warning when it is read.
+    /// The problems of its entries, for a warning when it is read.
     pub fn problems(&self) -> impl Iterator<Item = &str> {
         self.broken.iter().map(|b| b.problem.as_str())
     }
 
-    /// A configuration under fire.
+    /// Exercises a configuration, for fuzzing.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn fuzz(&self, image: &Reference) {
         for entry in &self.entries {
@@ -214,7 +216,7 @@ impl DockerConfig {
         &self.entries
     }
 
-    /// What is wrong with the entries that the image might have come to.
+    /// The problems of the entries that might have matched the image.
     pub(crate) fn problems_for(&self, image: &Reference) -> impl Iterator<Item = String> {
         self.broken
             .iter()
@@ -222,7 +224,7 @@ impl DockerConfig {
             .map(|b| b.problem.clone())
     }
 
-    /// What the credential helper for the image's registry says, if there is one.
+    /// The answer of the credential helper for the image's registry, if there is one.
     pub(crate) async fn ask_helper(&self, image: &Reference) -> Result<Option<Credential>, String> {
         self.helpers.ask(image.registry()).await
     }

@@ -26,7 +26,7 @@ struct Stamp {
 }
 
 impl FileWatch {
-    /// Watches from now on. To be made before the files are read, so that a change in between is seen later.
+    /// Watches from now on. Create it before the files are read, so that a change in between is detected.
     pub(crate) fn new(paths: impl IntoIterator<Item = PathBuf>) -> Self {
         Self {
             stamps: paths.into_iter().map(|path| stamp(&path)).collect(),
@@ -49,7 +49,7 @@ impl FileWatch {
     }
 }
 
-/// None for what is neither a file nor a directory: a pipe can be read only once.
+/// `None` if the path is neither a file nor a directory: a pipe can be read only once.
 fn stamp(path: &Path) -> Option<Stamp> {
     let data = std::fs::metadata(path).ok()?;
     (data.is_file() || data.is_dir()).then(|| Stamp {
@@ -80,7 +80,7 @@ mod tests {
             watch.has_changed(|| [path("link")])
         };
         assert!(!changed().await);
-        // As the kubelet swaps the content of a volume: same name, length and perhaps time, another file.
+        // The kubelet swaps the content of a volume like this: same name, length and perhaps time, another file.
         symlink("two", path("next")).unwrap();
         fs::rename(path("next"), path("link")).unwrap();
         assert!(changed().await);

@@ -1,7 +1,7 @@
-//! All credentials at hand, and which of them are for an image.
+//! The keyring: all credentials, and the lookup of those for an image.
 //!
-//! Nobody is given a credential that is not theirs: matching is the kubelet's, in [`pattern`], save for `PRIVATE_REGISTRY`, which
-//! is stricter. A source that fails is told of and does not keep the others from being asked.
+//! A credential is used only for the images that it is for: matching follows the kubelet's rules, in [`pattern`], except for
+//! `PRIVATE_REGISTRY`, which is stricter. A source that fails is reported and does not prevent the use of the others.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,15 +23,15 @@ pub mod private;
 pub use basic::BasicError;
 pub use private::{Private, PrivateError};
 
-/// The shortest wait after which a source that failed is asked again.
+/// Minimum wait before a failed source is queried again.
 pub const SOURCE_PAUSE: Duration = FAILURE_KEPT_MAX;
 
-/// What a keyring is made of.
+/// The sources of a keyring.
 #[derive(Debug, Default)]
 pub struct Settings {
     /// `PRIVATE_REGISTRY`.
     pub private: Option<Private>,
-    /// Docker config files, in the order in which they are asked.
+    /// Docker config files, in the order in which they are used.
     pub docker_configs: Vec<ConfigFile>,
     /// The kubelet's plugins.
     pub providers: Option<Providers>,
@@ -41,18 +41,18 @@ pub struct Settings {
 #[derive(Debug, Default)]
 pub struct Keyring {
     settings: Settings,
-    /// By the image's normalised name.
+    /// Configurations by the image's normalised name.
     scoped: HashMap<String, Vec<Arc<DockerConfig>>>,
 }
 
-/// What a keyring has for one image.
+/// The credentials of a keyring for one image.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// The credentials to try, in order; anonymously comes after the last.
+    /// The credentials to try, in order; an anonymous attempt follows the last.
     pub credentials: Vec<Credential>,
-    /// Sources that should have been asked and failed, each as a sentence without any secret in it.
+    /// Sources that failed, each as a sentence that contains no secret.
     pub problems: Vec<String>,
-    /// A program that knows credentials gave no answer; it may give one after [`SOURCE_PAUSE`].
+    /// True if a program gave no answer; it may give one after [`SOURCE_PAUSE`].
     pub is_incomplete: bool,
 }
 
@@ -65,9 +65,9 @@ impl Keyring {
         }
     }
 
-    /// Sets what is for single images alone, each named as [`Reference::normalized`] does, in place of all that was set before: a
-    /// keyring that lives long holds what is in use now. Within a configuration, only what matches the image is used. Several for
-    /// one image are one to the matching rules, as a pod's pull secrets are to the kubelet.
+    /// Replaces the configurations that are each for one image, named as [`Reference::normalized`] does; a long-lived keyring
+    /// holds only those in use. Within a configuration, only entries that match the image are used. Several configurations for
+    /// one image are matched as one, as the kubelet does with a pod's pull secrets.
     pub fn set_scoped(&mut self, configs: impl IntoIterator<Item = (String, Arc<DockerConfig>)>) {
         self.scoped = HashMap::new();
         for (image, config) in configs {
@@ -78,13 +78,13 @@ impl Keyring {
         }
     }
 
-    /// The credentials for an image. Dropping the future ends the programs that are asked.
+    /// The credentials for an image. Dropping the future ends the programs that it runs.
     pub async fn lookup(&self, image: &Reference) -> Found {
         let mut found = Found::default();
         found.add(self.settings.private.iter().filter_map(|p| p.lookup(image)));
         let files = self.settings.docker_configs.iter();
         let configs: Vec<_> = files.filter_map(ConfigFile::current).collect();
-        // The programs of all sources are asked at once: each may take its time.
+        // The programs of all sources run concurrently, because each may be slow.
         let helpers = join_all(configs.iter().map(|config| config.ask_helper(image)));
         let (helped, provided) = tokio::join!(helpers, async {
             match &self.settings.providers {
@@ -93,7 +93,7 @@ impl Keyring {
             }
         });
         for (config, helped) in configs.iter().zip(helped) {
-            // Where a helper is named, it knows better than what is left in the file.
+            // A helper takes precedence over the entries in the file.
             match helped {
                 Ok(credential) => found.add(credential.iter()),
                 Err(problem) => {
@@ -137,8 +137,8 @@ impl Keyring {
     }
 }
 
-/// Returns whether a failure is a refusal, after which another credential may be let in. Many registries say "not found" to
-/// those who may not see, and some have words of their own for a login that they refuse.
+/// Returns whether a failure is a refusal, after which another credential may succeed. Many registries answer "not found" to
+/// unauthorised clients, and some have their own messages for a login that they refuse.
 pub fn is_refusal(kind: FailureKind) -> bool {
     matches!(
         kind,
@@ -146,7 +146,7 @@ pub fn is_refusal(kind: FailureKind) -> bool {
     )
 }
 
-/// The more telling of two refusals: "not found" is said by those who could see, else the first.
+/// The more informative of two refusals: "not found", because it may come from an authorised request, otherwise the first.
 pub fn more_telling<E>(first: Option<E>, next: E, kind: impl Fn(&E) -> FailureKind) -> E {
     match first {
         Some(first) if kind(&next) != FailureKind::NotFound => first,
@@ -155,7 +155,7 @@ pub fn more_telling<E>(first: Option<E>, next: E, kind: impl Fn(&E) -> FailureKi
 }
 
 impl Found {
-    /// The credentials that were tried in vain, and those that could not be, for the end of a message; often empty.
+    /// The credentials that failed, and the sources that failed, for the end of a message; often empty.
     pub fn tried(&self) -> String {
         let mut text = String::new();
         if !self.credentials.is_empty() {
@@ -172,7 +172,7 @@ impl Found {
         text
     }
 
-    /// Adds credentials at the end, save those that are tried already.
+    /// Appends credentials, except those that were tried already.
     fn add<'a>(&mut self, credentials: impl IntoIterator<Item = &'a Credential>) {
         for credential in credentials {
             if !self.credentials.iter().any(|c| c.login == credential.login) {
@@ -182,7 +182,7 @@ impl Found {
     }
 }
 
-/// The credentials of those entries that are for the image, in the kubelet's order.
+/// The credentials of the entries that match the image, in the kubelet's order.
 pub(crate) fn matching<'a>(
     entries: impl Iterator<Item = &'a Entry> + Clone,
     image: &Reference,

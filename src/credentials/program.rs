@@ -1,7 +1,7 @@
-//! Runs the programs that know credentials: docker's credential helpers and the kubelet's plugins.
+//! Runs credential programs: docker's credential helpers and the kubelet's plugins.
 //!
-//! They are run without a shell, within a time limit, with what they say bounded, and are ended with all that they started when
-//! the future is dropped. Their standard output is never shown; nor do they see `PRIVATE_REGISTRY_AUTH`.
+//! They run without a shell, within a time limit and with bounded output. They and all their child processes are ended when the
+//! future is dropped. Their standard output is never shown, and they do not receive `PRIVATE_REGISTRY_AUTH`.
 
 use std::ffi::OsStr;
 use std::io;
@@ -17,20 +17,19 @@ use tokio::process::{ChildStdin, Command};
 use crate::credentials::secret::{Secret, redact};
 use crate::model::text::excerpt;
 
-/// Longest answer that is read, in bytes.
+/// Maximum size of an answer in bytes.
 const ANSWER_MAX: usize = 1 << 20;
-/// How much of the end of standard error is kept, in bytes, and how much of that is shown, in characters.
+/// Bytes of the end of standard error that are kept, and characters of it that are shown.
 const STDERR_KEPT: usize = 4096;
 const STDERR_SHOWN: usize = 500;
-/// Longest wait for the end of an ended program's output, which its children may hold open.
+/// Maximum wait for the end of a program's output, which its children may hold open.
 const LINGER: Duration = Duration::from_millis(500);
-/// Interval of checks for the end of a program whose output is open.
+/// Interval of checks for the end of a program whose output is still open.
 const LOOK: Duration = Duration::from_millis(20);
-/// The variable that holds a credential which is no business of these programs: anyone who may read a process's environment
-/// could read it there.
+/// A variable with a credential that these programs do not need: anyone who may read a process's environment could read it there.
 const WITHHELD: &str = "PRIVATE_REGISTRY_AUTH";
 
-/// Why a program gave no answer.
+/// The reason why a program gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProgramError {
     #[error("failed to start: {0}")]
@@ -41,7 +40,7 @@ pub(crate) enum ProgramError {
     Timeout(Duration),
     #[error("the response is longer than {ANSWER_MAX} bytes")]
     TooLong,
-    /// The answer is kept apart from the text: some protocols say in it why they failed.
+    /// The answer is kept separate from the text: in some protocols it contains the reason of the failure.
     #[error("{status}{}", said(.stderr))]
     Failed {
         status: ExitStatus,
@@ -50,16 +49,16 @@ pub(crate) enum ProgramError {
     },
 }
 
-/// What a program wrote to standard output: a credential, most likely.
+/// The standard output of a program: usually a credential.
 pub(crate) struct Answer(pub(crate) Vec<u8>);
 
 impl Answer {
-    /// Whether it is nothing but this text.
+    /// Returns whether the answer equals this text.
     pub(crate) fn is(&self, text: &str) -> bool {
         self.0.trim_ascii() == text.as_bytes()
     }
 
-    /// What must not be shown of standard error: a shell script that traces itself repeats its answer there.
+    /// The parts that must not be shown of standard error: a shell script that traces itself repeats its answer there.
     fn passwords(&self) -> Vec<Secret> {
         let mut found = Vec::new();
         if let Ok(json) = serde_json::from_slice(&self.0) {
@@ -75,7 +74,7 @@ impl std::fmt::Debug for Answer {
     }
 }
 
-/// What a program that ended well said.
+/// The output of a program that succeeded.
 #[derive(Debug)]
 pub(crate) struct Output {
     pub(crate) answer: Answer,
@@ -83,13 +82,13 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// What it wrote to standard error, for the end of a sentence that says what is wrong with the answer.
+    /// Its standard error, for the end of a sentence that describes a problem with the answer.
     pub(crate) fn said(&self) -> String {
         said(&self.stderr)
     }
 }
 
-/// A program with its arguments and what is added to its environment.
+/// A program with its arguments and additional environment.
 pub(crate) struct Program {
     command: Command,
 }
@@ -103,7 +102,7 @@ impl Program {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
-            // A group of its own, so that what it starts can be ended with it.
+            // A process group of its own, so that its child processes can be ended with it.
             .process_group(0);
         Self { command }
     }
@@ -118,7 +117,7 @@ impl Program {
         self
     }
 
-    /// Gives it the request and waits until it has answered and ended.
+    /// Writes the request to the program and waits until it has answered and ended.
     pub(crate) async fn run(self, request: &[u8], limit: Duration) -> Result<Output, ProgramError> {
         tokio::time::timeout(limit, self.converse(request))
             .await
@@ -141,7 +140,7 @@ impl Program {
             });
             tokio::select! {
                 talked = &mut talk => talked.map(drop)?,
-                // What it wrote is in the pipes by now.
+                // All its output is in the pipes by now.
                 () = group.leader_ended() => {
                     if let Ok(talked) = tokio::time::timeout(LINGER, talk).await {
                         talked.map(drop)?;
@@ -149,7 +148,7 @@ impl Program {
                 }
             }
         }
-        // Only now, because the group's number is its leader's, and free for others once that one is waited for.
+        // Only now: the group's number is its leader's, and can be reused once the leader is waited for.
         let status = child.wait().await.map_err(ProgramError::Talk)?;
         group.0 = None;
         let answer = Answer(answer);
@@ -176,7 +175,7 @@ impl Group {
             .and_then(Pid::from_raw)
     }
 
-    /// Waits until the leader has ended, and leaves it to be waited for by others, so that the group's number stays its own.
+    /// Waits until the leader has ended but does not reap it, so that the group's number is not reused.
     async fn leader_ended(&self) {
         let Some(leader) = self.leader() else {
             return std::future::pending().await;
@@ -198,7 +197,7 @@ impl Drop for Group {
 
 async fn write(pipe: Option<ChildStdin>, request: &[u8]) -> Result<(), ProgramError> {
     if let Some(mut pipe) = pipe {
-        // A program that does not read what it was asked still answers, or fails with a better reason.
+        // A program that does not read its request may still answer, or fail with a better reason.
         let _ = pipe.write_all(request).await;
         let _ = pipe.shutdown().await;
     }

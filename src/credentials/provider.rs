@@ -1,7 +1,8 @@
-//! The kubelet's image credential providers: programs that know a cloud's registries, asked as the kubelet asks them.
+//! The kubelet's image credential providers: plugins for the registries of a cloud, called as the kubelet calls them.
 //!
-//! This is how ECR, Artifact Registry and ACR work without a line of cloud code. A plugin is only asked for images that its
-//! `matchImages` has, its answer is matched by the same rules as a docker config file, and kept for as long as it says.
+//! They provide the credentials for ECR, Artifact Registry and ACR, without any cloud code in harpoon. A plugin is called only
+//! for images that match its `matchImages`. Its answer is matched by the same rules as a docker config file and cached for the
+//! duration that it specifies.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -34,10 +35,10 @@ use answer::{Answer, KeyType};
 use cache::{Cache, Key};
 pub use config::ProviderConfigError;
 
-/// The kubelet's limit.
+/// The kubelet's time limit.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A plugin's answer under fire.
+/// Exercises the parsing of a plugin's answer, for fuzzing.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz_answer(data: &[u8]) {
     let version = "credentialprovider.kubelet.k8s.io/v1";
@@ -53,7 +54,7 @@ pub(crate) fn fuzz_answer(data: &[u8]) {
     }
 }
 
-/// The plugins of one configuration, in its order. It is read again after it has changed.
+/// The plugins of one configuration, in its order. It is reloaded after it changes.
 #[derive(Debug)]
 pub struct Providers {
     place: Place,
@@ -83,7 +84,7 @@ struct Provider {
     default_cache: Duration,
     args: Vec<String>,
     env: Vec<(String, Secret)>,
-    /// The service account that it is told of.
+    /// The service account that its requests describe.
     account: Option<Account>,
     limit: Duration,
     cache: Mutex<Cache>,
@@ -100,11 +101,11 @@ impl fmt::Debug for Provider {
 }
 
 impl Providers {
-    /// Reads a `CredentialProviderConfig`, or a directory of several, whose plugins are in `bin_dir`. Service account tokens for
-    /// them are in the directory `tokens`, if it is there.
+    /// Reads a `CredentialProviderConfig`, or a directory of several, whose plugins are in `bin_dir`. The directory `tokens`, if
+    /// it exists, contains service account tokens for them.
     ///
     /// # Errors
-    /// A configuration that the kubelet would not start with either.
+    /// If the configuration is invalid; the kubelet would not start with it either.
     pub fn read(config: &Path, bin_dir: &Path, tokens: &Path) -> Result<Self, ProviderConfigError> {
         let place = Place {
             config: config.to_owned(),
@@ -117,14 +118,15 @@ impl Providers {
         Ok(Self { place, state })
     }
 
-    /// The plugins of the present configuration. A new one that cannot be used leaves the previous one in place, with a warning.
+    /// The plugins of the current configuration. If a new one is invalid, it is ignored with a warning and the previous one stays
+    /// in use.
     fn current(&self) -> Arc<Vec<Provider>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.watch.has_changed(|| self.place.watched()) {
             let config = excerpt(&self.place.config.display().to_string());
             match self.place.read_again() {
                 Ok(providers) => {
-                    info!("read {config} again after a change");
+                    info!("reloaded {config} after a change");
                     state.providers = Arc::new(providers);
                 }
                 Err(problem) => warn!(
@@ -136,7 +138,7 @@ impl Providers {
         Arc::clone(&state.providers)
     }
 
-    /// What the plugins that are for this image say.
+    /// The answers of the plugins that match this image.
     pub(crate) async fn lookup(&self, image: &Reference) -> Found {
         let providers = self.current();
         let asked = providers.iter().filter(|p| p.is_for(image));
@@ -161,7 +163,7 @@ impl Providers {
 }
 
 impl Place {
-    /// Reads the configuration, and warns of the providers that are not asked.
+    /// Reads the configuration, and logs a warning for the providers that are not used.
     fn read(&self) -> Result<Vec<Provider>, ProviderConfigError> {
         let read = config::read(&self.config, &self.bin_dir, &self.tokens)?;
         for provider in &read.dropped {
@@ -179,7 +181,7 @@ impl Place {
         self.read().map_err(|error| chain(&error))
     }
 
-    /// All that the providers are made of: a plugin may come after its configuration, and a token after both.
+    /// All files that the providers depend on: a plugin may be installed after its configuration, and a token after both.
     fn watched(&self) -> Vec<PathBuf> {
         let mut paths = config::files(&self.config).unwrap_or_default();
         paths.push(self.config.clone());
@@ -195,7 +197,7 @@ impl Provider {
     }
 
     async fn ask(&self, image: &Reference) -> Result<Arc<Answer>, String> {
-        // What the kubelet passes: the repository's full name, without tag and digest.
+        // Like the kubelet: the repository's full name, without tag and digest.
         let name = format!("{}/{}", image.registry(), image.repository());
         let cached = || {
             let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
@@ -241,7 +243,7 @@ impl Provider {
             _ => {}
         }
         let request = format!("{request}\n");
-        // What traces itself repeats what it was asked.
+        // A plugin that traces itself repeats its request.
         let hidden = |text: String| redact(&text, token.as_slice());
         let output = program
             .run(request.as_bytes(), self.limit)

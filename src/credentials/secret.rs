@@ -8,9 +8,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use secrecy::{ExposeSecret, SecretString};
 
-/// A text that is not shown: neither its `Debug` output nor anything else of it holds the value, and there is no
-/// `Display`. Only [`Secret::expose`] gives it out, to what is sent to a registry or a runtime. Its memory is overwritten
-/// when it is dropped.
+/// A secret text. Its `Debug` output does not contain the value, and there is no `Display`. Only [`Secret::expose`] returns the
+/// value, for sending it to a registry or a runtime. Its memory is overwritten when it is dropped.
 #[derive(Clone)]
 pub struct Secret(SecretString);
 
@@ -29,12 +28,12 @@ impl Hash for Secret {
 }
 
 impl Secret {
-    /// Keeps a text from being shown.
+    /// Wraps a text so that it cannot be printed.
     pub fn new(text: impl Into<String>) -> Self {
         Self(SecretString::from(text.into()))
     }
 
-    /// The text itself. To be called only where it is sent.
+    /// The text itself. Call it only to send the value.
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
     }
@@ -46,25 +45,25 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// What is shown to a registry.
+/// A login for a registry.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Login {
-    /// A user's name and password.
+    /// A user name and password.
     Password {
-        /// The user's name: secret too, because some registries' users are access keys.
+        /// The user name: secret too, because some registries use access keys as user names.
         user: Secret,
         /// The password.
         password: Secret,
     },
-    /// A user's name and password of which one is not UTF-8: base64 of both, with a colon between them, as `Basic` has it.
+    /// A user name and password of which one is not UTF-8: base64 of both, joined by a colon, as in `Basic`.
     Bytes(Secret),
-    /// An OAuth2 refresh token, which docker config files call identity token.
+    /// An OAuth2 refresh token; docker config files call it identity token.
     IdentityToken(Secret),
 }
 
 impl Login {
-    /// What of it must not be seen in any text, in each form in which it is sent or may be quoted. The user's name alone is
-    /// none of it.
+    /// The values that must not appear in any text, in each form in which they are sent or may be quoted. The user name alone is
+    /// not one of them.
     pub(crate) fn secrets(&self) -> Vec<Secret> {
         let (user, secret) = match self {
             Self::Password { user, password } => (user.expose(), password.expose()),
@@ -89,19 +88,19 @@ impl Login {
     }
 }
 
-/// How a text stands between the quotes of a JSON string.
+/// A text as it appears in a JSON string, without the quotes.
 fn in_json(text: &str) -> String {
     let quoted = serde_json::Value::from(text).to_string();
     quoted[1..quoted.len() - 1].to_owned()
 }
 
-/// How a text stands in a query or a form.
+/// A text as it appears in a query or a form.
 fn in_form(text: &str) -> String {
     form_urlencoded::byte_serialize(text.as_bytes()).collect()
 }
 
-/// The text without the secrets in it: a server may repeat in its error what it was shown. What is shorter than four
-/// bytes stays: it stands in any text by chance, and the gaps would tell it.
+/// The text without the secrets: a server may quote the request in its error. A secret shorter than four bytes stays: it occurs
+/// in any text by chance, and the gaps would reveal it.
 pub(crate) fn redact(text: &str, secrets: &[Secret]) -> String {
     let mut text = text.to_owned();
     for secret in secrets.iter().map(Secret::expose).filter(|s| s.len() >= 4) {
@@ -112,12 +111,12 @@ pub(crate) fn redact(text: &str, secrets: &[Secret]) -> String {
     text
 }
 
-/// A login, and where it was found.
+/// A login and its source.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Credential {
-    /// What is shown to the registry.
+    /// The login for the registry.
     pub login: Arc<Login>,
-    /// Where it was found, for the report: a file's path, a plugin's name, `Secret shop/registry`; never a value.
+    /// The source for the report: a file's path, a plugin's name, `Secret shop/registry`; never a value.
     pub source: Arc<str>,
     /// It is of a pull secret of a workload or a ServiceAccount: what it opens is not for every pod.
     pub is_pull_secret: bool,

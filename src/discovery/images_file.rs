@@ -1,7 +1,7 @@
-//! Candidates that somebody wrote down: the images file and the arguments of `harpoon pull`.
+//! Listed candidates: the images file and the arguments of `harpoon pull`.
 //!
-//! Every line that is neither blank nor a comment becomes a candidate, a malformed one too: it is reported later under
-//! its own name and never lost here. Duplicates are the plan's work.
+//! Every line that is neither blank nor a comment becomes a candidate, including malformed ones: they are reported later under
+//! their own name. The plan merges duplicates.
 
 use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader, Read};
@@ -12,53 +12,54 @@ use rustix::fs::OFlags;
 
 use crate::model::candidate::Candidate;
 
-/// A ConfigMap holds at most 1 MiB; a file beyond this was not written as a list of images.
+/// A ConfigMap holds at most 1 MiB; a file beyond this size is not a list of images.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// A file of 1 MiB cannot name more; ten times what any node holds. Each costs some hundred bytes until the end of the run.
+/// A file of 1 MiB cannot name more, and it is ten times the number that any node holds. Each costs some hundred bytes until the
+/// end of the run.
 const MAX_IMAGES: usize = 100_000;
 
-/// Why an images file cannot be used.
+/// The reason why an images file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
-    /// It cannot be opened or read.
+    /// The file cannot be opened or read.
     #[error("failed to read the images file {path}")]
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// A directory, a pipe, a socket or a device.
+    /// The path is a directory, a pipe, a socket or a device.
     #[error("the images file {0} is not a regular file")]
     NotAFile(PathBuf),
-    /// More than 64 MiB.
+    /// The file is larger than 64 MiB.
     #[error("the images file {0} is longer than 64 MiB")]
     TooLong(PathBuf),
-    /// More than 100,000 images.
+    /// The file has more than 100,000 images.
     #[error("the images file {0} names more than {MAX_IMAGES} images")]
     TooMany(PathBuf),
-    /// Not text.
+    /// The file is not text.
     #[error("the images file {path} is not text: line {line} {what}")]
     NotText {
         /// The file.
         path: PathBuf,
-        /// The first line that is not text, from 1.
+        /// The first line that is not text, starting at 1.
         line: usize,
-        /// What is wrong with it.
+        /// The problem with it.
         what: &'static str,
     },
 }
 
-/// Reads an images file: one image a line, `#` starts a comment at the start of a line or after a blank.
+/// Reads an images file: one image per line; `#` starts a comment at the start of a line or after a blank.
 ///
-/// `None` when there is no such file. Symbolic links are followed, because the files of a mounted ConfigMap are such.
+/// `None` if the file does not exist. Symbolic links are followed, because the files of a mounted ConfigMap are symbolic links.
 ///
 /// # Errors
-/// When the file is there but is not a regular, readable text file of at most 64 MiB and 100,000 images.
+/// If the file exists but is not a regular, readable text file of at most 64 MiB and 100,000 images.
 pub fn read_images_file(path: &Path) -> Result<Option<Vec<Candidate>>, ListError> {
-    // Opening a pipe that nobody writes to would hang without O_NONBLOCK.
+    // Without O_NONBLOCK, opening a pipe without a writer would hang.
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
     let file = match opened {
@@ -73,7 +74,7 @@ pub fn read_images_file(path: &Path) -> Result<Option<Vec<Candidate>>, ListError
     parse(file, path).map(Some)
 }
 
-/// Parses the text of an images file; the path is what errors name.
+/// Parses the text of an images file. Errors name the path.
 pub(crate) fn parse(file: impl Read, path: &Path) -> Result<Vec<Candidate>, ListError> {
     let mut reader = BufReader::new(file.take(MAX_BYTES + 1));
     let mut candidates = Vec::new();
@@ -117,7 +118,7 @@ pub(crate) fn parse(file: impl Read, path: &Path) -> Result<Vec<Candidate>, List
     }
 }
 
-/// What is left of a line without its comment and the blanks around it.
+/// A line without its comment and surrounding blanks.
 fn without_comment(line: &str) -> &str {
     let mut blank_before = true;
     for (at, c) in line.char_indices() {
@@ -232,7 +233,7 @@ mod tests {
         let path = dir.path().join("images");
         let file = File::create(&path).unwrap();
         file.set_len(MAX_BYTES + 1).unwrap();
-        // The file is sparse, one line of NUL bytes: either complaint is right, but the length comes first.
+        // The file is sparse, one line of NUL bytes. Either error would be right, but the length is checked first.
         assert!(matches!(
             read_images_file(&path),
             Err(ListError::TooLong(_))

@@ -1,6 +1,6 @@
-//! Where candidates come from: an images file, arguments, or the workloads of a Kubernetes cluster.
+//! Sources of candidates: an images file, arguments, or the workloads of a Kubernetes cluster.
 //!
-//! A source reads and maps. It never decides what is pulled: merging, filtering and ordering are the plan's work.
+//! A source reads and maps. It never decides which images are pulled: the plan merges, filters and orders them.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -17,48 +17,48 @@ use crate::model::text::{chain, sanitize};
 pub mod images_file;
 pub mod workloads;
 
-/// Why no candidates could be found out.
+/// The reason why candidates could not be determined.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// The images file is there, but cannot be read as one.
+    /// The images file exists, but cannot be used.
     #[error(transparent)]
     List(#[from] images_file::ListError),
     /// The images file that the user named does not exist.
     #[error("the images file {0} does not exist")]
     NoFile(PathBuf),
-    /// There is no images file, and no cluster that can be asked.
+    /// There is no images file, and no cluster to query.
     #[error("no images file at {path}, and no cluster")]
     NoCluster {
-        /// Where the images file was looked for.
+        /// The path of the missing images file.
         path: String,
-        /// Why there is no cluster.
+        /// The reason why there is no cluster.
         source: ConnectError,
     },
-    /// The cluster told nothing.
+    /// Discovery in the cluster failed.
     #[error(transparent)]
     Discover(#[from] workloads::DiscoverError),
 }
 
-/// What a source found.
+/// The result of a source.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// The images, and who uses them.
+    /// The images and the workloads that use them.
     pub candidates: Vec<Candidate>,
-    /// With what the workloads' images may be pulled, where that was asked for.
+    /// The pull secrets of the workloads' images, if requested.
     pub pull_secrets: Vec<workloads::ImageSecret>,
-    /// What images weigh, by normalised reference, where that was asked for and is known.
+    /// Image sizes by normalised reference, as far as they are requested and known.
     pub sizes: HashMap<String, Size>,
 }
 
-/// Where candidates come from. It is opened first and read later, since a node may have to wait for its turn in between.
+/// A source of candidates. It is opened first and read later, since the node may delay its start in between.
 pub enum Source {
-    /// A list, and this node where its age was wanted.
+    /// A list, and this node if its age is needed.
     Listed(Vec<Candidate>, Option<NodeFacts>),
     /// A cluster.
     Cluster(Box<Cluster>),
 }
 
-/// A cluster, and what is to be read of it.
+/// A cluster, and the settings of the scan.
 pub struct Cluster {
     connection: connect::Cluster,
     settings: workloads::Settings,
@@ -71,11 +71,11 @@ impl Source {
         Self::Listed(candidates, None)
     }
 
-    /// The images file where it exists, as an explicit choice; else the cluster, of which this node is read at once.
-    /// Where the file is `required`, the cluster is not asked in its place.
+    /// The images file if it exists, since it is an explicit choice; otherwise the cluster, whose Node for this node is read
+    /// immediately. If the file is `required`, the cluster is no substitute for it.
     ///
     /// # Errors
-    /// When the file cannot be read or is required and missing, or there is no cluster that can be asked.
+    /// If the file cannot be read or is required and missing, or if there is no cluster to query.
     pub async fn open(
         images_file: &Path,
         required: bool,
@@ -84,8 +84,8 @@ impl Source {
         if let Some(listed) = images_file::read_images_file(images_file)? {
             let path = images_file.display();
             match listed.len() {
-                0 => warn!("the images file {path} names no image"),
-                n => info!("the images file {path} names {n} images"),
+                0 => warn!("the images file {path} contains no image"),
+                n => info!("the images file {path} contains {n} images"),
             }
             let node = match settings.node_age {
                 true => age(settings).await,
@@ -110,7 +110,7 @@ impl Source {
         })))
     }
 
-    /// This node, where it was asked for and could be read.
+    /// This node, if it was requested and could be read.
     pub fn node(&self) -> Option<&NodeFacts> {
         match self {
             Self::Listed(_, node) => node.as_ref(),
@@ -121,7 +121,7 @@ impl Source {
     /// The candidates.
     ///
     /// # Errors
-    /// When the cluster tells nothing at all.
+    /// If discovery in the cluster failed completely.
     pub async fn find(self) -> Result<Found, SourceError> {
         let cluster = match self {
             Self::Listed(candidates, _) => {
@@ -146,7 +146,7 @@ impl Source {
     }
 }
 
-/// This node, read for its age alone: whatever fails is no reason not to pull what is listed.
+/// This node, read only for its age. A failure does not prevent the pull of the listed images.
 async fn age(settings: &workloads::Settings) -> Option<NodeFacts> {
     let read = async {
         let connection = connect::connect().await.map_err(|e| chain(&e))?;

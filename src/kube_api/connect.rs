@@ -1,7 +1,7 @@
-//! Which cluster, and how to talk to it.
+//! Finds the cluster and creates its client.
 //!
-//! `KUBECONFIG`, when set, is an explicit choice and wins. Otherwise a pod (`KUBERNETES_SERVICE_HOST` is set) uses its own
-//! service account, and anything else `~/.kube/config`. No request is made here.
+//! `KUBECONFIG`, if set, is an explicit choice and takes precedence. Otherwise a pod (`KUBERNETES_SERVICE_HOST` is set) uses its
+//! service account, and any other process `~/.kube/config`. This module sends no request.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -17,10 +17,10 @@ use crate::model::failure::FailureKind;
 use crate::retry::backoff;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// A credential plugin may have somebody log in with a browser, so it gets minutes.
+/// Time limit for a credential plugin, which may wait for a login in a browser.
 const PLUGIN_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// A cluster's API server, and how patient to be with it.
+/// A cluster's API server and the time limits for it.
 pub struct Cluster {
     client: Client,
     pub(crate) default_namespace: String,
@@ -29,14 +29,14 @@ pub struct Cluster {
     pub(crate) patience: Patience,
 }
 
-/// Time limits for an API server, and the waits between tries.
+/// Time limits for an API server, and the pauses between attempts.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Patience {
-    /// The longest time without a byte.
+    /// The longest time without receiving a byte.
     pub(crate) idle: Duration,
-    /// The waits between tries, as a part of those of [`backoff::wait`].
+    /// The pauses between attempts, as a fraction of those of [`backoff::wait`].
     pub(crate) pace: f64,
-    /// The longest pause that the API server can ask for.
+    /// The longest pause that the API server can request.
     pub(crate) longest_pause: Duration,
 }
 
@@ -51,7 +51,8 @@ impl Default for Patience {
 }
 
 impl Patience {
-    /// Sleeps before another try, the first being 1: for a random part of a time that doubles, after what the API server asked for.
+    /// Sleeps before another attempt, of which the first is 1: the pause that the API server requested, plus a random part of a
+    /// time that doubles.
     pub(crate) async fn pause(&self, tried: u32, asked: Option<Duration>) {
         let asked = asked.unwrap_or_default().min(self.longest_pause);
         let wait = backoff::wait(FailureKind::Other, tried, None);
@@ -70,15 +71,15 @@ impl Cluster {
         &self.server
     }
 
-    /// The client, for requests beyond those of this module. It gives out no credential and cannot be printed.
+    /// The client, for requests of other modules. It exposes no credential and cannot be printed.
     pub fn client(&self) -> &Client {
         &self.client
     }
 
-    /// Needs a runtime; may run a credential plugin, so it may block.
+    /// Creates the client. Requires a tokio runtime. May run a credential plugin, so it may block.
     pub(crate) fn from_config(mut config: Config) -> Result<Self, ConnectError> {
         config.connect_timeout = Some(CONNECT_TIMEOUT);
-        // Trying again is decided in one place, which knows about pages.
+        // Retries are made in one place only, which handles pages.
         config.default_retry = false;
         config.headers.push((
             http::header::USER_AGENT,
@@ -97,10 +98,10 @@ impl Cluster {
     }
 }
 
-/// Finds the cluster and its credentials, and makes ready to talk to it.
+/// Finds the cluster and its credentials, and creates the client.
 ///
 /// # Errors
-/// When no cluster is known, or what is known about it cannot be used. Whether it answers is seen later.
+/// If no cluster is configured, or its configuration cannot be used. The connection is not tested.
 pub async fn connect() -> Result<Cluster, ConnectError> {
     // Reading certificates and running a credential plugin block.
     let made = tokio::task::spawn_blocking(|| Cluster::from_config(find_config()?));
@@ -140,14 +141,15 @@ fn from_kubeconfig(kubeconfig: Kubeconfig) -> Result<Config, KubeconfigError> {
     let options = KubeConfigOptions::default();
     let made = Config::from_custom_kubeconfig(kubeconfig, &options);
     let mut config = Handle::current().block_on(made)?;
-    // kube takes HTTPS_PROXY for any server. As kubectl does, loopback and what NO_PROXY names are spoken to directly.
+    // kube uses HTTPS_PROXY for any server. As in kubectl, loopback addresses and the hosts in NO_PROXY are connected to
+    // directly.
     if !explicit_proxy && !proxied(&config.cluster_url, &Matcher::from_env()) {
         config.proxy_url = None;
     }
     Ok(config)
 }
 
-/// Whether the current context's cluster names a proxy of its own.
+/// Returns whether the current context's cluster has a proxy of its own.
 fn has_proxy(kubeconfig: &Kubeconfig) -> bool {
     let context = kubeconfig.current_context.as_deref().unwrap_or_default();
     let context = kubeconfig
@@ -177,7 +179,7 @@ fn proxied(server: &http::Uri, environment: &Matcher) -> bool {
     !loopback && environment.intercept(server).is_some()
 }
 
-/// Scheme, host and port; a URL can have a password in it.
+/// Scheme, host and port only: a URL may contain a password.
 fn server_name(url: &http::Uri) -> String {
     let scheme = url.scheme_str().unwrap_or("https");
     let host = url.host().unwrap_or("?");

@@ -1,7 +1,7 @@
-//! Decodes a list while it arrives: one object at a time, which is handed on at once, never a page in memory.
+//! Decodes a list while it arrives: passes on one object at a time and never holds a page in memory.
 //!
-//! The bytes come through a bounded channel from the task that reads the network. When that task is dropped the channel
-//! closes, the JSON ends early, and the decoding thread with it.
+//! The bytes come through a bounded channel from the task that reads the network. When that task is dropped, the channel closes,
+//! the JSON ends early, and the decoding thread ends.
 
 use std::cell::Cell;
 use std::fmt;
@@ -16,28 +16,28 @@ use tokio::sync::mpsc;
 use super::QUOTED_MAX;
 use crate::model::text::one_line;
 
-/// The most bytes that one object may take. etcd's own limit is 1.5 MiB, in a denser encoding.
+/// Maximum size of one object in bytes. etcd's own limit is 1.5 MiB, in a denser encoding.
 pub(crate) const MAX_OBJECT_BYTES: u64 = 8 << 20;
-/// The most objects in one answer. The watch cache gives all that there are in one; nobody has more than this.
+/// Maximum number of objects in one response, far above any known cluster. The watch cache returns all objects in one response.
 const MAX_OBJECTS: usize = 1_000_000;
 /// API servers' continue tokens take some hundred bytes.
 const MAX_TOKEN: usize = 16 << 10;
 
-/// What a page says besides its objects.
+/// The metadata of a page.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct PageEnd {
-    /// The token that asks for the next page.
+    /// The continue token of the next page.
     pub(crate) next: Option<String>,
-    /// How many objects the page had.
+    /// Number of objects in the page.
     pub(crate) objects: usize,
 }
 
-/// Why the bytes are no list.
+/// The bytes are not a valid list.
 #[derive(Debug)]
 pub(crate) struct DecodeError(serde_json::Error);
 
 impl DecodeError {
-    /// Whether the JSON was right as far as it came.
+    /// Returns whether the JSON was valid up to its early end.
     pub(crate) fn is_cut(&self) -> bool {
         self.0.is_eof()
     }
@@ -47,24 +47,24 @@ impl std::error::Error for DecodeError {}
 
 impl fmt::Display for DecodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // serde quotes the offending value, whatever its length.
+        // serde quotes the invalid value, which may be long.
         f.write_str(&one_line(&self.0.to_string(), QUOTED_MAX))
     }
 }
 
-/// An object of a list, of which little is kept.
+/// An object of a list, of which few fields are kept.
 pub(crate) trait Element: Sized + Send + 'static {
-    /// What has to be known to decode it.
+    /// The context for decoding it.
     type Kind: Copy + Send + 'static;
 
-    /// Decodes one.
+    /// Decodes one object.
     fn decode<'de, D: Deserializer<'de>>(kind: Self::Kind, from: D) -> Result<Self, D::Error>;
 }
 
-/// Takes an object; false when no more of them are wanted.
+/// Receives an object; returns false to stop.
 pub(crate) type Sink<'a, E> = &'a mut dyn FnMut(E) -> bool;
 
-/// Decodes one page from the channel into the sink, to its end. Blocks.
+/// Decodes one page from the channel into the sink. Blocks.
 pub(crate) fn page<E: Element>(
     kind: E::Kind,
     chunks: mpsc::Receiver<Bytes>,
@@ -97,7 +97,7 @@ pub(crate) fn from_reader<E: Element>(
     Ok(end)
 }
 
-/// How many more bytes may be read before the object at hand has to end.
+/// Number of bytes that the current object may still take.
 #[derive(Debug, Clone)]
 pub(crate) struct Budget(Rc<Cell<u64>>);
 
@@ -202,7 +202,7 @@ impl<'de, E: Element> Visitor<'de> for ListVisitor<'_, E> {
     }
 }
 
-/// The array of objects; `null` is how Go writes an empty one.
+/// The array of objects; Go writes `null` for an empty one.
 struct Items<'a, 'b, E: Element>(&'a mut ListVisitor<'b, E>);
 
 impl<'de, E: Element> DeserializeSeed<'de> for Items<'_, '_, E> {
@@ -247,7 +247,7 @@ impl<'de, E: Element> DeserializeSeed<'de> for Item<'_, '_, E> {
         if (self.0.into)(element) {
             Ok(())
         } else {
-            Err(de::Error::custom("nobody reads the list any more"))
+            Err(de::Error::custom("the list is no longer needed"))
         }
     }
 }

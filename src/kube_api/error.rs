@@ -1,4 +1,4 @@
-//! What can go wrong between here and the API server, in words that hold no credential.
+//! Errors of the connection to the API server. They contain no credential.
 
 use std::error::Error;
 use std::fmt;
@@ -8,10 +8,10 @@ use super::QUOTED_MAX;
 use super::decode::DecodeError;
 use crate::model::text::one_line;
 
-/// Why the program cannot talk to a cluster at all.
+/// The reason why no cluster can be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// Neither way of finding a cluster is open.
+    /// No cluster is configured.
     #[error(
         "no cluster configured: KUBERNETES_SERVICE_HOST and KUBECONFIG are not set, and {0} does not exist"
     )]
@@ -24,22 +24,22 @@ pub enum ConnectError {
         "failed to use the pod's service account (/var/run/secrets/kubernetes.io/serviceaccount): {0}"
     )]
     ServiceAccount(kube::config::InClusterError),
-    /// The settings for TLS or for the login do not fit.
+    /// The settings for TLS or for the login are invalid.
     #[error("failed to set up the connection to the API server: {0}")]
     Client(TransportError),
-    /// A credential plugin of the kubeconfig did not end.
+    /// A credential plugin of the kubeconfig did not end in time.
     #[error("the kubeconfig's credential plugin did not answer within {}", humantime::format_duration(*.0))]
     Plugin(Duration),
 }
 
-/// A fault in a kubeconfig, said without quoting from it.
+/// An error in a kubeconfig. Quotes nothing from it.
 #[derive(Debug)]
 pub struct KubeconfigProblem(pub(crate) kube::config::KubeconfigError);
 
 impl fmt::Display for KubeconfigProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            // The parser's own message shows the lines around the fault, which may hold a token.
+            // The parser's own message quotes the lines around the error, which may contain a token.
             kube::config::KubeconfigError::Parse(error) => match error.location() {
                 Some(at) => write!(
                     f,
@@ -54,7 +54,7 @@ impl fmt::Display for KubeconfigProblem {
     }
 }
 
-/// A request that got no answer, said without what a credential plugin printed.
+/// A request that got no response. The output of a credential plugin is left out.
 #[derive(Debug)]
 pub struct TransportError(pub(crate) kube::Error);
 
@@ -78,7 +78,7 @@ impl fmt::Display for TransportError {
                 break;
             }
             let text = one_line(&error.to_string(), QUOTED_MAX);
-            // Several layers repeat what is below them.
+            // Several layers repeat the message of their cause.
             chain.retain(|above| !text.contains(above.as_str()));
             if !chain.iter().any(|above| above.contains(&text)) {
                 chain.push(text);
@@ -89,7 +89,7 @@ impl fmt::Display for TransportError {
     }
 }
 
-/// A login that failed. A plugin's output is left out: it may be the token.
+/// A failed login. A plugin's output is left out: it may be the token.
 fn login(error: &kube::client::AuthError) -> String {
     use kube::client::AuthError as E;
     match error {
@@ -116,51 +116,51 @@ fn login(error: &kube::client::AuthError) -> String {
     }
 }
 
-/// Why one list, of one kind in one namespace, could not be read to its end.
+/// The reason why one list, of one kind in one namespace, could not be read to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
-    /// The API server refused.
+    /// The API server refused the request.
     #[error("the API server answered {code}{}", colon(.message))]
     Answer {
         /// The HTTP status.
         code: u16,
-        /// The API server's words.
+        /// The API server's message.
         message: String,
     },
-    /// No connection, or none that holds.
+    /// The connection failed.
     #[error("failed to reach the API server: {0}")]
     Transport(TransportError),
-    /// A connection, but no answer.
+    /// The API server did not respond in time.
     #[error("the API server did not answer within {}", humantime::format_duration(*.0))]
     Silent(Duration),
-    /// The connection went dead in the middle of an answer.
+    /// The response stalled.
     #[error("the API server sent nothing for {}", humantime::format_duration(*.0))]
     Stalled(Duration),
-    /// The answer ended before the list did.
+    /// The response ended before the list did.
     #[error("the response of the API server ended early{}", .0.as_ref().map(|e| format!(": {e}")).unwrap_or_default())]
     Cut(Option<TransportError>),
-    /// The answer is something else.
+    /// The response is not a list.
     #[error("unexpected response from the API server: {0}")]
     Garbage(Undecodable),
-    /// Pages without end.
+    /// The list does not end.
     #[error("the API server's list does not end: {0}")]
     Endless(&'static str),
-    /// The list expired again and again before it was read.
+    /// The list expired repeatedly before it was read to its end.
     #[error("the API server's list expired {0} times before it was read to its end")]
     Expired(u32),
-    /// The API server went away, so that it was not asked any more.
+    /// The request was skipped, because the API server had become unreachable.
     #[error("skipped: the API server is unreachable")]
     NotAsked,
 }
 
 impl ListError {
-    /// Whether nothing that answers requests is there, so that other requests are in vain.
+    /// Returns whether the API server is unreachable, so that further requests are useless.
     pub(crate) fn is_unreachable(&self) -> bool {
         matches!(self, Self::Transport(_) | Self::Silent(_))
     }
 }
 
-/// What the decoder says.
+/// The decoder's error.
 #[derive(Debug)]
 pub struct Undecodable(pub(crate) DecodeError);
 
@@ -193,7 +193,7 @@ mod tests {
                 stderr: b"s3cr3t".to_vec(),
             }),
         };
-        // While the client is made, and when a token is renewed for a request.
+        // During the creation of the client, and when a token is renewed for a request.
         let now = kube::Error::Auth(ran());
         let later = kube::Error::Service(Box::new(ran()));
         for error in [now, later] {

@@ -1,4 +1,4 @@
-//! Reads one object by its name, whole but bounded, trying again where a list would be tried again.
+//! Reads one object by its name, whole but with limited size, with the same retries as for a list.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use super::error::{ListError, TransportError};
 use crate::kube_api::connect::Cluster;
 use crate::kube_api::request::{self, ListFault, PageFault};
 
-/// The most bytes that an object may take; etcd's own limit.
+/// Maximum size of an object in bytes: etcd's own limit.
 const MAX_OBJECT_BYTES: usize = 3 << 19;
 
-/// Why an object has not been read.
+/// The reason why an object was not read.
 pub(crate) enum GetFault {
     Unauthorized,
     Forbidden,
@@ -33,7 +33,7 @@ pub(crate) async fn object(cluster: &Cluster, path: &str) -> Result<Vec<u8>, Get
         Ok(Some(bytes)) => Ok(bytes),
         Ok(None) => Err(GetFault::TooLarge),
         Err(PageFault::Passing(error, _)) => Err(GetFault::Failed(error)),
-        // What has gone is no more there than what never was.
+        // An object that has gone is treated like one that never existed.
         Err(PageFault::Gone(_) | PageFault::Final(ListFault::NotFound)) => Err(GetFault::NotFound),
         Err(PageFault::Final(ListFault::Unauthorized(_))) => Err(GetFault::Unauthorized),
         Err(PageFault::Final(ListFault::Forbidden)) => Err(GetFault::Forbidden),
@@ -41,7 +41,7 @@ pub(crate) async fn object(cluster: &Cluster, path: &str) -> Result<Vec<u8>, Get
     }
 }
 
-/// The whole body; `None` when it is too large.
+/// The whole body; `None` if it is too large.
 async fn read(idle: Duration, mut body: Body) -> Result<Option<Vec<u8>>, ListError> {
     let mut bytes = Vec::new();
     loop {

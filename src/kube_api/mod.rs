@@ -1,6 +1,6 @@
 //! The Kubernetes API client: connection, requests, decoding, errors.
 //!
-//! It never decides what is read.
+//! It never decides which objects are read.
 
 /// Characters of a text from outside that an error or a log shows.
 const QUOTED_MAX: usize = 300;

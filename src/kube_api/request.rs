@@ -1,6 +1,6 @@
-//! Sends requests to the API server and reads its answers, with the API server's own wishes for retries.
+//! Sends requests to the API server and reads its responses, including the pauses that it requests.
 //!
-//! [`retrying`] is the one loop that tries again what failed in passing.
+//! [`retrying`] is the only retry loop.
 
 use std::fmt;
 use std::time::Duration;
@@ -20,13 +20,13 @@ use super::error::{ListError, TransportError, Undecodable};
 use crate::model::text::one_line;
 use crate::retry::retry_after::retry_after;
 
-/// Tries of one request, the first included.
+/// Maximum number of attempts of one request, including the first.
 const MAX_TRIES: u32 = 4;
 
-/// Of an error's body, only so much is read.
+/// Maximum number of bytes that are read of an error's body.
 const MAX_STATUS_BYTES: usize = 64 << 10;
 
-/// Why a list has not been read, or not to its end.
+/// The reason why a list was not read, or not to its end.
 #[derive(Debug)]
 pub(crate) enum ListFault {
     Unauthorized(String),
@@ -35,11 +35,11 @@ pub(crate) enum ListFault {
     Failed(ListError),
 }
 
-/// Why a page has not been read.
+/// The reason why a page was not read.
 pub(crate) enum PageFault {
-    /// The continue token expired; a new one may continue, at the price of consistency.
+    /// The continue token expired; a new one may continue the list, without consistency.
     Gone(Option<String>),
-    /// Another try may fare better, after the pause that the API server asks for.
+    /// A retry may succeed, after the pause that the API server requests.
     Passing(ListError, Option<Duration>),
     Final(ListFault),
 }
@@ -50,10 +50,10 @@ impl From<ListError> for PageFault {
     }
 }
 
-/// Makes an attempt until it succeeds, fails for good, or has failed in passing too often. `what` is for the debug log.
+/// Retries an attempt until it succeeds, fails with a permanent error, or runs out of attempts. `what` is for the debug log.
 ///
 /// # Errors
-/// That of the last attempt.
+/// The error of the last attempt.
 pub(crate) async fn retrying<T>(
     cluster: &Cluster,
     what: impl fmt::Debug,
@@ -73,7 +73,7 @@ pub(crate) async fn retrying<T>(
     }
 }
 
-/// Asks for `path` and gives back the answer if it is a good one.
+/// Requests `path` and returns a successful response.
 pub(crate) async fn send(cluster: &Cluster, path: &str) -> Result<Response<Body>, PageFault> {
     let idle = cluster.patience.idle;
     let request = Request::get(path)
@@ -144,18 +144,18 @@ async fn read_status(idle: Duration, mut body: Body) -> Status {
             break;
         }
     }
-    // A proxy answers with a page of its own; then the code has to do.
+    // A proxy may answer with a page of its own; only the code is used then.
     serde_json::from_slice(&text).unwrap_or_default()
 }
 
-/// Has the answer decoded on a thread of its own while it arrives here, and hands on each object that it has.
+/// Decodes the response on a thread of its own while it arrives, and passes on each of its objects.
 pub(crate) async fn decode_each<E: Element>(
     cluster: &Cluster,
     kind: E::Kind,
     response: Response<Body>,
     mut each: impl AsyncFnMut(E),
 ) -> Result<PageEnd, PageFault> {
-    // A chunk may be hundreds of kilobytes.
+    // One chunk may be hundreds of kilobytes.
     let (sender, chunks) = mpsc::channel(1);
     let (found, mut objects) = mpsc::channel(16);
     let decoder = tokio::task::spawn_blocking(move || {
@@ -176,7 +176,7 @@ pub(crate) async fn decode_each<E: Element>(
         Ok(page) => page,
         Err(ended) => match ended.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
-            // Only a runtime that is shutting down cancels a blocking task, and then nobody reads this.
+            // Blocking tasks are cancelled only when the runtime shuts down, and then this result is not read.
             Err(_) => return Err(ListError::Cut(None).into()),
         },
     };
@@ -190,7 +190,7 @@ pub(crate) async fn decode_each<E: Element>(
     }
 }
 
-/// Passes the body on, chunk by chunk, until it ends, breaks off, or nobody wants more of it.
+/// Sends the body chunk by chunk until it ends or fails, or the receiver is closed.
 async fn feed(
     idle: Duration,
     mut body: Body,

@@ -1,4 +1,4 @@
-//! What a source finds: an image, and who uses it. Plain values, no I/O.
+//! The result of a source: images and the workloads that use them. Plain values, no I/O.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 /// A workload of the cluster, shown as `default/Deployment/web`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Workload {
-    /// The namespace it lives in. Shared, as is the name, with whoever knows it too: a large cluster has many.
+    /// Its namespace. Shared, like the name, because a large cluster has many.
     pub namespace: Arc<str>,
     /// Its kind as Kubernetes spells it, such as `Deployment`.
     pub kind: &'static str,
@@ -28,30 +28,30 @@ impl Serialize for Workload {
     }
 }
 
-/// That a workload uses an image, and with how many pods.
+/// A workload's use of an image, with the number of pods.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Use {
-    /// Who uses it. Shared, because a workload often uses several images and a cluster has thousands of both.
+    /// The workload. Shared, because a workload often uses several images and a cluster has thousands of both.
     pub workload: Arc<Workload>,
-    /// The number of pods that the workload is meant to have; 0 when it is scaled to zero.
+    /// The desired number of pods; 0 if it is scaled to zero.
     pub pods: u64,
-    /// Why those pods cannot run on this node; `None` where they can, or where nobody asked.
+    /// The reason why those pods cannot run on this node; `None` if they can, or if this is not checked.
     pub mismatch: Option<Arc<str>>,
-    /// Whether its template wants the image asked for at every start (`imagePullPolicy: Always`).
+    /// True if its template has the pull policy `Always` for the image (`imagePullPolicy: Always`).
     pub always: bool,
 }
 
-/// An image that some source names.
+/// An image that a source names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Candidate {
-    /// The reference as the user wrote it, which may be malformed. Shared with all that is made of it.
+    /// The reference as the user wrote it, which may be malformed. Shared, to avoid copies.
     pub image: Arc<str>,
-    /// Who uses it; `None` where the source does not know (an images file, an argument).
+    /// The workloads that use it; `None` if the source does not know them (an images file, an argument).
     pub uses: Option<Vec<Use>>,
 }
 
 impl Candidate {
-    /// A candidate from an explicit list: nothing is known of who uses it.
+    /// A candidate from an explicit list, without any known workload.
     pub fn listed(image: impl Into<Arc<str>>) -> Self {
         Self {
             image: image.into(),

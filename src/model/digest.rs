@@ -12,7 +12,7 @@ impl Digest {
     /// Parses `algorithm:hex`.
     ///
     /// # Errors
-    /// [`ReferenceError::Digest`] where the algorithm is unknown or the digits are not its.
+    /// [`ReferenceError::Digest`] if the algorithm is unknown or the digits do not fit it.
     pub fn parse(text: &str) -> Result<Self, ReferenceError> {
         let valid = text.split_once(':').is_some_and(|(algorithm, hex)| {
             let digits = match algorithm {

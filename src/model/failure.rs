@@ -1,31 +1,31 @@
-//! The kinds of failure that a pull can end in: the JSON `reason`, and what may be tried again.
+//! The kinds of failure of a pull: the JSON `reason`, and which of them are retryable.
 //!
-//! A small fixed set, so that it can label reports and metrics. No I/O.
+//! A small fixed set, suitable as a label in reports and metrics. No I/O.
 
 use std::fmt;
 
-/// Why an image could not be pulled.
+/// The reason why an image could not be pulled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FailureKind {
     /// The reference does not follow the grammar of image references.
     InvalidReference,
-    /// The registry wants credentials, or refuses the ones it was given.
+    /// The registry requires authentication, or refuses the credentials.
     Unauthorized,
     /// The registry has no such repository, tag or digest.
     NotFound,
-    /// The registry asks for fewer requests (HTTP 429).
+    /// The registry limits the rate of requests (HTTP 429).
     RateLimited,
-    /// One attempt, or the whole run, took longer than allowed.
+    /// One attempt, or the whole run, exceeded its time limit.
     Timeout,
-    /// The runtime or the registry could not be reached, or broke off.
+    /// The runtime or the registry could not be reached, or the connection was lost.
     Unavailable,
     /// The image store's filesystem is full.
     NoSpace,
     /// A signature policy of the runtime refuses the image.
     SignatureRejected,
-    /// The image exists, but not for this node's platform.
+    /// The image does not exist for this node's platform.
     PlatformMismatch,
-    /// Anything else; the message says what the runtime said.
+    /// Any other failure; the message quotes the runtime.
     Other,
 }
 
@@ -60,7 +60,7 @@ impl FailureKind {
         }
     }
 
-    /// Whether another attempt can end differently without anybody changing anything.
+    /// Returns whether another attempt can succeed without any change by a user.
     pub fn is_retryable(self) -> bool {
         matches!(
             self,

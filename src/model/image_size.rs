@@ -4,31 +4,31 @@ use std::collections::HashSet;
 
 use crate::model::digest::Digest;
 
-/// Bytes on disk for each byte of a compressed layer, once it is unpacked. Measured: `docs/disk.md`.
+/// Bytes on disk for each byte of a compressed layer after unpacking. Measured: `docs/disk.md`.
 pub const UNPACKED_FACTOR: f64 = 3.5;
 
-/// In which form a store keeps layers.
+/// The form in which a store keeps layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LayerStorage {
-    /// As the registry has them: an image layout.
+    /// Compressed, as in the registry: an image layout.
     Packed,
-    /// As files alone: CRI-O, Docker.
+    /// Unpacked only: CRI-O, Docker.
     Unpacked,
-    /// Both: containerd, whose content store keeps what its snapshotter has unpacked.
+    /// Both: containerd, whose content store keeps the compressed layers after unpacking.
     Both,
 }
 
-/// What a store holds.
+/// The usage of a store.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Bytes on disk, in every form in which the store keeps layers.
     pub bytes: u64,
-    /// The layers and configurations that it is known to have; they need not come again. Empty where the store does not
-    /// tell them by the registry's digests.
+    /// The layers and configurations that it is known to have, which are not downloaded again. Empty if the store does not report
+    /// them by the registry's digests.
     pub blobs: HashSet<Digest>,
 }
 
-/// One blob of an image, as its registry has it.
+/// One blob of an image in its registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blob {
     /// Its digest.
@@ -37,18 +37,18 @@ pub struct Blob {
     pub bytes: u64,
 }
 
-/// What an image weighs.
+/// The size of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Size {
-    /// By its manifest: its layers and its configuration, each once.
+    /// From its manifest: its layers and its configuration, each once.
     Blobs(Vec<Blob>),
-    /// As a node's runtime tells it: compressed, in bytes.
+    /// As reported by a node's runtime: compressed, in bytes.
     Packed(u64),
-    /// As a node's runtime tells it: unpacked, in bytes.
+    /// As reported by a node's runtime: unpacked, in bytes.
     Unpacked(u64),
 }
 
-/// What so many compressed bytes of layers take once they are unpacked.
+/// The estimated size of compressed layers after unpacking.
 pub fn unpacked(packed: u64) -> u64 {
     (packed as f64 * UNPACKED_FACTOR).ceil() as u64
 }

@@ -1,20 +1,20 @@
-//! Facts of the node that do not decide which workloads fit it. No I/O.
+//! Facts about the node that do not affect which workloads can run on it. No I/O.
 
 use std::time::{Duration, SystemTime};
 
 use crate::model::platform::Platform;
 
-/// What is known of this node besides what keeps workloads off it.
+/// The facts about this node that do not affect which workloads can run on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeFacts {
-    /// When it joined the cluster.
+    /// The time when it joined the cluster.
     pub created: Option<SystemTime>,
-    /// What images have to be made for to run on it.
+    /// The platform that its images are for.
     pub platform: Option<Platform>,
 }
 
 impl NodeFacts {
-    /// The time since it joined the cluster. A node from the future is a new one on a machine whose clock is late.
+    /// The time since it joined the cluster. A creation time in the future means a new node and a slow clock.
     pub fn age(&self) -> Option<Duration> {
         let age = SystemTime::now().duration_since(self.created?);
         Some(age.unwrap_or_default())

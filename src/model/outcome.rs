@@ -6,16 +6,16 @@ use crate::model::candidate::Workload;
 use crate::model::failure::FailureKind;
 use crate::model::stored_image::StoredImage;
 
-/// What became of an image.
+/// The outcome of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// The runtime pulled it in this run.
     Pulled,
-    /// The runtime had it before.
+    /// The runtime already had it.
     Present,
-    /// It is not there; the reason is a failure kind.
+    /// It is not present; the reason is a failure kind.
     Failed,
-    /// It was not to be pulled; the reason says why.
+    /// It was excluded; the reason says why.
     Skipped,
 }
 
@@ -31,37 +31,37 @@ impl Outcome {
     }
 }
 
-/// What became of one image.
+/// The outcome of one image, with details.
 #[derive(Debug, Clone)]
 pub struct ImageReport {
-    /// The image as it was first spelt.
+    /// The image as first written.
     pub image: Arc<str>,
-    /// What became of it.
+    /// The outcome.
     pub outcome: Outcome,
-    /// Why, for what failed or was skipped.
+    /// The reason of a failure or exclusion.
     pub reason: Option<Reason>,
-    /// The same for a person, with the runtime's own words.
+    /// The reason for people, with the runtime's own message.
     pub message: Option<String>,
-    /// The pods that are meant to use it.
+    /// The desired number of pods that use it.
     pub pods: Option<u64>,
     /// The workloads that use it.
     pub workloads: Arc<[Arc<Workload>]>,
-    /// Attempts that were begun.
+    /// Number of attempts that were started.
     pub attempts: u32,
-    /// From the first attempt's begin to the end, in seconds; `None` where there was no attempt.
+    /// Time from the start of the first attempt to the end, in seconds; `None` without any attempt.
     pub seconds: Option<f64>,
-    /// The image's size in bytes as the runtime counts it.
+    /// The image's size in bytes as the runtime reports it.
     pub bytes: Option<u64>,
-    /// The digest that the reference stands for on this node.
+    /// The digest that the reference resolves to on this node.
     pub digest: Option<String>,
-    /// Where the credential that it was pulled with was found; `None` where it took none.
+    /// The source of the credential that it was pulled with; `None` for an anonymous pull.
     pub credential: Option<String>,
     /// harpoon keeps it by a seal.
     pub is_sealed: bool,
 }
 
 impl ImageReport {
-    /// Adds what the runtime has of the image.
+    /// Adds the facts that the runtime reports about the image.
     #[must_use]
     pub fn stored(mut self, stored: StoredImage) -> Self {
         self.bytes = stored.bytes;
@@ -70,7 +70,7 @@ impl ImageReport {
         self
     }
 
-    /// Adds why it is not there.
+    /// Adds the reason why it is not present.
     #[must_use]
     pub fn because(mut self, reason: Reason, message: String) -> Self {
         self.reason = Some(reason);
@@ -79,20 +79,20 @@ impl ImageReport {
     }
 }
 
-/// Why an image is not pulled, or why its pull failed.
+/// The reason why an image is not pulled, or why its pull failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
     /// It cannot be pulled, or its pull failed.
     Failure(FailureKind),
-    /// `--ignore` names it.
+    /// Excluded by `--ignore`.
     Ignored,
-    /// `--only` does not name it.
+    /// Not included by `--only`.
     NotOnly,
     /// None of the workloads that use it can run on this node.
     NodeMismatch,
-    /// `--limit` images come before it.
+    /// Over `--limit`.
     Limit,
-    /// It does not fit into what `--disk-budget` leaves.
+    /// It exceeds `--disk-budget`.
     DiskBudget,
 }
 

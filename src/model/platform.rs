@@ -14,7 +14,7 @@ pub struct Platform {
 }
 
 impl Platform {
-    /// Parses `os/architecture` or `os/architecture/variant`; `None` where it is neither.
+    /// Parses `os/architecture` or `os/architecture/variant`; `None` for any other text.
     pub fn parse(text: &str) -> Option<Self> {
         let word = |s: &str| {
             !s.is_empty()
@@ -46,8 +46,8 @@ impl Platform {
         }
     }
 
-    /// Whether an image made for `self` is what a machine of platform `wanted` runs. A variant counts where both
-    /// name one; `arm64` and `arm64/v8` are the same.
+    /// Returns whether a machine of platform `wanted` runs images made for `self`. Variants are compared if both have one;
+    /// `arm64` and `arm64/v8` are equal.
     pub fn suits(&self, wanted: &Self) -> bool {
         let variant = |p: &Self| match (p.architecture.as_str(), p.variant.as_deref()) {
             ("arm64", Some("v8")) => None,

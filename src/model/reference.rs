@@ -1,7 +1,7 @@
-//! Image references, digests, platforms and prefixes: parse, normalise, compare.
+//! Image references and prefixes: parsing, normalising, comparing.
 //!
-//! The grammar is that of the `distribution/reference` specification, with the Docker familiar-name rules on top, because
-//! that is what containerd's CRI plugin, cri-dockerd, Docker and the kubelet apply. Pure: no I/O, no clock, no async.
+//! The grammar is that of the `distribution/reference` specification, with Docker's familiar names, as in containerd's CRI
+//! plugin, cri-dockerd, Docker and the kubelet. Pure: no I/O, no clock, no async.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use crate::model::digest::Digest;
 
-/// Bytes of a repository without its registry (`distribution/reference`: RepositoryNameTotalLengthMax). containerd 1.6 and Docker 20.10 count
-/// the registry too, and refuse for themselves what is longer.
+/// Maximum length of a repository without its registry, in bytes (`distribution/reference`: RepositoryNameTotalLengthMax).
+/// containerd 1.6 and Docker 20.10 include the registry, and reject longer references themselves.
 const REPOSITORY_MAX: usize = 255;
 
 /// Docker Hub's name in references.
@@ -23,19 +23,19 @@ pub(crate) const DOCKER_HUB_URL: &str = "https://index.docker.io/v1/";
 const DOCKER_HUB_SERVER: &str = "registry-1.docker.io";
 const TAG_MAX: usize = 128;
 
-/// Why a text is no image reference.
+/// The reason why a text is not an image reference.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReferenceError {
-    /// Nothing was given.
+    /// The text is empty.
     #[error("the reference is empty")]
     Empty,
-    /// White space or a control character.
-    #[error("a reference has no blanks or control characters in it")]
+    /// The text contains white space or a control character.
+    #[error("the reference contains a blank or a control character")]
     Blank,
-    /// A letter outside ASCII.
-    #[error("a reference is made of ASCII characters")]
+    /// The text contains a character outside ASCII.
+    #[error("the reference contains a character outside ASCII")]
     NotAscii,
-    /// An upper-case letter in the repository.
+    /// The repository contains an upper-case letter.
     #[error("the repository name must be lower case")]
     UpperCase,
     /// 64 hexadecimal digits are an image ID, with or without `sha256:`.
@@ -43,35 +43,35 @@ pub enum ReferenceError {
         "an image ID is not a reference: expected REPOSITORY, REPOSITORY:TAG or REPOSITORY@sha256:DIGEST"
     )]
     ImageId,
-    /// The registry host.
+    /// The registry host is malformed.
     #[error("the registry host is malformed, expected HOST or HOST:PORT")]
     Host,
-    /// The repository.
+    /// The repository is malformed.
     #[error(
         "the repository name is malformed, expected lower-case letters and digits, separated by one of . _ __ - or /"
     )]
     Repository,
-    /// The tag.
+    /// The tag is malformed.
     #[error(
         "the tag is malformed, expected a letter, digit or _, then up to 127 of letters, digits, _ . and -"
     )]
     Tag,
-    /// The digest.
+    /// The digest is malformed.
     #[error("the digest is malformed, expected sha256: and 64 lower-case hexadecimal digits")]
     Digest,
-    /// The name is longer than any registry takes.
+    /// The name exceeds the maximum length.
     #[error("the repository name has more than 255 characters")]
     TooLong,
 }
 
-/// An image reference that is well formed. It is small, since a large cluster has many.
+/// A well-formed image reference. It is small, since a large cluster has many.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Reference {
     written: Arc<str>,
-    /// The normalised form: the registry, `/`, the repository, then `:` and the tag or `@` and the digest. Where it was written so,
-    /// this is the same text.
+    /// The normalised form: the registry, `/`, the repository, then `:` and the tag or `@` and the digest. If the reference was
+    /// written like this, both share one text.
     name: Arc<str>,
-    /// Where the registry ends in it.
+    /// Offset of the registry's end in it.
     registry: u8,
     /// Offset of the repository's end in it.
     repository: u16,
@@ -134,15 +134,15 @@ impl Reference {
     /// Parses a reference as users write it: `nginx`, `quay.io/org/app:1.2`, `localhost:5000/a@sha256:…`.
     ///
     /// # Errors
-    /// Names the first part that is malformed.
+    /// [`ReferenceError`] for the first malformed part.
     pub fn parse(text: &str) -> Result<Self, ReferenceError> {
         Self::of(&Arc::from(text))
     }
 
-    /// Parses a text that others have too, which is then not copied.
+    /// Parses a shared text without copying it.
     ///
     /// # Errors
-    /// Names the first part that is malformed.
+    /// [`ReferenceError`] for the first malformed part.
     pub fn of(written: &Arc<str>) -> Result<Self, ReferenceError> {
         let text = &**written;
         check_characters(text)?;
@@ -182,17 +182,17 @@ impl Reference {
         })
     }
 
-    /// The reference as the user wrote it, which is what a runtime is given.
+    /// The reference as the user wrote it, which is passed to a runtime.
     pub fn as_written(&self) -> &str {
         &self.written
     }
 
-    /// The registry's host, with its port if one was written; `docker.io` where none was.
+    /// The registry's host, with its port if given; `docker.io` if the reference has none.
     pub fn registry(&self) -> &str {
         &self.name[..self.registry.into()]
     }
 
-    /// The reference as the user wrote it, with `:latest` where neither a tag nor a digest was written.
+    /// The reference as the user wrote it, with `:latest` if it has neither a tag nor a digest.
     pub fn tagged(&self) -> Cow<'_, str> {
         let written = self.as_written();
         match self.tag() {
@@ -201,7 +201,7 @@ impl Reference {
         }
     }
 
-    /// Whether the user wrote the registry's host, rather than a name that is Docker Hub's by custom.
+    /// Returns whether the user wrote the registry's host; a name without one is Docker Hub's by convention.
     pub fn names_registry(&self) -> bool {
         split_at(self.as_written(), b'/').is_some_and(|(first, _)| looks_like_host(first))
     }
@@ -211,13 +211,13 @@ impl Reference {
         &self.name[usize::from(self.registry) + 1..self.repository.into()]
     }
 
-    /// Whether both are of one repository of one registry, whatever their tags and digests.
+    /// Returns whether both have the same registry and repository, regardless of tags and digests.
     pub fn is_same_repository(&self, other: &Self) -> bool {
         self.registry == other.registry
             && self.name[..self.repository.into()] == other.name[..other.repository.into()]
     }
 
-    /// The tag that counts: the written one or `latest`, and none where there is a digest, which overrides it.
+    /// The effective tag: the given one or `latest`; `None` if there is a digest, which overrides the tag.
     pub fn tag(&self) -> Option<&str> {
         match self.digest {
             Some(_) => None,
@@ -230,17 +230,17 @@ impl Reference {
         self.digest.as_deref()
     }
 
-    /// The form that is equal for equal images: `docker.io/library/nginx:latest`.
+    /// The normalised form, equal for equal images: `docker.io/library/nginx:latest`.
     pub fn normalized(&self) -> &str {
         &self.name
     }
 
-    /// The same, without the rest.
+    /// The normalised form, without the rest.
     pub fn into_normalized(self) -> Arc<str> {
         self.name
     }
 
-    /// The repository with what was written behind it, a tag beside a digest too; `latest` where nothing was.
+    /// The repository with its tag and digest as written; with `latest` if it has neither.
     fn path(&self) -> Cow<'_, str> {
         let path = &self.name[usize::from(self.registry) + 1..];
         let beside = self.digest.as_ref().and_then(|_| {
@@ -261,9 +261,9 @@ impl fmt::Display for Reference {
     }
 }
 
-/// Splits off the registry's host. The first component is one if it has a dot or a colon or is `localhost`; otherwise
-/// the image is Docker Hub's. Newer Go parsers also take an upper-case word for a host; containerd 1.6 and Docker 20.10
-/// refuse it, and so does harpoon, because the same list must mean the same on every node.
+/// Splits off the registry's host. The first component is a host if it has a dot or a colon or is `localhost`; otherwise the
+/// image is Docker Hub's. Newer Go parsers also accept an upper-case word as a host; containerd 1.6 and Docker 20.10 reject it.
+/// harpoon rejects it too, because the same list must mean the same on every node.
 fn split_registry(text: &str) -> (&str, &str) {
     let (registry, rest) = match split_at(text, b'/') {
         Some((first, rest)) if looks_like_host(first) => (first, rest),
@@ -272,7 +272,7 @@ fn split_registry(text: &str) -> (&str, &str) {
     (canonical_host(registry), rest)
 }
 
-/// The host that serves a registry's images, with its port: Docker Hub's is not the one that references name.
+/// The host that serves a registry's images, with its port: Docker Hub's differs from the name in references.
 pub(crate) fn served_at(registry: &str) -> &str {
     if registry == DOCKER_HUB {
         DOCKER_HUB_SERVER
@@ -350,7 +350,7 @@ fn is_path(path: &str) -> bool {
     is_run(last)
 }
 
-/// What is before and behind the first such byte, which is ASCII. For a text as short as a reference this is faster than
+/// The text before and after the first such byte, which is ASCII. For a text as short as a reference this is faster than
 /// `split_once`.
 fn split_at(text: &str, mark: u8) -> Option<(&str, &str)> {
     let at = text.bytes().position(|b| b == mark)?;
@@ -368,20 +368,20 @@ pub(crate) fn is_lower_hex(b: u8) -> bool {
 
 /// A prefix of image references, for `--only` and `--ignore`.
 ///
-/// The registry's host must be whole, so that `registry.example` does not stand for `registry.example.org`, and its case does
-/// not matter, as that of no host does; behind it, any beginning of `repository:tag` will do. A prefix without a host stands for
-/// Docker Hub, `nginx` for `docker.io/library/nginx`, as a reference does.
+/// The registry's host must be complete, so that `registry.example` does not match `registry.example.org`, and is
+/// case-insensitive. After the host, any beginning of `repository:tag` matches. A prefix without a host is one of Docker Hub,
+/// like a reference: `nginx` means `docker.io/library/nginx`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prefix {
     written: String,
-    /// The host in lower case, and the beginning of what is behind it.
+    /// The host in lower case, and the beginning of the text after it.
     of_registry: Option<(String, String)>,
-    /// The beginning of what is behind Docker Hub's host. One word may be either: `nginx.io` is a host or a repository.
+    /// The beginning of the text after Docker Hub's host. One word may be either: `nginx.io` is a host or a repository.
     of_hub: Option<String>,
 }
 
 impl Prefix {
-    /// A prefix; `None` where no reference can begin so.
+    /// Parses a prefix; `None` if no reference can start with it.
     pub fn parse(text: &str) -> Option<Self> {
         let host = |host: &str| {
             let lower = host.to_ascii_lowercase();
@@ -404,7 +404,7 @@ impl Prefix {
         })
     }
 
-    /// Whether the image is under this prefix.
+    /// Returns whether the image has this prefix.
     pub fn matches(&self, image: &Reference) -> bool {
         let rest = image.path();
         let lower;
@@ -431,8 +431,8 @@ impl Prefix {
     }
 }
 
-/// Returns whether what is behind a registry's host can begin with this text: a part of the repository, or all of it and a part of the
-/// tag or the digest.
+/// Returns whether the text after a registry's host can start with this text: a part of the repository, or all of it and a part
+/// of the tag or the digest.
 fn begins_path(text: &str) -> bool {
     let (name, digest) = match text.split_once('@') {
         Some((name, digest)) => (name, Some(digest)),
@@ -448,7 +448,7 @@ fn begins_path(text: &str) -> bool {
             .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b':')
     };
     match (tag, digest) {
-        // Whatever it ends with, one letter more makes it whole.
+        // Whatever its last character is, one more letter makes it complete.
         (None, None) => is_path(&format!("{path}x")) && !path.is_empty(),
         (Some(""), None) => is_path(path),
         (tag, digest) => is_path(path) && tag.is_none_or(is_tag) && digest.is_none_or(is_digest),

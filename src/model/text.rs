@@ -1,14 +1,14 @@
-//! Text from outside and errors, made fit to be shown: on a terminal, in a log, on one line. Pure.
+//! Sanitizes external text and errors for display: on a terminal, in a log, on one line. Pure.
 
 use std::error::Error;
 
 use indicatif::DecimalBytes;
 
-/// The longest excerpt, in characters.
+/// Maximum length of an excerpt in characters.
 const EXCERPT_MAX: usize = 500;
 
-/// The whole text, safe to print on a terminal and in one line: control characters, among them newlines and the escape
-/// that begins terminal commands, and the characters that reorder text are written as escapes.
+/// The whole text, safe to print on a terminal and in one line: control characters, including newlines and the escape character
+/// of terminal commands, and characters that reorder text are escaped.
 pub fn sanitize(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
@@ -21,15 +21,15 @@ pub fn sanitize(text: &str) -> String {
     safe
 }
 
-/// Control characters (C0, C1), line and paragraph separators, what reorders text (Unicode's Bidi_Control), and what is
-/// not seen at all: a name must not look like another one.
+/// Returns whether a character is a control character (C0, C1), a line or paragraph separator, reorders text (Unicode's
+/// Bidi_Control) or is invisible: one name must not look like another.
 pub(crate) fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
         || matches!(c, '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// At most `most` characters of a text, with an ellipsis where something was cut.
+/// At most `most` characters of a text, with an ellipsis if it is shortened.
 pub(crate) fn clip(text: &str, most: usize) -> String {
     match text.char_indices().nth(most) {
         Some((end, _)) => format!("{}…", &text[..end]),
@@ -49,7 +49,7 @@ pub(crate) fn clip_bytes(text: &str, max: usize) -> String {
     format!("{}…", &text[..end])
 }
 
-/// The beginning of a text, sanitized. For text whose length its author chooses.
+/// The beginning of a text, sanitized. For external text of any length.
 pub fn excerpt(text: &str) -> String {
     sanitize(&clip(text, EXCERPT_MAX))
 }
@@ -66,7 +66,7 @@ pub(crate) fn causes<'a>(
     std::iter::successors(error.source(), |&error| error.source())
 }
 
-/// Joins the texts of an error and its causes. A cause that the text above it repeats is left out.
+/// Joins the messages of an error and its causes. A cause that the previous message repeats is left out.
 pub(crate) fn join_causes(error: String, causes: impl IntoIterator<Item = String>) -> String {
     let mut joined = error;
     for cause in causes {
@@ -84,7 +84,7 @@ pub fn chain(error: &dyn Error) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Bytes as people read them: `70.12 MB`.
+/// Bytes in readable form: `70.12 MB`.
 pub fn size(bytes: u64) -> String {
     DecimalBytes(bytes).to_string()
 }

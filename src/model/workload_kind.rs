@@ -1,8 +1,8 @@
-//! The kinds of workload that can be scanned, and what the API server calls them. Pure.
+//! The kinds of workload that can be scanned, and their names in the API. Pure.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-/// A kind of workload, in the order of scanning: owners come before what they own.
+/// A kind of workload, in the order of scanning: owners come before the objects that they own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum WorkloadKind {
     /// `deployments.apps`.
@@ -33,7 +33,7 @@ impl WorkloadKind {
         Self::Pods,
     ];
 
-    /// The kind that a setting names: the plural in lower case, such as `deployments`.
+    /// Parses a kind in a setting: the plural in lower case, such as `deployments`.
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.plural() == text)
     }
@@ -73,7 +73,7 @@ impl WorkloadKind {
         }
     }
 
-    /// The resource as `kubectl auth can-i list` takes it, such as `deployments.apps`.
+    /// The resource as an argument of `kubectl auth can-i list`, such as `deployments.apps`.
     pub fn resource(self) -> &'static str {
         match self {
             Self::Deployments => "deployments.apps",
@@ -113,13 +113,13 @@ impl WorkloadKind {
     pub(crate) fn of_owner(api_version: &str, kind: &str) -> Option<Self> {
         let found = Self::ALL.into_iter().find(|known| known.kind() == kind)?;
         let group = api_version.split_once('/').map_or("", |(group, _)| group);
-        // Deployments and their like were in `extensions` before they were in `apps`; other groups have kinds of the
-        // same name (`Job` of batch.volcano.sh) that are other things.
+        // Deployments and similar kinds were in `extensions` before they were in `apps`. Other groups have kinds of the same name
+        // (`Job` of batch.volcano.sh) with another meaning.
         let same = group == found.group() || (group == "extensions" && found.group() == "apps");
         same.then_some(found)
     }
 
-    /// Whether other kinds of this list can be owned by this one.
+    /// Returns whether this kind can own other kinds of this list.
     pub(crate) fn can_own(self) -> bool {
         self != Self::Pods
     }
@@ -132,7 +132,7 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'~');
 
-/// Appends `text` so that it can stand in a path segment or a query value.
+/// Appends `text`, escaped for a path segment or a query value.
 pub(crate) fn percent_encode(text: &str, into: &mut String) {
     into.extend(utf8_percent_encode(text, RESERVED));
 }

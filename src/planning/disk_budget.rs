@@ -1,4 +1,4 @@
-//! What images weigh, and what room a store has for them. Pure: no I/O, no clock.
+//! Image sizes and the disk budget of a store. Pure: no I/O, no clock.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -6,13 +6,13 @@ use crate::model::digest::Digest;
 use crate::model::image_size::{Blob, LayerStorage, Size, UNPACKED_FACTOR, Usage, unpacked};
 
 impl Size {
-    /// The image alone, compressed, in bytes.
+    /// The compressed size of the image alone, in bytes.
     pub fn packed(&self) -> u64 {
         Weight::of(self, &HashSet::new()).packed
     }
 }
 
-/// Bytes in both forms.
+/// A size in both forms, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Weight {
     packed: u64,
@@ -20,7 +20,7 @@ struct Weight {
 }
 
 impl Weight {
-    /// What the image adds to the blobs that there are. An image that is known by its sum alone shares nothing.
+    /// The size that the image adds to the existing blobs. An image with a known total only shares nothing.
     fn of(size: &Size, there: &HashSet<Digest>) -> Self {
         match size {
             Size::Blobs(blobs) => {
@@ -55,16 +55,16 @@ impl Weight {
     }
 }
 
-/// What an image adds to a download.
+/// The size that an image adds to a download.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Download {
     /// The whole image, compressed, in bytes.
     pub bytes: u64,
-    /// As much of it as is there already or comes with an image before it; `None` where its blobs are not known.
+    /// The part that is already present or comes with an earlier image; `None` if its blobs are not known.
     pub shared: Option<u64>,
 }
 
-/// Adds up downloads, each blob once.
+/// Sums up downloads, counting each blob once.
 #[derive(Debug, Clone, Default)]
 pub struct Tally {
     blobs: HashSet<Digest>,
@@ -91,43 +91,43 @@ impl Tally {
     }
 }
 
-/// What an image would take on disk in a store that has nothing of it yet, in bytes.
+/// The size on disk of an image in a store that has none of its blobs yet, in bytes.
 pub fn on_disk(size: &Size, keeps: LayerStorage) -> u64 {
     Weight::of(size, &HashSet::new()).kept(keeps)
 }
 
-/// That an image does not fit.
+/// The image does not fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InsufficientSpace {
-    /// What it needs, in bytes.
+    /// The required space in bytes.
     pub need: u64,
-    /// What is left, in bytes.
+    /// The remaining space in bytes.
     pub left: u64,
 }
 
-/// What a budget leaves in a store, less what is promised to the images that are on their way there.
+/// The remaining budget of a store, less the reservations of images that are being pulled.
 ///
-/// The store's own count is believed where it is higher than ours, and never where it is lower: runtimes count late.
+/// The store's own count is used if it is higher than ours, never if it is lower: runtimes report their usage late.
 #[derive(Debug, Clone)]
 pub struct DiskBudget {
     budget: u64,
     keeps: LayerStorage,
-    /// What the store held at first, and what has come since.
+    /// The usage at the start, plus the images pulled since.
     counted: u64,
-    /// What the store said last.
+    /// The last usage that the store reported.
     told: u64,
-    /// The blobs of the store, and those of images that have come.
+    /// The blobs of the store, and those of images pulled since.
     there: HashSet<Digest>,
     promises: BTreeMap<usize, Reservation>,
 }
 
-/// What an image that is on its way will take.
+/// The space reserved for an image that is being pulled.
 #[derive(Debug, Clone)]
 struct Reservation {
     bytes: u64,
-    /// Those that `bytes` counts.
+    /// The blobs that `bytes` includes.
     own: Vec<Blob>,
-    /// Those that come with an image before it.
+    /// The blobs that come with an earlier image.
     shared: Vec<Blob>,
 }
 
@@ -159,7 +159,7 @@ impl Reservation {
         }
     }
 
-    /// Counts what no other counts any more.
+    /// Takes over blobs that no other reservation counts any more.
     fn take_over(&mut self, orphans: &mut Vec<Blob>, keeps: LayerStorage) {
         let mine = |blob: &Blob| self.shared.iter().any(|b| b.digest == blob.digest);
         let (taken, left): (Vec<Blob>, Vec<Blob>) = orphans.drain(..).partition(mine);
@@ -173,7 +173,7 @@ impl Reservation {
 }
 
 impl DiskBudget {
-    /// The room that `budget` bytes leave in a store that holds `usage`.
+    /// The budget of `budget` bytes for a store with this `usage`.
     pub fn new(budget: u64, keeps: LayerStorage, usage: Usage) -> Self {
         Self {
             budget,
@@ -190,16 +190,16 @@ impl DiskBudget {
         self.budget
     }
 
-    /// Takes in what the store says now.
+    /// Updates the usage that the store reports.
     pub fn observe(&mut self, usage: Usage) {
         self.told = usage.bytes;
         self.there.extend(usage.blobs);
     }
 
-    /// Promises the image its room, under a number of the caller's own; returns the bytes.
+    /// Reserves space for the image, under a number chosen by the caller; returns the bytes.
     ///
     /// # Errors
-    /// Where it does not fit.
+    /// If it does not fit.
     pub fn promise(&mut self, number: usize, size: &Size) -> Result<u64, InsufficientSpace> {
         let coming = self.promises.values().flat_map(|p| &p.own);
         let coming = coming.map(|blob| blob.digest.clone()).collect();
@@ -215,17 +215,17 @@ impl DiskBudget {
         Ok(need)
     }
 
-    /// Whether the image of that number has its room already.
+    /// Returns whether the image with that number has a reservation.
     pub fn is_promised(&self, number: usize) -> bool {
         self.promises.contains_key(&number)
     }
 
-    /// Whether nothing is on its way, so that what is short now stays short.
+    /// Returns whether no image is being pulled, so that missing space stays missing.
     pub fn is_still(&self) -> bool {
         self.promises.is_empty()
     }
 
-    /// The image of that number has come, as the promise says.
+    /// The image with that number was pulled; its reservation becomes usage.
     pub fn kept(&mut self, number: usize) {
         if let Some(promise) = self.promises.remove(&number) {
             self.counted = self.counted.saturating_add(promise.bytes);
@@ -233,7 +233,7 @@ impl DiskBudget {
         }
     }
 
-    /// The image of that number does not come. What others share with it, one of them has to bring now.
+    /// The image with that number is not pulled. One of the images that share its blobs now has to download them.
     pub fn broken(&mut self, number: usize) {
         let Some(promise) = self.promises.remove(&number) else {
             return;
@@ -268,7 +268,7 @@ mod tests {
         room.broken(0);
         let short = InsufficientSpace { need: 90, left: 15 };
         assert_eq!(room.promise(3, &size(&[('d', 90)])), Err(short));
-        // And again, to the last who shares it.
+        // And again, for the last image that shares it.
         room.broken(1);
         assert_eq!(room.promise(3, &size(&[('d', 90)])), Err(short));
         room.kept(2);

@@ -1,18 +1,18 @@
-//! Whether a workload's pods could run on a node: the scheduler's rules for node names, labels and taints.
+//! Matches a workload's pods with a node by the scheduler's rules for node names, labels and taints.
 //!
-//! Pure: plain values in, the first rule that fails out; no I/O, no Kubernetes types. What the scheduler weighs at the
-//! moment (free resources, other pods, volumes, preferences) is left out, because it changes and an image stays.
+//! Pure: takes plain values and returns the first rule that fails; no I/O, no Kubernetes types. Temporary conditions (free
+//! resources, other pods, volumes, preferences) are ignored, because they change while an image stays.
 //!
-//! The rules are those of `k8s.io/component-helpers/scheduling/corev1` (node affinity) and of the toleration's
-//! `ToleratesTaint`. What the scheduler cannot parse matches nothing there, and here. An operator that is not known
-//! here counts as fitting: an image too many costs disk, a missing one costs a pod its start.
+//! The rules are those of `k8s.io/component-helpers/scheduling/corev1` (node affinity) and of the toleration's `ToleratesTaint`.
+//! As in the scheduler, an invalid value matches nothing. An unknown operator counts as matching: an unneeded image costs disk
+//! space, a missing one delays a pod.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::model::text::one_line;
 
-/// The node that the pods may come to.
+/// The node that the pods may run on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Node {
     /// Its name.
@@ -27,44 +27,44 @@ pub struct Node {
     pub resources: BTreeSet<String>,
     /// The time since it joined the cluster; `None` if unknown.
     pub age: Option<Duration>,
-    /// Keys of the user's own start-up taints (`--startup-taints`), beside those that are known.
+    /// Keys of the user's own start-up taints (`--startup-taints`), in addition to the built-in ones.
     pub startup_taints: Vec<String>,
 }
 
 /// A node's taint.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Taint {
-    /// What it is called.
+    /// Its key.
     pub key: String,
-    /// Often empty.
+    /// Its value, often empty.
     pub value: String,
     /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`.
     pub effect: String,
 }
 
-/// What a pod template says about where its pods can run.
+/// The scheduling requirements of a pod template.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Requirements {
-    /// The node that the pods go to without being scheduled; empty where none is named.
+    /// The node that the pods run on without being scheduled; empty if none is named.
     pub node_name: String,
-    /// Labels that the node must have. A key may be here twice, from the template and from its RuntimeClass.
+    /// Labels that the node must have. A key may occur twice, from the template and from its RuntimeClass.
     pub node_selector: Vec<(String, String)>,
-    /// The required node affinity, where there is one: the node must match one of the terms.
+    /// The required node affinity, if any: the node must match one of the terms.
     pub affinity: Option<Vec<Term>>,
-    /// Which taints the pods bear.
+    /// The tolerations of the pods.
     pub tolerations: Vec<Toleration>,
     /// The operating system that the pods are for (`spec.os`); empty for any.
     pub os: String,
-    /// The extended resources, such as `nvidia.com/gpu`, without which no container of theirs starts.
+    /// The extended resources that the containers require, such as `nvidia.com/gpu`.
     pub extended_resources: BTreeSet<String>,
 }
 
-/// A term of a required node affinity: everything in it must match. An empty one matches no node.
+/// A term of a required node affinity, which matches if all its expressions match. An empty one matches no node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Term {
-    /// On labels (`matchExpressions`).
+    /// Expressions on labels (`matchExpressions`).
     pub labels: Vec<Expression>,
-    /// On fields of the Node (`matchFields`), of which `metadata.name` is the only one.
+    /// Expressions on fields of the Node (`matchFields`); the only field is `metadata.name`.
     pub fields: Vec<Expression>,
 }
 
@@ -75,17 +75,17 @@ pub struct Expression {
     pub key: String,
     /// `In`, `NotIn`, `Exists`, `DoesNotExist`, `Gt` or `Lt`.
     pub operator: String,
-    /// Several for `In` and `NotIn`, one whole number for `Gt` and `Lt`, else none.
+    /// Several for `In` and `NotIn`, one whole number for `Gt` and `Lt`, otherwise none.
     pub values: Vec<String>,
 }
 
-/// A taint, or a set of them, that pods bear.
+/// A toleration of a taint or of a set of taints.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Toleration {
     /// The taint's key; empty for every key.
     pub key: String,
-    /// `Equal`, which an empty one stands for, or `Exists`. Any other, such as the numeric `Gt` and `Lt` (KEP-5471),
-    /// tolerates every value.
+    /// `Equal`, which is the default, or `Exists`. Any other, such as the numeric `Gt` and `Lt` (KEP-5471), tolerates every
+    /// value.
     pub operator: String,
     /// The taint's value, for `Equal`.
     pub value: String,
@@ -93,12 +93,12 @@ pub struct Toleration {
     pub effect: String,
 }
 
-/// Taints that say how the node is at the moment, not what it is for; they pass, and keep no image from it.
+/// Taints for a temporary condition of the node; they are ignored.
 ///
-/// harpoon runs at the very time at which a new node has them: it is not ready, its network is not there, the cloud has
-/// not initialised it. The pods that wait for that to pass are those whose images it is to fetch. A cordoned node is
-/// uncordoned one day, and its daemons never cared. Among these are all that a DaemonSet's pods tolerate by themselves
-/// (`not-ready`, `unreachable`, the pressures, `unschedulable`, `network-unavailable`).
+/// harpoon runs exactly when a new node has them: the node is not ready, its network is missing, the cloud has not initialised
+/// it. The pods that wait for the end of that condition are those whose images are needed. A cordoned node will be uncordoned,
+/// and DaemonSets run on it anyway. The list includes all taints that a DaemonSet's pods tolerate automatically (`not-ready`,
+/// `unreachable`, the pressures, `unschedulable`, `network-unavailable`).
 const PASSING_TAINTS: &[&str] = &[
     "node.kubernetes.io/not-ready",
     "node.kubernetes.io/unreachable",
@@ -110,16 +110,16 @@ const PASSING_TAINTS: &[&str] = &[
     "node.kubernetes.io/out-of-service",
     "node.cloudprovider.kubernetes.io/uninitialized",
     "node.cloudprovider.kubernetes.io/shutdown",
-    // Karpenter, until the node has registered.
+    // Karpenter: until the node has registered.
     "karpenter.sh/unregistered",
-    // Cluster API, until the machine's labels are on the node.
+    // Cluster API: until the machine's labels are on the node.
     "node.cluster.x-k8s.io/uninitialized",
-    // Istio, until its CNI plugin runs on the node.
+    // Istio: until its CNI plugin runs on the node.
     "cni.istio.io/not-ready",
-    // Gardener, until the pods run that it calls critical.
+    // Gardener: until the critical pods run.
     "node.gardener.cloud/critical-components-not-ready",
 ];
-/// Prefixes of taint keys that are kept for nodes that are starting.
+/// Prefixes of taint keys that are reserved for starting nodes.
 const STARTUP_TAINTS: &[&str] = &[
     // Cluster Autoscaler's documentation.
     "startup-taint.cluster-autoscaler.kubernetes.io/",
@@ -128,7 +128,8 @@ const STARTUP_TAINTS: &[&str] = &[
     // The node readiness controller.
     "readiness.k8s.io/",
 ];
-/// How a network's or a storage driver's taint ends until its agent runs on the node: Cilium, the CSI drivers for EBS and EFS.
+/// Suffix of the taints that network and storage drivers remove when their agent runs on the node: Cilium, the CSI drivers for
+/// EBS and EFS.
 const AGENT_TAINT: &str = "/agent-not-ready";
 /// Taints that are removed only after all labels are on the node: the cloud's (zone, instance type), those of
 /// Karpenter's NodeClaim, those of Cluster API's Machine.
@@ -138,18 +139,17 @@ const LABELS_PENDING_TAINTS: &[&str] = &[
     "node.cluster.x-k8s.io/uninitialized",
 ];
 
-/// A node without an extended resource may still get it until it is this old. Device plugins start late, after drivers
-/// are installed.
+/// Age up to which a node without an extended resource may still get it. Device plugins start late, after drivers are installed.
 const RESOURCES_PENDING: Duration = Duration::from_secs(10 * 60);
-/// The operating system of a node that names none. harpoon runs on no other.
+/// The operating system of a node without this label. harpoon runs on Linux only.
 const DEFAULT_OS: &str = "linux";
 
-/// The one field that affinity can name.
+/// The only field that an affinity can name.
 const NAME_FIELD: &str = "metadata.name";
-/// The longest message, in characters. Names and values come from whoever may write to the cluster.
+/// Maximum length of a message in characters. Names and values are written by users of the cluster.
 const MAX_MESSAGE: usize = 300;
 
-/// The first rule by which the pods could not run on the node, for people; `None` when they could.
+/// The first rule that prevents the pods from running on the node, for people; `None` if they can run.
 pub fn mismatch(requirements: &Requirements, node: &Node) -> Option<String> {
     let message = named(requirements, node)
         .or_else(|| foreign(requirements, node))
@@ -161,13 +161,13 @@ pub fn mismatch(requirements: &Requirements, node: &Node) -> Option<String> {
 }
 
 impl Node {
-    /// Returns whether labels may be missing that the node will have once it has started.
+    /// Returns whether some labels are set only once the node has started.
     fn labels_pending(&self) -> bool {
         let pending = |taint: &Taint| LABELS_PENDING_TAINTS.contains(&taint.key.as_str());
         self.taints.iter().any(pending)
     }
 
-    /// Returns whether the node will not have this taint once it has started.
+    /// Returns whether this taint is removed once the node has started.
     fn loses(&self, key: &str) -> bool {
         PASSING_TAINTS.contains(&key)
             || STARTUP_TAINTS.iter().any(|start| key.starts_with(start))
@@ -175,12 +175,12 @@ impl Node {
             || self.startup_taints.iter().any(|own| own == key)
     }
 
-    /// Returns whether the resource is there, or a taint or a label says that the node is meant to have it.
+    /// Returns whether the node has the resource, or a taint or a label indicates that it will.
     fn offers(&self, resource: &str) -> bool {
         self.resources.contains(resource)
             || self.taints.iter().any(|taint| taint.key == resource)
             || self.labels.iter().any(|(key, value)| {
-                // Feature discovery writes `nvidia.com/gpu.present=true`, and `false` when the device is gone.
+                // Feature discovery writes `nvidia.com/gpu.present=true`, and `false` when the device has been removed.
                 let rest = key.strip_prefix(resource);
                 rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
                     && value != "false"
@@ -193,7 +193,7 @@ fn named(requirements: &Requirements, node: &Node) -> Option<String> {
     (!name.is_empty() && *name != node.name).then(|| format!("pods go to node {name}"))
 }
 
-/// The scheduler leaves this to labels; the kubelet turns such pods away.
+/// Checks the operating system. The scheduler relies on labels; the kubelet rejects such pods.
 fn foreign(requirements: &Requirements, node: &Node) -> Option<String> {
     let wanted = &requirements.os;
     let own = match node.os.as_str() {
@@ -306,7 +306,7 @@ fn unmatched_field(expression: &Expression, node: &Node) -> Option<String> {
     }
 }
 
-/// What the scheduler cannot parse matches no node. An operator of a later version may match this one.
+/// The scheduler matches no node with an invalid expression. A later version's operator may match this one.
 fn malformed(expression: &Expression) -> Option<String> {
     let known = ["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"];
     let known = known.contains(&expression.operator.as_str());
@@ -326,7 +326,7 @@ fn repelled(requirements: &Requirements, node: &Node) -> Option<String> {
     let taint = node.taints.iter().find(|taint| {
         let counts = match taint.effect.as_str() {
             "NoExecute" => true,
-            // Pods that name their node are not scheduled; the kubelet looks at `NoExecute` alone.
+            // Pods that name their node are not scheduled; the kubelet checks only `NoExecute`.
             "NoSchedule" => requirements.node_name.is_empty(),
             _ => false,
         };
@@ -342,7 +342,7 @@ fn repelled(requirements: &Requirements, node: &Node) -> Option<String> {
 
 fn unequipped(requirements: &Requirements, node: &Node) -> Option<String> {
     let young = node.age.is_none_or(|age| age < RESOURCES_PENDING);
-    // Pods that name their node are not scheduled, and the kubelet disregards extended resources that its node lacks.
+    // Pods that name their node are not scheduled, and the kubelet ignores extended resources that its node lacks.
     if young || node.labels_pending() || !requirements.node_name.is_empty() {
         return None;
     }
@@ -361,7 +361,7 @@ fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     effect && key && value
 }
 
-/// That the label `key` has none of these values.
+/// The message that the label `key` has none of these values.
 fn lacks(node: &Node, key: &str, values: &[String]) -> String {
     match (node.labels.get(key), values) {
         (None, [value]) if value.is_empty() => format!("node has no label {key}"),

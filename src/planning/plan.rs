@@ -1,7 +1,7 @@
-//! Candidates, policy and what the runtime has already, made into a plan: what to pull, in which order, and why not.
+//! Makes the plan from candidates, the policy and the images that the runtime has: pulls, their order, and exclusions.
 //!
-//! Pure: no I/O, no clock, no async, no network, no Kubernetes. The same candidates and facts give the same plan on every
-//! node, in whatever order they came.
+//! Pure: no I/O, no clock, no async, no network, no Kubernetes. The same candidates and facts give the same plan on every node,
+//! regardless of their order.
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
@@ -19,25 +19,25 @@ use crate::model::stored_image::StoredImage;
 use crate::model::text::size;
 use crate::planning::disk_budget::{DiskBudget, Download, InsufficientSpace, Tally};
 
-/// The selection settings: which of the candidates are to be pulled.
+/// The settings that select candidates.
 #[derive(Debug, Clone, Default)]
 pub struct Policy {
-    /// Where this is not empty, images outside of these prefixes are skipped.
+    /// If not empty, images without any of these prefixes are skipped.
     pub only: Vec<Prefix>,
-    /// Images under these prefixes are skipped.
+    /// Images with any of these prefixes are skipped.
     pub ignore: Vec<Prefix>,
-    /// At most so many images, those that the runtime has already included.
+    /// Maximum number of images, including those that the runtime already has.
     pub limit: Option<usize>,
-    /// True if a name without a registry is an image of its own, since the runtime decides which registry it is for.
+    /// True if a name without a registry is an image of its own, because the runtime resolves its registry.
     pub short_names_apart: bool,
 }
 
-/// What is to be done with an image.
+/// The planned action for an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// The runtime is to pull it.
+    /// The runtime will pull it.
     Pull,
-    /// The runtime has it.
+    /// The runtime already has it.
     Present,
     /// It is not pulled; the reason says why.
     Skip,
@@ -57,24 +57,24 @@ impl Action {
 /// One image of a plan.
 #[derive(Debug, Clone)]
 pub struct PlannedImage {
-    /// The image as it was first spelt.
+    /// The image as first written.
     pub image: Arc<str>,
-    /// The pods that are meant to use it; `None` where its source does not know.
+    /// The desired number of pods that use it; `None` if its source does not know them.
     pub pods: Option<u64>,
     /// The workloads that use it, sorted.
     pub workloads: Arc<[Arc<Workload>]>,
-    /// What is to be done, with all that it takes.
+    /// The planned action with its data.
     pub step: Step,
-    /// What else a person should know: that its tag has moved, or why something is not known of it.
+    /// Additional information for people: that its tag has moved, or why a fact is unknown.
     pub note: Option<String>,
-    /// What it costs, where that was asked for and found out.
+    /// Its size, if requested and known.
     pub weight: Option<Box<Weighed>>,
     /// The reason why its pull will seal it; `None` where it will not.
     pub seal: Option<Arc<str>>,
 }
 
 impl PlannedImage {
-    /// A report of the image of which no attempt was made.
+    /// A report of the image without any attempt.
     pub fn report(&self, outcome: Outcome) -> ImageReport {
         ImageReport {
             image: Arc::clone(&self.image),
@@ -92,39 +92,39 @@ impl PlannedImage {
         }
     }
 
-    /// What it weighs, where that was asked for and found out.
+    /// Its size, if requested and known.
     pub fn size(&self) -> Option<&Size> {
         Some(&self.weight.as_ref()?.size)
     }
 
-    /// What its pull downloads, under the same condition.
+    /// The download size of its pull, if known.
     pub fn download(&self) -> Option<Download> {
         self.weight.as_ref()?.download
     }
 }
 
-/// What is known of what an image costs.
+/// The known sizes of an image.
 #[derive(Debug, Clone)]
 pub struct Weighed {
-    /// What it weighs.
+    /// Its size.
     pub size: Size,
-    /// What its pull downloads; `None` where it is not pulled.
+    /// The download size of its pull; `None` if it is not pulled.
     pub download: Option<Download>,
 }
 
-/// What is to be done with one image.
+/// The planned action for one image, with its data.
 #[derive(Debug, Clone)]
 pub enum Step {
-    /// Have the runtime pull it.
+    /// Pull it with the runtime.
     Pull(Reference),
-    /// The runtime has it, and says this of it.
+    /// The runtime already has it; these are its facts.
     Present(Box<StoredImage>),
-    /// Leave it, for this reason, which the text explains to a person.
+    /// Skip it for this reason; the text explains it to people.
     Skip(Reason, String),
 }
 
 impl Step {
-    /// The step without what it takes.
+    /// The action without its data.
     pub fn action(&self) -> Action {
         match self {
             Self::Pull(_) => Action::Pull,
@@ -134,7 +134,7 @@ impl Step {
     }
 }
 
-/// The images in the order in which to pull them. Only [`Selection::against`] makes one.
+/// The images in the order of their pulls. Created only by [`Selection::against`].
 #[derive(Debug, Clone)]
 pub struct Plan {
     images: Vec<PlannedImage>,
@@ -147,12 +147,12 @@ impl Plan {
         &self.images
     }
 
-    /// The room that the store had before anything was pulled; `None` without a budget.
+    /// The disk budget before the pulls; `None` without a budget.
     pub fn room(&self) -> Option<&DiskBudget> {
         self.room.as_ref()
     }
 
-    /// What the pulls download in all.
+    /// The download size of all pulls.
     pub fn downloads(&self) -> Downloads {
         let mut sum = Downloads::default();
         for image in &self.images {
@@ -169,7 +169,7 @@ impl Plan {
         sum
     }
 
-    /// How many images have this action.
+    /// Number of images with this action.
     pub fn count(&self, action: Action) -> usize {
         self.images
             .iter()
@@ -178,14 +178,14 @@ impl Plan {
     }
 }
 
-/// The sum of what a plan's pulls download.
+/// The download size of a plan's pulls.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Downloads {
-    /// Compressed bytes that come.
+    /// Compressed bytes to download.
     pub bytes: u64,
-    /// Compressed bytes that need not come, since they are there or come with another image.
+    /// Compressed bytes that are not downloaded, because they are present or come with another image.
     pub shared: u64,
-    /// Images of which the size is not known.
+    /// Number of images of unknown size.
     pub unknown: usize,
 }
 
@@ -195,15 +195,15 @@ pub type Presence = HashMap<String, StoredImage>;
 /// Facts about a selection's images: from the runtime by [`Selection::key`], from registries by normalised reference.
 #[derive(Debug, Clone, Default)]
 pub struct Facts {
-    /// What the runtime has; empty where no runtime is at hand.
+    /// The images that the runtime has; empty without a runtime.
     pub presence: Presence,
-    /// Of what the runtime has and may have moved: whether it has.
+    /// The check of present images whose tag may have moved.
     pub moved: HashMap<String, Moved>,
-    /// What the others weigh, or why that is not known.
+    /// The sizes of the other images, or why they are unknown.
     pub sizes: HashMap<String, Result<Size, Unknown>>,
-    /// The blobs of the runtime's images, which do not come again.
+    /// The blobs of the runtime's images, which are not downloaded again.
     pub tally: Tally,
-    /// What the disk budget leaves; `None` without one.
+    /// The remaining disk budget; `None` without one.
     pub room: Option<DiskBudget>,
     /// Images whose pulls will seal them, each with the reason.
     pub seals: HashMap<String, Arc<str>>,
@@ -211,27 +211,27 @@ pub struct Facts {
     pub cannot_seal: Option<String>,
 }
 
-/// Whether an image that is here is still what its tag stands for.
+/// The result of comparing a present image with its tag in the registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Moved {
-    /// It is.
+    /// The tag has not moved.
     No,
-    /// It is not, and the text says what the tag stands for now.
+    /// The tag has moved; the text is its current digest.
     Yes(String),
-    /// The registry did not tell.
+    /// The registry did not answer the request.
     Unknown(Unknown),
 }
 
-/// Why a registry did not tell something of an image.
+/// The reason why a registry did not provide a fact about an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unknown {
     /// The kind of failure.
     pub kind: FailureKind,
-    /// The registry's words.
+    /// The registry's message.
     pub message: String,
-    /// Time for which the registry, or a source of credentials, wants to be left alone.
+    /// Wait that the registry, or a source of credentials, requested.
     pub retry_after: Option<Duration>,
-    /// True if the same question can be answered later without anybody changing anything.
+    /// True if a later request can succeed without any change by a user.
     pub is_retryable: bool,
 }
 
@@ -247,7 +247,7 @@ impl Unknown {
     }
 }
 
-/// Candidates that are merged, ordered and filtered: a plan but for what the runtime has.
+/// Merged, ordered and filtered candidates, before the comparison with the runtime's images.
 #[derive(Debug, Clone)]
 pub struct Selection {
     images: Vec<Selected>,
@@ -256,11 +256,11 @@ pub struct Selection {
 
 #[derive(Debug, Clone)]
 struct Selected {
-    /// To be pulled or to be skipped; of what is here nothing is known yet.
+    /// The image, to be pulled or skipped; its presence is not known yet.
     planned: PlannedImage,
-    /// Whether one of its workloads wants it asked for at every start.
+    /// True if one of its workloads has the pull policy `Always`.
     always: bool,
-    /// Why it is of no use on this node.
+    /// The reason why it is not needed on this node.
     mismatch: Option<String>,
 }
 
@@ -273,13 +273,13 @@ impl Selected {
     }
 }
 
-/// Merges the spellings of each image, orders them by use, and applies the policy.
+/// Merges the spellings of each image, orders the images by use, and applies the policy.
 ///
-/// The order is: pods, most first; then workloads, most first; then the normalised name. A malformed image is kept, so
-/// that it is reported, and does not count against the limit. An image that several workloads use stays if one of them
-/// can run on this node, and then only those that can are counted and named.
+/// The order is: pods, most first; then workloads, most first; then the normalised name. A malformed image is kept, so that it is
+/// reported, and does not count against the limit. An image that several workloads use is kept if one of them can run on this
+/// node; then only workloads that can run here are counted and named.
 pub fn select(candidates: Vec<Candidate>, policy: &Policy) -> Selection {
-    // They come in the order of their names, and the sort keeps it among equals.
+    // They are ordered by name, and the stable sort keeps that order among equals.
     let short_names_apart = policy.short_names_apart;
     let mut images = merge(candidates, short_names_apart);
     images.sort_by_cached_key(|Selected { planned, .. }| {
@@ -306,13 +306,13 @@ impl Selection {
         key(image, self.short_names_apart)
     }
 
-    /// The images that a runtime has to be asked for.
+    /// The images to look up in a runtime.
     pub fn wanted(&self) -> impl Iterator<Item = &Reference> {
         self.images.iter().filter_map(Selected::wanted)
     }
 
-    /// Those of the images that the runtime has whose tag may stand for something else by now: the tag is `latest`, or a
-    /// workload's pull policy is `Always`. A reference with a digest stands for the same for ever.
+    /// The runtime's images whose tag may have moved: the tag is `latest`, or a workload's pull policy is `Always`. A reference
+    /// with a digest never moves.
     pub fn movable<'a>(
         &'a self,
         presence: &'a Presence,
@@ -325,11 +325,11 @@ impl Selection {
         })
     }
 
-    /// The plan, given what is known of the images.
+    /// Makes the plan from the facts about the images.
     ///
-    /// With a budget, an image is pulled if what it needs fits into what those before it leave; one that does not fit keeps
-    /// no smaller one behind it from coming. One whose size could not be found out fails for the same reason, unless a later
-    /// question can be answered: then it is pulled if it fits when its size has been asked for again.
+    /// With a budget, an image is pulled if it fits into the space that the images before it leave; an image that does not fit
+    /// does not block smaller ones after it. An image of unknown size fails for the same reason, unless a later request may
+    /// succeed: then its size is requested again, and it is pulled if it fits.
     pub fn against(self, facts: Facts) -> Plan {
         let room = facts.room.clone();
         let mut planner = Planner {
@@ -345,7 +345,7 @@ impl Selection {
     }
 }
 
-/// The facts, with what the images so far have used of them.
+/// The facts that earlier images have not used yet.
 struct Planner {
     facts: Facts,
     short_names_apart: bool,
@@ -415,7 +415,7 @@ impl Planner {
     }
 }
 
-/// What is known of an image, which is asked once unless several have the name. Mostly nothing is, of no image: then its
+/// The fact about an image, which is looked up once unless several images share the name. Usually the map is empty, and then the
 /// name need not be hashed.
 fn take<T: Clone>(known: &mut HashMap<String, T>, name: &str, several: bool) -> Option<T> {
     match (known.is_empty(), several) {
@@ -425,7 +425,7 @@ fn take<T: Clone>(known: &mut HashMap<String, T>, name: &str, several: bool) -> 
     }
 }
 
-/// Takes the image's room, or says why not.
+/// Reserves space for the image, or returns why this is not possible.
 fn fits(room: &mut DiskBudget, place: usize, size: Option<&Size>) -> Result<(), String> {
     match size {
         Some(size) => match room.promise(place, size) {
@@ -436,12 +436,12 @@ fn fits(room: &mut DiskBudget, place: usize, size: Option<&Size>) -> Result<(), 
     }
 }
 
-/// The message for an image whose size nobody could tell, under a budget.
+/// The message for an image of unknown size under a budget.
 pub fn size_unknown(why: &str) -> String {
     format!("size unknown; cannot enforce --disk-budget: {why}")
 }
 
-/// What is said of an image that does not fit.
+/// The message for an image that does not fit.
 pub fn too_large(short: InsufficientSpace, budget: u64) -> String {
     format!(
         "needs about {} on disk, and {} are left of {} (--disk-budget)",
@@ -451,10 +451,10 @@ pub fn too_large(short: InsufficientSpace, budget: u64) -> String {
     )
 }
 
-/// The images in the order of their names.
+/// Merges candidates into images, ordered by name.
 fn merge(mut candidates: Vec<Candidate>, short_names_apart: bool) -> Vec<Selected> {
-    // What is parsed here is not kept, and parsed again for those that stay: this takes less memory than anything that holds it,
-    // and a large cluster has many. Of equals the first comes first.
+    // Names are parsed here and again for the images that stay. This takes less memory than keeping the results, and a large
+    // cluster has many. The first of equals comes first.
     let names = candidates.iter().enumerate();
     let names = names.map(|(place, c)| (name(c, short_names_apart), place));
     let mut names: Vec<(Arc<str>, usize)> = names.collect();
@@ -470,8 +470,8 @@ fn merge(mut candidates: Vec<Candidate>, short_names_apart: bool) -> Vec<Selecte
     merged
 }
 
-/// What is equal for equal images: the normalised reference, and as it is written where the runtime decides which registry it
-/// is for. No normalised reference is like that: it begins with a registry.
+/// The key is equal for equal images: the normalised reference, or the text as written if the runtime resolves its registry.
+/// These never collide: a normalised reference starts with a registry.
 fn key(image: &Reference, short_names_apart: bool) -> Cow<'_, str> {
     match short_names_apart && !image.names_registry() {
         true => image.tagged(),
@@ -479,7 +479,7 @@ fn key(image: &Reference, short_names_apart: bool) -> Cow<'_, str> {
     }
 }
 
-/// The key of a candidate, or its text where that is malformed.
+/// The key of a candidate, or its text if it is malformed.
 fn name(candidate: &Candidate, short_names_apart: bool) -> Arc<str> {
     match Reference::of(&candidate.image) {
         Ok(reference) if short_names_apart => key(&reference, true).into(),
@@ -488,7 +488,7 @@ fn name(candidate: &Candidate, short_names_apart: bool) -> Arc<str> {
     }
 }
 
-/// One image of all its spellings.
+/// Merges all spellings of one image.
 fn merge_one(first: Candidate, others: impl Iterator<Item = Candidate>) -> Selected {
     let step = match Reference::of(&first.image) {
         Ok(reference) => Step::Pull(reference),
@@ -497,7 +497,7 @@ fn merge_one(first: Candidate, others: impl Iterator<Item = Candidate>) -> Selec
             error.to_string(),
         ),
     };
-    // Whether any source knows who uses it, and whether it is wanted whoever uses it, since somebody listed it.
+    // Whether any source knows its workloads, and whether it was listed explicitly, in which case it is wanted on any node.
     let mut known = first.uses.is_some();
     let mut listed = !known;
     let mut uses = first.uses.unwrap_or_default();
@@ -523,10 +523,10 @@ fn merge_one(first: Candidate, others: impl Iterator<Item = Candidate>) -> Selec
     }
 }
 
-/// Leaves those that use an image on this node, each once. Where some of its workloads can run here they alone count; where none
-/// can, all are kept, to say who it is that wants the image elsewhere, and why they cannot run here is returned.
+/// Reduces the uses to those on this node, without duplicates. If some of its workloads can run here, only these are counted. If
+/// none can, all are kept for the message, and the reason is returned.
 fn count_uses(uses: &mut Vec<Use>) -> Option<String> {
-    // A workload that spells one image in two ways still runs it in the same pods.
+    // A workload that writes one image in two ways still has the same pods.
     uses.sort_by(|a, b| {
         a.workload
             .cmp(&b.workload)
@@ -545,7 +545,7 @@ fn count_uses(uses: &mut Vec<Use>) -> Option<String> {
     explain(uses)
 }
 
-/// Why the first of the workloads cannot run on this node, and how many others there are.
+/// The reason why the first of the workloads cannot run on this node, and the number of others.
 fn explain(uses: &[Use]) -> Option<String> {
     let first = uses.first()?;
     let mut message = format!("{}: {}", first.workload, first.mismatch.as_ref()?);
@@ -555,7 +555,7 @@ fn explain(uses: &[Use]) -> Option<String> {
     Some(message)
 }
 
-/// Why the image is not wanted. One that is takes one of the places that the limit leaves.
+/// The reason why the image is skipped. An image that is not skipped counts against the limit.
 fn refused(
     reference: &Reference,
     mismatch: Option<String>,

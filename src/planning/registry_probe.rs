@@ -1,8 +1,8 @@
-//! What planning asks of registries: what images weigh, and whether a tag still stands for what is here.
+//! Queries registries for planning: image sizes, and whether a tag has moved.
 //!
-//! Only manifests are read. Each question is asked with the credentials that the pull would be made with, and once more where
-//! that can help. A registry that wants to be left alone, or is not there, is asked nothing for a while (`left_alone`). Knows
-//! no runtime and no Kubernetes.
+//! It reads only manifests. Each request uses the credentials that the pull would use, and is retried once where that may help. A
+//! registry that is unreachable or requests a pause is not queried for a while (`left_alone`). It knows neither runtimes nor
+//! Kubernetes.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -27,23 +27,23 @@ use crate::retry::limiter::RegistryLimiter;
 mod left_alone;
 use left_alone::{LeftAlone, Scope};
 
-/// Questions to all registries that are under way at once.
+/// Maximum number of concurrent requests to all registries.
 const AT_ONCE: usize = 8;
-/// How long one question may take, its second try included.
+/// Time limit for one request, including its retry.
 const TIME_LIMIT: Duration = Duration::from_secs(60);
-/// The longest wait before the second try.
+/// Maximum wait before the retry.
 const WAIT_MAX: Duration = Duration::from_secs(10);
-/// The shortest time for which a registry that is asked too much is left alone.
+/// Minimum pause for a registry that limits the rate of requests.
 const PAUSE_MIN: Duration = Duration::from_secs(8);
 
-/// Asks registries about images.
+/// Queries registries about images.
 pub struct RegistryProbe<'a> {
-    /// Made when the first question is asked: most runs ask none.
+    /// Created for the first request: most runs send none.
     client: OnceLock<Result<Client, Unknown>>,
     keyring: &'a Keyring,
     platform: Platform,
     turns: RegistryLimiter,
-    /// Registries and repositories that are asked nothing for now.
+    /// Registries and repositories that are not queried for now.
     left_alone: Mutex<LeftAlone>,
 }
 
@@ -53,7 +53,7 @@ impl<'a> RegistryProbe<'a> {
         self.keyring
     }
 
-    /// Asks about images for this platform, with at most so many questions to one registry at once.
+    /// Creates a probe for images of this platform, with at most `of_one` concurrent requests to one registry.
     pub fn new(keyring: &'a Keyring, platform: Platform, of_one: usize) -> Self {
         Self {
             client: OnceLock::new(),
@@ -64,7 +64,7 @@ impl<'a> RegistryProbe<'a> {
         }
     }
 
-    /// How many requests the registries have been sent so far, those for tokens included.
+    /// Number of requests sent to the registries so far, including those for tokens.
     pub fn requests(&self) -> u64 {
         match self.client.get() {
             Some(Ok(client)) => client.requests(),
@@ -72,7 +72,7 @@ impl<'a> RegistryProbe<'a> {
         }
     }
 
-    /// Registries that said that they were asked too much.
+    /// Registries that limited the rate of requests.
     pub fn rate_limited(&self) -> Vec<String> {
         self.left_alone().rate_limited(Instant::now())
     }
@@ -82,8 +82,7 @@ impl<'a> RegistryProbe<'a> {
         self.client.get_or_init(new).as_ref().map_err(Clone::clone)
     }
 
-    /// What each of the images weighs, by normalised reference. An image that is not made for the platform is
-    /// `platform_mismatch`.
+    /// The size of each image, by normalised reference. An image that does not exist for the platform is a `platform_mismatch`.
     pub async fn sizes(
         &self,
         images: impl IntoIterator<Item = &Reference>,
@@ -98,10 +97,10 @@ impl<'a> RegistryProbe<'a> {
             .await
     }
 
-    /// The image's size, for its pull: the registry is asked once, whatever it answered before.
+    /// The image's size, for its pull: the registry is queried once, regardless of earlier responses.
     ///
     /// # Errors
-    /// Why the registry did not tell.
+    /// The reason why the registry did not provide the size.
     pub async fn size(&self, image: &Reference) -> Result<Size, Unknown> {
         self.weigh(image, Pace::Pull).await
     }
@@ -121,7 +120,7 @@ impl<'a> RegistryProbe<'a> {
         Ok(Size::Blobs(blobs.collect()))
     }
 
-    /// Whether each of the images that are here has moved in its registry, by normalised reference.
+    /// Compares each present image with its registry, by normalised reference.
     pub async fn moved<'i>(
         &self,
         images: impl IntoIterator<Item = (&'i Reference, &'i StoredImage)>,
@@ -143,7 +142,7 @@ impl<'a> RegistryProbe<'a> {
             .await
     }
 
-    /// What the tag stands for now.
+    /// The current digest of the tag.
     async fn digest(&self, image: &Reference) -> Result<String, Unknown> {
         let client = self.client()?;
         self.ask(image, Pace::Plan, async |credential| {
@@ -153,7 +152,7 @@ impl<'a> RegistryProbe<'a> {
         .await
     }
 
-    /// Asks with each credential, and all over again where another try can help.
+    /// Sends a request with each credential, and retries them all where that may help.
     async fn ask<T>(
         &self,
         image: &Reference,
@@ -201,7 +200,7 @@ impl<'a> RegistryProbe<'a> {
         answer.map_err(|(unknown, _)| unknown)
     }
 
-    /// Asks with each credential for the image in turn, anonymously last, until one is let in.
+    /// Sends a request with each credential for the image in turn, last anonymously, until one is accepted.
     async fn ask_once<T>(
         &self,
         image: &Reference,
@@ -234,12 +233,12 @@ impl<'a> RegistryProbe<'a> {
     }
 }
 
-/// The persistence of a question.
+/// The retries of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pace {
-    /// Twice, unless its registry is left alone: nobody asks again for the plan.
+    /// One retry, unless the registry is paused: the plan is made only once.
     Plan,
-    /// Once: a pull has attempts and waits of its own.
+    /// No retry: a pull has retries of its own.
     Pull,
 }
 
@@ -252,7 +251,7 @@ impl Pace {
     }
 }
 
-/// The reason why a registry did not tell; with what was found, if no credential was let in.
+/// The reason why a registry provided no fact; with the credentials that were tried, if none was accepted.
 fn unknown(error: &registry::Error, refused: Option<&Found>) -> Unknown {
     let kind = error.kind();
     let source_failed = refused.is_some_and(|found| found.is_incomplete);
@@ -265,7 +264,7 @@ fn unknown(error: &registry::Error, refused: Option<&Found>) -> Unknown {
     }
 }
 
-/// The extent of the failure; `None` where the registry did answer, with a no to this image.
+/// The extent of the failure; `None` if the registry answered and refused only this image.
 fn scope(error: &registry::Error) -> Option<Scope> {
     match error.kind() {
         FailureKind::RateLimited => {

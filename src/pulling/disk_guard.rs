@@ -1,5 +1,5 @@
-//! The disk budget while a plan is run: asks the runtime before each pull what its store holds now, since the kubelet and
-//! others fill it too, and registries what an image weighs whose size planning could not find out.
+//! Enforces the disk budget during a run. Before each pull it reads the usage of the runtime's store, since the kubelet and
+//! others fill it too. It queries registries for image sizes that planning could not determine.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -17,26 +17,26 @@ use crate::planning::plan::{size_unknown, too_large};
 use crate::planning::registry_probe::RegistryProbe;
 use crate::runtime::image_service::{ImageService, RuntimeError};
 
-/// The room that is left for the pulls of one run.
+/// The remaining space for the pulls of one run.
 pub(crate) struct Store<'a> {
     room: Option<Mutex<DiskBudget>>,
     probe: Option<&'a RegistryProbe<'a>>,
-    /// Sizes that were asked for, of images that are not done with.
+    /// Sizes that were requested, of images that are not finished.
     sizes: Mutex<HashMap<usize, Size>>,
-    /// Something has come, or does not come after all.
+    /// An image was pulled, or failed.
     changed: Notify,
 }
 
 /// The reason why an image is not admitted.
 pub(crate) enum Denied {
-    /// It does not fit, and nothing that is under way can change that.
+    /// It does not fit, and no pull in progress can change that.
     Short(String),
-    /// Its size could not be found out; this is the error of the attempt.
+    /// Its size is unknown; this is the error of the attempt.
     SizeUnknown(RuntimeError),
 }
 
 impl<'a> Store<'a> {
-    /// With a budget where there is room.
+    /// Creates the guard, with a budget if `room` is given.
     pub(crate) fn new(room: Option<DiskBudget>, probe: Option<&'a RegistryProbe<'a>>) -> Self {
         Self {
             room: room.map(Mutex::new),
@@ -46,7 +46,7 @@ impl<'a> Store<'a> {
         }
     }
 
-    /// Whether the image may be pulled now; `None` where that depends on what becomes of those under way.
+    /// Returns whether the image may be pulled now; `None` if that depends on the outcome of pulls in progress.
     ///
     /// # Errors
     /// See [`Denied`].
@@ -88,14 +88,14 @@ impl<'a> Store<'a> {
         }
     }
 
-    /// Size of an image whose size planning could not find out.
+    /// Size of an image that planning could not determine.
     async fn size(&self, number: usize, image: &Reference) -> Result<Size, RuntimeError> {
         let known = lock(&self.sizes).get(&number).cloned();
         if let Some(size) = known {
             return Ok(size);
         }
         let Some(probe) = self.probe else {
-            let why = size_unknown("no registry was asked");
+            let why = size_unknown("no registry was queried");
             return Err(RuntimeError::new(FailureKind::Other, why));
         };
         let size = probe.size(image).await.map_err(|unknown| RuntimeError {
@@ -113,7 +113,7 @@ impl<'a> Store<'a> {
         self.changed.notified()
     }
 
-    /// The image has come, or not.
+    /// Records that the image was pulled, or failed.
     pub(crate) fn ended(&self, number: usize, came: bool) {
         if let Some(room) = &self.room {
             let mut room = lock(room);

@@ -1,8 +1,8 @@
-//! Runs a plan on a runtime: so many at once, each attempt within its time, again where that can help, until the
-//! deadline or until it is told to stop. Emits events while it runs.
+//! Runs a plan on a runtime: limits concurrent pulls and the time of each attempt, retries where that may help, and ends at the
+//! deadline or a request to stop. Emits events while it runs.
 //!
-//! It decides nothing but retries, and keeps the disk budget, of which others on the node may have used more since the plan
-//! was made. It knows no concrete runtime and no Kubernetes.
+//! It decides only about retries, and enforces the disk budget, since others on the node may have used space after the plan was
+//! made. It knows no concrete runtime and no Kubernetes.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -31,80 +31,80 @@ use crate::pulling::queue::{Limits, Queue, until};
 use crate::retry::backoff;
 use crate::runtime::image_service::{ImageService, Progress, RuntimeError};
 
-/// A registry counts as hanging that sends nothing for so long.
+/// Time without a received byte after which a registry counts as stalled.
 const QUIET: Duration = Duration::from_secs(10);
-/// The same where that does not show: the runtime unpacks what came, or does not tell what comes.
+/// The same while this cannot be observed: the runtime unpacks, or does not report progress.
 const QUIET_UNTOLD: Duration = Duration::from_secs(60);
 
-/// Time limit for a registry to tell the size of an image for which there was no space.
+/// Time limit for requesting the size of an image for which there was no space.
 const NEEDED_LIMIT: Duration = Duration::from_secs(5);
 
-/// How a plan is run.
+/// The settings of a run.
 #[derive(Clone)]
 pub struct Options<'a> {
-    /// Pulls at once; at least 1.
+    /// Maximum number of concurrent pulls; at least 1.
     pub concurrency: usize,
-    /// Pulls at once from one registry; at least 1.
+    /// Maximum number of concurrent pulls from one registry; at least 1.
     pub registry_concurrency: usize,
     /// The time limit of one attempt at one image.
     pub pull_timeout: Duration,
-    /// When all has to be done.
+    /// The end of the run.
     pub deadline: Option<Instant>,
-    /// Further attempts after a retryable failure.
+    /// Retries after a retryable failure.
     pub retries: u32,
-    /// Whom to ask what an image weighs for which there was no space.
+    /// The probe for the size of an image for which there was no space.
     pub probe: Option<&'a RegistryProbe<'a>>,
 }
 
-/// What happens while a plan is run.
+/// An event of a run.
 #[derive(Debug)]
 pub enum Event<'a> {
     /// An attempt at an image begins.
     Started {
-        /// The image's place in the plan.
+        /// The image's index in the plan.
         index: usize,
         /// The image as written.
         image: &'a str,
         /// 1 for the first attempt.
         attempt: u32,
-        /// How far the pull has come, to be read at any time.
+        /// The progress of the pull, which can be read at any time.
         progress: Arc<Progress>,
     },
-    /// An attempt failed, and there will be another.
+    /// An attempt failed and will be retried.
     Retrying {
-        /// The image's place in the plan.
+        /// The image's index in the plan.
         index: usize,
         /// The image as written.
         image: &'a str,
         /// The attempt that failed.
         attempt: u32,
-        /// Why it failed.
+        /// The reason.
         error: &'a RuntimeError,
-        /// How long until the next attempt.
+        /// Wait before the next attempt.
         wait: Duration,
     },
-    /// An image is done with, one way or the other.
+    /// An image is finished, successfully or not.
     Finished {
-        /// The image's place in the plan.
+        /// The image's index in the plan.
         index: usize,
-        /// What became of it.
+        /// Its outcome.
         report: &'a ImageReport,
     },
 }
 
-/// Why a run ended before every image was tried.
+/// The reason why a run ended before every image was tried.
 #[derive(Debug, Clone, Copy)]
 enum Halt {
     Told,
     Deadline,
-    /// For the image of this place in the plan.
+    /// No space for the image with this index in the plan.
     NoSpace(usize),
 }
 
-/// Has the runtime pull what the plan says, and tells what became of each image of it, in the plan's order.
+/// Pulls the images of the plan and returns the outcome of each, in the plan's order.
 ///
-/// One image's failure is a value in its report and never ends the run; only `no_space`, the deadline and `stop` do.
-/// Pulls that are under way then are cancelled.
+/// One image's failure is a value in its report and never ends the run; only `no_space`, the deadline and `stop` do. Pulls in
+/// progress are then cancelled.
 pub async fn execute<S: ImageService>(
     plan: &Plan,
     service: &S,
@@ -141,7 +141,7 @@ pub async fn execute<S: ImageService>(
     reports.into_iter().enumerate().map(unfinished).collect()
 }
 
-/// The report of an image that is not to be pulled; `None` for one that is.
+/// The report of an image that is not pulled; `None` for one that is.
 fn without_pull(image: &PlannedImage) -> Option<ImageReport> {
     match &image.step {
         Step::Pull(_) => None,
@@ -156,7 +156,7 @@ fn without_pull(image: &PlannedImage) -> Option<ImageReport> {
     }
 }
 
-/// What is known of an image's pull from outside, for when it is cut off.
+/// The state of an image's pull, kept for its report if it is interrupted.
 #[derive(Default)]
 struct State {
     attempts: AtomicU32,
@@ -177,7 +177,7 @@ impl State {
         report
     }
 
-    /// The report of an image that was cut off, and why it was.
+    /// The report of an image that was interrupted, with the reason.
     fn halted(&self, image: &PlannedImage, kind: FailureKind, why: &str) -> ImageReport {
         let report = self.report(image, Outcome::Failed);
         let mut message = why.to_owned();
@@ -192,10 +192,10 @@ impl State {
     }
 }
 
-/// An image that came, and the credential that it took.
+/// A pulled image, and the credential that was used.
 type Pulled = (StoredImage, Option<Credential>);
 
-/// What all pulls of one run share.
+/// The state that all pulls of one run share.
 struct Run<'a, S, O> {
     plan: &'a Plan,
     service: &'a S,
@@ -207,11 +207,11 @@ struct Run<'a, S, O> {
     store: Store<'a>,
 }
 
-/// What an attempt came to.
+/// The result of an attempt.
 enum Attempt {
-    /// None was made, since the image does not fit.
+    /// No attempt was made, since the image does not fit.
     Skipped(String),
-    /// The attempt of this number ended.
+    /// The attempt with this number ended.
     Ended(u32, Result<Pulled, RuntimeError>),
 }
 
@@ -232,7 +232,7 @@ impl<'a, S: ImageService, O: Fn(Event<'_>) + Sync> Run<'a, S, O> {
             },
             unpacking: QUIET_UNTOLD,
         });
-        // A registry that was asked too much before the first pull is one pull's concern as much as the next one's.
+        // A rate limit that planning met applies to the pulls too.
         for registry in options.probe.iter().flat_map(|i| i.rate_limited()) {
             let wait = backoff::wait(FailureKind::RateLimited, 1, None);
             queue.hold(&registry, wait);
@@ -249,7 +249,7 @@ impl<'a, S: ImageService, O: Fn(Event<'_>) + Sync> Run<'a, S, O> {
         }
     }
 
-    /// Pulls, and fills in the reports, until all are done or the run ends early.
+    /// Pulls the images and completes the reports, until all are finished or the run ends early.
     async fn pull_until_halt(
         &self,
         states: &[State],
@@ -292,7 +292,7 @@ impl<'a, S: ImageService, O: Fn(Event<'_>) + Sync> Run<'a, S, O> {
         stop: &CancellationToken,
     ) -> String {
         let image = &self.plan.images()[index];
-        // Pulling is over by now, so that this takes its time from nobody.
+        // Pulling has ended by now, so this delays no pull.
         let needed = tokio::select! {
             () = stop.cancelled() => String::new(),
             () = until(self.options.deadline) => String::new(),
@@ -312,7 +312,7 @@ impl<'a, S: ImageService, O: Fn(Event<'_>) + Sync> Run<'a, S, O> {
         (self.observe)(Event::Finished { index, report });
     }
 
-    /// Attempts one image until it is there or no further attempt makes sense.
+    /// Attempts to pull one image until it is present or no retry makes sense.
     async fn image(
         &self,
         index: usize,
@@ -372,12 +372,12 @@ impl<'a, S: ImageService, O: Fn(Event<'_>) + Sync> Run<'a, S, O> {
                 .last_error
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner) = Some(error);
-            // Waiting takes no permit: the other images go on.
+            // Waiting holds no permit: the other images continue.
             tokio::time::sleep(wait).await;
         }
     }
 
-    /// How much room an image wanted for which there was none, for the end of a message.
+    /// The size of an image for which there was no space, for the end of a message.
     async fn needed(&self, image: &PlannedImage) -> String {
         let asked = match (image.size(), &image.step, self.options.probe) {
             (Some(size), _, _) => Ok(size.clone()),
@@ -394,7 +394,7 @@ impl<'a, S: ImageService, O: Fn(Event<'_>) + Sync> Run<'a, S, O> {
                     |size| size.map_err(|unknown| unknown.message),
                 )
             }
-            _ => Err("no registry was asked".to_owned()),
+            _ => Err("no registry was queried".to_owned()),
         };
         match asked {
             Ok(known) => {
@@ -456,7 +456,7 @@ impl<'a, S: ImageService, O: Fn(Event<'_>) + Sync> Run<'a, S, O> {
         Attempt::Ended(attempt, result)
     }
 
-    /// Makes one attempt: pulls with each credential for the image in turn, anonymously last, until one is let in.
+    /// Makes one attempt: pulls with each credential for the image in turn, last anonymously, until one is accepted.
     async fn pull(
         &self,
         reference: &Reference,
@@ -484,7 +484,7 @@ impl<'a, S: ImageService, O: Fn(Event<'_>) + Sync> Run<'a, S, O> {
     }
 }
 
-/// The error of a pull that no credential was let in for.
+/// The error of a pull for which no credential was accepted.
 fn refused(error: RuntimeError, found: &Found) -> RuntimeError {
     let pause = found.is_incomplete.then_some(SOURCE_PAUSE);
     RuntimeError {

@@ -1,4 +1,4 @@
-//! Runs a plan on a runtime and keeps the disk budget meanwhile.
+//! Runs a plan on a runtime and enforces the disk budget.
 //!
 //! It never knows a concrete runtime or Kubernetes.
 

@@ -1,4 +1,4 @@
-//! A runtime that is away for a while, such as for its own restart: no attempt is spent on it before it answers again.
+//! Outages of the runtime, such as its restart: no attempt is used up before it answers again.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,14 +12,14 @@ use crate::model::text::sanitize;
 use crate::retry::polling::Polling;
 use crate::runtime::image_service::{ImageService, RuntimeError};
 
-/// Longest wait for the end of one outage. Then attempts are made all the same, and say what is wrong.
+/// Maximum wait for the end of one outage. After it, attempts are made again and report the error.
 const LONGEST: Duration = Duration::from_secs(45);
 const POLLING: Polling = Polling {
     first: Duration::from_millis(500),
     longest: Duration::from_millis(500),
 };
 
-/// Since when it is in doubt that the runtime answers.
+/// The time since when the runtime may be unavailable.
 #[derive(Default)]
 pub(crate) struct Outage(Mutex<Option<Doubt>>);
 
@@ -30,7 +30,7 @@ struct Doubt {
 }
 
 impl Outage {
-    /// An attempt ended as one does whose runtime goes away, or whose registry cannot be reached.
+    /// Records that an attempt failed as it does when the runtime stops or its registry cannot be reached.
     pub(crate) fn suspect(&self) {
         self.lock().get_or_insert(Doubt {
             since: Instant::now(),
@@ -38,7 +38,8 @@ impl Outage {
         });
     }
 
-    /// Waits until the runtime answers a question, for as long as an outage is waited out; asks nothing where there is no doubt.
+    /// Waits until the runtime answers a request, at most for the limit of an outage; sends no request unless an outage is
+    /// suspected.
     pub(crate) async fn over(&self, service: &impl ImageService, image: &Reference) {
         let Some(since) = self.since() else {
             return;
@@ -49,7 +50,7 @@ impl Outage {
             }
             match service.status(image).await {
                 Err(error) if is_silence(error.kind) => Err(error),
-                // It answers, whatever it says.
+                // It answers; the content does not matter.
                 _ => {
                     *self.lock() = None;
                     Ok(())
@@ -65,7 +66,7 @@ impl Outage {
                 );
             }
         };
-        // Where it stays away, the attempts that follow say what is wrong.
+        // If it stays unavailable, the following attempts report the error.
         let _ = POLLING
             .ask(Some(since + LONGEST), ask, |_| true, tell)
             .await;
@@ -75,7 +76,7 @@ impl Outage {
         self.lock().map(|doubt| doubt.since)
     }
 
-    /// Returns whether nobody was told of this outage before.
+    /// Returns whether this outage has not been reported yet.
     fn is_news(&self) -> bool {
         let mut doubt = self.lock();
         let told = doubt.as_mut().map(|doubt| &mut doubt.told);

@@ -1,9 +1,9 @@
-//! The queue of pulls: the first of the plan that may start is next, with so many at once in all and from one registry.
+//! The queue of pulls: starts the first pull of the plan that may start, within the limits in total and for each registry.
 //!
-//! A registry that sends nothing must not keep the images of others from coming. One from which nothing has come for
-//! [`Limits::quiet`] counts as hanging, and its pulls then take no room from those of other registries. Hanging pulls may wake, so there is a
-//! bound on all of them together: twice the limit, and beyond it one for each registry that has none under way. While registries
-//! send, pulls start in the plan's order and never exceed the limit.
+//! A stalled registry must not block the images of others. A registry that sent nothing for [`Limits::quiet`] counts as stalled,
+//! and its pulls do not count against the limit for other registries. Stalled pulls may resume, so all of them together are
+//! bounded too: twice the limit, and beyond it one for each registry without any pull in progress. While registries send, pulls
+//! start in the plan's order and never exceed the limit.
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
@@ -20,17 +20,17 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// Limits of concurrent pulls.
 pub(crate) struct Limits {
-    /// In all; at least 1.
+    /// Maximum number in total; at least 1.
     pub at_once: usize,
-    /// From one registry; at least 1.
+    /// Maximum number from one registry; at least 1.
     pub of_one: usize,
-    /// A registry from which nothing has come for so long counts as hanging.
+    /// Time without a received byte after which a registry counts as stalled.
     pub quiet: Duration,
-    /// The same for a pull that has all its bytes, since the runtime unpacks them.
+    /// The same for a pull that has received all its bytes, since the runtime unpacks them.
     pub unpacking: Duration,
 }
 
-/// The pulls that wait and those that are under way.
+/// The waiting pulls and those in progress.
 pub(crate) struct Queue {
     limits: Limits,
     lanes: Mutex<Lanes>,
@@ -39,13 +39,13 @@ pub(crate) struct Queue {
 
 type Lanes = HashMap<String, Lane>;
 
-/// The pulls from one registry, by their places in the plan.
+/// The pulls from one registry, by their index in the plan.
 struct Lane {
     waiting: BTreeMap<usize, Waiting>,
     running: BTreeMap<usize, Running>,
-    /// When something last came, or was last asked for.
+    /// Time of the last received byte or the last start.
     heard: Instant,
-    /// No pull is to start before, because the registry answered `rate_limited`.
+    /// Time before which no pull starts, because the registry answered `rate_limited`.
     held: Option<Instant>,
 }
 
@@ -59,7 +59,7 @@ struct Running {
     seen: (u64, u64),
 }
 
-/// The right to pull, until it is dropped.
+/// The permission to pull, until it is dropped.
 pub(crate) struct Slot<'q> {
     queue: &'q Queue,
     registry: &'q str,
@@ -75,7 +75,7 @@ impl Queue {
         }
     }
 
-    /// Waits until the pull at this place of the plan may start; [`Queue::run`] says when.
+    /// Waits until the pull with this index in the plan may start; [`Queue::run`] decides that.
     pub(crate) async fn slot<'q>(
         &'q self,
         place: usize,
@@ -90,26 +90,26 @@ impl Queue {
         lane(&mut self.lock(), registry)
             .waiting
             .insert(place, waiting);
-        // Made now, so that one who stops waiting leaves the queue.
+        // Created now, so that a waiter that is dropped leaves the queue.
         let slot = Slot {
             queue: self,
             registry,
             place,
         };
         self.changed.notify_one();
-        // The other end goes only with the slot.
+        // The other end is dropped only with the slot.
         let _ = started.await;
         slot
     }
 
-    /// Holds the registry back for so long from now, unless it is held back for longer already.
+    /// Delays pulls from the registry by this time from now, unless they are delayed longer already.
     pub(crate) fn hold(&self, registry: &str, wait: Duration) {
         let mut lanes = self.lock();
         let lane = lane(&mut lanes, registry);
         lane.held = lane.held.max(Instant::now().checked_add(wait));
     }
 
-    /// Starts pulls, for as long as it is polled.
+    /// Starts pulls for as long as it is polled.
     pub(crate) async fn run(&self) -> Infallible {
         loop {
             let again = self.start(Instant::now());
@@ -120,7 +120,7 @@ impl Queue {
         }
     }
 
-    /// Starts what may start; returns when that may be more although nobody says so.
+    /// Starts the pulls that may start; returns the time at which more may start without an event.
     fn start(&self, now: Instant) -> Option<Instant> {
         let mut lanes = self.lock();
         for lane in lanes.values_mut() {
@@ -146,7 +146,7 @@ impl Queue {
             .sum();
         let may_start = |lane: &Lane| {
             let own = lane.running.len();
-            // To its own registry a pull that hangs is one like any other.
+            // For its own registry, a stalled pull counts like any other.
             let counted = busy - lane.busy(now, &self.limits) + own;
             let bounded = all < at_once.saturating_mul(2) || own == 0;
             own < of_one && counted < at_once && bounded && lane.held.is_none_or(|end| end <= now)
@@ -173,7 +173,7 @@ fn lane<'l>(lanes: &'l mut Lanes, registry: &str) -> &'l mut Lane {
     })
 }
 
-/// Sleeps until then; for ever where there is no end.
+/// Sleeps until the deadline; forever without one.
 pub(crate) async fn until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
@@ -182,7 +182,7 @@ pub(crate) async fn until(deadline: Option<Instant>) {
 }
 
 impl Lane {
-    /// Notes whether anything has come.
+    /// Records whether bytes were received.
     fn listen(&mut self, now: Instant) {
         for pull in self.running.values_mut() {
             let seen = pull.progress.get();
@@ -193,7 +193,7 @@ impl Lane {
         }
     }
 
-    /// The number of its pulls that take room from those of other registries.
+    /// The number of its pulls that count against the limit for other registries.
     fn busy(&self, now: Instant, limits: &Limits) -> usize {
         let silence = now.duration_since(self.heard);
         let is_busy = |pull: &&Running| {

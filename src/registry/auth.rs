@@ -1,9 +1,9 @@
-//! What a registry wants to be shown: a user and password, or a token that its token service gave for them or to anybody.
+//! Authentication at a registry: a user and password, or a token of its token service, with or without a login.
 //!
-//! Who gets to see a credential: the registry that the credential is for, if it asks for it by a `Basic` challenge; and the
-//! token service that this registry names as its `Bearer` challenge's realm. That may be another host than the registry
-//! (Docker Hub's is `auth.docker.io`): the distribution specification leaves it to the registry, and Docker and containerd
-//! go where it says. It is never anybody whom one of these redirects to, nor what speaks plain http elsewhere than on this machine.
+//! A credential is sent only to the registry that it is for, after a `Basic` challenge, and to the token service that this
+//! registry names as the realm of its `Bearer` challenge. That may be another host than the registry (Docker Hub's is
+//! `auth.docker.io`): the distribution specification leaves it to the registry, and Docker and containerd follow it. A credential
+//! is never sent to the target of a redirect, nor over plain http, except on this machine.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,10 +23,10 @@ mod service;
 
 use service::{Token, TokenRequest};
 
-/// Repositories whose tokens are kept, far more than are pulled from at once.
+/// Maximum number of repositories with cached tokens, far more than are pulled from at once.
 const TOKENS_MAX: usize = 256;
 
-/// What a token is kept under: a token that one credential got is not shown for another, nor anonymously.
+/// The key of a cached token: a token that was obtained with one credential is not used for another, nor anonymously.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Key {
     registry: String,
@@ -44,7 +44,7 @@ impl Key {
     }
 }
 
-/// The tokens at hand, by registry, repository and credential; and which registries take which password itself.
+/// The cached tokens by registry, repository and credential, and the registries that accept a password directly.
 #[derive(Default)]
 pub(super) struct Tokens {
     at_hand: Mutex<HashMap<Key, Token>>,
@@ -54,7 +54,7 @@ pub(super) struct Tokens {
 }
 
 impl Tokens {
-    /// What to show the registry, as far as that is known and has not run out.
+    /// The current `Authorization` header for the registry, if it is known and has not expired.
     pub(super) async fn current(&self, access: Access<'_>) -> Option<HeaderValue> {
         if let Some(credential) = access.credential
             && self.takes_basic(access.registry(), &credential.login)
@@ -66,8 +66,8 @@ impl Tokens {
         self.valid(&key)
     }
 
-    /// What to show the registry after its `answer`, a 401. `shown` is what that request carried: if another task has got
-    /// something newer meanwhile, that is it. None where all there is has been shown: the answer is a refusal.
+    /// The `Authorization` header after the registry's response 401. `shown` is the header of that request: if another task has
+    /// obtained a newer one since, that is returned. `None` if there is nothing else to send: the response is a refusal.
     pub(super) async fn renew(
         &self,
         transport: &Transport,
@@ -78,7 +78,7 @@ impl Tokens {
         let login = access.credential.map(|c| &c.login);
         let challenges = challenge::challenges(answer.headers());
         let offers = |scheme: &str| challenges.iter().find(|c| c.scheme == scheme);
-        // A token is worth less to a thief than a password: where both will do, the token.
+        // A stolen token does less harm than a password: if both are possible, the token is used.
         let Some(bearer) = offers("bearer") else {
             let host = || answer.host().to_owned();
             return match (offers("basic"), login) {
@@ -108,7 +108,7 @@ impl Tokens {
         Ok(Some(header))
     }
 
-    /// The header of a token that has not run out.
+    /// The header of a token that has not expired.
     fn valid(&self, key: &Key) -> Option<HeaderValue> {
         let at_hand = self.at_hand.lock().unwrap_or_else(PoisonError::into_inner);
         let token = at_hand.get(key).filter(|token| token.is_valid())?;
@@ -151,7 +151,7 @@ impl Token {
     }
 }
 
-/// The header of a user and password (RFC 7617); an identity token is neither.
+/// The header of a user and password (RFC 7617); `None` for an identity token.
 fn basic(login: &Login) -> Option<HeaderValue> {
     match login {
         Login::Password { user, password } => Some(basic_of(user.expose(), password.expose())),

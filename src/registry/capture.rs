@@ -1,4 +1,4 @@
-//! All that is logged while a test runs, at the level `TRACE`: what the program logs and what its libraries do.
+//! Captures everything that is logged during a test, at the level `TRACE`: by the program and by its libraries.
 
 use std::io;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -8,8 +8,8 @@ use tracing::subscriber::DefaultGuard;
 
 type Buffer = Arc<Mutex<Vec<u8>>>;
 
-/// Captures until it is dropped. What goes through `tracing` is of the test's own thread; what goes through `log` is of
-/// all tests, so that secrets to be looked for must be a test's own.
+/// Captures until it is dropped. `tracing` events are those of the test's own thread; `log` records are those of all tests, so
+/// the secrets to search for must be unique to a test.
 pub(crate) struct Capture {
     buffer: Buffer,
     _guard: DefaultGuard,
@@ -18,8 +18,8 @@ pub(crate) struct Capture {
 impl Capture {
     pub(crate) fn start() -> Self {
         let _ = logged();
-        // With one subscriber alone, tracing asks only the thread that first comes to a place in the code whether anybody
-        // wants to hear of it, and remembers a no for all threads. One for the whole process, which writes nothing, says yes.
+        // With a single subscriber, tracing asks only the thread that first reaches a callsite whether it is enabled, and caches
+        // a no for all threads. A subscriber for the whole process, which writes nothing, enables it.
         let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry());
         let buffer = Buffer::default();
         let sink = Sink(Arc::clone(&buffer));
@@ -40,7 +40,7 @@ impl Capture {
         String::from_utf8_lossy(&[own, logged].concat()).into_owned()
     }
 
-    /// Panics where one of the secrets was logged.
+    /// Panics if one of the secrets was logged.
     #[track_caller]
     pub(crate) fn lacks(&self, secrets: &[&str]) {
         let text = self.text();
@@ -65,7 +65,7 @@ impl io::Write for Sink {
     }
 }
 
-/// What goes through the `log` crate, from when it was first asked for.
+/// Records of the `log` crate since its first use here.
 fn logged() -> &'static Buffer {
     struct Logger(Buffer);
     impl log::Log for Logger {

@@ -1,4 +1,4 @@
-//! Computes content digests as bytes come. No I/O.
+//! Computes content digests of streamed bytes. No I/O.
 
 use sha2::{Digest as _, Sha256, Sha512};
 
@@ -8,7 +8,7 @@ use crate::model::digest::Digest;
 /// A digest being computed.
 #[derive(Clone)]
 pub enum Hasher {
-    /// SHA-256, what everybody uses.
+    /// SHA-256, the usual algorithm.
     Sha256(Sha256),
     /// SHA-512, which the image specification also registers.
     Sha512(Sha512),
@@ -18,7 +18,7 @@ impl Hasher {
     /// A hasher of the algorithm of `digest`.
     ///
     /// # Errors
-    /// [`Error::Algorithm`] where it is neither sha256 nor sha512.
+    /// [`Error::Algorithm`] if it is neither sha256 nor sha512.
     pub fn like(digest: &Digest) -> Result<Self, Error> {
         match digest.algorithm() {
             "sha256" => Ok(Self::Sha256(Sha256::new())),
@@ -29,7 +29,7 @@ impl Hasher {
         }
     }
 
-    /// Takes in more bytes.
+    /// Adds more bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha256(hasher) => hasher.update(bytes),
@@ -37,7 +37,7 @@ impl Hasher {
         }
     }
 
-    /// The digest of all bytes taken in.
+    /// The digest of all bytes added.
     pub fn finish(self) -> Digest {
         let text = match self {
             Self::Sha256(hasher) => format!("sha256:{}", hex(&hasher.finalize())),
@@ -47,10 +47,10 @@ impl Hasher {
     }
 }
 
-/// Checks that `bytes` have the digest they were asked for by.
+/// Checks that `bytes` have the requested digest.
 ///
 /// # Errors
-/// [`Error::Content`] where they have not, [`Error::Algorithm`] where that cannot be told.
+/// [`Error::Content`] if they do not, [`Error::Algorithm`] if that cannot be verified.
 pub fn verify(bytes: &[u8], expected: &Digest) -> Result<(), Error> {
     let mut hasher = Hasher::like(expected)?;
     hasher.update(bytes);

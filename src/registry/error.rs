@@ -23,7 +23,7 @@ pub enum ClientError {
 
 /// The reason why a request to a registry failed.
 ///
-/// No message holds a URL beyond its host: where a registry redirects to, the query is a credential.
+/// No message contains a URL except for its host: the query of a redirect's URL is a credential.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No connection: name, address, port, proxy or TLS.
@@ -34,7 +34,7 @@ pub enum Error {
         /// The reason.
         source: reqwest::Error,
     },
-    /// The connection ended before the answer did.
+    /// The connection ended before the response did.
     #[error("failed to read the response from {host}")]
     Broken {
         /// The host that was asked.
@@ -42,7 +42,7 @@ pub enum Error {
         /// The reason.
         source: reqwest::Error,
     },
-    /// The answer ended, well formed, before all bytes had come.
+    /// The response ended, well-formed, before all bytes were received.
     #[error("incomplete response from {host}: {missing} bytes of {digest} are missing")]
     Short {
         /// The host that was asked.
@@ -52,7 +52,7 @@ pub enum Error {
         /// The number of bytes.
         missing: u64,
     },
-    /// The server gave something else than the part of a blob that was asked for.
+    /// The server sent something else than the requested part of a blob.
     #[error("unexpected response from {host}: not the requested range of {digest}")]
     Range {
         /// The host that was asked.
@@ -60,7 +60,7 @@ pub enum Error {
         /// The digest of the blob.
         digest: String,
     },
-    /// No byte came for as long as the client waits.
+    /// No byte was received within the time limit.
     #[error("{host} sent nothing for {seconds} s")]
     Stalled {
         /// The host that was asked.
@@ -77,7 +77,7 @@ pub enum Error {
         status: StatusCode,
         /// The kind, from the status and from the error codes of the body.
         kind: FailureKind,
-        /// The registry's own words, escaped and cut.
+        /// The registry's own message, escaped and shortened.
         detail: Option<String>,
         /// `Retry-After`.
         retry_after: Option<Duration>,
@@ -94,7 +94,7 @@ pub enum Error {
         /// The host that was asked.
         host: String,
     },
-    /// The registry offers only authentication schemes that this client does not have.
+    /// The registry offers only authentication schemes that this client does not support.
     #[error("{host} requires an authentication scheme that is not supported")]
     Scheme {
         /// The host that was asked.
@@ -124,15 +124,15 @@ pub enum Error {
         /// The limit.
         limit: u64,
     },
-    /// Content of another digest than the requested one.
+    /// The content does not have the requested digest.
     #[error("digest mismatch: expected {expected}, got {actual}")]
     Content {
         /// The requested content.
         expected: String,
-        /// The digest of the content that came.
+        /// The digest of the received content.
         actual: String,
     },
-    /// Content whose size is not the one that its descriptor tells.
+    /// The content does not have the size in its descriptor.
     #[error("size mismatch: expected {expected} bytes of {digest}")]
     Size {
         /// The requested content.
@@ -146,10 +146,10 @@ pub enum Error {
         /// The digest.
         digest: String,
     },
-    /// The image is in the registry in the format of 2014 only, whose content cannot be verified.
+    /// The registry has the image only in the format of 2014, whose content cannot be verified.
     #[error("unsupported manifest: the registry has this image only as Docker schema 1")]
     Schema1,
-    /// The image is for other platforms alone.
+    /// The image exists only for other platforms.
     #[error("no image for {wanted} in {image}, only for {available}")]
     Platform {
         /// The image.
@@ -168,7 +168,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The kind, for reports and for the decision to try again.
+    /// The kind, for reports and for the decision about a retry.
     pub fn kind(&self) -> FailureKind {
         match self {
             Self::Unreachable { .. } | Self::Broken { .. } | Self::Short { .. } => {
@@ -192,7 +192,7 @@ impl Error {
         }
     }
 
-    /// The wait that the registry asked for, at most ten minutes.
+    /// The wait that the registry requested, at most ten minutes.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Refused { retry_after, .. } => *retry_after,
@@ -200,17 +200,17 @@ impl Error {
         }
     }
 
-    /// Returns whether no connection came about, which is no single image's doing.
+    /// Returns whether no connection was established, which is not specific to an image.
     pub fn is_unreachable(&self) -> bool {
         matches!(self, Self::Unreachable { source, .. } if source.is_connect())
     }
 
-    /// Returns whether the bytes that came before are good, so that the rest can be asked for.
+    /// Returns whether the bytes received before are valid, so that the rest can be requested.
     pub fn is_cut(&self) -> bool {
         matches!(self, Self::Broken { .. } | Self::Short { .. })
     }
 
-    /// The error and its causes in one line, without the names that HTTP libraries give themselves on the way to the cause.
+    /// The error and its causes in one line, without the prefixes that HTTP libraries add.
     pub fn chain(&self) -> String {
         let is_noise =
             |text: &str| text == "error sending request" || text.starts_with("client error (");
@@ -219,7 +219,7 @@ impl Error {
         join_causes(self.to_string(), causes.map(|text| excerpt(&text)))
     }
 
-    /// The error that an answer stands for which is not a success. Its words are repeated without the `secrets`.
+    /// The error for an unsuccessful response. Its message is quoted without the `secrets`.
     pub(super) fn refused(
         host: String,
         status: StatusCode,
@@ -258,7 +258,7 @@ fn kind_of(status: StatusCode, body: &ErrorBody) -> FailureKind {
         _ if says("TOOMANYREQUESTS") => FailureKind::RateLimited,
         401 | 403 => FailureKind::Unauthorized,
         _ if says("DENIED") || says("UNAUTHORIZED") => FailureKind::Unauthorized,
-        // RFC 6749 has 400 for a refresh token that is not, or no longer, good.
+        // RFC 6749 has 400 for a refresh token that is invalid or has expired.
         400 if matches!(
             body.error.as_str(),
             Some("invalid_grant" | "invalid_client" | "unauthorized_client" | "access_denied")
@@ -273,8 +273,8 @@ fn kind_of(status: StatusCode, body: &ErrorBody) -> FailureKind {
     }
 }
 
-/// The body of a registry's error (OCI distribution specification, "Error Codes"); token services have a `details` of their
-/// own, or speak OAuth2 (RFC 6749, section 5.2).
+/// The body of a registry's error (OCI distribution specification, "Error Codes"); token services use a field `details`, or
+/// OAuth2 errors (RFC 6749, section 5.2).
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct ErrorBody {

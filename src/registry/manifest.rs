@@ -1,7 +1,7 @@
-//! Manifests and indexes: what they are, what they point at. Pure, no I/O.
+//! Parses and validates manifests and indexes. Pure, no I/O.
 //!
-//! A registry is not believed: sizes, digests, media types and shapes are checked when a text is parsed, so that nothing
-//! behind this module meets a descriptor that is malformed.
+//! A registry is not trusted: sizes, digests, media types and structures are checked when a text is parsed, so that other modules
+//! receive only valid descriptors.
 
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, de};
@@ -24,7 +24,7 @@ pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.
 /// Docker's image configuration.
 pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
-/// Types of a configuration that registries and old tools wrote for want of the right one. Docker takes them for an image's.
+/// Media types of a configuration that registries and old tools wrote instead of the right one. Docker accepts them for an image.
 const CONFIG_UNTYPED: [&str; 4] = [
     "application/octet-stream",
     "application/json",
@@ -40,7 +40,7 @@ const ENTRIES_MAX: usize = 4096;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
-    /// What it is.
+    /// Its media type.
     #[serde(default, deserialize_with = "nullable")]
     pub media_type: String,
     /// Its digest, well formed.
@@ -48,18 +48,18 @@ pub struct Descriptor {
     pub digest: Digest,
     /// Its size in bytes.
     pub size: u64,
-    /// Where else it is said to be (layers that may not be distributed). Never followed.
+    /// Other locations of the content (layers that may not be distributed). Never followed.
     #[serde(default, deserialize_with = "nullable")]
     pub urls: Vec<String>,
-    /// In an index: what it is made for.
+    /// In an index: the platform of the manifest.
     #[serde(default, deserialize_with = "platform")]
     pub platform: Option<Platform>,
 }
 
-/// A manifest or an index, as the registry has it.
+/// A manifest or an index in a registry.
 #[derive(Debug, Clone)]
 pub struct Manifest {
-    /// The very bytes that the digest is of.
+    /// The exact bytes that the digest is computed from.
     pub bytes: Bytes,
     /// Their digest, computed here.
     pub digest: Digest,
@@ -67,7 +67,7 @@ pub struct Manifest {
     pub media_type: &'static str,
 }
 
-/// What a manifest says, by its type.
+/// The content of a manifest, by its type.
 #[derive(Debug, Clone)]
 pub enum Content {
     /// An index or manifest list: manifests for several platforms.
@@ -79,7 +79,7 @@ pub enum Content {
 /// An index or manifest list.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Index {
-    /// What it points at.
+    /// The manifests that it refers to.
     pub manifests: Vec<Descriptor>,
 }
 
@@ -88,16 +88,16 @@ pub struct Index {
 pub struct ImageManifest {
     /// The image's configuration.
     pub config: Descriptor,
-    /// Its layers, the lowest first. As in Go, null is none.
+    /// Its layers, the lowest first. As in Go, null means none.
     #[serde(default, deserialize_with = "nullable")]
     pub layers: Vec<Descriptor>,
 }
 
 impl Manifest {
-    /// Parses what the registry sent; the digest must be of `bytes`.
+    /// Parses the registry's response; `digest` must be that of `bytes`.
     ///
     /// # Errors
-    /// [`Error::Schema1`], or [`Error::Manifest`] where this is no manifest, or more than one kind of manifest at once.
+    /// [`Error::Schema1`], or [`Error::Manifest`] if this is not a manifest, or could be read as more than one kind of manifest.
     pub(super) fn new(bytes: Bytes, digest: Digest, header: &str) -> Result<Self, Error> {
         let media_type = classify(&bytes, header)?;
         Ok(Self {
@@ -107,10 +107,10 @@ impl Manifest {
         })
     }
 
-    /// What it says.
+    /// Parses the content.
     ///
     /// # Errors
-    /// [`Error::Manifest`] where it is malformed.
+    /// [`Error::Manifest`] if it is malformed.
     pub fn content(&self) -> Result<Content, Error> {
         match self.media_type {
             OCI_INDEX | DOCKER_LIST => {
@@ -124,14 +124,14 @@ impl Manifest {
         }
     }
 
-    /// This image manifest in OCI's words: the same configuration, layers and whatever else it says, under OCI's media types.
+    /// This image manifest in OCI's format: the same configuration, layers and other fields, with OCI's media types.
     ///
     /// # Errors
-    /// [`Error::Manifest`] where it is malformed.
+    /// [`Error::Manifest`] if it is malformed.
     pub fn to_oci(&self) -> Result<Vec<u8>, Error> {
         let mut manifest: serde_json::Value = parse(&self.bytes)?;
         rename(&mut manifest);
-        // A sequence can be read as a struct, too.
+        // A sequence can be deserialized into a struct, too.
         let Some(object) = manifest.as_object_mut() else {
             return Err(malformed("not an object".to_owned()));
         };
@@ -152,7 +152,7 @@ impl ImageManifest {
     /// Parses an image manifest, OCI's or Docker's.
     ///
     /// # Errors
-    /// [`Error::Manifest`] where it is malformed, has too many layers or is of another kind of artifact.
+    /// [`Error::Manifest`] if it is malformed, has too many layers or is of another kind of artifact.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let manifest = Self::parse_artifact(bytes)?;
         let config = manifest.config.media_type.as_str();
@@ -168,7 +168,7 @@ impl ImageManifest {
     /// Parses the manifest of an image or of any other kind of artifact.
     ///
     /// # Errors
-    /// [`Error::Manifest`] where it is malformed or has too many layers.
+    /// [`Error::Manifest`] if it is malformed or has too many layers.
     pub(crate) fn parse_artifact(bytes: &[u8]) -> Result<Self, Error> {
         let manifest: Self = parse(bytes)?;
         if manifest.layers.len() > LAYERS_MAX {
@@ -178,7 +178,7 @@ impl ImageManifest {
     }
 }
 
-/// A registry's manifest or index under fire, or an image's configuration.
+/// Exercises the parsing of manifests, indexes and image configurations, for fuzzing.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(data: &[u8]) {
     let _ = config_platform(data);
@@ -190,7 +190,8 @@ pub(crate) fn fuzz(data: &[u8]) {
         Ok(Content::Index(index)) => assert!(index.manifests.len() <= ENTRIES_MAX),
         Ok(Content::Image(image)) => {
             assert!(image.layers.len() <= LAYERS_MAX && image.blobs().len() <= LAYERS_MAX + 1);
-            // The same image in OCI's words, which again says the same. Skipping a field is laxer than reading it, so there may be none.
+            // The same image in OCI's format must have the same content. Skipping a field is laxer than reading it, so there may
+            // be none.
             if let Ok(oci) = manifest.to_oci() {
                 let again = ImageManifest::parse(&oci).expect("what is written is read");
                 let digests = |image: &ImageManifest| {
@@ -207,8 +208,8 @@ pub(crate) fn fuzz(data: &[u8]) {
     }
 }
 
-/// What the type rests on. The type in the text is covered by the digest, so it counts before the header's; and a text
-/// must not be readable as two types (CVE-2021-41190).
+/// The fields that determine the type. The type in the text is covered by the digest, so it takes precedence over the header's. A
+/// text must not be readable as two types (CVE-2021-41190).
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Shape {
@@ -262,7 +263,7 @@ fn malformed(reason: String) -> Error {
     Error::Manifest { reason }
 }
 
-/// Reads a null as nothing, as Go does.
+/// Deserializes null as the default value, as Go does.
 fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
     deserializer: D,
 ) -> Result<T, D::Error> {
@@ -295,7 +296,7 @@ fn rename(value: &mut serde_json::Value) {
     value["mediaType"] = name.into();
 }
 
-/// Gives a configuration that has no type of its own the type that it is taken for.
+/// Sets the type of a configuration that has none of its own.
 fn name_config(config: &mut serde_json::Value) {
     let Some(config) = config.as_object_mut() else {
         return;
@@ -326,7 +327,7 @@ fn platform<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Platfor
 }
 
 impl RawPlatform {
-    /// Nothing where it names no platform, as some tools write it empty.
+    /// The platform; `None` if it is empty, as some tools write it.
     fn into_platform(self) -> Option<Platform> {
         (!self.os.is_empty() && !self.architecture.is_empty()).then(|| Platform {
             os: self.os,
@@ -336,10 +337,10 @@ impl RawPlatform {
     }
 }
 
-/// The platform that an image configuration is of; `None` where it does not say.
+/// The platform in an image configuration; `None` if it has none.
 ///
 /// # Errors
-/// [`Error::Manifest`] where the configuration is malformed.
+/// [`Error::Manifest`] if the configuration is malformed.
 pub fn config_platform(config: &[u8]) -> Result<Option<Platform>, Error> {
     Ok(parse::<RawPlatform>(config)?.into_platform())
 }

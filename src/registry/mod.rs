@@ -1,9 +1,8 @@
-//! A client of the OCI distribution protocol: asks registries for manifests and blobs.
+//! A client of the OCI distribution protocol: requests manifests and blobs from registries.
 //!
-//! It only reads, and trusts a registry with nothing: bodies are bounded, content has the digest it was asked for by or is an
-//! error, silence ends, redirects carry no credential to another host, and no
-//! error repeats one. It knows neither Kubernetes nor the command line,
-//! keeps nothing on disk, and never tries again by itself, save once with a fresh token.
+//! It only reads, and trusts no registry: bodies are bounded, content must have the requested digest, stalled responses end,
+//! redirects carry no credential to another host, and no error contains one. It knows neither Kubernetes nor the command line,
+//! stores nothing on disk, and never retries, except once with a new token.
 
 mod auth;
 #[cfg(test)]
@@ -33,21 +32,21 @@ use manifest::{DOCKER_LIST, DOCKER_MANIFEST, Descriptor, Manifest, OCI_INDEX, OC
 pub use select::Chosen;
 use transport::{Answer, Ask, Transport};
 
-/// Longest manifest that is read, in bytes: what registries accept at most, by the distribution specification's advice.
+/// Maximum size of a manifest in bytes: the limit that the distribution specification recommends to registries.
 pub const MANIFEST_MAX: u64 = 4 << 20;
 const CONTENT_DIGEST: &str = "docker-content-digest";
 
-/// An image, and who asks for it.
+/// An image, and the credential to request it with.
 #[derive(Debug, Clone, Copy)]
 pub struct Access<'a> {
     /// The image.
     pub image: &'a Reference,
-    /// What its registry is shown if it asks for it; none is anonymous.
+    /// The credential for its registry if it requires authentication; `None` for anonymous access.
     pub credential: Option<&'a Credential>,
 }
 
 impl<'a> Access<'a> {
-    /// The image for anybody.
+    /// Anonymous access to the image.
     pub fn anonymous(image: &'a Reference) -> Self {
         Self {
             image,
@@ -64,12 +63,12 @@ impl<'a> Access<'a> {
     }
 }
 
-/// How a client waits.
+/// The time limits of a client.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How long a connection may take to come about, TLS included.
+    /// Time limit for establishing a connection, including TLS.
     pub connect_timeout: Duration,
-    /// How long a registry may send nothing. There is no limit on the whole: the caller drops what takes too long.
+    /// Maximum time without a received byte. There is no limit on the whole transfer: the caller drops it.
     pub stall_timeout: Duration,
 }
 
@@ -82,7 +81,7 @@ impl Default for Options {
     }
 }
 
-/// A client of any number of registries. A clone shares connections and tokens.
+/// A client for any number of registries. Clones share connections and tokens.
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
@@ -94,18 +93,18 @@ struct Inner {
 }
 
 impl Client {
-    /// A client with the usual limits. Reads the machine's root certificates and the environment's proxies.
+    /// Creates a client with the default limits. Reads the machine's root certificates and the environment's proxies.
     ///
     /// # Errors
-    /// Where TLS cannot be set up.
+    /// If TLS cannot be set up.
     pub fn new() -> Result<Self, ClientError> {
         Self::with_options(&Options::default())
     }
 
-    /// A client with other limits.
+    /// Creates a client with other limits.
     ///
     /// # Errors
-    /// Where TLS cannot be set up.
+    /// If TLS cannot be set up.
     pub fn with_options(options: &Options) -> Result<Self, ClientError> {
         Ok(Self {
             inner: Arc::new(Inner {
@@ -115,15 +114,15 @@ impl Client {
         })
     }
 
-    /// How many requests this client and its clones have sent, those for tokens and those that were redirected included.
+    /// Number of requests that this client and its clones have sent, including those for tokens and redirects.
     pub fn requests(&self) -> u64 {
         self.inner.transport.sent()
     }
 
-    /// The manifest or index that the reference names; or, of its repository, the one with `digest`.
+    /// The manifest or index of the reference or, if given, the one with `digest` in its repository.
     ///
     /// # Errors
-    /// See [`Error`]; among others where the content is not what the digest says.
+    /// See [`Error`]; for example if the content does not match the digest.
     pub async fn manifest(
         &self,
         access: Access<'_>,
@@ -136,7 +135,7 @@ impl Client {
         let media_type = media_type.split(';').next().unwrap_or_default().trim();
         let media_type = media_type.to_owned();
         let bytes = answer.bytes("the manifest", MANIFEST_MAX).await?;
-        // A registry may tell the digest by another algorithm than it was asked by: what can be verified is.
+        // A registry may report the digest with another algorithm than the request: any digest that can be verified is.
         for digest in wanted.into_iter().chain(&told) {
             match digest::verify(&bytes, digest) {
                 Err(Error::Algorithm { .. }) if Some(digest) != wanted => {}
@@ -150,7 +149,7 @@ impl Client {
         Manifest::new(bytes, digest, &media_type)
     }
 
-    /// The digest that the reference stands for now, without the manifest itself where the registry can tell it so.
+    /// The current digest of the reference, without the manifest itself if the registry supports that.
     ///
     /// # Errors
     /// See [`Error`].
@@ -169,8 +168,7 @@ impl Client {
         }
     }
 
-    /// Begins to read a blob at byte `offset`. [`Blob::offset`] tells where it really begins, since not every server
-    /// knows ranges.
+    /// Starts to read a blob at byte `offset`. [`Blob::offset`] returns the actual start, since not every server supports ranges.
     ///
     /// # Errors
     /// See [`Error`].
@@ -198,10 +196,10 @@ impl Client {
         }
     }
 
-    /// Begins to read a part of a blob.
+    /// Starts to read a part of a blob.
     ///
     /// # Errors
-    /// See [`Error`]; [`Error::Range`] where the server does not give just that part.
+    /// See [`Error`]; [`Error::Range`] if the server does not send exactly that part.
     pub async fn blob_part(
         &self,
         access: Access<'_>,
@@ -237,7 +235,7 @@ impl Client {
         self.ask(access, &path, Ask::new(method, &accept)).await
     }
 
-    /// Asks the image's registry, with what it is known to want; if that will not do, once more with what it says it wants.
+    /// Sends a request to the image's registry with the cached authentication; after a challenge, once more as it requires.
     async fn ask(&self, access: Access<'_>, path: &str, ask: Ask<'_>) -> Result<Answer, Error> {
         let Inner { transport, tokens } = &*self.inner;
         let mut ask = ask.concealing(access.login());
@@ -251,7 +249,7 @@ impl Client {
         let Some(wanted) = tokens.renew(transport, access, &answer, shown).await? else {
             return answer.successful().await;
         };
-        // Its body is of no use; the connection is, and is free for another only when the answer is gone.
+        // Its body is not needed; the connection is, and is reusable only after the response is dropped.
         drop(answer);
         ask.authorize(Some(wanted));
         let answer = transport.send_to_registry(registry, path, &ask).await?;
@@ -267,16 +265,16 @@ fn blob_path(access: Access<'_>, descriptor: &Descriptor) -> String {
     )
 }
 
-/// A blob, or a part of one, that is being read. Its digest is the reader's to verify; never more bytes come than the
-/// descriptor tells.
+/// A blob, or a part of one, that is being read. The reader has to verify its digest; it never returns more bytes than the size
+/// in the descriptor.
 pub struct Blob {
     answer: Answer,
     offset: u64,
-    /// Where the next byte belongs.
+    /// Offset of the next byte.
     at: u64,
-    /// Where the answer ends.
+    /// Offset of the response's end.
     end: u64,
-    /// Where it ends for whoever reads it.
+    /// Offset up to which the reader wants bytes.
     wanted: u64,
     digest: Digest,
     size: u64,
@@ -308,20 +306,20 @@ impl Blob {
         Ok(blob)
     }
 
-    /// The byte at which it begins: the one asked for, or the first.
+    /// The byte at which it starts: the requested one, or the first.
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// Ends it before byte `end` of the blob, whatever else would come.
+    /// Ends it before byte `end` of the blob, even if the response is longer.
     pub fn end_at(&mut self, end: u64) {
         self.wanted = self.wanted.min(end);
     }
 
-    /// The next bytes; `None` when all have come.
+    /// The next bytes; `None` at the end.
     ///
     /// # Errors
-    /// See [`Error`]; [`Error::is_cut`] where the rest can be asked for.
+    /// See [`Error`]; [`Error::is_cut`] if the rest can be requested.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
         if self.at >= self.wanted {
             return Ok(None);

@@ -1,4 +1,4 @@
-//! Which of an index's manifests is for a platform, and the walk there from a reference.
+//! Selects the manifest of an index for a platform, and resolves a reference to it.
 
 use std::collections::HashSet;
 
@@ -9,29 +9,29 @@ use crate::model::platform::Platform;
 use crate::model::text::excerpt;
 
 const SHOWN_MAX: usize = 20;
-/// Behind every platform that is named and suits.
+/// Rank after every platform that is named and matches.
 const UNNAMED: u32 = 1000;
-/// Indexes within indexes are rare, two deep unheard of.
+/// Maximum depth of nested indexes; they are rare, and deeper ones are unknown.
 const INDEX_DEPTH_MAX: usize = 3;
 
-/// What a reference leads to on one platform.
+/// The manifest that a reference resolves to on one platform.
 #[derive(Debug, Clone)]
 pub struct Chosen {
-    /// The digest that the reference stands for: of the index, where the image is for several platforms.
+    /// The digest of the reference: that of the index, if the image is for several platforms.
     pub source: Digest,
     /// The platform's manifest.
     pub manifest: Manifest,
-    /// What that says.
+    /// Its parsed content.
     pub image: ImageManifest,
-    /// What the image is made for, where an index said so.
+    /// The platform of the image, if an index names it.
     pub platform: Option<Platform>,
 }
 
 impl Client {
-    /// Finds the manifest for this platform that the reference leads to.
+    /// Finds the manifest of the reference for this platform.
     ///
     /// # Errors
-    /// See [`Error`]; [`Error::Platform`] where an index has none.
+    /// See [`Error`]; [`Error::Platform`] if an index has none.
     pub async fn choose(&self, access: Access<'_>, wanted: &Platform) -> Result<Chosen, Error> {
         let top = self.manifest(access, None).await?;
         let source = top.digest.clone();
@@ -75,7 +75,7 @@ impl ImageManifest {
     }
 }
 
-/// The entry that suits best; among equals the first. Entries that name no platform come last.
+/// The best matching entry; of equal ones the first. Entries without a platform come last.
 fn entry<'a>(index: &'a Index, wanted: &Platform) -> Option<&'a Descriptor> {
     let ranked = index.manifests.iter().filter_map(|entry| {
         let rank = match &entry.platform {
@@ -87,8 +87,8 @@ fn entry<'a>(index: &'a Index, wanted: &Platform) -> Option<&'a Descriptor> {
     ranked.min_by_key(|(rank, _)| *rank).map(|(_, entry)| entry)
 }
 
-/// Rank of an image made for `made_for` on `wanted`, 0 being the best; `None` where it does not run there. The rules and their order are
-/// containerd's (`platforms.Only`): the machine's own variant, then the lower ones, then what its processors also run.
+/// Rank of an image made for `made_for` on `wanted`, 0 being the best; `None` if it does not run there. The rules and their order
+/// are containerd's (`platforms.Only`): the machine's own variant, then the lower ones, then others that its processors run.
 pub(crate) fn rank(made_for: &Platform, wanted: &Platform) -> Option<u32> {
     let made_for = Normal::of(made_for);
     let compatible = Normal::of(wanted).compatible();
@@ -98,13 +98,12 @@ pub(crate) fn rank(made_for: &Platform, wanted: &Platform) -> Option<u32> {
     u32::try_from(at).ok()
 }
 
-/// Returns whether an image by itself, which no index speaks for, runs on a machine of platform `wanted`. Its configuration need not name a
-/// variant.
+/// Returns whether an image without an index runs on a machine of platform `wanted`. Its configuration may lack a variant.
 pub(crate) fn runs(made_for: &Platform, wanted: &Platform) -> bool {
     rank(made_for, wanted).is_some() || made_for.suits(wanted)
 }
 
-/// A platform in the one spelling that containerd compares.
+/// A platform in containerd's normalised form.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Normal {
     os: String,
@@ -175,7 +174,7 @@ impl Normal {
     }
 }
 
-/// The variants of arm64 below this one. What v9.n runs includes v8.(n + 5).
+/// The variants of arm64 below this one. v9.n includes v8.(n + 5).
 fn below_arm64(variant: &str) -> Vec<String> {
     let spelt = |major: u8, minor: u8| match (major, minor) {
         (8, 0) => String::new(),
@@ -194,7 +193,7 @@ fn below_arm64(variant: &str) -> Vec<String> {
     }
 }
 
-/// The numbers of a variant such as `v7` or `v8.2`; zero where there is none.
+/// The numbers of a variant such as `v7` or `v8.2`; zero without one.
 fn numbers(variant: &str) -> (u8, u8) {
     let text = variant.strip_prefix('v').unwrap_or(variant);
     let (major, minor) = text.split_once('.').unwrap_or((text, "0"));
@@ -202,7 +201,7 @@ fn numbers(variant: &str) -> (u8, u8) {
     number(major).zip(number(minor)).unwrap_or((0, 0))
 }
 
-/// The platforms that there are, for a message. Attestations, which are `unknown/unknown`, are none.
+/// The available platforms, for a message, without attestations, which are `unknown/unknown`.
 fn available(index: &Index) -> String {
     let mut names: Vec<String> = Vec::new();
     for platform in index.manifests.iter().filter_map(|m| m.platform.as_ref()) {
@@ -221,7 +220,7 @@ fn available(index: &Index) -> String {
     names.join(", ")
 }
 
-/// A platform of a registry's, safe to show.
+/// A platform from a registry, safe to show.
 pub(crate) fn shown(platform: &Platform) -> String {
     let name = platform.to_string();
     excerpt(&name.chars().take(64).collect::<String>())

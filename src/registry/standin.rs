@@ -1,4 +1,4 @@
-//! A stand-in for a registry, for the faults that a real one does not show on demand. Speaks raw HTTP/1.1 on loopback.
+//! A mock registry for the faults that a real one does not produce on demand. Uses raw HTTP/1.1 on loopback.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,7 @@ use crate::model::digest::Digest;
 use crate::registry::digest::sha256;
 use crate::registry::manifest::OCI_INDEX;
 
-/// What to answer.
+/// The response.
 #[derive(Debug, Clone)]
 pub(crate) struct Reply {
     status: u16,
@@ -24,11 +24,11 @@ pub(crate) struct Reply {
 #[derive(Debug, Clone, Copy)]
 enum End {
     Whole,
-    /// The connection is closed after so many bytes of the body.
+    /// The connection is closed after this many bytes of the body.
     Cut(usize),
-    /// Nothing more comes after so many bytes.
+    /// The response stalls after this many bytes.
     Stall(usize),
-    /// The body is sent again and again, in chunks.
+    /// The body is repeated endlessly, in chunks.
     Endless,
 }
 
@@ -67,7 +67,7 @@ impl Reply {
     }
 }
 
-/// The server; it ends with this.
+/// The server; it stops when this is dropped.
 pub(crate) struct StandIn {
     pub(crate) host: String,
     asked: Arc<Mutex<Vec<Asked>>>,
@@ -90,12 +90,12 @@ impl StandIn {
         Self { host, asked, task }
     }
 
-    /// All that was asked, in order.
+    /// All requests, in order.
     pub(crate) fn asked(&self) -> Vec<Asked> {
         self.asked.lock().unwrap().clone()
     }
 
-    /// How often a path was asked for that contains `part`.
+    /// Number of requests for a path that contains `part`.
     pub(crate) fn count(&self, part: &str) -> usize {
         self.asked()
             .iter()
@@ -116,7 +116,7 @@ async fn serve(
     log: &Mutex<Vec<Asked>>,
 ) -> std::io::Result<()> {
     let asked = match Asked::read(&mut stream).await {
-        // What Go's server answers in clear.
+        // The response of Go's server over plain http.
         Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
             let told = b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n";
             return stream.write_all(told).await;
@@ -152,7 +152,7 @@ async fn serve(
     }
 }
 
-/// What a registry holds, by path.
+/// The content of a registry, by path.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Shelf {
     content: HashMap<String, (String, Vec<u8>)>,
@@ -195,7 +195,7 @@ impl Shelf {
         self.manifest(repository, tag, OCI_INDEX, &content)
     }
 
-    /// As a registry answers; ranges too.
+    /// The response of a registry, including ranges.
     pub(crate) fn answer(&self, asked: &Asked) -> Reply {
         let Some((media_type, body)) = self.content.get(&asked.path) else {
             let body = r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown","detail":{"Tag":"x"}}]}"#;
@@ -216,7 +216,7 @@ impl Shelf {
     }
 }
 
-/// The first byte that is asked for, where a range is asked for that has no end.
+/// The first requested byte of a range without an end.
 fn range_from(asked: &Asked) -> Option<usize> {
     let range = asked.header("range")?.strip_prefix("bytes=")?;
     range.strip_suffix('-')?.parse().ok()

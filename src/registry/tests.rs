@@ -139,7 +139,7 @@ async fn long_error_is_truncated() {
     assert_eq!(error.kind(), FailureKind::Unavailable);
 }
 
-/// A registry that wants the token `secret{good}`, and its token service, which gives `secret0`, `secret1`, ….
+/// A registry that requires the token `secret{good}`, and its token service, which issues `secret0`, `secret1`, ….
 async fn with_tokens(lifetime: &'static str, good: Arc<AtomicUsize>) -> (StandIn, StandIn) {
     let count = AtomicUsize::new(0);
     let service = StandIn::start(move |_| {
@@ -540,7 +540,7 @@ async fn failed_loopback_tls_never_becomes_http() {
     assert_eq!(server.await.unwrap(), [0x16]);
 }
 
-/// A registry that lets nobody in and has this challenge.
+/// A registry that accepts no credential and sends this challenge.
 async fn registry_with_challenge(challenge: &'static str) -> StandIn {
     StandIn::start(move |_| Reply::new(401, "").with("www-authenticate", challenge)).await
 }

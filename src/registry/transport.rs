@@ -1,7 +1,7 @@
-//! HTTP as registries need it: redirects by hand, bounded bodies, a limit on silence.
+//! HTTP for registries: redirects, bounded bodies, a limit on stalled responses.
 //!
-//! Redirects are followed here and not by the HTTP client, because registries redirect to object stores: no
-//! `Authorization` goes to another origin, a form is not sent on at all, and nothing goes from https to http. Responses are never decompressed.
+//! Redirects are followed here and not by the HTTP client, because registries redirect to object stores: `Authorization` is not
+//! sent to another origin, a form is never sent on, and https never becomes http. Responses are never decompressed.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -19,19 +19,19 @@ use crate::credentials::secret::{Login, Secret};
 use crate::model::reference::served_at;
 
 const REDIRECTS_MAX: usize = 5;
-/// Enough for any error that a person reads.
+/// Maximum size of an error's body in bytes.
 const ERROR_BODY_MAX: u64 = 64 << 10;
-/// Loopback registries whose scheme is remembered.
+/// Maximum number of loopback registries whose scheme is cached.
 const SCHEMES_MAX: usize = 256;
 
-/// What to ask for.
+/// The request to send.
 pub(super) struct Ask<'a> {
     method: Method,
     accept: &'a str,
     range: Option<String>,
     authorization: Option<HeaderValue>,
     form: Option<String>,
-    /// What the answer's error must not repeat.
+    /// Secrets to remove from the response's error.
     secrets: Vec<Secret>,
 }
 
@@ -47,26 +47,26 @@ impl<'a> Ask<'a> {
         }
     }
 
-    /// Removes the login from what is reported of the answer.
+    /// Removes the login from the error of the response.
     pub(super) fn concealing(mut self, login: Option<&Login>) -> Self {
         self.secrets
             .extend(login.into_iter().flat_map(Login::secrets));
         self
     }
 
-    /// With a body, urlencoded, that holds a secret.
+    /// Adds a urlencoded body, which contains a secret.
     pub(super) fn with_form(mut self, form: String) -> Self {
         self.form = Some(form);
         self
     }
 
-    /// From this byte on; from the first one, no range is asked for, since not all servers know ranges.
+    /// Requests the content from this byte on. From byte 0, no range is requested, since not all servers support ranges.
     pub(super) fn from(mut self, offset: u64) -> Self {
         self.range = (offset > 0).then(|| format!("bytes={offset}-"));
         self
     }
 
-    /// These bytes alone; a server that knows no ranges gives all.
+    /// Requests only these bytes; a server without support for ranges sends all.
     pub(super) fn within(mut self, part: &Range<u64>) -> Self {
         self.range = Some(format!(
             "bytes={}-{}",
@@ -91,11 +91,11 @@ impl<'a> Ask<'a> {
 
 /// Sends requests.
 pub(super) struct Transport {
-    /// Through the proxies that the environment names.
+    /// Uses the proxies of the environment.
     proxied: reqwest::Client,
-    /// For loopback, which no proxy is asked for (as in Go's `http.ProxyFromEnvironment`).
+    /// For loopback, which uses no proxy (as in Go's `http.ProxyFromEnvironment`).
     direct: reqwest::Client,
-    /// Whether a loopback registry speaks plain http, once known.
+    /// True for a loopback registry that uses plain http; cached.
     plain: Mutex<HashMap<String, bool>>,
     sent: AtomicU64,
     stall: Duration,
@@ -111,7 +111,7 @@ impl Transport {
                 .redirect(reqwest::redirect::Policy::none())
                 .referer(false)
                 .connect_timeout(options.connect_timeout)
-                // One connection a layer: TLS is then decrypted on several cores, and no shared window limits all layers.
+                // One connection for each layer: TLS is then decrypted on several cores, and layers share no flow-control window.
                 .http1_only()
                 .build()
                 .map_err(ClientError::Http)
@@ -125,12 +125,12 @@ impl Transport {
         })
     }
 
-    /// How many requests were sent.
+    /// Number of requests sent.
     pub(super) fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Asks a registry. One on this machine may speak plain http, as with Docker: that is found out once.
+    /// Sends a request to a registry. One on this machine may use plain http, as with Docker: this is detected once.
     pub(super) async fn send_to_registry(
         &self,
         registry: &str,
@@ -163,7 +163,7 @@ impl Transport {
         }
     }
 
-    /// Asks, and follows redirects.
+    /// Sends a request and follows redirects.
     pub(super) async fn send(&self, url: Url, ask: &Ask<'_>) -> Result<Answer, Error> {
         let origin = url.origin();
         let mut url = url;
@@ -226,7 +226,7 @@ impl Transport {
         }
         tracing::trace!(%host, method = %ask.method, "asking");
         let answer = tokio::time::timeout(self.stall, request.send()).await;
-        // Where no connection came about, nothing was asked.
+        // Without a connection, no request was sent.
         if !matches!(&answer, Ok(Err(error)) if error.is_connect()) {
             self.sent.fetch_add(1, Ordering::Relaxed);
         }
@@ -257,7 +257,7 @@ impl Transport {
     }
 }
 
-/// What came back; its body is still to be read.
+/// A response whose body has not been read yet.
 pub(super) struct Answer {
     response: reqwest::Response,
     host: String,
@@ -276,7 +276,7 @@ impl Answer {
         self.response.headers()
     }
 
-    /// The header's text; empty where it is missing or not text.
+    /// The header's text; empty if it is missing or not text.
     pub(super) fn header(&self, name: impl header::AsHeaderName) -> &str {
         self.headers()
             .get(name)
@@ -284,12 +284,12 @@ impl Answer {
             .unwrap_or_default()
     }
 
-    /// Who answered in the end, with the port.
+    /// The host that sent the response, with the port.
     pub(super) fn host(&self) -> &str {
         &self.host
     }
 
-    /// Whether the registry itself answered, rather than one it redirected to.
+    /// Returns whether the registry itself sent the response, rather than the target of a redirect.
     pub(super) fn is_same_origin(&self) -> bool {
         self.same_origin
     }
@@ -302,7 +302,7 @@ impl Answer {
         self.response.content_length()
     }
 
-    /// Itself where it is a success, else the error that it stands for.
+    /// The response if it is successful, otherwise its error.
     pub(super) async fn successful(mut self) -> Result<Self, Error> {
         let status = self.status();
         if status.is_success() {
@@ -324,7 +324,7 @@ impl Answer {
         ))
     }
 
-    /// More of the body; `None` at its end.
+    /// The next part of the body; `None` at its end.
     pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
         match tokio::time::timeout(self.stall, self.response.chunk()).await {
             Ok(Ok(chunk)) => Ok(chunk),
@@ -336,7 +336,7 @@ impl Answer {
         }
     }
 
-    /// The whole body, if it has not more than `limit` bytes.
+    /// The whole body, if it has at most `limit` bytes.
     pub(super) async fn bytes(mut self, what: &'static str, limit: u64) -> Result<Bytes, Error> {
         let too_large = Error::TooLarge { what, limit };
         if self.content_length().is_some_and(|length| length > limit) {
@@ -360,7 +360,7 @@ fn stalled(host: String, limit: Duration) -> Error {
     }
 }
 
-/// `registry.example:5000`; nothing else of a URL is ever shown.
+/// `registry.example:5000`; no other part of a URL is ever shown.
 pub(super) fn host_of(url: &Url) -> String {
     match (url.host_str(), url.port()) {
         (Some(host), Some(port)) => format!("{host}:{port}"),
@@ -379,7 +379,7 @@ pub(super) fn is_loopback(host: &str) -> bool {
         || name.parse::<Ipv6Addr>().is_ok_and(|a| a.is_loopback())
 }
 
-/// The URL that a redirect leads to.
+/// The target URL of a redirect.
 fn next_hop(from: &Url, location: &HeaderValue) -> Result<Url, Error> {
     let refused = |reason| Error::Redirect {
         host: host_of(from),
@@ -401,12 +401,12 @@ fn next_hop(from: &Url, location: &HeaderValue) -> Result<Url, Error> {
     Ok(url)
 }
 
-/// Whether the connection to `registry` failed in a way that a server which speaks plain http brings about.
+/// Returns whether the connection to `registry` failed as it does with a server that uses plain http.
 fn speaks_no_tls(error: &Error, registry: &str) -> bool {
     let Error::Unreachable { host, source } = error else {
         return false;
     };
-    // Not where the registry has answered and what it redirected to has not.
+    // Only the registry's own failure counts, not that of a redirect's target.
     if host != registry || !source.is_connect() {
         return false;
     }
@@ -417,7 +417,7 @@ fn speaks_no_tls(error: &Error, registry: &str) -> bool {
             Some(_) => return false,
             None => {}
         }
-        // An io::Error does not show what it wraps as its source.
+        // An io::Error does not return the error that it wraps as its source.
         let wrapped = error
             .downcast_ref::<std::io::Error>()
             .and_then(std::io::Error::get_ref);
@@ -429,10 +429,10 @@ fn speaks_no_tls(error: &Error, registry: &str) -> bool {
     true
 }
 
-/// TLS with the crypto provider given here: a library does not install one for the whole process.
+/// TLS with an explicit crypto provider: a library must not install one for the whole process.
 fn tls_config() -> Result<rustls::ClientConfig, ClientError> {
-    // The roots that the program brings make it work in an image without any; the machine's own (`SSL_CERT_FILE`,
-    // `SSL_CERT_DIR`) are what a company's registry is signed by.
+    // The built-in roots make the program work in an image without any; the machine's own (`SSL_CERT_FILE`, `SSL_CERT_DIR`)
+    // include those of a company's registry.
     let mut roots = rustls::RootCertStore {
         roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
     };

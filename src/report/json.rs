@@ -1,4 +1,4 @@
-//! The JSON of `run`, `pull` and `plan`: one object, keys never dropped, unknown values null.
+//! The JSON of `run`, `pull` and `plan`: one object, all keys always present, unknown values null.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ struct RunJson<'a, I> {
     node: Option<&'a str>,
     images: I,
     summary: SummaryJson,
-    /// Of a run that ended before its plan was made.
+    /// Set for a run that ended before its plan was made.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a str>,
 }
@@ -71,7 +71,7 @@ struct PlannedJson<'a> {
     sizes: Option<SizesJson>,
 }
 
-/// Of what is to be pulled; null where it is not known.
+/// Sizes of the images to pull; null if unknown.
 #[derive(Serialize)]
 struct SizesJson {
     bytes: Option<u64>,
@@ -95,7 +95,7 @@ struct SumJson {
     registry_requests: u64,
 }
 
-/// As they are shown, `namespace/Kind/name`.
+/// Workloads as they are shown, `namespace/Kind/name`.
 struct Workloads<'a>(&'a [Arc<Workload>]);
 
 impl Serialize for Workloads<'_> {
@@ -104,7 +104,7 @@ impl Serialize for Workloads<'_> {
     }
 }
 
-/// A list of what the iterator gives, each written as it is made: all of it at once would take as much memory again as the plan.
+/// A list whose items are written as the iterator yields them: the whole list would take as much memory again as the plan.
 struct Each<F>(F);
 
 impl<I: Iterator<Item: Serialize>, F: Fn() -> I> Serialize for Each<F> {
@@ -113,7 +113,7 @@ impl<I: Iterator<Item: Serialize>, F: Fn() -> I> Serialize for Each<F> {
     }
 }
 
-/// Milliseconds are as fine as a pull can be told.
+/// Rounds to milliseconds, the useful precision of a pull.
 fn rounded(seconds: f64) -> f64 {
     (seconds * 1000.0).round() / 1000.0
 }
@@ -154,7 +154,7 @@ pub fn write_report(out: &mut impl Write, report: &Report) -> io::Result<()> {
     write_line(out, &json)
 }
 
-/// Writes a plan as one line of JSON; with sizes, the keys that tell them are there as well.
+/// Writes a plan as one line of JSON; with sizes, their keys are included.
 ///
 /// # Errors
 /// Those of the writer.

@@ -1,5 +1,5 @@
-//! What became of each image, and how that is shown: bars or logs while it goes on, then text, JSON and the
-//! termination message. Only prints; decides nothing.
+//! Shows the outcome of each image: bars or logs during a run, then text, JSON and the termination message. Only prints; decides
+//! nothing.
 
 use std::time::Duration;
 
@@ -13,49 +13,49 @@ pub mod seals;
 pub mod termination;
 pub mod text;
 
-/// How many images had which outcome.
+/// Number of images with each outcome.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Pulled in this run.
     pub pulled: usize,
-    /// There before.
+    /// Present before.
     pub present: usize,
-    /// Not there, though they were to be.
+    /// Wanted, but not present.
     pub failed: usize,
-    /// Not to be pulled.
+    /// Excluded.
     pub skipped: usize,
 }
 
-/// A plan, and what is printed with it.
+/// A plan, and the facts that are printed with it.
 #[derive(Debug, Clone, Copy)]
 pub struct PlanReport<'a> {
     /// The plan.
     pub plan: &'a Plan,
-    /// Who would be asked to pull; `None` where no runtime is at hand.
+    /// The runtime that would pull; `None` if there is none.
     pub runtime: Option<&'a RuntimeInfo>,
-    /// The node's name, where it was given.
+    /// The node's name, if given.
     pub node: Option<&'a str>,
-    /// The requests that registries were sent to find out sizes; `None` where sizes are not shown.
+    /// Number of requests sent to registries for sizes; `None` if sizes are not shown.
     pub requests: Option<u64>,
 }
 
-/// What became of a plan.
+/// The outcome of a plan.
 #[derive(Debug, Clone)]
 pub struct Report {
-    /// The runtime that was asked to pull; `None` where the run ended before one was found.
+    /// The runtime that pulled; `None` if the run ended before one was found.
     pub runtime: Option<RuntimeInfo>,
-    /// The node's name, where it was given.
+    /// The node's name, if given.
     pub node: Option<String>,
-    /// The reason for the lack of a plan, if there was none to report on.
+    /// The error, if the run ended before there was a plan.
     pub error: Option<String>,
     /// The images in the plan's order.
     pub images: Vec<ImageReport>,
-    /// How long the whole run took.
+    /// Duration of the whole run.
     pub elapsed: Duration,
 }
 
 impl Report {
-    /// The sums.
+    /// The number of images by outcome.
     pub fn counts(&self) -> Counts {
         let count = |outcome| self.images.iter().filter(|i| i.outcome == outcome).count();
         Counts {

@@ -1,5 +1,5 @@
-//! What is seen while a plan is run: bars on a terminal, else a log line when an image starts, ends, and every 15 s
-//! while it goes on.
+//! Shows a run in progress: bars on a terminal, otherwise a log line when an image starts, when it ends, and every 15 s in
+//! between.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -16,19 +16,19 @@ use crate::model::text::{sanitize, size};
 use crate::pulling::executor::Event;
 use crate::runtime::image_service::Progress;
 
-/// How often a pull that goes on is logged.
+/// Interval of log lines for a pull in progress.
 const LOG_EVERY: Duration = Duration::from_secs(15);
-/// How often bars are drawn.
+/// Interval of redrawing bars.
 const DRAW_EVERY: Duration = Duration::from_millis(100);
 
-/// Standard error, shared by the logs and the bars, so that neither is written into the other.
+/// Standard error, shared by the logs and the bars, so that neither corrupts the other.
 #[derive(Debug, Clone)]
 pub struct Screen {
     bars: Option<MultiProgress>,
 }
 
 impl Screen {
-    /// Standard error; with bars where the caller found a terminal that can draw them.
+    /// Standard error; with bars if it is a terminal that can draw them.
     pub fn new(with_bars: bool) -> Self {
         let bars = with_bars.then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
         Self { bars }
@@ -50,7 +50,7 @@ impl Write for Screen {
     }
 }
 
-/// Shows a run while it goes on. Told by [`Watch::see`], driven by [`Watch::run`].
+/// Shows a run in progress. [`Watch::see`] receives its events, [`Watch::run`] draws.
 pub struct Watch {
     view: View,
     active: Mutex<BTreeMap<usize, Active>>,
@@ -73,7 +73,7 @@ struct Active {
 }
 
 impl Watch {
-    /// For a run that pulls so many images.
+    /// For a run that pulls this number of images.
     pub fn new(screen: &Screen, images: usize) -> Self {
         let view = match &screen.bars {
             Some(bars) => View::Bars {
@@ -90,7 +90,7 @@ impl Watch {
         }
     }
 
-    /// Takes in an event of the run.
+    /// Records an event of the run.
     pub fn see(&self, event: Event<'_>) {
         match event {
             Event::Started {
@@ -126,7 +126,7 @@ impl Watch {
         }
     }
 
-    /// Draws or logs for as long as it is polled; never ends.
+    /// Draws or logs for as long as it is polled; never returns.
     pub async fn run(&self) {
         let every = match self.view {
             View::Bars { .. } => DRAW_EVERY,
@@ -145,10 +145,10 @@ impl Watch {
         }
     }
 
-    /// Takes the bars off the screen.
+    /// Removes the bars from the screen.
     pub fn close(&self) {
         if let View::Bars { bars, .. } = &self.view {
-            // A terminal that is gone is no reason to fail.
+            // A closed terminal is not a failure.
             let _ = bars.clear();
         }
     }
@@ -161,7 +161,8 @@ impl Watch {
         let bar = match &self.view {
             View::Bars { bars, whole } => {
                 let layout = Layout::of(columns());
-                // All is set before the bar is inserted without drawing it: alone it would draw on a line of its own.
+                // Everything is set before the bar is inserted, without drawing it: outside the group it would draw on a line of
+                // its own.
                 let bar = ProgressBar::new(0)
                     .with_style(silent_style(layout))
                     .with_message(layout.name(&image));
@@ -242,7 +243,7 @@ impl Active {
     }
 }
 
-/// How many columns a bar may take: a line that wraps is not erased as a whole.
+/// The width of a bar in columns: a line that wraps cannot be erased completely.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Layout {
     columns: usize,
@@ -257,7 +258,8 @@ impl Layout {
         }
     }
 
-    /// An image's name in what the numbers before it leave, its end first: that tells images of one registry apart.
+    /// An image's name, shortened to the columns that the numbers leave. Its end is kept, which distinguishes images of one
+    /// registry.
     fn name(self, image: &str) -> String {
         let room = self
             .columns
@@ -272,7 +274,7 @@ impl Layout {
     }
 }
 
-/// The width of the terminal that standard error is.
+/// The width of the terminal on standard error.
 fn columns() -> usize {
     match rustix::termios::tcgetwinsize(io::stderr()) {
         Ok(size) if size.ws_col > 0 => size.ws_col.into(),

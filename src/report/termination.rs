@@ -1,4 +1,4 @@
-//! The termination message of a container: what `kubectl describe pod` shows of an ended init container.
+//! The termination message of a container, which `kubectl describe pod` shows for a finished init container.
 
 use std::fmt::Write as _;
 use std::fs::OpenOptions;
@@ -9,16 +9,16 @@ use super::text::closing;
 use super::{Outcome, Report};
 use crate::model::text::{clip_bytes, sanitize};
 
-/// Where the kubelet mounts the file, unless the pod says otherwise (`terminationMessagePath`).
+/// Path at which the kubelet mounts the file by default (`terminationMessagePath`).
 pub const PATH: &str = "/dev/termination-log";
 
-/// What the kubelet reads of it, in bytes.
+/// Number of bytes that the kubelet reads of it.
 pub const MAX_BYTES: usize = 4096;
 
-/// Writes the message where a kubelet has put a file for it; a machine without one is left as it is.
+/// Writes the message if the kubelet has created a file for it; never creates the file.
 ///
 /// # Errors
-/// Those of opening and writing the file, except that there is none.
+/// Those of opening and writing the file, except that it does not exist.
 pub fn write(path: &Path, message: &str) -> io::Result<()> {
     match OpenOptions::new().write(true).truncate(true).open(path) {
         Ok(mut file) => file.write_all(message.as_bytes()),
@@ -27,7 +27,7 @@ pub fn write(path: &Path, message: &str) -> io::Result<()> {
     }
 }
 
-/// The closing line, then the failed images, as many as there is room for.
+/// The closing line, then as many failed images as fit.
 pub fn message(report: &Report) -> String {
     let mut message = closing(report);
     let failed: Vec<_> = report

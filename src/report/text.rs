@@ -9,7 +9,7 @@ use crate::model::text::{sanitize, size};
 use crate::planning::plan::{Action, PlannedImage, Step};
 use crate::runtime::image_service::RuntimeInfo;
 
-/// Seconds and minutes as people read them: `0.4s`, `12.3s`, `4m07s`.
+/// Durations in readable form: `0.4s`, `12.3s`, `4m07s`.
 pub fn seconds(duration: Duration) -> String {
     let tenths = (duration.as_secs_f64() * 10.0).round() / 10.0;
     if tenths < 60.0 {
@@ -20,7 +20,7 @@ pub fn seconds(duration: Duration) -> String {
     }
 }
 
-/// Writes what became of each image, and one closing line.
+/// Writes the outcome of each image, and one closing line.
 ///
 /// # Errors
 /// Those of the writer.
@@ -41,7 +41,7 @@ pub fn write_report(out: &mut impl Write, report: &Report) -> io::Result<()> {
     writeln!(out, "{}", closing(report))
 }
 
-/// One line that says it all: `pulled 3 (210.4 MB), present 1, failed 1, skipped 2 in 4.2s with containerd 1.6.20`.
+/// The summary in one line: `pulled 3 (210.4 MB), present 1, failed 1, skipped 2 in 4.2s with containerd 1.6.20`.
 pub fn closing(report: &Report) -> String {
     let counts = report.counts();
     let pulled = report
@@ -74,7 +74,7 @@ pub fn closing(report: &Report) -> String {
     )
 }
 
-/// Writes what a run would do, and why; with sizes, what it would download.
+/// Writes the actions of a plan and their reasons; with sizes, also the download sizes.
 ///
 /// # Errors
 /// Those of the writer.
@@ -102,7 +102,7 @@ pub fn write_plan(out: &mut impl Write, outline: &PlanReport<'_>) -> io::Result<
     }
     let runtime = match outline.runtime {
         Some(runtime) => format!("with {}", runtime_name(runtime)),
-        None => "without a runtime at hand, so nothing is known to be present".to_owned(),
+        None => "without a runtime; present images are unknown".to_owned(),
     };
     writeln!(
         out,
@@ -122,8 +122,7 @@ pub fn write_plan(out: &mut impl Write, outline: &PlanReport<'_>) -> io::Result<
         };
         writeln!(
             out,
-            "harpoon: to download {}{unknown}; {} are shared and need not come again; to find this out, registries were \
-             sent {requests} requests",
+            "harpoon: to download {}{unknown}; {} are shared and not downloaded again; {requests} requests to registries",
             size(sum.bytes),
             size(sum.shared),
         )?;
@@ -192,10 +191,10 @@ pub(super) fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or("-".to_owned(), |v| v.to_string())
 }
 
-/// The widest that a column is made; a longer cell moves what is behind it in its own row alone.
+/// Maximum width of a column; a longer cell shifts the rest of its row only.
 const WIDTH_MAX: usize = 80;
 
-/// Columns as wide as their widest cell, within reason; the last one is free.
+/// Columns as wide as their widest cell, up to a limit; the last one is unlimited.
 pub(super) struct Table<const N: usize> {
     rows: Vec<[String; N]>,
 }

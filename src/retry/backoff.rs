@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::retry_after::RETRY_AFTER_MAX;
 use crate::model::failure::FailureKind;
 
-/// The wait after a failed attempt, the first being 1: exponential with full jitter, so that nodes that failed together
-/// do not come back together. A registry's own wish is a minimum, with the jitter on top.
+/// The wait after a failed attempt, of which the first is 1: exponential with full jitter, so that nodes that failed together do
+/// not retry together. The wait that a registry requests is a minimum, with the jitter on top.
 pub(crate) fn wait(kind: FailureKind, attempt: u32, retry_after: Option<Duration>) -> Duration {
     let (base, cap) = match kind {
         FailureKind::RateLimited => (Duration::from_secs(8), Duration::from_secs(120)),

@@ -1,6 +1,6 @@
 //! Values that concurrent tasks share by a key, such as a lock or a limit for each registry.
 //!
-//! An entry leaves the map when no task holds its value, so that the map holds no more than what is in use.
+//! An entry leaves the map when no task holds its value, so that the map contains only entries in use.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::OwnedMutexGuard;
 
-/// Values by a key, each for as long as somebody holds it.
+/// Values by a key, each kept for as long as a task holds it.
 #[derive(Debug)]
 pub(crate) struct Keyed<K, V>(Mutex<HashMap<K, Weak<V>>>);
 
@@ -19,7 +19,7 @@ impl<K, V> Default for Keyed<K, V> {
 }
 
 impl<K: Eq + Hash, V> Keyed<K, V> {
-    /// The value that others hold for the key, else a new one.
+    /// The value that another task holds for the key, otherwise a new one.
     pub(super) fn get_or_insert_with(&self, key: K, new: impl FnOnce() -> V) -> Arc<V> {
         let mut shared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         shared.retain(|_, value| value.strong_count() > 0);
@@ -29,7 +29,7 @@ impl<K: Eq + Hash, V> Keyed<K, V> {
         value
     }
 
-    /// The same, where a new value is the default one.
+    /// The value for the key, by default a default value.
     pub(crate) fn get(&self, key: K) -> Arc<V>
     where
         V: Default,

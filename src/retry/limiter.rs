@@ -1,4 +1,4 @@
-//! A limit on what is under way at each registry at once.
+//! A limit on the concurrent work for each registry.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ pub(crate) struct RegistryLimiter {
 }
 
 impl RegistryLimiter {
-    /// At most so many at once at each registry; at least one.
+    /// Creates a limiter for this number of concurrent permits at each registry; at least one.
     pub(crate) fn new(at_once: usize) -> Self {
         Self {
             at_once: at_once.max(1),
@@ -21,7 +21,7 @@ impl RegistryLimiter {
         }
     }
 
-    /// The registry's semaphore. Whoever has a permit of it has to hold it, too.
+    /// The registry's semaphore. The holder of its permit must hold the semaphore, too.
     pub(crate) fn at(&self, registry: &str) -> Arc<Semaphore> {
         let new = || Semaphore::new(self.at_once);
         self.registries.get_or_insert_with(registry.to_owned(), new)

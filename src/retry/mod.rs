@@ -1,4 +1,4 @@
-//! Back-off between attempts, repeated questions, a limit for each registry, locks by a key, one task for many waiters.
+//! Back-off between attempts, polling, a limit for each registry, locks by a key, one task for many waiters.
 //!
 //! It never does the work itself.
 

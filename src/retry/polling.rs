@@ -1,10 +1,10 @@
-//! Asks again while a failure is one that passes by itself, such as a restart.
+//! Repeats a request after a temporary failure, such as a restart.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The pauses between questions: each twice the one before, less up to half of it as jitter.
+/// The pauses between requests: each twice the one before, less up to half of it as jitter.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Polling {
     /// The first pause.
@@ -14,8 +14,8 @@ pub(crate) struct Polling {
 }
 
 impl Polling {
-    /// Asks until the answer is no failure that passes, or the deadline is over; returns the last answer. Before each
-    /// pause, `on_pause` gets the failure and the pause.
+    /// Repeats a request until it succeeds, fails permanently, or the deadline is over; returns the last result. Before each
+    /// pause, `on_pause` receives the failure and the pause.
     pub(crate) async fn ask<T, E, F>(
         self,
         deadline: Option<Instant>,

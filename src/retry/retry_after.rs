@@ -1,10 +1,10 @@
-//! The wait that a server asks for.
+//! The wait that a server requests.
 
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, header};
 
-/// The longest `Retry-After` that is obeyed: nobody waits an hour for an init container.
+/// Maximum `Retry-After` that is honoured: an init container cannot wait for an hour.
 pub(super) const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
 
 /// `Retry-After` of a response, in seconds or as a date (RFC 9110, section 10.2.3), at most [`RETRY_AFTER_MAX`].

@@ -1,6 +1,6 @@
-//! Lets lookups that come at the same time share one run of a program.
+//! Shares one run of a program between concurrent lookups.
 //!
-//! Memory is bounded: a registry's entry is there while somebody waits for it, and a few outcomes are kept longer.
+//! Memory is bounded: a registry's entry exists while a lookup waits for it, and a few outcomes are kept longer.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
@@ -11,9 +11,9 @@ use tokio::time::Instant;
 
 use super::keyed::Keyed;
 
-/// Outcomes that are kept for later lookups; beyond that, the oldest is forgotten.
+/// Maximum number of outcomes kept for later lookups; the oldest is dropped first.
 const KEPT_MAX: usize = 16;
-/// The longest that a failure is kept: whoever asks again later has the program run again.
+/// Maximum time for which a failure is kept; a later lookup runs the program again.
 pub(crate) const FAILURE_KEPT_MAX: Duration = Duration::from_secs(5);
 
 /// Runs that lookups share.
@@ -22,10 +22,10 @@ pub(crate) struct SingleFlight<T> {
     kept: std::sync::Mutex<VecDeque<Kept<T>>>,
 }
 
-/// The line of one registry, and its last run.
+/// The queue of one registry, and its last run.
 type Lane<T> = Mutex<Option<Landed<T>>>;
 
-/// A run that is over.
+/// A finished run.
 struct Landed<T> {
     key: String,
     outcome: Result<T, String>,
@@ -33,7 +33,7 @@ struct Landed<T> {
     keep: Duration,
 }
 
-/// A lane whose last run still serves.
+/// A lane whose last run is still valid.
 struct Kept<T> {
     lane: Arc<Lane<T>>,
     until: Instant,
@@ -49,11 +49,12 @@ impl<T> Default for SingleFlight<T> {
 }
 
 impl<T: Clone> SingleFlight<T> {
-    /// The outcome of `run` for the key, of the run of another lookup that this one waited for, or the `cached` value.
+    /// The outcome of `run` for the key, of another lookup's run that this one waited for, or the `cached` value.
     ///
-    /// Runs for one registry come one after the other, because the first may fill the cache for the rest. What went well is
-    /// kept for `keep`; a failure for as long as it took, at most [`FAILURE_KEPT_MAX`], and for the whole registry, so that a
-    /// program that hangs does not hold up each image in turn. Dropping the future ends its run, and the next in the line begins its own.
+    /// Runs for one registry are sequential, because the first may fill the cache for the others. A success is kept for `keep`. A
+    /// failure is kept for as long as it took, at most [`FAILURE_KEPT_MAX`], and for the whole registry, so that a program that
+    /// hangs does not delay each image in turn. Dropping the future ends its run, and the next lookup in the queue starts its
+    /// own.
     pub(crate) async fn share(
         &self,
         registry: &str,
@@ -90,7 +91,7 @@ impl<T: Clone> SingleFlight<T> {
         outcome
     }
 
-    /// Holds a lane beyond those who wait in it.
+    /// Keeps a lane after its last waiter has left.
     fn keep(&self, lane: Arc<Lane<T>>, until: Instant) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.retain(|kept| !Arc::ptr_eq(&kept.lane, &lane));
@@ -100,7 +101,7 @@ impl<T: Clone> SingleFlight<T> {
         }
     }
 
-    /// Lets go of the lanes whose last run serves nobody who comes now.
+    /// Drops the lanes whose last run is no longer valid for new lookups.
     fn forget(&self, now: Instant) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.retain(|kept| now < kept.until);
@@ -108,7 +109,7 @@ impl<T: Clone> SingleFlight<T> {
 }
 
 impl<T> Landed<T> {
-    /// Returns whether the outcome is for a lookup that arrived then. A failure is the whole registry's.
+    /// Returns whether the outcome is valid for a lookup that arrived then. A failure applies to the whole registry.
     fn serves(&self, key: &str, arrived: Instant) -> bool {
         let same = self.outcome.is_err() || self.key == key;
         same && arrived < self.ended + self.keep

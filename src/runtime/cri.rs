@@ -1,8 +1,8 @@
 //! Runtimes that serve the Kubernetes Container Runtime Interface, version 1, on a unix socket: containerd, CRI-O,
 //! cri-dockerd.
 //!
-//! Only images are asked for and pulled; no container and no sandbox is ever made. The channel connects again by itself
-//! when the daemon was restarted; while it is gone, calls fail as `unavailable`. No proxy setting applies to a socket.
+//! It only reads and pulls images; it never creates a container or a sandbox. The channel reconnects when the daemon has been
+//! restarted; in the meantime, calls fail as `unavailable`. No proxy setting applies to a socket.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -36,14 +36,14 @@ mod progress;
 
 pub use connect::ConnectError;
 
-/// tonic decodes 4 MB unless told otherwise; a node with thousands of images answers more.
+/// tonic's default limit is 4 MB; the response of a node with thousands of images is larger.
 const MESSAGE_MAX: usize = 64 << 20;
-/// A runtime that is busy unpacking answers late, but one that says nothing for this long hangs.
+/// A runtime that is busy with unpacking answers late, but one that sends nothing for this long is stuck.
 const STATUS_LIMIT: Duration = Duration::from_secs(60);
-/// Goes into the sandbox config that every pull sends.
+/// The name in the sandbox config that every pull sends.
 const SANDBOX_NAME: &str = "harpoon";
 
-/// A CRI server that answers.
+/// A connected CRI server.
 #[derive(Debug)]
 pub struct Cri {
     info: RuntimeInfo,
@@ -53,13 +53,13 @@ pub struct Cri {
 }
 
 impl Cri {
-    /// Connects to the socket at `path` and asks for the runtime's version, all within `time_limit`.
+    /// Connects to the socket at `path` and requests the runtime's version, all within `time_limit`.
     ///
     /// # Errors
-    /// Says why the socket is of no use, and what to do about it.
+    /// The reason why the socket cannot be used, and how to fix it.
     pub async fn connect(path: &Path, time_limit: Duration) -> Result<Self, ConnectError> {
         let (channel, info) = connect::connect(path, time_limit).await?;
-        // Only containerd has the content API next to the CRI.
+        // Only containerd serves the content API on the same socket as the CRI.
         let downloads =
             (info.name == "containerd").then(|| progress::Downloads::new(channel.clone()));
         let seals = downloads
@@ -89,7 +89,7 @@ impl Cri {
         Ok(answer.await?.into_inner().image)
     }
 
-    /// All images that it has.
+    /// All its images.
     async fn images(&self) -> Result<Vec<Image>, RuntimeError> {
         let mut images = self.images.clone();
         let asked = images.list_images(ListImagesRequest::default());
@@ -97,7 +97,7 @@ impl Cri {
         Ok(answer.await?.into_inner().images)
     }
 
-    /// The runtime's answer to a call of `method`, within the time limit.
+    /// The runtime's response to a call of `method`, within the time limit.
     async fn answer<T>(
         &self,
         asked: impl Future<Output = Result<T, Status>>,
@@ -165,7 +165,7 @@ impl ImageService for Cri {
         }?;
         let (_, total) = progress.get();
         progress.set(total, total);
-        // The image is there, whatever the runtime says of it now: a failure to ask is not a failure to pull.
+        // The image was pulled; a failure of this request does not change that.
         match self.image_status(image).await {
             Ok(Some(stored)) => Ok(stored_image(image, &stored)),
             Ok(None) | Err(_) => Ok(StoredImage {
@@ -202,7 +202,7 @@ impl ImageService for Cri {
                 ..Usage::default()
             });
         };
-        // containerd counts its snapshots there, and not the blobs that they were unpacked from.
+        // containerd reports only its snapshots there, not the blobs that they were unpacked from.
         let counted = answer.image_filesystems.iter().map(|fs| fs.timestamp);
         let counted = counted.min().filter(|_| bytes > 0);
         let content = downloads.content(counted);
@@ -241,8 +241,8 @@ fn image_spec(image: &str) -> ImageSpec {
     }
 }
 
-/// The name that a runtime cannot take for an image ID or the beginning of one, such as `4bc` or `sha256:4bc`. The kubelet
-/// adds the tag too.
+/// The name with its tag, which a runtime cannot mistake for an image ID or its prefix, such as `4bc` or `sha256:4bc`. The
+/// kubelet adds the tag too.
 fn asked_name(image: &Reference) -> Cow<'_, str> {
     match image.as_written().starts_with("sha256:") {
         true => image.normalized().into(),
@@ -250,19 +250,19 @@ fn asked_name(image: &Reference) -> Cow<'_, str> {
     }
 }
 
-/// The credential for one pull. `server_address` is always set, with its scheme, because containerd offers what has none
-/// to any host, mirrors too, and one without a scheme to none.
+/// The credential for one pull. `server_address` is always set, with its scheme, because containerd sends a credential without an
+/// address to any host, including mirrors, and one without a scheme to none.
 fn auth_config(credential: &Credential, image: &Reference) -> AuthConfig {
-    // containerd compares it with the host that it really asks.
+    // containerd compares it with the host that it connects to.
     let server_address = format!("https://{}", served_at(image.registry()));
     match &*credential.login {
-        // Without a user containerd takes the two fields for no credential, and the encoded one for what it is.
+        // Without a user, containerd ignores the two fields, but uses the encoded one.
         Login::Password { user, password } if user.expose().is_empty() => AuthConfig {
             auth: STANDARD.encode(format!(":{}", password.expose())),
             server_address,
             ..AuthConfig::default()
         },
-        // A field of CRI is UTF-8, or the message is none.
+        // A field of the CRI must be UTF-8, otherwise the message is invalid.
         Login::Bytes(encoded) => AuthConfig {
             auth: encoded.expose().to_owned(),
             server_address,
@@ -282,8 +282,8 @@ fn auth_config(credential: &Credential, image: &Reference) -> AuthConfig {
     }
 }
 
-/// What the pull is said to be for. containerd ignores the runtime handler, and with it the snapshotter of a runtime
-/// class, when there is no sandbox config.
+/// The sandbox config of every pull. Without one, containerd ignores the runtime handler, and with it the snapshotter of a
+/// runtime class.
 fn sandbox_config() -> PodSandboxConfig {
     PodSandboxConfig {
         metadata: Some(PodSandboxMetadata {
@@ -305,8 +305,8 @@ fn stored_image(image: &Reference, stored: &Image) -> StoredImage {
     }
 }
 
-/// The digest among `repository@digest` that belongs to the image's own repository: the one that was asked for, else the
-/// first. An image that is known under another repository's digest alone gets that one: the bytes are the same.
+/// The digest among `repository@digest` for the image's own repository: the requested one, otherwise the first. An image that has
+/// only another repository's digest gets that one: the bytes are the same.
 fn digest(image: &Reference, repo_digests: &[String]) -> Option<String> {
     let known: Vec<Reference> = repo_digests
         .iter()
@@ -323,8 +323,8 @@ fn digest(image: &Reference, repo_digests: &[String]) -> Option<String> {
         .map(ToString::to_string)
 }
 
-/// The digest in what a pull answered. CRI-O and cri-dockerd answer `repository@digest`; containerd answers the image ID,
-/// which is a digest too, but the configuration's.
+/// The digest in the response to a pull. CRI-O and cri-dockerd return `repository@digest`; containerd returns the image ID, which
+/// is a digest too, but the configuration's.
 fn digest_of(image_ref: &str, image: &Reference) -> Option<String> {
     digest(image, &[image_ref.to_owned()]).or_else(|| image.digest().map(ToString::to_string))
 }

@@ -1,7 +1,7 @@
 //! Detection of the runtime of this node.
 //!
-//! Looks at an explicit endpoint, or at the well-known sockets in their order. It opens nothing but these, and starts
-//! nothing: a runtime that is not running is not found.
+//! Checks an explicit endpoint, or the well-known sockets in their order. It opens no other files, and starts nothing: a runtime
+//! that is not running is not found.
 
 use std::fmt;
 use std::os::unix::fs::MetadataExt;
@@ -60,7 +60,7 @@ const WELL_KNOWN: &[(&str, &str, Protocol)] = &[
     ("docker", "/var/run/docker.sock", Protocol::Docker),
 ];
 
-/// Time limit for a further runtime to say that it is there.
+/// Time limit for further runtimes to answer.
 const OTHERS_LIMIT: Duration = Duration::from_secs(1);
 
 /// The runtime of this node.
@@ -74,7 +74,8 @@ pub enum Runtime {
 }
 
 impl Runtime {
-    /// The same, for images of another platform: where it pulls by itself, as into an image layout. A daemon knows its machine.
+    /// The runtime for images of another platform, if it pulls itself, as into an image layout. A daemon uses its machine's
+    /// platform.
     #[must_use]
     pub fn for_platform(self, platform: &Platform) -> Self {
         match self {
@@ -86,7 +87,7 @@ impl Runtime {
 
 impl fmt::Debug for Runtime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Who it is says all; what it holds (connections, later credentials) is nobody's matter.
+        // The runtime's identity is enough; connections are left out.
         f.debug_tuple("Runtime").field(self.info()).finish()
     }
 }
@@ -127,14 +128,14 @@ impl ImageService for Runtime {
             Self::Docker(docker) => docker.pull(image, credential, progress).await,
             Self::Oci(layout) => layout.pull(image, credential, progress).await,
         };
-        // A daemon tells too late or too coarsely that bytes came, so its words for what failed count too.
+        // A daemon reports received bytes too late or too coarsely, so the text of the error counts too.
         let is_daemon = !matches!(self, Self::Oci(_));
         let pulled = pulled.inspect_err(|error| {
             if is_daemon && error_kind::came(&error.message) {
                 progress.set_came();
             }
         });
-        // A registry may repeat what it was shown, and a runtime repeats what the registry says.
+        // A registry may quote the credential, and a runtime quotes the registry.
         pulled.map_err(|error| match credential {
             Some(credential) => RuntimeError {
                 message: redact(&error.message, &credential.login.secrets()),
@@ -169,7 +170,7 @@ impl ImageService for Runtime {
     }
 }
 
-/// A path that was tried in vain.
+/// A path that was tried without success.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tried {
     /// The path.
@@ -190,7 +191,7 @@ pub enum FindError {
     /// The explicit endpoint cannot be used.
     #[error("no usable container runtime at {endpoint}: {why}")]
     Unusable {
-        /// The endpoint that was asked for.
+        /// The requested endpoint.
         endpoint: Endpoint,
         /// The reason why it was not usable, on one line.
         why: String,
@@ -204,11 +205,11 @@ fn list(tried: &[Tried]) -> String {
     lines.collect::<Vec<_>>().join("; ")
 }
 
-/// Finds the runtime: the one at the endpoint, or else the first well-known socket that exists and answers. The time
-/// limit is for each attempt at a socket; `platform` is for an OCI image layout, which no daemon chooses for.
+/// Finds the runtime: the one at the endpoint, otherwise at the first well-known socket that exists and answers. The time limit
+/// is for each attempt at a socket; `platform` is for an OCI image layout only.
 ///
 /// # Errors
-/// Names every path that was tried, and what was wrong with each.
+/// [`FindError`], which names every path that was tried and the problem with it.
 pub async fn find(
     endpoint: Option<&Endpoint>,
     platform: &Platform,
@@ -267,7 +268,7 @@ async fn find_among(
     Err(FindError::Nowhere(tried))
 }
 
-/// Says so where further runtimes answer, since which one the pods of this node use cannot be told from their sockets.
+/// Logs a warning if further runtimes answer, since their sockets do not show which one the node's pods use.
 async fn warn_of_others(taken: &Runtime, time_limit: Duration) {
     let taken_at = taken.info().endpoint.trim_start_matches("unix://");
     let place = WELL_KNOWN.iter().position(|(_, path, _)| *path == taken_at);
@@ -277,7 +278,7 @@ async fn warn_of_others(taken: &Runtime, time_limit: Duration) {
     let mut others = Vec::new();
     for (other, path, protocol) in WELL_KNOWN.iter().skip(place + 1) {
         let of_docker = |name: &str| matches!(name, "dockershim" | "cri-dockerd" | "docker");
-        // These three are doors to one store.
+        // These three sockets lead to one image store.
         if of_docker(name) && of_docker(other) || is_same_file(taken_at.as_ref(), path.as_ref()) {
             continue;
         }
@@ -304,13 +305,13 @@ fn is_same_file(one: &Path, other: &Path) -> bool {
     id(one).is_some_and(|one| id(other) == Some(one))
 }
 
-/// Tries a socket of which nobody said what is spoken on it, first with what its name hints at.
+/// Tries both protocols on a socket, first the one that its name suggests.
 async fn connect_either(path: &Path, time_limit: Duration) -> Result<Runtime, String> {
     let mut reasons = Vec::new();
     for protocol in by_name(path) {
         match connect(path, protocol, time_limit).await {
             Ok(runtime) => return Ok(runtime),
-            // Another protocol cannot be tried on it either.
+            // The other protocol would fail in the same way.
             Err(why @ Unusable::Socket(_)) => return Err(why.to_string()),
             Err(why) => {
                 tracing::debug!(path = %path.display(), %protocol, "not a usable runtime: {why}");
@@ -330,7 +331,7 @@ fn by_name(path: &Path) -> [Protocol; 2] {
     }
 }
 
-/// The reason why a path leads to no runtime.
+/// The reason why a path cannot be used as a runtime.
 #[derive(Debug, thiserror::Error)]
 enum Unusable {
     /// The socket cannot be connected to.

@@ -1,8 +1,8 @@
-//! A Docker Engine, spoken to over its API on a unix socket.
+//! A Docker Engine, through its API on a unix socket.
 //!
-//! The Engine pulls; this asks for it, reads how it goes and translates what went wrong. It never runs `docker`, never
-//! removes or tags an image and never reads the Engine's own credentials. Dropping a future closes its connection, upon which the Engine
-//! stops the download.
+//! The Engine pulls; this module sends the requests, reads the progress and maps the errors. It never runs `docker`, never
+//! removes or tags an image and never reads the Engine's own credentials. Dropping a future closes its connection, upon which the
+//! Engine stops the download.
 
 use std::path::Path;
 use std::pin::pin;
@@ -34,7 +34,7 @@ use progress::Layers;
 mod progress;
 mod usage;
 
-/// The longest message of the Engine that is passed on, in characters: registries put whole web pages into theirs.
+/// Maximum length of an Engine's message in characters: registries may send whole web pages.
 const MESSAGE_MAX: usize = 1000;
 /// Base64 of JSON, in the alphabet for URLs (Engine API, "Authentication").
 const LOGIN_HEADER: &str = "x-registry-auth";
@@ -42,10 +42,10 @@ const LOGIN_HEADER: &str = "x-registry-auth";
 /// The reason why a Docker Engine cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// Nobody listens at the path, or not for us.
+    /// No process accepts connections at the path, or access is denied.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// The path has bytes in it that are not UTF-8.
+    /// The path is not UTF-8.
     #[error("the path is not UTF-8")]
     Path,
     /// No response within the time limit.
@@ -54,7 +54,7 @@ pub enum ConnectError {
     /// The response is not HTTP, or not the requested JSON.
     #[error("not a Docker Engine: {}", root(.0))]
     NotDocker(Box<bollard::errors::Error>),
-    /// HTTP, but a refusal.
+    /// HTTP, but an error status.
     #[error(
         "not a Docker Engine, or access is denied: GET /version returned HTTP status {status}: {message}"
     )]
@@ -64,33 +64,33 @@ pub enum ConnectError {
         /// The message of the response.
         message: String,
     },
-    /// HTTP and JSON, but not the Engine's.
+    /// The response is HTTP and JSON, but not an Engine's.
     #[error("not a Docker Engine: GET /version returned no API version")]
     NoVersion,
-    /// An Engine without an API version that this program speaks.
+    /// The Engine supports only newer API versions than this program.
     #[error("Docker Engine is too new for this version of harpoon: it requires API {min} or later")]
     TooNew {
-        /// The oldest API version that the Engine speaks.
+        /// The oldest API version that the Engine supports.
         min: String,
     },
 }
 
-/// A Docker Engine that answered.
+/// A connected Docker Engine.
 #[derive(Debug)]
 pub struct Docker {
     client: bollard::Docker,
     info: RuntimeInfo,
     usage: usage::DiskUsage,
-    /// For questions; a pull takes as long as its caller lets it.
+    /// The time limit for requests other than pulls, whose caller limits them.
     time_limit: Duration,
 }
 
 impl Docker {
-    /// Finds out who listens on the socket and which version of the API to speak, within the time limit. The same limit
-    /// is set later on every question, but not on pulls.
+    /// Identifies the server on the socket and negotiates the API version, within the time limit. The same limit applies later to
+    /// every request except pulls.
     ///
     /// # Errors
-    /// Says why this is no Docker Engine that can be used.
+    /// The reason why there is no usable Docker Engine.
     pub async fn connect(path: &Path, time_limit: Duration) -> Result<Self, ConnectError> {
         tokio::time::timeout(time_limit, Self::negotiate(path, time_limit))
             .await
@@ -100,7 +100,7 @@ impl Docker {
     async fn negotiate(path: &Path, time_limit: Duration) -> Result<Self, ConnectError> {
         socket::check(path).await?;
         let utf8 = path.to_str().ok_or(ConnectError::Path)?;
-        // bollard's own time limit would cut a pull whose registry is slow with the manifest; ours are set here.
+        // bollard's own time limit would interrupt a pull whose registry sends the manifest slowly; limits are set here instead.
         let client = bollard::Docker::connect_with_unix(utf8, u64::MAX, API_DEFAULT_VERSION)
             .map_err(not_docker)?;
         let answer = client.version().await.map_err(not_docker)?;
@@ -153,7 +153,7 @@ impl Docker {
         }
     }
 
-    /// Translates what the Engine, or the connection to it, ended in.
+    /// Maps an error of the Engine, or of the connection to it.
     fn failure(&self, image: &Reference, error: bollard::errors::Error) -> RuntimeError {
         use bollard::errors::Error;
         match error {
@@ -201,7 +201,7 @@ impl ImageService for Docker {
         credential: Option<&Credential>,
         progress: &Progress,
     ) -> Result<StoredImage, RuntimeError> {
-        // Without a tag the Engine would pull every tag that the repository has.
+        // Without a tag the Engine would pull every tag of the repository.
         let tag = image.digest().map(Digest::as_str).or_else(|| image.tag());
         let options = CreateImageOptionsBuilder::new()
             .from_image(name(image))
@@ -227,7 +227,7 @@ impl ImageService for Docker {
                 progress.set_came();
             }
         }
-        // The stream of an Engine that dies can end as one that is done does.
+        // The stream of an Engine that dies can end like a successful one.
         let inspect = self.inspect(image).await?.ok_or_else(|| {
             RuntimeError::new(
                 FailureKind::Unavailable,
@@ -303,7 +303,7 @@ fn login(credential: &Credential, image: &Reference) -> DockerCredentials {
             serveraddress,
             ..DockerCredentials::default()
         },
-        // The Engine reads JSON, which holds text alone: as near as that comes.
+        // The Engine reads JSON, which contains text only: this is the closest approximation.
         Login::Bytes(encoded) => {
             let bytes = STANDARD.decode(encoded.expose()).unwrap_or_default();
             let text = String::from_utf8_lossy(&bytes);
@@ -334,8 +334,8 @@ fn name(image: &Reference) -> &str {
     }
 }
 
-/// The reference with its tag or digest written out. Otherwise the Engine would also take a short name of hexadecimal
-/// digits for the beginning of an image's ID, and say that it has what it has not.
+/// The reference with an explicit tag or digest. Otherwise the Engine would also treat a short hexadecimal name as the prefix of
+/// an image ID, and report a missing image as present.
 fn explicit(image: &Reference) -> String {
     let name = name(image);
     match (image.digest(), image.tag()) {
@@ -353,8 +353,8 @@ fn stored(image: &Reference, inspect: &ImageInspect) -> StoredImage {
     }
 }
 
-/// The digest that the reference stands for. The Engine keeps the digests of an image by repository, not by tag: where a
-/// repository has several for the same image there is no telling which is the tag's, and `None` is the honest answer.
+/// The digest of the reference. The Engine stores the digests of an image by repository, not by tag: if a repository has several
+/// for the same image, the tag's is unknown, and the result is `None`.
 fn digest_of(image: &Reference, inspect: &ImageInspect) -> Option<String> {
     if let Some(digest) = image.digest() {
         return Some(digest.to_string());
@@ -368,7 +368,7 @@ fn digest_of(image: &Reference, inspect: &ImageInspect) -> Option<String> {
     }
 }
 
-/// The digest that the Engine resolved the tag to, from the event that says so.
+/// The digest that the Engine resolved the tag to, from the event that contains it.
 fn pulled_digest(event: &CreateImageInfo) -> Option<String> {
     let digest = event.status.as_deref()?.strip_prefix("Digest: ")?;
     Digest::parse(digest).ok().map(|d| d.to_string())
@@ -407,7 +407,7 @@ fn not_docker(error: bollard::errors::Error) -> ConnectError {
     }
 }
 
-/// The last cause of an error: the layers of an HTTP client above it say nothing to a person.
+/// The last cause of an error: the messages of the HTTP client above it do not help users.
 fn root(error: &bollard::errors::Error) -> String {
     let root = causes(error).last().map(ToString::to_string);
     tidy(&root.unwrap_or_else(|| error.to_string()))
@@ -421,8 +421,8 @@ fn api_version(text: &str) -> Option<ClientVersion> {
     })
 }
 
-/// Writes the login in the alphabet in which the Engine reads it, which bollard 0.21 does not use: the Engine takes a login
-/// that it cannot read for none. Marks it as not to be shown, too.
+/// Encodes the login in the alphabet that the Engine expects, which bollard 0.21 does not use: the Engine ignores a login that it
+/// cannot decode. Marks it as sensitive, too.
 fn with_safe_login(mut request: BollardRequest) -> BollardRequest {
     let Some(login) = request.headers_mut().get_mut(LOGIN_HEADER) else {
         return request;
@@ -437,8 +437,8 @@ fn with_safe_login(mut request: BollardRequest) -> BollardRequest {
     request
 }
 
-/// Puts the negotiated version in front of the path, which bollard 0.21 means to do but does not: it joins an absolute
-/// path onto the URL that has the version, which replaces it.
+/// Prefixes the path with the negotiated version. bollard 0.21 tries to do so, but joins an absolute path onto the URL with the
+/// version, which replaces it.
 fn with_version(mut request: BollardRequest, version: &ClientVersion) -> BollardRequest {
     let Some(path) = request.uri().path_and_query() else {
         return request;

@@ -1,10 +1,10 @@
-//! Failure kinds from error texts. The runtimes answer with a text and little else (CRI errors are mostly gRPC `Unknown`),
-//! so the text decides; a status code only helps where the text says nothing.
+//! Failure kinds from error texts. The runtimes return little more than a text (CRI errors are mostly gRPC `Unknown`), so the
+//! text decides; a status code is used only if the text gives no kind.
 //!
-//! Image names are hostile and appear inside these texts, so what names the image is taken out before a rule sees the
-//! text. Pure: no I/O, and the text that people are shown is never shortened here.
+//! Image names are untrusted and occur in these texts, so they are removed before a rule is applied. Pure: no I/O; the displayed
+//! text is never shortened here.
 //!
-//! [`RULES`] serve every source. What the Docker Engine puts around a registry's answer is in `docker.rs`.
+//! [`RULES`] apply to every source. The rules for the Docker Engine's own text are in `docker.rs`.
 
 use crate::model::failure::FailureKind;
 use crate::model::reference::Reference;
@@ -16,11 +16,11 @@ mod tidy;
 
 pub(super) use tidy::tidy;
 
-/// The system's errors for a store that is full, as Go prints them at the end of a chain: `write PATH: no space left on device`.
+/// The system's errors for a full store, as Go prints them at the end of a chain: `write PATH: no space left on device`.
 const FULL: [&str; 2] = ["no space left on device", "disk quota exceeded"];
 
-/// Phrases behind which a registry may have written the text itself: the status line and the body of its answers, the message behind an error
-/// code of the distribution specification, and what CRI-O's image library reads from a registry.
+/// Phrases that a registry's own text may follow: the status line and the body of its answers, the message after an error code of
+/// the distribution specification, and text that CRI-O's image library reads from a registry.
 const REGISTRY_PROSE: &[&str] = &[
     "server message:",
     "unexpected status",
@@ -44,13 +44,13 @@ const REGISTRY_PROSE: &[&str] = &[
     "requesting bearer token",
 ];
 
-/// Phrases of lower-case texts and the kinds they stand for. The first row that has a phrase of the text decides. The order matters, because
-/// texts are chains (`failed to …: unexpected status …: 503 Service Unavailable`) and the more telling link is to win.
+/// Phrases of lower-case texts and their kinds. The first row with a phrase in the text decides. The order matters, because texts
+/// are chains (`failed to …: unexpected status …: 503 Service Unavailable`) and the more specific link must win.
 ///
-/// `pull access denied, repository does not exist or may require authorization` is what Docker Hub answers both for what
-/// is private and for what does not exist. It counts as `unauthorized`: credentials may help, and neither is retried.
-/// A certificate that is not trusted is `unavailable`: no registry was reached that could be believed.
-/// A pull that the runtime itself cancelled (containerd's `image_pull_progress_timeout`) is a `timeout`.
+/// Docker Hub answers `pull access denied, repository does not exist or may require authorization` both for private and for
+/// missing repositories. It counts as `unauthorized`: credentials may help, and neither is retried. An untrusted certificate is
+/// `unavailable`: no trusted registry was reached. A pull that the runtime itself cancelled (containerd's
+/// `image_pull_progress_timeout`) is a `timeout`.
 const RULES: &[(FailureKind, &[&str])] = &[
     (
         FailureKind::SignatureRejected,
@@ -214,24 +214,24 @@ const RULES: &[(FailureKind, &[&str])] = &[
     ),
 ];
 
-/// The runtime's own words in a lower-case text: everything before the words of a registry.
+/// The runtime's own part of a lower-case text: everything before the registry's text.
 fn own_words(text: &str) -> &str {
     let ends = REGISTRY_PROSE.iter().filter_map(|phrase| text.find(phrase));
     &text[..ends.min().unwrap_or(text.len())]
 }
 
-/// Returns whether a text in lower case says that the node's store is full. That ends a run, so neither a registry's words nor the name of a file in
-/// a layer are enough: the error of the system has to end what the runtime itself says.
+/// Returns whether a lower-case text reports that the node's store is full. This ends a run, so neither a registry's text nor the
+/// name of a file in a layer is enough: the runtime's own text must end with the system's error.
 fn is_full(text: &str) -> bool {
     let end = text.strip_suffix(": unknown").unwrap_or(text);
     let mut before = FULL.iter().filter_map(|error| end.strip_suffix(error));
     own_words(text) == text && before.any(|text| text.is_empty() || text.ends_with(": "))
 }
 
-/// Returns whether a pull failed on bytes that the registry had sent, by the runtime's words. containerd's content API is asked
-/// too seldom to tell, and Docker with containerd's image store shows no progress of a small layer.
+/// Returns whether a pull failed after the registry had sent bytes, according to the runtime's text. containerd's content API is
+/// polled too rarely to show that, and Docker with containerd's image store shows no progress of a small layer.
 pub(super) fn came(message: &str) -> bool {
-    // containerd's, then those of CRI-O's image library.
+    // containerd's texts, then those of CRI-O's image library.
     const WORDS: [&str; 8] = [
         "failed to extract layer",
         "failed to unpack",
@@ -245,7 +245,7 @@ pub(super) fn came(message: &str) -> bool {
     WORDS.iter().any(|words| message.contains(words))
 }
 
-/// Kinds that come about on the node: no registry can know of them.
+/// Returns whether a kind can only occur on the node, not in a registry.
 fn is_local(kind: FailureKind) -> bool {
     matches!(
         kind,
@@ -255,12 +255,12 @@ fn is_local(kind: FailureKind) -> bool {
     )
 }
 
-/// The kind of failure that a text stands for. The text must be without the image's name, as [`without_image`] makes it.
+/// The kind of failure for a text from which [`without_image`] removed the image's name.
 fn kind_of(message: &str) -> FailureKind {
     from_rules(&message.trim().to_ascii_lowercase()).unwrap_or(FailureKind::Other)
 }
 
-/// The kind that [`RULES`] give a text in lower case; `None` where none of them applies.
+/// The kind that [`RULES`] give for a text in lower case; `None` if no rule applies.
 fn from_rules(text: &str) -> Option<FailureKind> {
     if is_full(text) {
         return Some(FailureKind::NoSpace);
@@ -274,14 +274,14 @@ fn from_rules(text: &str) -> Option<FailureKind> {
         .or_else(|| unresolved(text).then_some(FailureKind::NotFound))
 }
 
-/// containerd ends a request that the registry answered with 404 in a bare `not found`. Its own store uses the same words
-/// for a blob or a snapshot that went away, which another attempt can repair.
+/// Returns whether a text is containerd's bare `not found` for a registry's answer 404. Its own store uses the same words for a
+/// blob or a snapshot that was removed, which a retry can repair.
 fn unresolved(text: &str) -> bool {
     let asked = text.contains("failed to resolve") || text.contains("failed open: content at");
     asked && text.trim_end().ends_with("not found")
 }
 
-/// The kind of failure that a text stands for which may name the image.
+/// The kind of failure for a text that may contain the image's name.
 pub(super) fn kind_for(message: &str, image: &Reference) -> FailureKind {
     kind_of(&without_image(message, image))
 }

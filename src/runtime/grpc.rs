@@ -13,12 +13,12 @@ use crate::runtime::image_service::RuntimeError;
 
 /// Error of containerd's CRI plugin while containerd starts.
 const STARTING: &str = "server is not initialized yet";
-/// The beginning of CRI-O's text of a failed pull: it tries each image as an artifact too, and tells both failures.
+/// The beginning of CRI-O's error text of a failed pull: it tries each image as an artifact too, and reports both failures.
 const BOTH: &str = "unable to pull image or OCI artifact: ";
 const FIRST: &str = "pull image err: ";
 const SECOND: &str = "; artifact err: ";
 
-/// The meaning of a failed call for an image.
+/// The error of a failed call for an image.
 pub(super) fn failure(status: &Status, image: &Reference) -> RuntimeError {
     let message = message(status);
     let kind = match error_kind::kind_for(&message, image) {
@@ -29,9 +29,9 @@ pub(super) fn failure(status: &Status, image: &Reference) -> RuntimeError {
     RuntimeError::new(kind, message)
 }
 
-/// The meaning of a failed call that is not for one image.
+/// The error of a failed call that is not for one image.
 pub(super) fn unexplained(status: &Status) -> RuntimeError {
-    // A call that did not reach it, or that reached it while it starts, can be made again.
+    // A call that did not reach the runtime, or reached it while it starts, can be retried.
     let is_away = status.source().is_some() || status.message().contains(STARTING);
     let kind = match is_away {
         true => FailureKind::Unavailable,
@@ -40,8 +40,8 @@ pub(super) fn unexplained(status: &Status) -> RuntimeError {
     RuntimeError::new(kind, message(status))
 }
 
-/// The kind by the code, where the text says nothing. `NotFound` says nothing either: containerd answers it for a blob that
-/// its own store has lost, and texts about registries are known.
+/// The kind for the status code, if the text gives none. `NotFound` does not count: containerd returns it for a blob that its own
+/// store has lost, and the texts of registries are recognised.
 fn kind_of_code(code: Code) -> FailureKind {
     match code {
         Code::Unavailable | Code::Aborted => FailureKind::Unavailable,
@@ -51,7 +51,7 @@ fn kind_of_code(code: Code) -> FailureKind {
     }
 }
 
-/// The server's own words; where the call did not reach it, what happened on the way.
+/// The server's own message; if the call did not reach it, the connection error.
 pub(super) fn message(status: &Status) -> String {
     let text = words(status);
     match (status.source().is_some(), text.is_empty()) {
@@ -71,7 +71,7 @@ pub(super) fn words(status: &Status) -> String {
     first_failure(&error_kind::tidy(&text)).into_owned()
 }
 
-/// The text with the first of the two failures alone: both are mostly of the same request.
+/// The text with only the first of the two failures: usually both are of the same request.
 fn first_failure(text: &str) -> Cow<'_, str> {
     let first = || {
         let (before, rest) = text.split_once(BOTH)?;

@@ -1,4 +1,4 @@
-//! The interface of a container runtime's image store. It knows no runtime.
+//! The interface of a container runtime's image store, independent of any runtime.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,32 +13,32 @@ use crate::model::image_size::{LayerStorage, Usage};
 use crate::model::reference::Reference;
 use crate::model::stored_image::StoredImage;
 
-/// Questions to a runtime that are under way at once.
+/// Maximum number of concurrent requests to a runtime.
 const QUESTIONS: usize = 8;
 
-/// What a runtime has under a reference, if anything.
+/// The image that a runtime has for a reference, if any.
 pub type Status = Result<Option<StoredImage>, RuntimeError>;
 
-/// Who answers at an endpoint.
+/// The identity of the runtime at an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RuntimeInfo {
-    /// `containerd`, `cri-o`, `docker`, `oci`, or what else the runtime calls itself.
+    /// `containerd`, `cri-o`, `docker`, `oci`, or another name that the runtime reports.
     pub name: String,
-    /// The version as the runtime gives it.
+    /// The version that the runtime reports.
     pub version: String,
     /// `unix:///path` or `oci:DIR`.
     pub endpoint: String,
 }
 
 impl RuntimeInfo {
-    /// Returns whether it searches registries of its own configuration for a name without one, as CRI-O does. containerd, Docker and
-    /// image layouts take it for Docker Hub's.
+    /// Returns whether it searches the registries of its own configuration for a name without one, as CRI-O does. containerd,
+    /// Docker and image layouts use Docker Hub.
     pub fn searches_registries(&self) -> bool {
         !matches!(self.name.as_str(), "containerd" | "docker" | "oci")
     }
 }
 
-/// How far a pull has come. Written by a runtime, read by whoever shows it; all zero where the runtime does not tell.
+/// The progress of a pull. The runtime writes it, the report reads it; all zero if the runtime does not report progress.
 #[derive(Debug, Default)]
 pub struct Progress {
     done: AtomicU64,
@@ -47,13 +47,13 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Records that `done` of `total` bytes are here.
+    /// Records that `done` of `total` bytes were received.
     pub fn set(&self, done: u64, total: u64) {
         self.total.store(total, Ordering::Relaxed);
         self.done.store(done.min(total), Ordering::Relaxed);
     }
 
-    /// Bytes that are here, and bytes in all as far as known.
+    /// Bytes received, and bytes in total as far as known.
     pub fn get(&self) -> (u64, u64) {
         (
             self.done.load(Ordering::Relaxed),
@@ -61,33 +61,34 @@ impl Progress {
         )
     }
 
-    /// Records that the registry has sent bytes of this very image: it let the pull in, and what fails then is no matter of credentials.
+    /// Records that the registry has sent bytes of this image: the credentials were accepted, so that later failures have another
+    /// cause.
     pub fn set_came(&self) {
         self.came.store(true, Ordering::Relaxed);
     }
 
-    /// Returns whether bytes came; `false` too where the runtime does not tell.
+    /// Returns whether bytes were received; `false` too if the runtime does not report that.
     pub fn came(&self) -> bool {
         self.came.load(Ordering::Relaxed)
     }
 }
 
-/// Why a runtime did not pull an image, or did not answer.
+/// The reason why a runtime did not pull an image, or did not answer.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
 pub struct RuntimeError {
-    /// The kind, for reports and for the decision to try again.
+    /// The kind, for reports and for the decision about a retry.
     pub kind: FailureKind,
-    /// The runtime's or the registry's own words.
+    /// The runtime's or the registry's own message.
     pub message: String,
-    /// How long the other side asked to wait, where it said so.
+    /// The wait that the server requested, if any.
     pub retry_after: Option<Duration>,
-    /// Another attempt can help whatever the kind: a source of credentials gave no answer.
+    /// True if a retry can help regardless of the kind: a source of credentials gave no answer.
     pub source_failed: bool,
 }
 
 impl RuntimeError {
-    /// An error without a wish for how long to wait.
+    /// An error without a requested wait.
     pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
         Self {
             kind,
@@ -97,29 +98,29 @@ impl RuntimeError {
         }
     }
 
-    /// Whether another attempt can end differently without anybody changing anything.
+    /// Returns whether another attempt can succeed without any change by a user.
     pub fn is_retryable(&self) -> bool {
         self.kind.is_retryable() || self.source_failed
     }
 }
 
-/// A store of images that can be asked and filled.
+/// An image store that can be queried and filled.
 ///
-/// Dropping a future that a method returned cancels the call and leaves the runtime clean.
+/// Dropping a returned future cancels the call and leaves the runtime clean.
 pub trait ImageService: Sync {
-    /// Who answers.
+    /// The identity of the runtime.
     fn info(&self) -> &RuntimeInfo;
 
-    /// What the runtime has under this reference, if anything.
+    /// The image that the runtime has for this reference, if any.
     fn status(&self, image: &Reference) -> impl Future<Output = Status> + Send;
 
-    /// The same of many references, in their order: by one question for them all where a runtime has one and that is cheaper.
+    /// The images for many references, in their order: with a single request if the runtime supports one and it is cheaper.
     fn statuses(&self, images: &[&Reference]) -> impl Future<Output = Vec<Status>> + Send {
         ask_each(self, images)
     }
 
-    /// Makes one attempt to pull the image, as the user wrote the reference; anonymously where there is no credential.
-    /// The credential is shown to the image's own registry alone.
+    /// Makes one attempt to pull the image by the reference as the user wrote it; anonymously without a credential. The
+    /// credential is sent only to the image's own registry.
     fn pull(
         &self,
         image: &Reference,
@@ -127,17 +128,17 @@ pub trait ImageService: Sync {
         progress: &Progress,
     ) -> impl Future<Output = Result<StoredImage, RuntimeError>> + Send;
 
-    /// Returns whether a pull's [`Progress`] tells what comes while it comes.
+    /// Returns whether a pull's [`Progress`] is updated during the download.
     fn tells_progress(&self) -> bool;
 
-    /// In which form it keeps layers.
+    /// The form in which it keeps layers.
     fn layer_storage(&self) -> LayerStorage;
 
-    /// What the store holds now. A runtime's own count may be some seconds old.
+    /// The current usage of the store. A runtime's own count may be some seconds old.
     fn usage(&self) -> impl Future<Output = Result<Usage, RuntimeError>> + Send;
 }
 
-/// Asks for each reference by itself, some at a time.
+/// Looks up each reference separately, some concurrently.
 pub(super) async fn ask_each<S: ImageService + ?Sized>(
     service: &S,
     images: &[&Reference],

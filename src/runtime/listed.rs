@@ -1,7 +1,7 @@
-//! Looks many references up in one list of all that a runtime has.
+//! Looks up many references in one list of a runtime's images.
 //!
-//! A reference is there only if a name in the list has the same normalised form: a tag among the tags, a digest among the
-//! digests. What the list does not settle is left to be asked of the runtime by itself.
+//! A reference is present only if a name in the list has the same normalised form: a tag among the tags, a digest among the
+//! digests. References that the list does not decide are looked up one by one.
 
 use std::collections::HashMap;
 
@@ -10,29 +10,29 @@ use crate::model::reference::Reference;
 use crate::model::stored_image::StoredImage;
 use crate::runtime::image_service::{ImageService, Status, ask_each};
 
-/// For no more references than this a question each is cheaper than the list of a node that has many images.
+/// Number of references up to which separate requests are cheaper than the list of a node with many images.
 const FEW: usize = 4;
 
 /// A runtime that can list all its images.
 pub(super) trait Lists: ImageService {
-    /// An image, as the list has it.
+    /// An image of the list.
     type Item: Send + Sync;
 
-    /// All images; `None` where the runtime does not say.
+    /// All images; `None` if the runtime does not return them.
     fn list(&self) -> impl Future<Output = Option<Vec<Self::Item>>> + Send;
 
-    /// The tags and digests of one image as the runtime writes them; what is no reference, such as `<none>:<none>`, names
-    /// nothing.
+    /// The tags and digests of one image as the runtime writes them. A text that is not a reference, such as `<none>:<none>`, is
+    /// ignored.
     fn names(item: &Self::Item) -> Vec<String>;
 
-    /// Whether the list tells what the runtime has under this reference.
+    /// Returns whether the list decides the presence of this reference.
     fn is_told(&self, image: &Reference) -> bool;
 
-    /// What the list says of an image that was looked up by this reference.
+    /// The facts in the list about an image that was looked up by this reference.
     fn stored(image: &Reference, item: &Self::Item) -> StoredImage;
 }
 
-/// What a runtime has under each of these references.
+/// Looks up each of these references in a runtime.
 pub(super) async fn statuses<L: Lists>(runtime: &L, images: &[&Reference]) -> Vec<Status> {
     let list = match images.len() {
         0..=FEW => None,
@@ -58,7 +58,7 @@ pub(super) async fn statuses<L: Lists>(runtime: &L, images: &[&Reference]) -> Ve
         .collect()
 }
 
-/// The digests by which a runtime knows an image in the reference's own repository, of all its `repository@digest`.
+/// The digests of an image in the reference's own repository, from all its `repository@digest`.
 pub(super) fn known(repo_digests: &[String], image: &Reference) -> Vec<String> {
     let known = repo_digests.iter().filter_map(|text| {
         let known = Reference::parse(text).ok()?;
@@ -94,7 +94,7 @@ impl<T> Listed<T> {
         }
     }
 
-    /// The image of this reference.
+    /// The image for this reference.
     fn get(&self, image: &Reference) -> Option<&T> {
         let index = self.names.get(image.normalized())?;
         self.images.get(*index)

@@ -1,4 +1,4 @@
-//! What stores images on this node, behind one small trait.
+//! The container runtimes and image stores of this node, behind one small trait.
 //!
 //! To add a runtime: implement [`image_service::ImageService`] in a file of its own, add a variant to [`detect::Runtime`] and, if it has a
 //! well-known socket, a row to the table in `detect.rs`. This module knows neither Kubernetes nor the command line.

@@ -1,6 +1,6 @@
-//! The probe of a unix socket: reasons why no runtime can be reached on it, and what to do.
+//! The probe of a unix socket: reasons why no runtime can be reached on it, and how to fix them.
 //!
-//! It connects and hangs up; it never sends a byte.
+//! It connects and disconnects; it never sends a byte.
 
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileTypeExt;
@@ -14,10 +14,10 @@ pub enum SocketError {
     /// No such file.
     #[error("does not exist")]
     Missing,
-    /// A file, a directory or something else.
+    /// The path is a file, a directory or something else.
     #[error("is not a unix socket")]
     NotASocket,
-    /// The file or a directory on the way to it may not be used.
+    /// Access to the file, or to a directory in its path, is denied.
     #[error("permission denied: run as root, or as a user or group that owns the socket")]
     Denied,
     /// A socket that no process listens on.
@@ -26,7 +26,7 @@ pub enum SocketError {
     /// The queue of the listener is full, because it does not take connections.
     #[error("no connections accepted: the runtime hangs or is overloaded")]
     Busy,
-    /// Anything else that the system says.
+    /// Any other error of the system.
     #[error("failed to connect")]
     Io(#[source] io::Error),
 }

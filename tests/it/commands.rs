@@ -1,4 +1,4 @@
-//! The commands that pull nothing, and the program's manners: help, version, completions, pause, closed streams.
+//! The commands that pull nothing, and the program's basics: help, version, completions, pause, closed streams.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -45,7 +45,7 @@ fn completions_name_the_commands() {
     }
 }
 
-/// Whether `harpoon pause`, this process, has got so far that it waits for signals.
+/// Returns whether `harpoon pause`, this process, has started to wait for signals.
 pub(crate) fn listens_for_signals(pid: u32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let caught = status.lines().find_map(|l| l.strip_prefix("SigCgt:\t"));
@@ -63,7 +63,7 @@ fn pause_opens_nothing_until_signaled() {
         bed::eventually("pause handles signals", Duration::from_secs(40), || {
             listens_for_signals(running.pid())
         });
-        // Its streams, and what the signals come through: no file, no socket of a daemon.
+        // Its streams, and the socket pair for signals: no file, no socket of a daemon.
         for descriptor in std::fs::read_dir(&descriptors).expect("fd") {
             let target = std::fs::read_link(descriptor.expect("entry").path()).expect("link");
             let target = target.to_string_lossy();
@@ -88,8 +88,8 @@ fn pause_opens_nothing_until_signaled() {
 #[test]
 fn commands_with_credentials_never_dump_core() {
     for arguments in [["run", "--images-file=images"], ["pull", "r.example/x"]] {
-        // A runtime that never says a word, so that there is a process to look at. Each has its own, since whoever ended
-        // may have left a connection that nobody accepted.
+        // A runtime that never responds, so that there is a process to observe. Each has its own, since a killed process may
+        // leave a connection that was never accepted.
         let directory = bed::directory();
         let socket = directory.path().join("silent.sock");
         let silent = std::os::unix::net::UnixListener::bind(&socket).expect("socket");
@@ -169,7 +169,7 @@ fn closed_streams_never_cause_panic() {
     }
 }
 
-/// A plan that is stuck in its write to a full pipe.
+/// A plan that is blocked in its write to a full pipe.
 fn stuck_in_a_write(place: &Path) -> Running {
     let list = place.join("images");
     let names: String = (0..5000).map(|n| format!("app/image-{n}\n")).collect();
@@ -181,7 +181,7 @@ fn stuck_in_a_write(place: &Path) -> Running {
         .env("RUNTIME_ENDPOINT", "oci:bundle")
         .under(["sh", "-c", full, "sh"])
         .start();
-    running.wait_for("names 5000 images", Duration::from_secs(40));
+    running.wait_for("contains 5000 images", Duration::from_secs(40));
     std::thread::sleep(Duration::from_millis(500));
     assert!(!running.has_ended());
     running
@@ -202,7 +202,7 @@ fn second_signal_exits_at_once() {
     let place = tempfile::tempdir().unwrap();
     let running = stuck_in_a_write(place.path());
     let told = Instant::now();
-    // Both are one request, as `timeout` makes it.
+    // Both are one request, as `timeout` sends them.
     running.signal(Signal::INT);
     running.signal(Signal::INT);
     std::thread::sleep(Duration::from_millis(300));

@@ -1,4 +1,4 @@
-//! Private registries, by the whole program: which credential is for which image, tried in which order, and told nowhere.
+//! Private registries with the whole program: matching, order and confidentiality of credentials.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -48,7 +48,7 @@ pub(crate) fn docker_config(logins: &[(&str, &str, &str)]) -> String {
     json!({ "auths": auths }).to_string()
 }
 
-/// `harpoon pull` of these images, on each kind of runtime; `check` is told its report.
+/// Runs `harpoon pull` of these images on each kind of runtime; `check` receives its report.
 fn on_each(images: &[&str], settings: &dyn Fn(Harpoon) -> Harpoon, check: &dyn Fn(Output)) {
     let directory = bed::directory();
     let layout = format!("oci:{}", directory.path().join("layout").display());
@@ -81,7 +81,7 @@ fn told(output: &Output, image: &str) -> String {
     )
 }
 
-/// No secret, in no spelling, is in anything that the program wrote.
+/// Checks that the program's output contains no secret, in any encoding.
 fn tells_no_secret(output: &Output, secrets: &[&str]) {
     for secret in secrets {
         for text in [&output.stdout, &output.stderr] {
@@ -187,8 +187,8 @@ fn each_registry_tries_its_own_credentials() {
     );
 }
 
-/// Pulls two images of a registry with a password, one after the other, and has `rotate` change the docker config in the midst of the
-/// first. The config is at first good for the first image alone.
+/// Pulls two images of a registry with a password, one after the other, and calls `rotate` to change the docker config during the
+/// first pull. At first the config is valid for the first image only.
 fn pull_while_rotating(
     config_file: &str,
     prepare: impl FnOnce(&Path, [&str; 2]),
@@ -196,7 +196,7 @@ fn pull_while_rotating(
 ) -> [String; 2] {
     let (gate, private) = (Gate::new(), bed::registry_with_password());
     let held = Proxy::holding_blobs(private.url(), &gate);
-    // A plan of equals is in the order of names.
+    // Images with equal use are ordered by name.
     let images = ["rotated/a", "rotated/b"].map(|name| {
         let pushed = private.push(&unique(name)).reference;
         held.reference(pushed.split_once('/').expect("a path").1)
@@ -228,7 +228,7 @@ fn pull_while_rotating(
 
 #[test]
 fn rotated_config_serves_the_next_pull() {
-    // As the kubelet mounts a Secret: a link to a link that it replaces.
+    // The kubelet mounts a Secret like this: a link to a link that it replaces.
     let prepare = |home: &Path, configs: [&str; 2]| {
         let volume = home.join("secret");
         for (version, config) in ["v1", "v2"].into_iter().zip(configs) {
@@ -312,7 +312,7 @@ fn named_docker_config_must_exist() {
 
 #[test]
 fn credential_never_goes_to_other_registry() {
-    // The name of the trusted registry is in the path of the other, which sees all that it is sent.
+    // The name of the trusted registry is in the path of the other one, which sees all its requests.
     let other = bed::registry();
     let name = format!("registry.company.com/{}", unique("trap"));
     let pushed = other.push(&name);
@@ -388,7 +388,7 @@ fn plugin() -> &'static Path {
     PLUGIN.path()
 }
 
-/// `harpoon pull` of an image with the plugin doing this, for all registries on loopback.
+/// Runs `harpoon pull` of an image with a plugin of this behaviour, for all registries on loopback.
 fn with_plugin(image: &str, registry: &str, mode: &str) -> Harpoon {
     let pull = Harpoon::new(["pull", "--output=json", "--log-level=trace", image]);
     let record = pull.home().join("record");
@@ -492,7 +492,7 @@ fn failed_plugin_is_retried() {
     assert_eq!(told(&output, &image), expected, "{output}");
     let asked = "the metadata service is away";
     assert!(output.stderr.contains(asked), "{output}");
-    // What an image weighs, and what its tag stands for, are asked again too.
+    // Sizes and the digests of tags are requested again too.
     let output = late(&weighed).env("DISK_BUDGET", "1Ti").run().expect(0);
     let expected = "pulled - credential provider plugin 1";
     assert_eq!(told(&output, &weighed), expected, "{output}");
@@ -600,10 +600,10 @@ fn pull_secrets_serve_their_own_images() {
     let config = docker_config(&[(registry.address(), USER, PASSWORD)]);
     create_secret(&shop, "registry", &config);
     create_deployment(&shop, "web", &mine, "registry");
-    // Of the same registry, but nothing in its namespace may pull it.
+    // In the same registry, but no workload of its namespace may pull it.
     create_deployment(&other, "api", &stranger, "missing");
 
-    // What docs/private-registries.md grants, and no more.
+    // The rights in docs/private-registries.md, and no others.
     let list = json!([{"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["list"]}]);
     let secrets = json!([
         {"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["registry"], "verbs": ["get"]},
@@ -706,7 +706,7 @@ fn helper_child_may_hold_stdout() {
     let pull = Harpoon::new(["pull", "--output=json", &image]);
     let bin = pull.home().join("bin");
     fs::create_dir(&bin).expect("bin");
-    // As a helper that starts an agent the first time it is asked.
+    // Like a helper that starts an agent on its first use.
     let answer = json!({"ServerURL": registry.address(), "Username": USER, "Secret": PASSWORD});
     let helper = format!("#!/bin/sh\nsleep 20 &\necho '{answer}'\n");
     let draft = pull.home().join("draft");
@@ -729,7 +729,7 @@ fn helper_child_may_hold_stdout() {
     assert!(output.elapsed < Duration::from_secs(9), "{output}");
 }
 
-/// A configuration with the providers `plugin`, which answers, and `other`, which has these fields besides.
+/// A configuration with the provider `plugin`, which responds, and `other`, which has these additional fields.
 fn with_two_plugins(image: &str, registry: &str, fields: &Value) -> Harpoon {
     let pull = with_plugin(image, registry, "answer");
     let bin = pull.home().join("bin");
@@ -777,7 +777,7 @@ fn unknown_provider_fields_drop_that_provider() {
 fn provider_gets_the_pods_token() {
     let registry = bed::registry_with_password();
     let image = registry.push(&unique("plugin/token")).reference;
-    // As a projected volume has them, of a real API server.
+    // Files as in a projected volume, with tokens of a real API server.
     let (cluster, volume) = (bed::kubernetes(), bed::directory());
     let namespace = cluster.namespace();
     cluster.service_account(&namespace, "harpoon");

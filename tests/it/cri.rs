@@ -1,4 +1,4 @@
-//! What is containerd's own.
+//! Behaviour specific to containerd.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,7 +24,7 @@ fn cancelled_download_stops() {
         }
     });
     let image = proxy.reference(&format!("{name}:1"));
-    // Name and size of what is downloaded of this image, whatever else other tests have containerd do.
+    // Names and sizes of this image's downloads, regardless of other tests.
     let downloads = || -> BTreeMap<String, String> {
         let blobs = proxy.seen().into_iter().filter(|seen| seen.is_blob());
         let blobs: Vec<_> = blobs
@@ -77,7 +77,7 @@ fn digest_reference_is_pulled_and_found() {
         &pull(containerd(), &[&by_digest]).run().expect(0),
         &[(&by_digest, "present 0")],
     );
-    // Its tag is another name, of which containerd knows nothing.
+    // Its tag is another name, which containerd does not know.
     check(
         &pull(containerd(), &[&pushed.reference]).run().expect(0),
         &[(&pushed.reference, "pulled 1")],

@@ -1,4 +1,4 @@
-//! What CRI-O does its own way, on a stand-in that answers on the wire as CRI-O 1.37 does.
+//! Behaviour specific to CRI-O, with a mock server that responds like CRI-O 1.37.
 
 use serde_json::Value;
 
@@ -61,7 +61,7 @@ fn failure_is_reported_once() {
     );
 }
 
-/// What a plan makes of one name, alone and among others.
+/// The plan for one name, alone and together with others.
 #[track_caller]
 fn planned(plan: impl Fn(&[&str]) -> Harpoon, name: &str) -> [String; 2] {
     let others = ["a", "b", "c", "d", "e"].map(|name| format!("registry.example/{name}:1"));

@@ -1,4 +1,4 @@
-//! What installs harpoon on a cluster: the chart, and the files of `deploy/` that are rendered from it.
+//! Installation on a cluster: the chart, and the files of `deploy/` that are rendered from it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -61,7 +61,7 @@ fn rendered(values: &Value) -> Vec<Value> {
     parse(&text_of(chart(values)))
 }
 
-/// The objects of every values file in `deploy/chart/ci/`, one of each kind of installation, by the file's name.
+/// The objects of every values file in `deploy/chart/ci/`, one for each kind of installation, by the file's name.
 fn variants() -> BTreeMap<String, Vec<Value>> {
     let files = fs::read_dir(deploy("chart/ci")).unwrap();
     let variants: BTreeMap<_, _> = files
@@ -185,7 +185,7 @@ fn api_server_accepts_every_variant() {
     for namespace in ["harpoon", "fleet-system", "shop", "web"] {
         cluster.ensure_namespace(namespace);
     }
-    // OpenShift's own kind, which no other API server has.
+    // An OpenShift kind, which no other API server supports.
     let known = |object: &Value| object["kind"] != "SecurityContextConstraints";
     let mut sets: BTreeMap<String, Vec<Value>> = variants();
     let files = generated::FILES.iter().map(|(file, _)| *file);
@@ -212,7 +212,8 @@ fn api_server_accepts_every_variant() {
     }
 }
 
-/// Whether all of `posted` is in the answer: an API server drops what it does not know without a word. It leaves out what is
+/// Returns whether the response contains all of `posted`: an API server silently drops unknown fields. It also omits fields that
+/// are false by default.
 /// false by default too.
 fn assert_holds(answer: &Value, posted: &Value, place: &str) {
     match posted {
@@ -273,7 +274,7 @@ fn containerd_needs_only_socket_group() {
 
 #[test]
 fn old_tools_daemonset_runs_harpoon() {
-    // As its YAML has it: no arguments, Docker's socket and the list at their places, and the five variables.
+    // As in its YAML: no arguments, Docker's socket and the list mounted, and the five variables.
     let (docker, registry) = (bed::docker(), bed::registry_with_password());
     let [first, second, other] = ["old/a", "old/b", "older/c"].map(|name| {
         let pushed = registry.push(&format!("{}:1", bed::unique(name)));

@@ -1,4 +1,4 @@
-//! What is the Docker Engine's own.
+//! Behaviour specific to the Docker Engine.
 
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -71,7 +71,7 @@ fn id_prefix_never_names_image() {
             .contains(&pushed.reference)
     );
 
-    // The Engine itself would say that it has an image of this name.
+    // The Engine itself would report this name as present.
     let harpoon = Harpoon::new([
         "plan",
         "--output=json",

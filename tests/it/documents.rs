@@ -1,4 +1,4 @@
-//! The pages: the tests that they name exist, their links lead somewhere, and the book lists all of them.
+//! Checks the documentation: the tests that it names exist, its links resolve, and the book lists all pages.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -53,7 +53,7 @@ fn all_are_there(document: &str, at_least: usize) {
 #[test]
 fn fault_matrix_names_real_tests() {
     all_are_there("docs/reliability.md", 60);
-    // Every fault says by which test it is known.
+    // Every fault names the test that covers it.
     let text =
         fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reliability.md"))
             .unwrap();
@@ -121,7 +121,7 @@ fn anchors(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// Where a link leads, if that does not exist.
+/// The target of a link, if it does not exist.
 fn broken(page: &Path, link: &str) -> Option<String> {
     let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
     let target = match file {

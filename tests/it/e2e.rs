@@ -1,7 +1,7 @@
-//! On a real cluster of one node, installed as users do it: what is pulled, what is shown of it, and what may still run afterwards.
+//! End-to-end tests on a real single-node cluster, installed as by users: pulled images, reports, and permissions afterwards.
 //!
-//! Run alone by `make e2e`, and with `STEP=TEXT` only the steps that have the text in their name. It is one test of many steps, because what they install has a name that is fixed: as many tests they
-//! would wait for each other, and hold up all others in the meantime.
+//! Run only by `make e2e`; `STEP=TEXT` selects the steps that have the text in their name. It is one test of many steps, because
+//! the installed objects have fixed names: separate tests would wait for each other, and delay all others meanwhile.
 #![expect(
     clippy::print_stderr,
     reason = "progress and the figures measured, for who asks with --nocapture"
@@ -73,14 +73,14 @@ fn all_steps_pass_on_single_node() {
     assert!(failed.is_empty(), "failed: {failed:?}");
 }
 
-/// A step's turn on the cluster.
+/// A step's exclusive use of the cluster.
 struct Turn<'a> {
     cluster: &'a Cluster,
     namespace: String,
     installed: Mutex<Vec<String>>,
 }
 
-/// harpoon's DaemonSet, as it was applied.
+/// The applied DaemonSet of harpoon.
 struct Installed<'a> {
     turn: &'a Turn<'a>,
     /// All objects of the manifests, as the API server has them.
@@ -97,7 +97,7 @@ impl<'a> Turn<'a> {
         }
     }
 
-    /// Makes a Deployment that has no pods yet, of an image that nobody has pulled, and returns the image.
+    /// Creates a Deployment without pods, of an image that is not present, and returns the image.
     fn idle(&self, name: &str) -> String {
         let image = self.cluster.push(&format!("{}:1", unique(name))).reference;
         self.deployment(name, &image);
@@ -108,7 +108,18 @@ impl<'a> Turn<'a> {
         self.cluster.api.deployment(&self.namespace, name, 0, image);
     }
 
-    /// Applies manifests that are unchanged but for the image, and waits for nothing.
+    /// The same of a private image, whose pods have the pull secret.
+    fn private_deployment(&self, name: &str, image: &str) {
+        let secret = self.cluster.pull_secret(&self.namespace);
+        let labels = json!({"app": name});
+        let spec = json!({"containers": [{"name": "main", "image": image}], "imagePullSecrets": [{"name": secret}]});
+        let deployment = json!({"metadata": {"name": name, "labels": labels}, "spec": {"replicas": 0,
+            "selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": spec}}});
+        let deployments = format!("/apis/apps/v1/namespaces/{}/deployments", self.namespace);
+        self.cluster.api.create(&deployments, deployment);
+    }
+
+    /// Applies manifests with no change except for the image; does not wait.
     fn install(&self, manifests: &str) -> Installed<'_> {
         let manifests = with_image(manifests, self.cluster.harpoon());
         self.installed.lock().unwrap().push(manifests.clone());
@@ -119,7 +130,7 @@ impl<'a> Turn<'a> {
         }
     }
 
-    /// Gives a Deployment one pod and returns it when it runs.
+    /// Scales a Deployment to one pod and returns the pod when it runs.
     fn scale_up(&self, name: &str) -> Value {
         let path = format!(
             "/apis/apps/v1/namespaces/{}/deployments/{name}",
@@ -147,10 +158,10 @@ impl<'a> Turn<'a> {
         self.cluster.wait_for(namespace, "the pods are gone", none);
     }
 
-    /// Removes all that this turn has brought, so that the next one finds nothing of it.
+    /// Removes all objects of this step, so that the next one finds none of them.
     fn clear(&self) {
         for manifests in self.installed.lock().unwrap().iter() {
-            // The namespace stays for the next turn: to delete it takes a while.
+            // The namespace stays for the next step: deleting it takes a while.
             let is_namespace = |object: &&str| object.contains("\nkind: Namespace\n");
             let objects = manifests.split("\n---\n");
             let others: Vec<_> = objects.filter(|object| !is_namespace(object)).collect();
@@ -167,7 +178,7 @@ impl<'a> Turn<'a> {
         self.cluster.end_pods(namespace, &["--all"]);
     }
 
-    /// What the events of a pod say, of which there is one that says how its image came to be there.
+    /// The event of a pod that describes how its image became present.
     fn pulled(&self, pod: &Value) -> Vec<String> {
         let path = format!(
             "/api/v1/namespaces/{}/events?fieldSelector=involvedObject.name%3D{}",
@@ -201,7 +212,7 @@ impl Installed<'_> {
         }
     }
 
-    /// Waits until the DaemonSet has all that it wants, as `kubectl rollout status` does, and returns its pod.
+    /// Waits until the DaemonSet is complete, like `kubectl rollout status`, and returns its pod.
     fn ready(&self) -> Value {
         let cluster = self.turn.cluster;
         let daemonset = self.object("DaemonSet");
@@ -227,7 +238,7 @@ impl Installed<'_> {
         })
     }
 
-    /// The DaemonSet's pods, those that are ending left out.
+    /// The DaemonSet's pods, without terminating ones.
     fn pods(&self) -> Vec<Value> {
         let labels = &self.object("DaemonSet")["spec"]["selector"]["matchLabels"];
         let labels = labels.as_object().unwrap().iter();
@@ -239,7 +250,7 @@ impl Installed<'_> {
             .pods(&self.turn.namespace, &labels.join(","))
     }
 
-    /// Has the DaemonSet make a new pod, and so harpoon run again.
+    /// Makes the DaemonSet create a new pod, so that harpoon runs again.
     fn run_again(&self) {
         for pod in self.pods() {
             let name = text(&pod["metadata"]["name"]);
@@ -256,7 +267,7 @@ impl Installed<'_> {
     }
 }
 
-/// What the init container left as its last words; it did its work at the first try, and nothing was killed.
+/// The termination message of the init container; checks that it succeeded at the first attempt and was not killed.
 #[track_caller]
 fn summary(pod: &Value) -> &str {
     let status = &pod["status"]["initContainerStatuses"][0];
@@ -303,7 +314,7 @@ fn chart(values: &Value) -> String {
     run(helm.arg(&file).arg(chart))
 }
 
-/// The manifests with nothing changed but the name of the image, which is the same everywhere.
+/// The manifests with no change except for the image, which is the same everywhere.
 fn with_image(manifests: &str, image: &str) -> String {
     let name = |line: &str| {
         let line = line.trim_start().trim_start_matches("- ");

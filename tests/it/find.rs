@@ -1,4 +1,4 @@
-//! Which runtime is found, and what is said of sockets that are of no use.
+//! Detection of the runtime, and the messages about unusable sockets.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
@@ -22,7 +22,7 @@ const WELL_KNOWN: [&str; 8] = [
     DOCKER,
 ];
 
-/// A run that needs a runtime and asks nothing of it: its one image is malformed.
+/// A run that requires a runtime but sends it no request: its one image is malformed.
 fn find() -> Harpoon {
     Harpoon::new(["pull", "--output=json", "--fail-on=never", "UPPER/case"])
 }
@@ -58,14 +58,14 @@ fn at(path: &Path) -> String {
     format!("unix://{}", path.display())
 }
 
-/// A socket that a dead process left behind.
+/// A socket of a dead process.
 fn stale(directory: &tempfile::TempDir) -> PathBuf {
     let path = directory.path().join("stale.sock");
     drop(UnixListener::bind(&path).unwrap());
     path
 }
 
-/// A socket on which somebody takes every connection, and answers what it is sent with these bytes or, without any, never.
+/// A socket whose server accepts every connection, and responds with these bytes or, without any, never.
 fn listener(directory: &tempfile::TempDir, answer: Option<&'static [u8]>) -> PathBuf {
     let path = directory.path().join("listener.sock");
     let listener = UnixListener::bind(&path).unwrap();
@@ -136,7 +136,7 @@ fn error_names_every_path_tried() {
     let output = check_unusable(&find().pod(), &WELL_KNOWN);
     let counted = output.stderr.matches("does not exist").count();
     assert_eq!(counted, WELL_KNOWN.len(), "{output}");
-    // A stale socket among them is told from those that are missing.
+    // A stale socket is distinguished from missing ones.
     let place = directory();
     let pod = find().pod().bind(stale(&place), WELL_KNOWN[1]);
     check_unusable(
@@ -172,7 +172,7 @@ fn endpoint_flag_precedes_both_variables() {
     check_found::<Containerd>(&flag(right).env(name, wrong).env(shared, wrong), right);
     check_unusable(&flag(wrong).env(name, right).env(shared, right), &[wrong]);
     check_unusable(&find().env(name, wrong).env(shared, right), &[wrong]);
-    // One that is set to nothing is not set.
+    // An empty variable counts as not set.
     check_found::<Containerd>(&find().env(name, "").env(shared, right), right);
 }
 
@@ -186,7 +186,7 @@ fn endpoint_accepts_bare_socket_path() {
         &find().env("RUNTIME_ENDPOINT", docker().socket()),
         docker().endpoint(),
     );
-    // The name of the socket is a hint, not what decides.
+    // The name of the socket is only a hint.
     let place = directory();
     for (real, link) in [
         (containerd().socket().to_owned(), "docker.sock"),
@@ -334,7 +334,7 @@ fn two_runtimes_report_the_choice() {
     };
     assert!(output.stderr.lines().any(named), "{output}");
 
-    // Where one is asked for, or only one answers, there is nothing to say.
+    // With an explicit endpoint, or only one response, there is no warning.
     let asked = pod.env("RUNTIME_ENDPOINT", CONTAINERD);
     let place = directory();
     let alone = find()

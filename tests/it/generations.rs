@@ -1,9 +1,9 @@
-//! `testbed/generations` runs the tests of runtimes again on newer ones: of each module that has any.
+//! `testbed/generations` runs the tests of runtimes again on newer ones: those of each module that has any.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// Signs of a test that has a runtime do something.
+/// Signs that a test uses a runtime.
 const SIGNS: [&str; 6] = [
     "containerd()",
     "docker()",

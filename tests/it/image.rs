@@ -1,4 +1,4 @@
-//! The program as the container image has it: alone in an empty file tree, small, quick to start. And the image itself.
+//! The program as in the container image: alone in an empty file tree, small, quick to start. And the image itself.
 #![allow(
     clippy::print_stdout,
     reason = "the measured figures are for docs/image.md"
@@ -33,7 +33,7 @@ impl Scratch {
         bed::copy_program(file, &target);
     }
 
-    /// Where this machine has what is at `inside`.
+    /// The path on this machine of `inside`.
     fn path(&self, inside: &str) -> PathBuf {
         self.0.path().join(inside.trim_start_matches('/'))
     }
@@ -67,7 +67,7 @@ fn lone_program_pulls_and_queries_cluster() {
         json!(image.digest),
         "{output}"
     );
-    // Nobody vouches for registries here but the roots in the program.
+    // The program has only its built-in root certificates here.
     assert!(output.stderr.contains("certificates added=0 "), "{output}");
 
     let cluster = kubernetes();
@@ -117,7 +117,7 @@ fn pause_uses_little_memory() {
         listens_for_signals(running.pid())
     });
     let status = fs::read_to_string(format!("/proc/{}/status", running.pid())).unwrap();
-    // The code of a test build is several times as large; what it has of its own is counted all the same.
+    // The code of a test build is several times as large; its memory of other kinds is counted nevertheless.
     let counted = if bed::is_test_build() {
         "RssAnon:"
     } else {
@@ -141,16 +141,16 @@ fn first_request_follows_start_quickly() {
         listener.accept().unwrap().0.read_exact(&mut byte).unwrap();
         started.elapsed()
     };
-    // The quickest of many: other tests run beside this one.
+    // The quickest of many: other tests run at the same time.
     let quickest = (0..30).map(|_| first_request()).min().unwrap();
     println!("first request after {quickest:?}");
-    // That is a limit of the release, which `make release-check` looks at on a machine that does nothing else.
+    // That is a limit of the release, which `make release-check` verifies on an idle machine.
     if !bed::is_test_build() {
         assert!(quickest < Duration::from_millis(20), "{quickest:?}");
     }
 }
 
-/// The program without what is only for debugging, which takes long to be compressed.
+/// The program without debug information, which takes long to compress.
 fn stripped(directory: &Path) -> PathBuf {
     let small = directory.join("stripped");
     bed::run(Command::new("strip").arg("-o").arg(&small).arg(program()));
@@ -164,7 +164,7 @@ fn build(archive: &Path, program: &Path, architectures: &[&str]) -> String {
     for architecture in architectures {
         command.arg(program).arg(architecture);
     }
-    // Whoever commits meanwhile changes nothing.
+    // Commits during the build change nothing.
     let commit = [
         ("HARPOON_COMMIT", "0123456789ab"),
         ("SOURCE_DATE_EPOCH", "1700000000"),

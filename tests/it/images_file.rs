@@ -1,4 +1,4 @@
-//! The images file as a source: where it is looked for, what it may hold, and that it wins over the cluster.
+//! The images file as a source: its path, its content, and its precedence over the cluster.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -69,7 +69,7 @@ fn only_comments_and_blanks_are_dropped() {
     let list = file(&plan, text);
     let output = plan.arg("--images-file").arg(list).run().expect(0);
     let json = output.json();
-    // Nobody knows how many pods use them, so names order them; three spellings are one image.
+    // The number of pods is unknown, so names determine the order; three spellings are one image.
     assert_eq!(
         images(&json),
         [
@@ -159,7 +159,7 @@ fn invalid_file_is_refused_by_name() {
 
     std::fs::write(path("nul"), b"nginx:1\nbu\0sy\n").unwrap();
     refused(&path("nul"), "line 2");
-    // The program itself stands for any binary.
+    // The program itself is used as a binary file.
     refused(Path::new(env!("CARGO_BIN_EXE_harpoon")), "not text");
     std::fs::write(path("latin"), b"# caf\xe9\n").unwrap();
     refused(&path("latin"), "not UTF-8");
@@ -206,7 +206,7 @@ fn million_images_are_refused_comments_allowed() {
         error.contains("more than 100000 images") && error.contains(list.to_str().unwrap()),
         "{error}"
     );
-    // No more than an init container is usually given.
+    // A usual memory limit of an init container.
     assert!(
         output.peak_anonymous < 100 << 20,
         "{}",
@@ -217,8 +217,7 @@ fn million_images_are_refused_comments_allowed() {
     assert_eq!(images(&output.json()), ["app:1"]);
 }
 
-/// A kubelet that updates a ConfigMap puts another directory in the place of the first, at any moment; and the file may
-/// be taken away.
+/// When a kubelet updates a ConfigMap, it replaces the directory with another one at any moment; and the file may be removed.
 #[test]
 fn changing_file_is_never_read_partially() {
     let config = directory();
@@ -249,7 +248,7 @@ fn changing_file_is_never_read_partially() {
         let run = |_| {
             let output = plan().pod().env("IMAGES_FILE", link.join("images")).run();
             if output.code == Some(2) {
-                // A file that is named must be there: the cluster is not asked.
+                // A named file must exist: the cluster does not replace it.
                 assert!(
                     last_line(&output.stderr).contains("does not exist"),
                     "{}",

@@ -1,4 +1,4 @@
-//! The cluster as a source, on a real API server: what `harpoon plan` finds in it, for whom, and when the server fails.
+//! The cluster as a source, on a real API server: the images in `harpoon plan`, permissions, and failures of the server.
 
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ mod workloads;
 /// An image of a plan: its name, its pods, its workloads.
 type Row = (String, u64, Vec<String>);
 
-/// What is to be found in one namespace: images, their pods, their workloads as `Kind/name`.
+/// The expected images of one namespace: their pods, and their workloads as `Kind/name`.
 type Expected<'a> = &'a [(&'a str, u64, &'a [&'a str])];
 
 /// `harpoon plan` outside of the cluster, by a kubeconfig for this server, token and namespace.
@@ -54,7 +54,7 @@ fn found(output: &Output) -> Vec<Row> {
     plan["images"].as_array().unwrap().iter().map(row).collect()
 }
 
-/// What [`found`] is to be.
+/// The expected result of [`found`].
 fn rows(namespace: &str, rows: Expected<'_>) -> Vec<Row> {
     let rows = rows.iter().map(|(image, pods, workloads)| {
         let workloads = workloads.iter().map(|name| format!("{namespace}/{name}"));
@@ -63,7 +63,7 @@ fn rows(namespace: &str, rows: Expected<'_>) -> Vec<Row> {
     rows.collect()
 }
 
-/// The log lines of level WARN, but for the one that no runtime is there.
+/// The log lines of level WARN, except for the one about the missing runtime.
 fn warnings(output: &Output) -> Vec<&str> {
     let warnings = output.stderr.lines().filter(|line| line.contains("WARN"));
     warnings
@@ -71,7 +71,7 @@ fn warnings(output: &Output) -> Vec<&str> {
         .collect()
 }
 
-/// The one line that says why the program failed.
+/// The one line with the reason of the failure.
 #[track_caller]
 fn error(output: &Output) -> &str {
     let mut errors = output
@@ -101,7 +101,7 @@ fn templated(name: &str, image: &str, mut extra: Value) -> Value {
     json!({"metadata": {"name": name, "labels": labels}, "spec": extra})
 }
 
-/// The rule that lets somebody list a resource: `("apps", "deployments")`.
+/// The rule that allows listing a resource: `("apps", "deployments")`.
 fn may_list(group: &str, resource: &str) -> Value {
     json!([{"apiGroups": [group], "resources": [resource], "verbs": ["list"]}])
 }

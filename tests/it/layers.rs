@@ -1,10 +1,10 @@
-//! What must never be: the dependency rules of ARCHITECTURE.md, read off all production lines of the sources.
+//! Forbidden dependencies: the rules of ARCHITECTURE.md, checked for all production lines of the sources.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The floors, from the ground up: a module uses only those below it.
+/// The layers, from the lowest up: a module uses only those below it.
 const FLOORS: &[&str] = &[
     "model",
     "retry",
@@ -20,14 +20,14 @@ const FLOORS: &[&str] = &[
     "cli",
 ];
 
-/// Where a rule holds, what it forbids, and where it does not hold all the same.
+/// The scope of a rule, the forbidden words, and its exceptions.
 struct Rule {
     within: &'static [&'static str],
     except: &'static [&'static str],
     forbids: &'static [&'static str],
 }
 
-/// Words that some modules must do without.
+/// Words that some modules must not contain.
 const RULES: &[Rule] = &[
     Rule {
         within: &[
@@ -36,7 +36,7 @@ const RULES: &[Rule] = &[
             "planning/node_match",
             "planning/disk_budget",
         ],
-        // A node's age is read off the clock where the node is known.
+        // A node's age is computed where the node is known.
         except: &["model/node_facts"],
         forbids: &[
             "async ",
@@ -139,12 +139,12 @@ fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Whether the file is the module itself or below it: `plan` holds for `plan.rs`, `plan/mod.rs` and all of `plan/`.
+/// Returns whether the file is the module itself or below it: `plan` holds for `plan.rs`, `plan/mod.rs` and all of `plan/`.
 fn is_in(file: &str, module: &str) -> bool {
     module.is_empty() || file == format!("{module}.rs") || file.starts_with(&format!("{module}/"))
 }
 
-/// Whether an attribute leaves out of the program what follows it.
+/// Returns whether an attribute excludes the following item from the program.
 fn is_for_tests(line: &str) -> bool {
     line.trim_start().starts_with("#[cfg(test)]")
         || line.trim_start().starts_with("#[cfg(any(test, fuzzing))]")
@@ -204,7 +204,7 @@ fn tree() -> BTreeMap<String, Vec<(usize, String)>> {
     tree
 }
 
-/// The top-level modules that each one uses, and where.
+/// The top-level modules that each one uses, with the places.
 fn uses(tree: &BTreeMap<String, Vec<(usize, String)>>) -> BTreeMap<(String, String), String> {
     let mut uses = BTreeMap::new();
     for (file, code) in tree {
@@ -224,7 +224,7 @@ fn uses(tree: &BTreeMap<String, Vec<(usize, String)>>) -> BTreeMap<(String, Stri
     uses
 }
 
-/// The modules that reach themselves.
+/// The modules in a dependency cycle.
 fn circles<'a>(edges: &[&'a (String, String)]) -> BTreeSet<&'a str> {
     let edges: Vec<(&str, &str)> = edges.iter().map(|(a, b)| (&**a, &**b)).collect();
     let mut reached: BTreeSet<_> = edges.iter().copied().collect();
@@ -246,7 +246,7 @@ fn circles<'a>(edges: &[&'a (String, String)]) -> BTreeSet<&'a str> {
     circular.map(|(a, _)| a).collect()
 }
 
-/// What breaks the rules of words in one file.
+/// The violations of word rules in one file.
 fn broken(file: &str, code: &[(usize, String)]) -> Vec<String> {
     let mut broken = Vec::new();
     for rule in RULES {
@@ -271,7 +271,7 @@ fn modules_use_only_floors_below() {
     let uses = uses(&tree);
     let mut upwards = Vec::new();
     for ((module, used), place) in &uses {
-        // The root and the library's page of modules are above all floors.
+        // The crate root and the list of modules are above all layers.
         let Some(own) = floor(module) else {
             assert!(
                 ["lib", "main"].contains(&module.as_str()),
@@ -299,7 +299,7 @@ fn modules_use_only_allowed_words() {
 
 #[test]
 fn rules_can_fail() {
-    // Lines behind the tests of a file count, and those of the tests do not.
+    // Lines after the tests of a file count, and those of the tests do not.
     let text = "use a;\n#[cfg(test)]\nmod standin;\n#[cfg(test)]\nmod tests {\n    use tokio;\n}\nuse tokio::time;\n";
     let (code, test_modules) = production(text);
     assert_eq!(code, [(1, "use a;"), (8, "use tokio::time;")]);

@@ -1,5 +1,5 @@
-//! Registries that lie, that never come to an end, or that are not to be reached: the same for every kind of runtime. Each
-//! fails the image that it concerns and no other, in bounded time, and a rerun with an honest registry completes it.
+//! Registries with false content, endless responses, or no response: the same for every kind of runtime. Each fails only the
+//! image concerned, in bounded time, and a rerun with an honest registry completes it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,7 @@ use crate::pulling::{PATIENCE, entry};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-/// An index whose only entry is said to be an index of this digest, which is what it is answered with again.
+/// An index whose only entry claims to be an index with this digest; the response is always the same.
 const ITSELF: &str = r#"{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.oci.image.index.v1+json","digest":"sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa","size":180,"platform":{"os":"linux","architecture":"amd64"}}]}"#;
 
 type Lie = fn(&Seen) -> Fault;
@@ -125,7 +125,7 @@ fn lies_fail_their_own_image(
                     "{what}: {} bytes",
                     output.peak_anonymous
                 );
-                // Nobody goes on reading what never ends.
+                // Reading an endless response is stopped.
                 eventually(what, PATIENCE, || proxy.now() == 0);
 
                 lying.store(false, Ordering::Relaxed);

@@ -21,7 +21,7 @@ mod interrupted;
 mod places;
 mod shared;
 
-/// A directory to pull into. It is not there yet.
+/// A directory to pull into. It does not exist yet.
 struct Bundle {
     parent: tempfile::TempDir,
 }
@@ -58,7 +58,7 @@ impl Bundle {
         plan(&self.endpoint(), images)
     }
 
-    /// The names of all blobs and their sizes, where the content of each is what its name says.
+    /// The names of all blobs and their sizes, if the content of each matches its name.
     #[track_caller]
     fn blobs(&self) -> BTreeMap<String, u64> {
         let dir = self.path().join("blobs/sha256");
@@ -71,7 +71,7 @@ impl Bundle {
         sizes
     }
 
-    /// The entries of a layout that is valid and whole, by their names.
+    /// The entries by name; checks that the layout is valid and complete.
     #[track_caller]
     fn entries(&self) -> BTreeMap<String, Value> {
         let read = |name: &str| -> Value {
@@ -104,7 +104,7 @@ impl Bundle {
         serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
     }
 
-    /// The bytes of what was begun and is not whole.
+    /// The bytes of incomplete downloads.
     fn begun(&self) -> u64 {
         let files = fs::read_dir(self.path().join(".harpoon/partial"));
         let sizes = files
@@ -114,7 +114,7 @@ impl Bundle {
         sizes.sum()
     }
 
-    /// What skopeo reads under this name.
+    /// The result of skopeo for this name.
     #[track_caller]
     fn inspect(&self, name: &str) -> Value {
         let image = format!("{}:{name}", self.endpoint());
@@ -140,7 +140,7 @@ fn sha256(file: &Path) -> String {
     sum.split_whitespace().next().unwrap().to_owned()
 }
 
-/// The very bytes that a reference of a local registry names.
+/// The exact bytes of a reference in a local registry.
 fn raw(reference: &str) -> String {
     bed::run(Command::new("skopeo").args([
         "inspect",
@@ -182,7 +182,7 @@ fn copy(options: &[&str], from: &str, to: &str) {
     );
 }
 
-/// What the report says of an image.
+/// The report's facts about an image.
 #[track_caller]
 fn report(output: &Output, image: &str) -> Value {
     let json = output.json();
@@ -193,7 +193,7 @@ fn report(output: &Output, image: &str) -> Value {
         .clone()
 }
 
-/// What became of an image, as far as tests can know it beforehand.
+/// The outcome of an image, without facts that vary.
 #[track_caller]
 fn told(output: &Output, image: &str) -> [Value; 3] {
     let image = report(output, image);
@@ -208,7 +208,7 @@ fn failed(reason: &str, attempts: u32) -> [Value; 3] {
     [json!("failed"), json!(reason), json!(attempts)]
 }
 
-/// The digest of what a reference of a local registry names.
+/// The digest of a reference in a local registry.
 fn digest_of(reference: &str) -> String {
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), raw(reference)).unwrap();
@@ -262,7 +262,7 @@ fn all_image_kinds_work_with_skopeo() {
             &format!("docker://{to}"),
         );
     }
-    // What is the registry's stays as it is, save that a Docker manifest is told in OCI's words.
+    // The registry's content is unchanged, except that a Docker manifest is converted to OCI's format.
     let digest_in = |name: &String| entries[name]["digest"].clone();
     assert_eq!(digest_in(&untagged), json!(oci.digest));
     assert_ne!(digest_in(&docker), json!(digest_of(&docker)));
@@ -305,7 +305,7 @@ fn present_image_requests_no_blobs() {
             assert!(!first[key].is_null(), "{key}");
         }
     }
-    // A blob that somebody removed is fetched again, and that one alone.
+    // A removed blob is fetched again, and no other one.
     let lost = layers(images[0]).pop_first().unwrap();
     fs::remove_file(bundle.path().join("blobs").join(lost.replace(':', "/"))).unwrap();
     let mut actions = bundle.plan(&images);
@@ -331,7 +331,7 @@ fn index_pull_takes_requested_platform() {
             .run()
     };
     for (at, platform) in platforms.into_iter().enumerate() {
-        // Another platform's image under this name is not the one that is wanted: it gives way.
+        // Another platform's image under this name is replaced.
         let output = for_platform(platform).expect(0);
         assert_eq!(told(&output, &pushed.reference), pulled(1), "{platform}");
         assert_eq!(
@@ -380,7 +380,7 @@ fn spellings_of_one_image_pull_once() {
     assert_eq!(proxy.count(Seen::is_manifest), 1);
     assert_eq!(proxy.count(Seen::is_blob), 2);
 
-    // Docker Hub's short names, as far as a proxy that lets nobody through.
+    // Docker Hub's short names, through a proxy that refuses all requests.
     let proxy = Proxy::start(registry().url(), |_| Fault::status(403));
     let output = bundle
         .pull(&[

@@ -1,4 +1,4 @@
-//! What a run tells: JSON, the table, the termination message, colours.
+//! The output of a run: JSON, the table, the termination message, colours.
 
 use std::fs;
 use std::time::Duration;
@@ -224,7 +224,7 @@ fn container_gets_termination_message() {
         "{message}"
     );
 
-    // A run that does not come as far says why.
+    // A run that ends earlier reports the reason.
     in_pod(&["run", "--images-file=/etc"]).run().expect(1);
     let message = fs::read_to_string(&log).expect("log");
     assert!(
@@ -261,7 +261,7 @@ fn text_report_is_table_with_summary() {
         [pushed.reference.as_str(), "pulled", "-"],
         "{output}"
     );
-    // What commands a terminal in a name is shown, not done.
+    // Terminal commands in a name are escaped, not executed.
     assert!(
         lines[2].contains("evil\\u{1b}[31m\\nname") && lines[2].contains("invalid_reference"),
         "{output}"
@@ -276,7 +276,8 @@ fn text_report_is_table_with_summary() {
     );
 }
 
-/// Whether a text has what commands a terminal, reorders, hides or feigns a line; a newline where there may be one.
+/// Returns whether a text contains nothing that controls a terminal, reorders or hides text, or fakes a line; newlines are
+/// allowed.
 fn is_harmless(text: &str) -> bool {
     !text.chars().any(|c| {
         c.is_control() && c != '\n'
@@ -284,7 +285,7 @@ fn is_harmless(text: &str) -> bool {
     })
 }
 
-/// Names come from whoever may make a pod, error texts from whoever runs a registry.
+/// Users with access to pods choose names; registries write error texts.
 #[test]
 fn foreign_text_cannot_control_terminal() {
     let evil = "\u{1b}]0;pwned\u{7}\u{1b}[2J\u{9b}31m\u{90}q\u{9c}\u{202e}\u{2066}\u{200b}\u{2028}\r\nharpoon: pulled 99\u{8}\u{7f}";
@@ -398,7 +399,7 @@ fn usage_error_writes_termination_message() {
             "{arguments:?}: {message:?}"
         );
     }
-    // Nobody asked for more than the help.
+    // Only the help was requested.
     fs::write(&log, "").expect("log");
     let help = Harpoon::new(["--help"]).pod();
     help.bind(&log, "/dev/termination-log").run().expect(0);

@@ -1,6 +1,6 @@
-//! Private images on real runtimes: what they do with the credentials that they are handed.
+//! Private images on real runtimes: their use of the credentials that they receive.
 //!
-//! The library's runtimes are driven here, below the program: which credential is for which image is not their matter.
+//! These tests use the library's runtimes without the program: the choice of credentials is tested elsewhere.
 
 use std::path::Path;
 use std::time::Duration;
@@ -54,7 +54,7 @@ fn runtimes(directory: &Path) -> Vec<Runtime> {
     })
 }
 
-/// One attempt, on each kind of runtime; `check` is told which.
+/// One attempt on each kind of runtime, which is passed to `check`.
 fn on_each(
     image: &str,
     credential: Option<&Credential>,
@@ -80,7 +80,7 @@ fn comes(image: &str, credential: &Credential) {
     });
 }
 
-/// Fails as `unauthorized`, and says no secret.
+/// Fails as `unauthorized`, without a secret in the message.
 fn is_refused(image: &str, credential: Option<&Credential>, secrets: &[&str]) {
     on_each(image, credential, |runtime, pulled| {
         let error = pulled.expect_err(runtime);
@@ -135,7 +135,7 @@ fn identity_token_pulls_the_image() {
     comes(&registry.reference(&name), &identity(REFRESH_TOKEN));
 }
 
-/// containerd offers a credential to the host that it is for, and to no mirror.
+/// containerd sends a credential to the host that it is for, and to no mirror.
 #[test]
 fn mirror_gets_no_credential() {
     let name = format!("{}:1", bed::unique("mirrored"));

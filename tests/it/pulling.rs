@@ -1,4 +1,4 @@
-//! What must go the same with containerd and with the Docker Engine: each case is written once and run with both.
+//! Behaviour that containerd and the Docker Engine share: each case is written once and runs with both.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -60,7 +60,7 @@ pub(crate) fn run<R: Runtime>(runtime: &R, lines: &[&str]) -> Harpoon {
     harpoon.env("IMAGES_FILE", "images")
 }
 
-/// What a report says of one image.
+/// The report's facts about one image.
 #[track_caller]
 pub(crate) fn entry<'a>(report: &'a Value, image: &str) -> &'a Value {
     let mut images = report["images"].as_array().unwrap().iter();
@@ -222,7 +222,7 @@ fn failed_images_do_not_stop_others<R: Runtime>() {
             "{image}: {message}"
         );
     }
-    // The log says it too, of what was tried.
+    // The log contains it too, for images that were tried.
     for image in [&missing, &denied] {
         let message = entry(&report, image)["message"].as_str().unwrap();
         let told = |line: &str| line.contains("failed to pull: ") && line.contains(message);
@@ -355,7 +355,7 @@ fn check_interrupted<R: Runtime>(signal: Signal, code: i32) {
     let message = entry(&report, &image)["message"].as_str().unwrap();
     assert!(message.contains("interrupted"), "{message}");
 
-    // The runtime has let go of the registry: the download does not go on behind our back.
+    // The runtime has closed the connection to the registry: the download does not continue.
     eventually("the registry's connections are closed", PATIENCE, || {
         proxy.now() == 0
     });

@@ -1,6 +1,5 @@
-//! How a reference is judged, compared with what other programs themselves say of the same text: containerd, by its answer to
-//! a pull, and skopeo. What harpoon takes and a runtime refuses would fail late; what it refuses and a runtime takes would
-//! never be pulled.
+//! Validation of references, compared with other programs for the same text: with containerd, by its response to a pull, and with
+//! skopeo. A reference that only harpoon accepts would fail late; one that only harpoon rejects would never be pulled.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -124,7 +123,7 @@ fn cases() -> Vec<String> {
     cases
 }
 
-/// Where these versions of the others are known to do otherwise, and why harpoon does not follow.
+/// Known differences of these versions, and the reasons why harpoon does not follow them.
 const DIFFERENT: &[(&str, &str)] = &[
     // A copy's destination may not have both. containerd, Docker and the kubelet take it, and mean the digest.
     (
@@ -142,14 +141,14 @@ const DIFFERENT: &[(&str, &str)] = &[
     ),
 ];
 
-/// Whether only newer versions take it: those before count the registry among a name's 255 characters.
+/// Returns whether only newer versions accept it: older ones include the registry in a name's 255 characters.
 fn is_too_long_for(who: &str, text: &str) -> bool {
     let is_old = who == "skopeo" || !crate::bed::has_newer_runtimes();
     let path = text.strip_prefix("registry.example/");
     is_old && text.len() > 255 && path.is_some_and(|path| path.len() <= 255)
 }
 
-/// Whether skopeo takes it for a reference. The source that it is to be copied from is not there, so no registry is asked.
+/// Returns whether skopeo accepts it as a reference. The source to copy does not exist, so no registry is contacted.
 fn skopeo_takes(text: &str) -> bool {
     let nowhere = directory();
     let mut copy = Command::new("skopeo");
@@ -164,7 +163,7 @@ fn skopeo_takes(text: &str) -> bool {
     !stderr.contains("nvalid destination name")
 }
 
-/// Whether containerd's CRI server takes it for a reference. All registries are one that has nothing.
+/// Returns whether containerd's CRI server accepts it as a reference. All registries are one without content.
 fn containerd_takes(socket: PathBuf, text: &str) -> bool {
     let image = text.to_owned();
     let answer = block_on(async move {

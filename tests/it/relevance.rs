@@ -58,7 +58,7 @@ fn rows(output: &Output, namespace: &str) -> Vec<String> {
         parts.join(" ").replace(&format!("{namespace}/"), "")
     };
     let images = plan["images"].as_array().unwrap().iter();
-    // The message of an image to pull says who uses it, which is told elsewhere.
+    // The message of an image to pull lists its workloads, which other tests cover.
     let mut rows: Vec<String> = images
         .map(row)
         .map(|row| match row.split_once(" pull ") {
@@ -300,7 +300,7 @@ fn runtime_class_constraints_apply() {
     let texts: Vec<&str> = expected.iter().map(String::as_str).collect();
     check(cluster, &namespace, &here, &texts);
 
-    // One that is not there is named, and its workloads count as if they had none.
+    // A missing one is reported, and its workloads count as if they had none.
     workload(
         cluster,
         &namespace,

@@ -69,7 +69,7 @@ fn plan(cluster: &Kubernetes, server: &str) -> Harpoon {
     plan.env("KUBECONFIG", file)
 }
 
-/// Every image is there, with just the pods and workloads that it has.
+/// Every image is found, with exactly its pods and workloads.
 fn check(output: &Output) {
     let plan = output.json();
     let images = plan["images"].as_array().unwrap();
@@ -149,7 +149,7 @@ fn large_cluster_is_read_in_pages() {
         let accepted = seen.headers["accept-encoding"].to_str().unwrap();
         assert!(accepted.contains("gzip"), "{accepted}");
     }
-    // And it really came compressed.
+    // The response was really compressed.
     let whole = (DEPLOYMENTS * DEPLOYMENT_BYTES) as u64;
     eprintln!("{} MB on the wire", proxy.bytes() / 1_000_000);
     assert!(

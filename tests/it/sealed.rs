@@ -13,6 +13,9 @@ use harpoon::runtime::image_service::{ImageService, Progress, RuntimeError};
 use crate::bed::faulty::{Fault, Proxy};
 use crate::bed::{self, Containerd, PASSWORD, USER, block_on, containerd, token, unique};
 
+mod races;
+mod runs;
+
 const LIMIT: Duration = Duration::from_secs(60);
 const KEEP: Keep = Keep {
     seal: Duration::from_secs(3600),
@@ -109,6 +112,72 @@ fn sealed_image_is_for_its_pullers() {
     let requests: Vec<_> = proxy.seen().into_iter().skip(asked).collect();
     assert!(requests.iter().all(|seen| !seen.is_blob()), "{requests:?}");
     assert!(containerd().has(&image));
+
+    // The kubelet's garbage collection takes the pod's names away again: the seal is still there.
+    for name in visible(containerd(), &name) {
+        containerd().remove(&name);
+    }
+    let asked = proxy.seen().len();
+    pull(containerd(), &image, Some(&right)).unwrap();
+    let requests: Vec<_> = proxy.seen().into_iter().skip(asked).collect();
+    assert!(requests.iter().all(|seen| !seen.is_blob()), "{requests:?}");
+}
+
+#[test]
+fn discarded_layers_are_not_fetched_again() {
+    static DISCARDING: std::sync::OnceLock<Containerd> = std::sync::OnceLock::new();
+    let containerd = DISCARDING.get_or_init(Containerd::discarding);
+    let registry = bed::registry_with_password();
+    let name = format!("{}:1", unique("sealed-discarded"));
+    registry.image(&name).layers(3).push();
+    let proxy = Proxy::start(registry.url(), |_| Fault::Pass);
+    let image = proxy.reference(&name);
+    let right = login(USER, PASSWORD);
+    seal(containerd, &image, &right).unwrap();
+    // The layers that the seal does not hold go at the latest now.
+    containerd.ctr(&["leases", "create", "--id", "collect"]);
+    containerd.ctr(&["leases", "delete", "--sync", "collect"]);
+    let held = block_on(async {
+        let cri = connect(containerd).await;
+        cri.seals().unwrap().list().await.unwrap()
+    });
+    assert!(held[&image].is_whole);
+    assert_eq!(visible(containerd, &name), [""; 0]);
+    let asked = proxy.seen().len();
+    assert!(pull(containerd, &image, None).is_err());
+    pull(containerd, &image, Some(&right)).unwrap();
+    let requests: Vec<_> = proxy.seen().into_iter().skip(asked).collect();
+    assert!(requests.iter().all(|seen| !seen.is_blob()), "{requests:?}");
+}
+
+/// An index: the seal holds it whole, and the kubelet asks for it by its tag.
+#[test]
+fn index_is_sealed_with_its_manifest() {
+    let registry = bed::registry_with_password();
+    let name = format!("{}:1", unique("sealed-index"));
+    let platforms = ["linux/arm64", "linux/amd64"];
+    let pushed = registry.image(&name).platforms(&platforms).push();
+    let proxy = Proxy::start(registry.url(), |_| Fault::Pass);
+    let image = proxy.reference(&name);
+    let right = login(USER, PASSWORD);
+    let stored = seal(containerd(), &image, &right).unwrap();
+    assert_eq!(stored.digest, Some(pushed.digest));
+    let asked = proxy.seen().len();
+    pull(containerd(), &image, Some(&right)).unwrap();
+    let requests: Vec<_> = proxy.seen().into_iter().skip(asked).collect();
+    assert!(requests.iter().all(|seen| !seen.is_blob()), "{requests:?}");
+}
+
+/// By a mirror that only the CRI plugin's configuration leads to, which containerd 2 does not tell.
+#[test]
+fn mirrored_image_is_sealed() {
+    let name = format!("{}:1", unique("sealed-mirror"));
+    bed::registry().push(&name);
+    let host = format!("{}.example", unique("sealed-mirror"));
+    containerd().map_host(&host, bed::registry().url());
+    let image = format!("{host}/{name}");
+    seal(containerd(), &image, &login("me", "my password")).unwrap();
+    assert_eq!(visible(containerd(), &image), [""; 0]);
 }
 
 #[test]

@@ -108,7 +108,7 @@ fn bad_values_are_refused_everywhere() {
     );
 
     let told: Vec<_> = BAD.iter().map(|(flag, ..)| *flag).collect();
-    // Whether a selector is good, the API server says: `kubernetes::workloads` has a bad one.
+    // The API server validates selectors: `kubernetes::workloads` has an invalid one.
     let elsewhere = ["images-file", "sizes", "selector"];
     for setting in settings() {
         let flag = &*setting.flag;
@@ -197,7 +197,7 @@ fn output_node_and_log_settings_apply() {
 
 #[test]
 fn pull_settings_take_effect() {
-    // Nobody listens there: every attempt fails at once, so that the attempts can be counted.
+    // No process listens there: every attempt fails immediately, so that the attempts can be counted.
     let image = "127.0.0.1:1/none:1";
     let pull = |arguments: &[&str]| {
         let harpoon = Harpoon::new(["pull", image, "--output=json"])
@@ -368,7 +368,7 @@ fn empty_list_flag_is_refused() {
         let name = flag.split('=').next().unwrap_or_default();
         assert!(output.stderr.contains(name), "{output}");
     }
-    // A variable that is set to nothing is not set.
+    // An empty variable counts as not set.
     harpoon("plan", &["a"]).env("IGNORE", "").run().expect(0);
 }
 
@@ -376,7 +376,7 @@ fn empty_list_flag_is_refused() {
 fn empty_variables_are_not_set() {
     let empty = settings().into_iter().flat_map(|s| s.variables);
     let empty: Vec<_> = empty.chain(["PRIVATE_REGISTRY_AUTH".to_owned()]).collect();
-    // Nobody listens there.
+    // No process listens there.
     let image = "127.0.0.1:1/none:1";
     let flags = ["--retries=0", "--runtime-endpoint=oci:store"];
     for (arguments, code) in [
@@ -429,7 +429,7 @@ fn help_shows_no_values_of_variables() {
             .stdout
     };
     assert!(!help("7").contains("s3cr3t"));
-    // An empty variable is named all the same.
+    // The error names an empty variable too.
     assert_eq!(help(""), help("7"));
 }
 

@@ -1,4 +1,4 @@
-//! Many runs with random faults: nothing is left behind in the runtime or on disk, and no run takes more than another.
+//! Many runs with random faults: nothing is left behind in the runtime or on disk, and the resource use of runs does not grow.
 //!
 //! `make test` makes a few rounds, `make soak` 2,000 (`SOAK=N`), alone on the machine.
 #![expect(
@@ -29,7 +29,7 @@ fn rounds() -> usize {
     })
 }
 
-/// What a process holds.
+/// The resources of a process.
 fn count(pid: u32, what: &str) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/{what}")).map_or(0, Iterator::count)
 }
@@ -43,7 +43,7 @@ fn rss(pid: u32) -> usize {
     line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
 }
 
-/// What may be left behind in a runtime: open files, leases, begun downloads, images, blobs.
+/// Possible remains in a runtime: open files, leases, incomplete downloads, images, blobs.
 #[derive(Debug, PartialEq, Eq)]
 struct Held {
     leases: Vec<String>,
@@ -190,7 +190,7 @@ fn many_faulty_runs_leave_nothing_behind() {
         }
     }
 
-    // A run without faults completes all; then all is taken away, and things are as they were.
+    // A run without faults completes all images; then they are removed, and the state is as before.
     honest(true, &mut random);
     for endpoint in [containerd.endpoint(), &endpoint] {
         pull(endpoint, &all).run().expect(0);

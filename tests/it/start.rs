@@ -1,4 +1,4 @@
-//! When a run starts, and what it asks of the API server then.
+//! The start of a run, and its requests to the API server by then.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ fn only_old_node_waits_before_start() {
     );
     assert_eq!(output.json()["summary"]["pulled"], 1, "{output}");
 
-    // No node is younger than nothing. It has asked for its Node by then, and for nothing else.
+    // No node is younger than zero seconds. It has requested only its Node by then.
     let longest = Duration::from_secs(3_600_000);
     let delay = start_delay::delay(&node, longest, None, Duration::ZERO);
     assert!(
@@ -43,7 +43,7 @@ fn only_old_node_waits_before_start() {
         "try another name: {delay:?}"
     );
     let running = harpoon.clone().env("STAGGER_MIN_AGE", "0s").start();
-    running.wait_for(" for this node's turn (--stagger)", PATIENCE);
+    running.wait_for("starting in ", PATIENCE);
     assert!(
         !running.stderr().contains("the cluster's workloads"),
         "{}",
@@ -52,7 +52,7 @@ fn only_old_node_waits_before_start() {
     running.signal(Signal::TERM);
     running.wait().expect(143);
 
-    // Its turn comes, and the deadline and the time that is told begin with it.
+    // After the delay, the deadline and the reported time begin.
     let short = Duration::from_secs(3);
     let delay = start_delay::delay(&node, short, None, Duration::ZERO);
     let harpoon = harpoon.env("STAGGER", "3s").env("STAGGER_MIN_AGE", "0s");

@@ -7,6 +7,10 @@
 {{- range $map := list "serviceAccount" "priorityClass" }}
 {{- if not (hasKey (get $values $map) "create") }}{{ $_ := set (get $values $map) "create" true }}{{ end }}
 {{- end }}
+{{- /* As chart 0.1 had it. */}}
+{{- with $values.imagePullSecret }}
+{{- $_ := set $values "imagePullSecrets" (append ($values.imagePullSecrets | default list) (dict "name" .) | uniq) }}
+{{- end }}
 {{- if kindIs "invalid" $values.runtime }}{{ $_ := set $values "runtime" "containerd" }}{{ end }}
 {{- if kindIs "invalid" $values.cloud }}{{ $_ := set $values "cloud" "" }}{{ end }}
 {{- if kindIs "invalid" $values.image.repository }}{{ $_ := set $values.image "repository" "registry.example/harpoon" }}{{ end }}

@@ -11,7 +11,7 @@ use crate::discovery::workloads::{Namespaces, Settings as ClusterSettings};
 use crate::model::dns_name::is_label;
 use crate::model::workload_kind::WorkloadKind;
 
-/// Where candidates come from.
+/// The sources of candidates.
 #[derive(Args)]
 #[command(next_help_heading = "Images")]
 pub(crate) struct ClusterArgs {
@@ -45,7 +45,7 @@ pub(crate) struct ClusterArgs {
     #[arg(long, env, value_name = "PATH", default_value = "/config/images", value_parser = single(path))]
     images_file: PathBuf,
 
-    /// Whether the user named the images file, so that it must exist.
+    /// True if the user named the images file, which then must exist.
     #[arg(skip)]
     pub(crate) images_file_given: bool,
 }

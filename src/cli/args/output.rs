@@ -1,4 +1,4 @@
-//! Settings of what is printed.
+//! Settings of the output.
 
 use clap::Args;
 use tracing::Level;
@@ -6,7 +6,7 @@ use tracing::Level;
 use super::values::{Parsed, single};
 use crate::app::settings::LogSettings;
 
-/// What is printed.
+/// Formats of the output.
 #[derive(Args)]
 #[command(next_help_heading = "Output")]
 pub(crate) struct OutputArgs {

@@ -1,4 +1,4 @@
-//! Settings of pulling: limits, retries, and when a run starts.
+//! Settings of pulling: limits, retries, and the start delay.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::RuntimeArgs;
 use super::values::{Parsed, single, time, time_above_zero, whole};
 use crate::app::settings::{PullSettings, SettingError, StartSettings};
 
-/// How images are pulled.
+/// Limits of pulling.
 #[derive(Args)]
 #[command(next_help_heading = "Pulling")]
 pub(crate) struct PullingArgs {
@@ -32,23 +32,23 @@ pub(crate) struct PullingArgs {
     #[arg(long, env, value_name = "TIME", value_parser = single(time_above_zero))]
     deadline: Option<Duration>,
 
-    /// Which failed images cause exit code 1: any, all or never (default: all for run, any for pull)
+    /// Failed images that cause exit code 1: any, all or never (default: all for run, any for pull)
     #[arg(long, env, value_name = "WHEN", value_parser = single(fail_on))]
     pub(crate) fail_on: Option<FailOn>,
 }
 
-/// Which failures make the program exit with 1.
+/// The failures that cause exit code 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FailOn {
     /// Any image failed.
     Any,
-    /// Images failed, and none of those that were wanted is present.
+    /// Images failed, and none of the selected images is present.
     All,
     /// None.
     Never,
 }
 
-/// When a run starts.
+/// The start delay of a run.
 #[derive(Args)]
 #[command(next_help_heading = "Pulling")]
 pub(crate) struct StartArgs {

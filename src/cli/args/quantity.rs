@@ -3,14 +3,14 @@
 //! The grammar is that of `resource.Quantity` in apimachinery: a decimal number and a suffix, binary (`Ki` to `Ei`), decimal
 //! (`k` to `E`) or an exponent (`e9`). The suffixes below one (`n`, `u`, `m`) are no bytes and are refused.
 
-/// What is expected, for an error.
+/// The expected values, for an error.
 pub(super) const EXPECTED: &str =
     "expected a Kubernetes quantity of bytes above zero, such as 20Gi, 1.5G or 500M";
 
-/// More digits than any number of bytes has.
+/// More digits than any number of bytes can have.
 const DIGITS_MAX: usize = 30;
 
-/// The bytes, rounded down; `None` for what is no quantity, below one byte or above what 64 bits hold.
+/// The bytes, rounded down; `None` if the text is no quantity, is below one byte or exceeds 64 bits.
 pub(super) fn bytes(text: &str) -> Option<u64> {
     let text = text.strip_prefix('+').unwrap_or(text);
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.');

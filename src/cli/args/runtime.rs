@@ -17,7 +17,7 @@ pub(crate) struct EndpointArgs {
     runtime_endpoint: Option<Endpoint>,
 }
 
-/// Which runtime pulls, and for which node.
+/// The runtime to use, and the node to plan for.
 #[derive(Args)]
 #[command(next_help_heading = "Runtime")]
 pub(crate) struct RuntimeArgs {

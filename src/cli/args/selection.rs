@@ -1,4 +1,4 @@
-//! Settings of the selection: which of the candidates are pulled.
+//! Settings that select the candidates to pull.
 
 use clap::Args;
 
@@ -6,7 +6,7 @@ use super::values::{List, Parsed, all, list, single, whole};
 use crate::model::reference::Prefix;
 use crate::planning::plan::Policy;
 
-/// Which of the candidates are pulled.
+/// Filters of the candidates.
 #[derive(Args)]
 #[command(next_help_heading = "Selection")]
 pub(crate) struct SelectionArgs {
@@ -36,7 +36,7 @@ impl SelectionArgs {
 }
 
 fn prefixes(text: &str) -> Parsed<List<Prefix>> {
-    let expected = "expected beginnings of image references separated by commas, without a scheme and with the repository in lower case, such as quay.io or quay.io/team";
+    let expected = "expected prefixes of image references separated by commas, without a scheme and with the repository in lower case, such as quay.io or quay.io/team";
     all(text, expected, Prefix::parse)
 }
 

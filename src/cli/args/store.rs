@@ -6,7 +6,7 @@ use super::quantity;
 use super::values::{Parsed, single, switch};
 use crate::app::settings::StoreSettings;
 
-/// What is asked of stores and registries before anything is pulled.
+/// The lookups in stores and registries before the pulls.
 #[derive(Args)]
 #[command(next_help_heading = "Selection")]
 pub(crate) struct StoreArgs {
@@ -29,7 +29,7 @@ impl StoreArgs {
     }
 }
 
-/// What `plan` shows in addition.
+/// Additional output of `plan`.
 #[derive(Args)]
 #[command(next_help_heading = "Selection")]
 pub(crate) struct SizeArgs {

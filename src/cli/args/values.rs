@@ -1,4 +1,4 @@
-//! Parsers of the values of settings. Their errors name the flag, its variable, the value and what is expected.
+//! Parsers of the values of settings. Their errors name the flag, its variable, the value and the expected values.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -38,7 +38,7 @@ pub(super) struct Parser<T> {
     is_list: bool,
 }
 
-/// The parser of a single value, which is given to `parse` without blanks around it.
+/// The parser of a single value. `parse` receives it without surrounding blanks.
 pub(super) fn single<T>(parse: fn(&str) -> Parsed<T>) -> Parser<T> {
     Parser {
         parse,
@@ -100,7 +100,7 @@ impl<T: Clone + Send + Sync + 'static> TypedValueParser for Parser<T> {
     }
 }
 
-/// The items of a comma-separated list without blanks around them and without empty ones.
+/// The non-empty items of a comma-separated list, without surrounding blanks.
 pub(super) fn items(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim).filter(|i| !i.is_empty())
 }
@@ -109,7 +109,7 @@ pub(super) fn items(text: &str) -> impl Iterator<Item = &str> {
 #[derive(Debug, Clone)]
 pub(crate) struct List<T>(pub(crate) Vec<T>);
 
-/// A list of what `parse` accepts.
+/// A list of values that `parse` accepts.
 pub(super) fn all<T>(
     text: &str,
     expected: &'static str,
@@ -163,7 +163,7 @@ pub(super) fn whole(text: &str, max: u64) -> Option<u64> {
     number.filter(|_| digits)
 }
 
-/// Whether Kubernetes accepts the text as the key of a taint or a label.
+/// Returns whether Kubernetes accepts the text as the key of a taint or a label.
 pub(super) fn is_key(text: &str) -> bool {
     let (prefix, name) = match text.split_once('/') {
         Some((prefix, name)) => (Some(prefix), name),

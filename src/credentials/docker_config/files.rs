@@ -1,4 +1,4 @@
-//! Docker config files on the disk, read again after they have changed.
+//! Docker config files on disk, reloaded after they change.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,9 +9,9 @@ use super::{ConfigFileError, DockerConfig};
 use crate::credentials::file_watch::FileWatch;
 use crate::model::text::{chain, excerpt, sanitize};
 
-/// One docker config file, or the first that exists of several.
+/// One docker config file, or the first existing one of several.
 ///
-/// A new content that cannot be used leaves the previous one in place, with a warning.
+/// A new content that is invalid is ignored with a warning; the previous one stays in use.
 #[derive(Debug)]
 pub struct ConfigFile {
     paths: Vec<PathBuf>,
@@ -40,7 +40,7 @@ impl ConfigFile {
         Ok(Some(Self::new(paths, true, config, watch)))
     }
 
-    /// The first of these files that exists and can be used. None has to exist.
+    /// The first of these files that exists and is valid. None has to exist.
     pub fn first_of(paths: Vec<PathBuf>) -> Self {
         let watch = FileWatch::new(paths.iter().cloned());
         let config = paths.iter().find_map(|path| {
@@ -66,14 +66,14 @@ impl ConfigFile {
         }
     }
 
-    /// The present content; `None` if there is no file.
+    /// The current content; `None` if there is no file.
     pub(crate) fn current(&self) -> Option<Arc<DockerConfig>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.watch.has_changed(|| self.paths.iter().cloned()) {
             match self.read_again() {
                 Ok(config) => {
                     if let Some(config) = &config {
-                        info!("read {} again after a change", sanitize(config.name()));
+                        info!("reloaded {} after a change", sanitize(config.name()));
                     }
                     state.config = config.map(|config| Arc::new(told(config)));
                 }
@@ -113,7 +113,7 @@ impl From<DockerConfig> for ConfigFile {
     }
 }
 
-/// Warns of the entries that cannot be used.
+/// Logs a warning for each entry that cannot be used.
 fn told(config: DockerConfig) -> DockerConfig {
     for problem in config.problems() {
         warn!("{}", sanitize(problem));

@@ -17,18 +17,18 @@ use crate::model::text::excerpt;
 use crate::retry::single_flight::SingleFlight;
 
 const LIMIT: Duration = Duration::from_secs(10);
-/// How long an answer is used again: long enough for the pulls of one run that begin together.
+/// Lifetime of a cached answer: long enough for the pulls that begin together in one run.
 const KEEP: Duration = Duration::from_secs(60);
-/// What a helper says, on standard output, where it has nothing for the registry.
+/// The output of a helper that has no credential for the registry.
 const NOT_FOUND: &str = "credentials not found in native keychain";
 
 /// The helpers that one file names.
 #[derive(Default)]
 pub(super) struct Helpers {
     file: String,
-    /// By the registry, as the file has it.
+    /// Helpers by registry, as written in the file.
     by_registry: BTreeMap<String, String>,
-    /// For all others.
+    /// The helper for all other registries.
     store: Option<String>,
     answers: SingleFlight<Option<Arc<Login>>>,
 }
@@ -51,7 +51,7 @@ struct Found {
 }
 
 impl Helpers {
-    /// The file's `credHelpers` and `credsStore`. What cannot be used goes to `refuse`.
+    /// The file's `credHelpers` and `credsStore`. Entries that cannot be used are passed to `refuse`.
     pub(super) fn new(
         file: &Path,
         root: &Map<String, Value>,
@@ -68,7 +68,7 @@ impl Helpers {
             }
         };
         by_registry.retain(|registry, name| {
-            // An empty name switches the store off for the registry.
+            // An empty name disables the store for the registry.
             let fits = name.is_empty() || is_name(name);
             if !fits {
                 refuse(format!("the helper of {} {BAD_NAME}", shown(registry)));
@@ -92,7 +92,7 @@ impl Helpers {
         }
     }
 
-    /// What the helper for this registry says, if there is one.
+    /// The answer of the helper for this registry, if there is one.
     pub(super) async fn ask(&self, registry: &str) -> Result<Option<Credential>, String> {
         let Some((name, server)) = self.helper_for(registry) else {
             return Ok(None);
@@ -120,7 +120,7 @@ impl Helpers {
             .await
     }
 
-    /// The helper's name, and what it is asked for.
+    /// The helper's name and its request.
     fn helper_for<'a>(&'a self, registry: &'a str) -> Option<(&'a str, &'a str)> {
         let aliases: &[&str] = if registry == DOCKER_HUB {
             &[DOCKER_HUB_URL, DOCKER_HUB_INDEX, DOCKER_HUB]
@@ -144,7 +144,7 @@ impl Helpers {
 
 const BAD_NAME: &str = "has a malformed name, expected letters, digits, . _ and -";
 
-/// Whether this can be the end of a program's name, and cannot be a path.
+/// Returns whether the text can be the end of a program's name and cannot be a path.
 fn is_name(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= 128

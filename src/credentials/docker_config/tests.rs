@@ -84,7 +84,7 @@ fn broken_entry_keeps_other_entries() {
         problems,
         [
             r#"Secret shop/registry, entry b.example: in "auth", it is not base64"#,
-            "Secret shop/registry, entry c example: the registry is malformed, expected HOST, HOST:PORT or either with a path behind",
+            "Secret shop/registry, entry c example: the registry is malformed, expected HOST or HOST:PORT, optionally followed by a path",
             r#"Secret shop/registry, entry d.example: "auth" must be a string"#,
         ]
     );
@@ -156,5 +156,5 @@ async fn pull_secret_never_names_a_program() {
     let image = Reference::parse("a.example/x").unwrap();
     assert_eq!(config.ask_helper(&image).await, Ok(None));
     let problems: Vec<&str> = config.problems().collect();
-    assert!(problems[0].contains("only run where a file names them"));
+    assert!(problems[0].contains("supported in files only"));
 }

@@ -1,6 +1,6 @@
-//! `user:password` in base64, as docker config files and `PRIVATE_REGISTRY_AUTH` have it. Pure; its errors name no value.
+//! `user:password` in base64, as in docker config files and `PRIVATE_REGISTRY_AUTH`. Pure; its errors contain no value.
 //!
-//! As Go's clients take it: the user may be empty, and the bytes need be no text.
+//! As in Go's clients, the user may be empty and the bytes need not be text.
 
 use base64::Engine as _;
 use base64::alphabet;
@@ -9,18 +9,18 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
 use crate::credentials::secret::{Login, Secret};
 
-/// Why a text is no user and password.
+/// The reason why a text is not a user and password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BasicError {
-    /// It cannot be decoded.
+    /// The text is not base64.
     #[error("it is not base64")]
     Base64,
-    /// It has no colon.
+    /// The text has no colon.
     #[error("it is not base64 of USER:PASSWORD")]
     Colon,
 }
 
-/// The user and the password, which may have colons in it. Padding may be left out, and lines be wrapped, as `base64` does.
+/// The user and the password, which may contain colons. Padding is optional, and lines may be wrapped, as `base64` does.
 pub(crate) fn decode(text: &str) -> Result<(Vec<u8>, Vec<u8>), BasicError> {
     let config = GeneralPurposeConfig::new()
         .with_decode_padding_mode(DecodePaddingMode::Indifferent)
@@ -31,11 +31,11 @@ pub(crate) fn decode(text: &str) -> Result<(Vec<u8>, Vec<u8>), BasicError> {
         .map_err(|_| BasicError::Base64)?;
     let colon = bytes.iter().position(|b| *b == b':');
     let (user, password) = bytes.split_at(colon.ok_or(BasicError::Colon)?);
-    // Docker wrote the field into a buffer that was too long, and trims it since.
+    // Older Docker versions padded the field with zero bytes; newer ones trim them.
     Ok((user.to_vec(), trimmed(&password[1..], b"\0").to_vec()))
 }
 
-/// The login that a user and a password are.
+/// The login with this user and password.
 pub(crate) fn login(user: Vec<u8>, password: Vec<u8>) -> Login {
     match (String::from_utf8(user), String::from_utf8(password)) {
         (Ok(user), Ok(password)) => Login::Password {

@@ -1,20 +1,20 @@
-//! Which images a credential is for: the kubelet's matching rules (`pkg/credentialprovider/keyring.go`). Pure.
+//! Matches credentials with images by the kubelet's rules (`pkg/credentialprovider/keyring.go`). Pure.
 //!
-//! A pattern is a registry's host, in which each part between two dots may be a glob, then perhaps a port and a path. The
-//! number of parts and the port must be equal, and the path be the beginning of the image's. Two cases are decided as the
-//! kubelet's documentation has it, where its code, which takes a pattern for a URL, does not match at all: `?` and `\` in a host,
-//! and an IPv6 address without a port.
+//! A pattern is a registry's host, in which each part between two dots may be a glob, with an optional port and path. The number
+//! of parts and the port must be equal, and the path must be a prefix of the image's. Two cases follow the kubelet's
+//! documentation, because its code parses a pattern as a URL and does not match them at all: `?` and `\` in a host, and an IPv6
+//! address without a port.
 
 use std::net::Ipv6Addr;
 
 use crate::model::reference::{DOCKER_HUB, DOCKER_HUB_INDEX, Reference};
 
-/// Why a text is no pattern.
+/// The text is not a pattern.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the registry is malformed, expected HOST, HOST:PORT or either with a path behind")]
+#[error("the registry is malformed, expected HOST or HOST:PORT, optionally followed by a path")]
 pub struct PatternError;
 
-/// Which images a credential is for.
+/// The images that a credential is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern {
     key: String,
@@ -24,10 +24,10 @@ pub struct Pattern {
 }
 
 impl Pattern {
-    /// A key of a docker config file or of a plugin's answer: a scheme, and the path `/v1/` or `/v2/`, count for nothing.
+    /// A key of a docker config file or of a plugin's answer. A scheme and the path `/v1/` or `/v2/` are ignored.
     ///
     /// # Errors
-    /// Where no image could ever match.
+    /// If the pattern could not match any image.
     pub fn key(text: &str) -> Result<Self, PatternError> {
         let rest = ["https://", "http://"]
             .iter()
@@ -44,7 +44,7 @@ impl Pattern {
     /// One of a plugin's `matchImages`: as written, without a scheme.
     ///
     /// # Errors
-    /// Where no image could ever match.
+    /// If the pattern could not match any image.
     pub fn glob(text: &str) -> Result<Self, PatternError> {
         let (host, path) = split(text)?;
         Self::new(host, path)
@@ -60,7 +60,7 @@ impl Pattern {
         })
     }
 
-    /// Whether the image is one of those.
+    /// Returns whether the pattern matches the image.
     pub fn matches(&self, image: &Reference) -> bool {
         let Ok((name, port)) = split_port(image.registry()) else {
             return false;
@@ -74,7 +74,7 @@ impl Pattern {
             && names.len() == self.parts.len()
             && path_fits
             && self.parts.iter().zip(&names).all(|(glob, name)| {
-                // An IPv6 address is one part, and no class of characters.
+                // An IPv6 address is one part, not a class of characters.
                 if name.first() == Some(&'[') {
                     glob == name
                 } else {
@@ -83,24 +83,24 @@ impl Pattern {
             })
     }
 
-    /// The host and path that were written. Of several patterns for an image, the greatest key comes first, so that a longer
-    /// path comes before its beginning.
+    /// The host and path as written. Of several patterns for an image, the greatest key is used first, so that a longer path
+    /// comes before its prefix.
     pub fn as_key(&self) -> &str {
         &self.key
     }
 
-    /// Whether this is Docker Hub's own key, which is for its images where no pattern matches.
+    /// Returns whether this is Docker Hub's own key, which is used for its images if no pattern matches.
     fn is_fallback_for(&self, image: &Reference) -> bool {
         self.key == DOCKER_HUB_INDEX && image.registry() == DOCKER_HUB
     }
 
-    /// Whether a lookup of the image could come to this pattern.
+    /// Returns whether a lookup of the image could use this pattern.
     pub fn concerns(&self, image: &Reference) -> bool {
         self.matches(image) || self.is_fallback_for(image)
     }
 }
 
-/// Those of the items whose pattern is for the image, in the order in which they are tried.
+/// The items whose pattern matches the image, in the order in which they are tried.
 pub fn select<'a, T: 'a>(
     items: impl Iterator<Item = &'a T> + Clone,
     pattern: impl Fn(&T) -> &Pattern,
@@ -119,7 +119,7 @@ pub fn select<'a, T: 'a>(
     found
 }
 
-/// The host with its port, and the path. What else a URL may have (user, query, fragment) counts for nothing.
+/// The host with its port, and the path. Other parts of a URL (user, query, fragment) are ignored.
 fn split(text: &str) -> Result<(&str, &str), PatternError> {
     if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return Err(PatternError);
@@ -165,7 +165,7 @@ fn is_ipv6(name: &str) -> bool {
 /// Go's `filepath.Match`: `*`, `?`, `[a-z]`, `[^a-z]` and `\c`. A malformed glob matches nothing.
 fn matches_glob(glob: &[char], text: &[char]) -> bool {
     let (mut g, mut t) = (0, 0);
-    // Where to go on if what follows the last star does not fit here: the star may stand for one character more.
+    // The position to resume at if the text after the last star does not match here: the star then matches one more character.
     let mut star: Option<(usize, usize)> = None;
     loop {
         let rest = glob.get(g..).unwrap_or_default();
@@ -193,7 +193,7 @@ fn matches_glob(glob: &[char], text: &[char]) -> bool {
     }
 }
 
-/// How many characters of the glob stand for `c`, if its first term does.
+/// Length of the glob's first term if it matches `c`.
 fn one(glob: &[char], c: char) -> Option<usize> {
     match glob {
         ['?', ..] => Some(1),
@@ -205,7 +205,7 @@ fn one(glob: &[char], c: char) -> Option<usize> {
     }
 }
 
-/// The same for the ranges of a class, which begin behind its bracket.
+/// Matches `c` against the ranges of a class, which begin after its bracket.
 fn class(ranges: &[char], c: char) -> Option<usize> {
     let negated = ranges.first() == Some(&'^');
     let mut at = usize::from(negated);

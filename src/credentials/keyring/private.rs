@@ -6,18 +6,19 @@ use super::basic::{self, BasicError};
 use crate::credentials::secret::{Credential, Secret};
 use crate::model::reference::{DOCKER_HUB, DOCKER_HUB_INDEX, Reference};
 
-/// Why the two settings cannot be used. Holds neither of them.
+/// The reason why the two settings cannot be used. Contains neither of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PrivateError {
-    /// The registry.
-    #[error("the registry is malformed, expected HOST, HOST:PORT or either with a path behind")]
+    /// The registry is malformed.
+    #[error("the registry is malformed, expected HOST or HOST:PORT, optionally followed by a path")]
     Registry,
-    /// The user and password.
+    /// The user and password are malformed.
     #[error("the credential is malformed, expected base64 of USER:PASSWORD: {0}")]
     Auth(BasicError),
 }
 
-/// A credential for one registry, or for a part of it. The host with its port must be equal, and the path be whole components.
+/// A credential for one registry, or for a part of it. The host with its port must be equal, and the path must consist of whole
+/// components.
 #[derive(Debug, Clone)]
 pub struct Private {
     registry: String,
@@ -26,15 +27,15 @@ pub struct Private {
 }
 
 impl Private {
-    /// The registry is `host` or `host/path`; a scheme before it, and a slash at its end, count for nothing.
+    /// The registry is `host` or `host/path`; a scheme before it and a slash at its end are ignored.
     ///
     /// # Errors
-    /// Says which of the two is malformed.
+    /// [`PrivateError`] for the one that is malformed.
     pub fn parse(registry: &str, auth_base64: &Secret) -> Result<Self, PrivateError> {
         let (registry, path) = place(registry.trim()).ok_or(PrivateError::Registry)?;
         let (user, mut password) =
             basic::decode(auth_base64.expose()).map_err(PrivateError::Auth)?;
-        // What `echo user:password | base64` has at its end is in no password.
+        // `echo user:password | base64` adds a line break, which no password ends with.
         while matches!(password.last(), Some(b'\r' | b'\n')) {
             password.pop();
         }
@@ -49,7 +50,7 @@ impl Private {
         })
     }
 
-    /// Whether a text is what belongs into `PRIVATE_REGISTRY_AUTH`, and so must not be shown.
+    /// Returns whether a text is a value for `PRIVATE_REGISTRY_AUTH`, and so must not be shown.
     pub fn is_auth(text: &str) -> bool {
         basic::decode(text).is_ok()
     }
@@ -66,14 +67,14 @@ impl Private {
     }
 }
 
-/// The registry and path, by the rules for images, so that what is compared is written alike.
+/// The registry and path, normalised by the rules for images, so that they can be compared.
 fn place(text: &str) -> Option<(String, Option<String>)> {
     let text = ["https://", "http://"]
         .iter()
         .find_map(|scheme| text.strip_prefix(scheme))
         .unwrap_or(text);
     let text = text.strip_suffix('/').unwrap_or(text);
-    // The key that `docker login` writes is what people copy.
+    // Users often copy the key that `docker login` writes.
     let text = if text.strip_suffix("/v1") == Some(DOCKER_HUB_INDEX) {
         DOCKER_HUB
     } else {
@@ -83,7 +84,7 @@ fn place(text: &str) -> Option<(String, Option<String>)> {
         Some((host, path)) => (host, Some(path)),
         None => (text, None),
     };
-    // Behind a word without dot and port, which is no host, the parser would find an image of Docker Hub.
+    // A word without dot and port is not a host: the parser would treat the path as an image of Docker Hub.
     if !host.contains(['.', ':']) && host != "localhost" || text.contains('@') {
         return None;
     }

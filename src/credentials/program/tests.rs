@@ -88,7 +88,7 @@ async fn hanging_program_dies_with_its_children() {
     let pids = fs::read_to_string(&pids).unwrap();
     let began = Instant::now();
     for pid in pids.split_whitespace() {
-        // Ended, be it that nobody waited for it yet.
+        // Ended, even if not reaped yet.
         while fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|s| !s.contains(") Z ")) {
             assert!(began.elapsed() < MINUTE, "{pid} still runs");
             tokio::time::sleep(Duration::from_millis(10)).await;

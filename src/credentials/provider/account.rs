@@ -1,8 +1,8 @@
 //! The service account whose token a plugin exchanges for a credential (`tokenAttributes`, KEP-4412).
 //!
-//! The kubelet has a token made for each pod. harpoon has its own pod's: a projected volume at [`DIRECTORY`] holds a token for the
-//! plugin's audience, in a file of any name, and the pod's annotations stand for those of the service account in the file
-//! `annotations`. What is in a token is read to find its audience, and judged by nobody but the registry.
+//! The kubelet creates a token for each pod. harpoon uses its own pod's: a projected volume at [`DIRECTORY`] holds a token for
+//! the plugin's audience, in a file of any name, and the pod's annotations in the file `annotations` replace those of the service
+//! account. The token is only parsed to find its audience; the registry validates it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,16 +21,16 @@ use crate::model::text::excerpt;
 pub const DIRECTORY: &str = "/var/run/secrets/harpoon.dev/tokens";
 /// The file of the downward API with the pod's annotations.
 const ANNOTATIONS: &str = "annotations";
-/// Files of the directory that are looked at, far more than a volume projects.
+/// Maximum number of files of the directory that are read, far more than a volume projects.
 const FILES_MAX: usize = 64;
 
-/// The service account as a plugin wants to be told of it.
+/// The service account as the plugin's request describes it.
 #[derive(Debug)]
 pub(super) struct Account {
     directory: PathBuf,
     audience: String,
     is_required: bool,
-    /// True if what one token got may be used after the token is gone.
+    /// True if a credential may be used after the token that it was obtained with has expired.
     outlives_token: bool,
     annotations: BTreeMap<String, String>,
 }
@@ -39,7 +39,7 @@ impl Account {
     /// Reads a provider's `tokenAttributes`.
     ///
     /// # Errors
-    /// The reason why the plugin cannot be asked from this pod.
+    /// The reason why the plugin cannot be used from this pod.
     pub(super) fn parse(attributes: &Value, directory: &Path) -> Result<Self, String> {
         let fields = attributes
             .as_object()
@@ -87,7 +87,7 @@ impl Account {
         Ok(account)
     }
 
-    /// Reads the annotations that the plugin asks for.
+    /// Reads the annotations that the plugin requires.
     fn take_annotations(&mut self, fields: &Map<String, Value>) -> Result<(), String> {
         let mut has = self.read_annotations();
         for key in texts(fields, "requiredServiceAccountAnnotationKeys")? {
@@ -108,12 +108,12 @@ impl Account {
         Ok(())
     }
 
-    /// What [`Account::parse`] reads below the volume's directory.
+    /// The paths below the volume's directory that [`Account::parse`] reads.
     pub(super) fn files(directory: &Path) -> [PathBuf; 2] {
         [directory.to_owned(), directory.join(ANNOTATIONS)]
     }
 
-    /// The token of now, since the kubelet renews it; none where there is none for the audience.
+    /// The current token, since the kubelet renews it; `None` if there is none for the audience.
     pub(super) fn token(&self) -> Option<Secret> {
         let files = fs::read_dir(&self.directory).ok()?;
         let mut paths: Vec<PathBuf> = files.flatten().map(|f| f.path()).take(FILES_MAX).collect();
@@ -125,17 +125,17 @@ impl Account {
         })
     }
 
-    /// Returns whether the plugin is not to be asked without a token.
+    /// Returns whether the plugin requires a token.
     pub(super) fn is_required(&self) -> bool {
         self.is_required
     }
 
-    /// Returns whether what one token got may be used after the token is gone.
+    /// Returns whether a credential may be used after the token that it was obtained with has expired.
     pub(super) fn outlives_token(&self) -> bool {
         self.outlives_token
     }
 
-    /// The annotations that the plugin asks for.
+    /// The annotations that the plugin requires.
     pub(super) fn annotations(&self) -> &BTreeMap<String, String> {
         &self.annotations
     }
@@ -169,7 +169,7 @@ fn known(fields: &Map<String, Value>) -> Result<(), String> {
     }
 }
 
-/// Returns whether a JSON Web Token says that it is for this audience.
+/// Returns whether a JSON Web Token names this audience.
 fn is_for(token: &str, audience: &str) -> bool {
     let payload = token.split('.').nth(1).unwrap_or_default();
     let payload = URL_SAFE_NO_PAD.decode(payload).unwrap_or_default();

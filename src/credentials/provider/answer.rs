@@ -1,4 +1,4 @@
-//! What a plugin answers: a `CredentialProviderResponse`. Pure; what is wrong with one is said without quoting it.
+//! Parses a plugin's answer, a `CredentialProviderResponse`. Pure; its errors quote nothing from the answer.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::credentials::docker_config::Entry;
 use crate::credentials::keyring::pattern::Pattern;
 use crate::credentials::secret::{Credential, Login, Secret};
 
-/// What the answer holds for.
+/// The scope that the answer is valid for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum KeyType {
     Image,
@@ -23,10 +23,10 @@ pub(super) enum KeyType {
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) entries: Vec<Entry>,
-    /// What of it cannot be used.
+    /// The problems of entries that cannot be used.
     pub(super) problems: Vec<String>,
     pub(super) key_type: KeyType,
-    /// How long it may be used again, where it says so.
+    /// The cache duration, if the answer has one.
     pub(super) keep: Option<Duration>,
 }
 
@@ -59,7 +59,7 @@ struct Auth {
 }
 
 impl Answer {
-    /// Reads what the plugin `name` wrote, which was asked in `api_version` and has to answer in it.
+    /// Parses the output of the plugin `name`. Its API version must equal `api_version`, that of the request.
     pub(super) fn parse(name: &str, api_version: &str, json: &[u8]) -> Result<Self, &'static str> {
         let kind: Kind = serde_json::from_slice(json).map_err(|_| "the response is not JSON")?;
         if kind.kind != "CredentialProviderResponse" {
@@ -78,7 +78,7 @@ impl Answer {
         };
         let keep = match response.cache_duration.as_deref().map(go_duration::parse) {
             None => None,
-            // To the kubelet, what is kept until a time that is past is not kept.
+            // The kubelet does not cache an answer with a negative duration.
             Some(Some(keep)) => Some(keep.unwrap_or(Duration::ZERO)),
             Some(None) => {
                 return Err("the cacheDuration of the response is not a duration such as 12h");

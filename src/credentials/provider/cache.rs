@@ -1,4 +1,4 @@
-//! The answers of one plugin that may be used again. Pure: the time is passed in.
+//! The cached answers of one plugin. Pure: the time is passed in.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,10 +8,10 @@ use tokio::time::Instant;
 
 use super::answer::Answer;
 
-/// Answers kept at most.
+/// Maximum number of cached answers.
 const MAX: usize = 1024;
 
-/// What an answer is for.
+/// The scope of an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Key {
     Image(String),
@@ -19,14 +19,14 @@ pub(super) enum Key {
     Global,
 }
 
-/// Answers with when they expire.
+/// Answers with their expiry times.
 #[derive(Default)]
 pub(super) struct Cache {
     answers: HashMap<Key, (Arc<Answer>, Instant)>,
 }
 
 impl Cache {
-    /// What is kept for the image, else for its registry, else for all.
+    /// The answer for the image, otherwise for its registry, otherwise for all.
     pub(super) fn get(&mut self, registry: &str, image: &str, now: Instant) -> Option<Arc<Answer>> {
         let keys = [
             Key::Image(image.to_owned()),
@@ -39,7 +39,7 @@ impl Cache {
             .map(|(answer, _)| Arc::clone(answer))
     }
 
-    /// Keeps an answer. What has expired goes, and where it is full, what would expire next.
+    /// Caches an answer. Removes expired answers and, if the cache is full, the one that expires next.
     pub(super) fn put(&mut self, key: Key, answer: &Arc<Answer>, keep: Duration, now: Instant) {
         self.answers.retain(|_, (_, expires)| *expires > now);
         if keep.is_zero() {

@@ -1,6 +1,6 @@
-//! The kubelet's `CredentialProviderConfig`: read and validated by the kubelet's rules. Runs nothing.
+//! The kubelet's `CredentialProviderConfig`: read and validated by the kubelet's rules. Never runs a plugin.
 //!
-//! Errors name the provider and the field, never a value out of `env` or `args`.
+//! Errors name the provider and the field, never a value from `env` or `args`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -30,28 +30,28 @@ const PROTOCOLS: &[&str] = &[
     "credentialprovider.kubelet.k8s.io/v1alpha1",
 ];
 
-/// Why the plugins cannot be used.
+/// The reason why the plugins cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ProviderConfigError {
     /// A file cannot be read.
     #[error(transparent)]
     File(#[from] ConfigFileError),
-    /// A path is not what it should be.
+    /// A path is not a file or directory as expected.
     #[error("{}: {what}", path.display())]
     Path {
         /// The file or directory.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         what: String,
     },
-    /// One provider's part of the configuration.
+    /// The configuration of one provider is invalid.
     #[error("{}, provider {provider}: {what}", path.display())]
     Provider {
         /// The file.
         path: PathBuf,
-        /// The provider's name, or its place where it has none.
+        /// The provider's name, or its position if it has none.
         provider: String,
-        /// What is wrong with it.
+        /// The problem.
         what: String,
     },
 }
@@ -60,15 +60,15 @@ pub enum ProviderConfigError {
 #[derive(Debug, Default)]
 pub(super) struct Read {
     pub(super) providers: Vec<Provider>,
-    /// The providers that cannot be used, each with why, as a sentence without any value.
+    /// The providers that cannot be used, each with the reason, as a sentence that contains no value.
     pub(super) dropped: Vec<String>,
 }
 
-/// The reason why a provider's part cannot be used.
+/// The reason why a provider's configuration cannot be used.
 enum Refused {
-    /// The kubelet would not start with it either.
+    /// Invalid: the kubelet would not start with it either.
     Malformed(String),
-    /// A kubelet may know what this version of harpoon does not, or has what a pod has not.
+    /// Not supported: it requires a newer version, or something that a pod does not have.
     Beyond(String),
 }
 
@@ -84,8 +84,8 @@ impl From<&str> for Refused {
     }
 }
 
-/// The providers of a file, or of the files of a directory in the order of their names. The file is the cloud's, and made for its
-/// kubelet: what is beyond harpoon in one provider drops that provider alone.
+/// The providers of a file, or of the files of a directory in the order of their names. The cloud provider writes the file for
+/// its kubelet: a feature that harpoon does not support drops only the provider that uses it.
 pub(super) fn read(
     config: &Path,
     bin_dir: &Path,
@@ -132,7 +132,7 @@ fn at(path: &Path, what: &(impl ToString + ?Sized)) -> ProviderConfigError {
     }
 }
 
-/// The files of a configuration: itself, or those of the directory that it is, by name.
+/// The files of a configuration: the file itself, or those in the directory, by name.
 pub(super) fn files(config: &Path) -> Result<Vec<PathBuf>, ProviderConfigError> {
     if !fs::metadata(config).map_err(|e| at(config, &e))?.is_dir() {
         return Ok(vec![config.to_owned()]);
@@ -158,7 +158,7 @@ pub(super) fn files(config: &Path) -> Result<Vec<PathBuf>, ProviderConfigError> 
 fn entries(path: &Path) -> Result<Vec<Value>, ProviderConfigError> {
     let bytes = read_bounded(path)?.ok_or_else(|| at(path, "does not exist"))?;
     let text = std::str::from_utf8(&bytes).map_err(|_| at(path, "it is not UTF-8"))?;
-    // The parser's own words are left out, because they quote what may be a credential in `env`.
+    // The parser's own message is left out, because it could quote a credential from `env`.
     let root: Value = serde_saphyr::from_str(text).map_err(|error| match error.location() {
         Some(place) => at(
             path,
@@ -219,7 +219,7 @@ fn provider(value: &Value, bin_dir: &Path, tokens: &Path) -> Result<Provider, Re
     })
 }
 
-/// A field that is not known may change what the others mean.
+/// An unknown field may change the meaning of the others.
 fn known(fields: &Map<String, Value>) -> Result<(), Refused> {
     const KNOWN: &[&str] = &[
         "name",

@@ -1,11 +1,11 @@
-//! Durations as Go writes them, `1h30m`, `500ms`. Pure.
+//! Durations in Go's format, `1h30m`, `500ms`. Pure.
 
 use std::time::Duration;
 
-/// Longer ones are cut to this: no credential is worth more, and sums of times cannot overflow.
+/// Longer durations are limited to this, so that sums of times cannot overflow. No credential lasts longer.
 const MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// A duration that Go's `time.ParseDuration` takes; one below zero is `Err(Negative)`.
+/// A duration that Go's `time.ParseDuration` accepts; a negative one is `Err(Negative)`.
 pub(super) fn parse(text: &str) -> Option<Result<Duration, Negative>> {
     let (negative, rest) = match text.strip_prefix(['-', '+']) {
         Some(rest) => (text.starts_with('-'), rest),
@@ -23,7 +23,7 @@ pub(super) fn parse(text: &str) -> Option<Result<Duration, Negative>> {
     })
 }
 
-/// The duration is below zero.
+/// The duration is negative.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Negative;
 

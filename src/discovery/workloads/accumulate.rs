@@ -1,10 +1,10 @@
 //! Folds workloads, one at a time, into the images that they use. Pure.
 //!
-//! What is kept is small: an image once, a workload once, and pairs of numbers for who uses what. Everything is only
-//! ever appended, so that a page that broke off, or a list that expired, is taken back by cutting the ends off.
+//! It keeps each image once, each workload once, and pairs of indices that relate them. All collections are append-only, so that
+//! an interrupted page or an expired list is rolled back by truncating them.
 //!
-//! What a known workload owns is attributed to that workload: its live pods count where they have an image that the
-//! workload's template lacks, such as a sidecar that was injected or the version before a rollout.
+//! Objects that a known workload owns are attributed to that workload: its live pods count if they have an image that the
+//! workload's template lacks, such as an injected sidecar or the version before a rollout.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -18,25 +18,25 @@ use super::strings::{Strings, index, intern};
 use crate::model::candidate::{Candidate, Use, Workload};
 use crate::model::workload_kind::WorkloadKind;
 
-/// How many workloads with an oversized image are named; the rest is only counted as found.
+/// Maximum number of workloads with an oversized image that are named; the others are only counted.
 const MAX_OVERSIZED: usize = 20;
 
-/// The images found so far and who uses them.
+/// The images found so far and the workloads that use them.
 #[derive(Debug, Default)]
 pub(super) struct Accumulator {
     images: Strings,
-    /// As an index, a namespace is a cheap key.
+    /// Namespaces by index, which is a cheap key.
     namespaces: Strings,
-    /// Those that use an image, and those that may own what does.
+    /// The workloads that use an image, and those that may own an object that does.
     workloads: Vec<User>,
-    /// Images and their users by the users' templates, those of one workload together.
+    /// Images and their users according to the users' templates, grouped by workload.
     uses: Vec<Pair>,
     /// Images that only objects owned by the workloads use.
     sightings: Sightings,
-    /// The workloads that what an owner owns is attributed to, as indices into `workloads`, by fingerprints of the owner's
-    /// uid and of its name. There is none for an owner that has ended or is being deleted.
+    /// The workloads that an owner's objects are attributed to, as indices into `workloads`, by fingerprints of the owner's uid
+    /// and of its name. `None` for an owner that has ended or is being deleted.
     owners: IndexMap<u64, Option<u32>>,
-    /// Makes the fingerprints, with a key that nobody outside knows.
+    /// Computes the fingerprints, with a secret random key.
     hasher: RandomState,
     /// True if suspended CronJobs and Jobs count.
     include_idle: bool,
@@ -44,7 +44,7 @@ pub(super) struct Accumulator {
     single_kind: bool,
     /// Workloads with an image reference too long to keep.
     oversized: Vec<Arc<Workload>>,
-    /// With what the images may be pulled, if that is asked for.
+    /// The pull secrets of the images, if requested.
     pulls: Option<Pulls>,
 }
 
@@ -55,29 +55,29 @@ enum Id<'a> {
     Uid(&'a str),
 }
 
-/// That a workload uses an image.
+/// A workload's use of an image.
 #[derive(Debug, Clone, Copy)]
 struct Pair {
     /// An index into `images`.
     image: u32,
     /// An index into `workloads`.
     workload: u32,
-    /// Whether a container of it wants the image asked for at every start.
+    /// True if a container has the pull policy `Always`.
     always: bool,
 }
 
 #[derive(Debug)]
 struct User {
     workload: Arc<Workload>,
-    /// The pods that it is meant to have.
+    /// The desired number of pods.
     pods: u64,
-    /// Why they cannot run on this node.
+    /// The reason why they cannot run on this node.
     mismatch: Option<Arc<str>>,
     /// Index of its first pair in `uses`.
     first_use: u32,
 }
 
-/// A state to which an accumulator can be taken back.
+/// A state that an accumulator can be rolled back to.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Checkpoint {
     images: usize,
@@ -90,7 +90,7 @@ pub(super) struct Checkpoint {
 }
 
 impl Accumulator {
-    /// One that notes the workloads' pull secrets too.
+    /// An accumulator that also records the workloads' pull secrets.
     pub(super) fn with_pull_secrets() -> Self {
         Self {
             pulls: Some(Pulls::default()),
@@ -106,7 +106,7 @@ impl Accumulator {
         }
     }
 
-    /// Says that only one kind is listed, which takes less memory.
+    /// Declares that only one kind is listed, which takes less memory.
     pub(super) fn single_kind(self, single_kind: bool) -> Self {
         Self {
             single_kind,
@@ -119,7 +119,7 @@ impl Accumulator {
         self.workloads.is_empty()
     }
 
-    /// The present state.
+    /// The current state.
     pub(super) fn checkpoint(&mut self) -> Checkpoint {
         Checkpoint {
             images: self.images.len(),
@@ -136,7 +136,7 @@ impl Accumulator {
         }
     }
 
-    /// Forgets everything that was folded in since `mark`.
+    /// Removes everything that was added since `mark`.
     pub(super) fn rollback(&mut self, mark: Checkpoint) {
         self.images.truncate(mark.images);
         self.workloads.truncate(mark.workloads);
@@ -149,14 +149,11 @@ impl Accumulator {
         }
     }
 
-    /// Folds in one workload.
+    /// Adds one workload.
     pub(super) fn fold(&mut self, kind: WorkloadKind, facts: &Facts) {
         let (Some(namespace), Some(name)) = (&facts.metadata.namespace.0, &facts.metadata.name.0)
         else {
-            tracing::debug!(
-                kind = kind.kind(),
-                "skipped an object without a proper name"
-            );
+            tracing::debug!(kind = kind.kind(), "skipped an object without a valid name");
             return;
         };
         let namespace = intern(&mut self.namespaces, namespace);
@@ -172,7 +169,7 @@ impl Accumulator {
         }
         let by_name = self.fingerprint(namespace, kind, Id::Name(name));
         if self.owners.contains_key(&by_name) {
-            // It is here again.
+            // The same object was listed again.
             return;
         }
         let workload = match owner {
@@ -183,7 +180,7 @@ impl Accumulator {
                 owner
             }
             None if gone => None,
-            // Nothing is hidden behind what does not count, were it a Job that was started by hand.
+            // Objects of a workload that does not count are counted themselves, such as a Job that was started by hand.
             None if self.is_idle(kind, facts) => return,
             None => Some(self.count(namespace, kind, name, facts)),
         };
@@ -193,7 +190,7 @@ impl Accumulator {
         }
     }
 
-    /// Attributes to the workload what an object owns, and what the Jobs own that a CronJob has running.
+    /// Attributes the object's own objects to the workload, and those of the running Jobs of a CronJob.
     fn note_uids(
         &mut self,
         namespace: u32,
@@ -211,8 +208,8 @@ impl Accumulator {
         }
     }
 
-    /// Returns whether a workload has no pods and is to be left out for it. A Deployment that is scaled to zero is not: its pods
-    /// come back. A ReplicaSet that is controlled is kept by its controller as history.
+    /// Returns whether a workload has no pods and is therefore skipped. A Deployment that is scaled to zero is not skipped, since
+    /// its pods come back. A controlled ReplicaSet without pods is skipped: its controller keeps it as history.
     fn is_idle(&self, kind: WorkloadKind, facts: &Facts) -> bool {
         let is_history = kind == WorkloadKind::ReplicaSets
             && facts.pods == 0
@@ -228,7 +225,7 @@ impl Accumulator {
         for (image, always) in facts.template.images() {
             match image {
                 Image::Absent => {
-                    tracing::debug!(%name, kind = kind.kind(), "a container names no image")
+                    tracing::debug!(%name, kind = kind.kind(), "container without an image")
                 }
                 Image::TooLong => oversized = true,
                 Image::Named(image) => {
@@ -264,8 +261,8 @@ impl Accumulator {
         workload
     }
 
-    /// Counts the images of what a workload owns that the workload's template lacks. Those that it has count here too
-    /// where only the owned pods can run on this node: an admission plugin may have added a toleration.
+    /// Counts the images of an owned object that the workload's template lacks. Images of the template count too if only the
+    /// owned pods can run on this node: an admission plugin may have added a toleration.
     fn sight(&mut self, owner: Option<u32>, kind: WorkloadKind, facts: &Facts) {
         let Some(workload) = owner.filter(|_| facts.pods > 0) else {
             return;
@@ -308,8 +305,8 @@ impl Accumulator {
         }
     }
 
-    /// Notes with what the images are pulled. Nothing is pulled for what cannot run here, so its secrets are none of this
-    /// node's business.
+    /// Records the pull secrets of the images. Nothing is pulled for a workload that cannot run on this node, so its secrets are
+    /// left out.
     fn note_pulls(&mut self, workload: u32, kind: WorkloadKind, facts: &Facts, images: Vec<u32>) {
         if let Some(pulls) = &mut self.pulls
             && facts.mismatch.is_none()
@@ -338,12 +335,12 @@ impl Accumulator {
         self.hasher.hash_one((namespace, kind, id))
     }
 
-    /// Workloads with an image too long to keep, since `mark`.
+    /// Workloads with an oversized image reference, since `mark`.
     pub(super) fn oversized_since(&self, mark: Checkpoint) -> &[Arc<Workload>] {
         self.oversized.get(mark.oversized..).unwrap_or_default()
     }
 
-    /// With what the images may be pulled, by their places among the candidates.
+    /// The pull secrets of the images, by their index among the candidates.
     pub(super) fn take_pulls(&mut self) -> Option<Pulls> {
         self.pulls.take()
     }
@@ -394,9 +391,9 @@ impl Accumulator {
     }
 }
 
-/// The Deployment behind a ReplicaSet that may not have been listed. Pods refer to the ReplicaSet alone, so that its name and
-/// their label have to tell: the Deployment controller names it `<deployment>-<pod-template-hash>` and labels its pods
-/// with the hash.
+/// The Deployment that owns a ReplicaSet which may not have been listed. Pods refer only to the ReplicaSet, so it is derived from
+/// its name and the pods' label: the Deployment controller names the ReplicaSet `<deployment>-<pod-template-hash>` and labels its
+/// pods with the hash.
 fn deployment_of<'a>(
     kind: WorkloadKind,
     owner: &'a OwnerReference,

@@ -29,7 +29,7 @@ fn decode(kind: WorkloadKind, text: &[u8]) -> (Accumulator, Result<PageEnd, Deco
     (into, end)
 }
 
-/// What a list does with each object.
+/// The handling of each object of a list.
 fn folded(kind: WorkloadKind, into: &mut Accumulator) -> impl FnMut(Facts) -> bool {
     move |facts| {
         into.fold(kind, &facts);

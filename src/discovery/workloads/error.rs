@@ -1,4 +1,4 @@
-//! Warnings and errors of discovery, in words that hold no credential.
+//! Warnings and errors of discovery. They contain no credential.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use crate::kube_api::error::{ListError, colon};
 use crate::model::candidate::Workload;
 use crate::model::workload_kind::WorkloadKind;
 
-/// Where a list was read: a namespace, or all of them.
+/// The scope of a list: one namespace, or all of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
     /// Every namespace of the cluster.
@@ -19,7 +19,7 @@ pub enum Scope {
 }
 
 impl Scope {
-    /// The namespace, where there is one.
+    /// The namespace, if it is only one.
     pub(crate) fn namespace(&self) -> Option<&str> {
         match self {
             Self::All => None,
@@ -37,26 +37,26 @@ impl fmt::Display for Scope {
     }
 }
 
-/// Something that was not found out, while the rest was.
+/// A problem with a part of discovery; the rest succeeded.
 #[derive(Debug, thiserror::Error)]
 pub enum Warning {
-    /// RBAC does not allow it.
+    /// RBAC does not allow the list.
     #[error(
         "{scope}: not allowed to list {}: needs the RBAC verb \"list\" on \"{}\" in apiGroup \"{}\"{}",
         .kind.resource(), .kind.plural(), .kind.group(), cluster_wide(.scope)
     )]
     Forbidden {
-        /// Where.
+        /// The scope.
         scope: Scope,
-        /// What.
+        /// The kind.
         kind: WorkloadKind,
     },
     /// The API server does not know the kind.
     #[error("{scope}: the API server has no {}", .kind.resource())]
     NoSuchKind {
-        /// Where.
+        /// The scope.
         scope: Scope,
-        /// What.
+        /// The kind.
         kind: WorkloadKind,
     },
     /// There is no such namespace.
@@ -65,53 +65,53 @@ pub enum Warning {
     /// A list could not be read, or not to its end.
     #[error("{scope}: failed to list {}: {error}", .kind.resource())]
     List {
-        /// Where.
+        /// The scope.
         scope: Scope,
-        /// What.
+        /// The kind.
         kind: WorkloadKind,
-        /// Why. Part of the message already: a warning is one line.
+        /// The cause. Part of the message already: a warning is one line.
         error: ListError,
     },
-    /// An image reference that cannot be one.
+    /// An image reference is too long to be valid.
     #[error("{0}: an image reference is longer than 4096 characters and was left out")]
     ImageTooLong(Arc<Workload>),
-    /// About the pull secrets.
+    /// A problem with the pull secrets.
     #[error(transparent)]
     PullSecret(#[from] SecretWarning),
-    /// About this node.
+    /// A problem with this node.
     #[error(transparent)]
     Node(#[from] NodeWarning),
 }
 
-/// Why nothing at all could be found out.
+/// The reason why discovery failed completely.
 #[derive(Debug, thiserror::Error)]
 pub enum DiscoverError {
-    /// The credentials are not, or no longer, good.
+    /// The credentials are invalid or have expired.
     #[error("the API server {server} does not accept the credentials (401 Unauthorized){}", colon(.message))]
     Unauthorized {
         /// The API server, without path or credentials.
         server: String,
-        /// Its words.
+        /// The API server's message.
         message: String,
     },
-    /// No answer.
+    /// The API server cannot be reached.
     #[error("no answer from the API server {server}")]
     Unreachable {
         /// The API server, without path or credentials.
         server: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: ListError,
     },
     /// The API server rejects the label selector.
     #[error("the API server rejects the label selector {selector:?}{}", colon(.message))]
     Selector {
-        /// The selector as it was given.
+        /// The selector as given.
         selector: String,
-        /// The API server's words.
+        /// The API server's message.
         message: String,
     },
-    /// Each list failed.
+    /// Every list failed.
     #[error("failed to list any workload: {}", joined(.0))]
     Nothing(Vec<Warning>),
 }

@@ -1,4 +1,4 @@
-//! The page decoder and the fold under fire.
+//! Fuzz target of the page decoder and the accumulator.
 
 use super::accumulate::Accumulator;
 use super::object::{Facts, MAX_IMAGE};
@@ -6,7 +6,7 @@ use crate::kube_api::decode::{Budget, from_reader};
 use crate::model::text::is_unsafe;
 use crate::model::workload_kind::WorkloadKind;
 
-/// A page of the API server under fire: the first byte chooses the kind.
+/// Decodes a page of the API server; the first byte chooses the kind.
 pub(crate) fn fuzz_page(data: &[u8]) {
     let Some((first, text)) = data.split_first() else {
         return;

@@ -1,7 +1,7 @@
 //! Reads one list, of one kind in one namespace or in all, page by page, to its end.
 //!
-//! Pages are read as the Kubernetes API concepts tell ("Retrieving large results sets in chunks"), an expired continue
-//! token included. A page that fails is tried again and never counted twice.
+//! Pages are read as described in the Kubernetes API concepts ("Retrieving large results sets in chunks"), including an expired
+//! continue token. A failed page is retried and never counted twice.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
@@ -19,26 +19,25 @@ use crate::kube_api::error::ListError;
 use crate::kube_api::request::{ListFault, PageFault, decode_each, retrying, send};
 use crate::model::workload_kind::{WorkloadKind, percent_encode};
 
-/// Objects a page, as kubectl asks for.
+/// Objects per page, as in kubectl.
 const LIMIT: usize = 500;
-/// Ten million objects; a list beyond that is one that does not end.
+/// Ten million objects; a longer list is assumed to be endless.
 const MAX_PAGES: usize = 20_000;
 const MAX_RESTARTS: u32 = 3;
 
-/// What to list.
+/// The parameters of a list.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Query<'a> {
     pub(super) kind: WorkloadKind,
     pub(super) version: &'a str,
     pub(super) scope: &'a Scope,
     pub(super) selector: Option<&'a str>,
-    /// From the API server's watch cache, in one answer.
+    /// True to read from the API server's watch cache, in one response.
     pub(super) cached: bool,
 }
 
-/// Reads the list into the accumulator, each workload judged by the node where there is one, and says how many objects
-/// it had. What the pages that could be read held is in
-/// the accumulator in any case.
+/// Reads the list into the accumulator, checks each workload against the node if there is one, and returns the number of objects.
+/// The accumulator keeps the pages that were read, even after an error.
 pub(super) async fn read(
     cluster: &Cluster,
     query: Query<'_>,
@@ -47,7 +46,7 @@ pub(super) async fn read(
 ) -> Result<usize, ListFault> {
     let start = into.checkpoint();
     let mut token: Option<String> = None;
-    // Their hashes alone: 20,000 tokens as long as they may be would be 320 MB.
+    // Only hashes are kept: 20,000 tokens of the maximum length would be 320 MB.
     let (mut tokens, hash) = (HashSet::new(), RandomState::new());
     let mut objects = 0;
     let mut restarts = 0;
@@ -89,7 +88,7 @@ fn failed(error: ListError) -> Result<usize, ListFault> {
     Err(ListFault::Failed(error))
 }
 
-/// Reads one page, trying again where that may help.
+/// Reads one page, with retries where these may help.
 async fn read_page(
     cluster: &Cluster,
     query: Query<'_>,
@@ -121,7 +120,7 @@ async fn try_page(
 
 fn target(query: Query<'_>, token: Option<&str>) -> String {
     let mut path = query.kind.path(query.version, query.scope.namespace());
-    // The watch cache knows no pages: API servers ignore a limit beside resourceVersion=0, or take the list from etcd for it.
+    // The watch cache does not paginate: API servers ignore a limit together with resourceVersion=0, or read the list from etcd.
     match query.cached {
         true => path.push_str("?resourceVersion=0"),
         false => path.push_str(&format!("?limit={LIMIT}")),
@@ -137,8 +136,8 @@ fn target(query: Query<'_>, token: Option<&str>) -> String {
 
 /// Decodes a page of workloads.
 ///
-/// What is kept of it is folded in here, by the task that goes on to plan with it: memory that another thread allocated
-/// stays with that thread's arena when it is freed, and is of no use to this one.
+/// Objects are added here, in the task that continues with planning: memory that another thread allocated stays in that thread's
+/// arena when it is freed, where this task cannot reuse it.
 async fn decode_page(
     cluster: &Cluster,
     kind: WorkloadKind,
@@ -155,7 +154,7 @@ async fn decode_page(
     .await
 }
 
-/// Whether a namespace exists; `None` when the API server does not tell.
+/// Returns whether a namespace exists; `None` if the API server does not answer that.
 pub(super) async fn namespace_exists(cluster: &Cluster, namespace: &str) -> Option<bool> {
     let mut path = "/api/v1/namespaces/".to_owned();
     percent_encode(namespace, &mut path);

@@ -1,23 +1,23 @@
 //! Candidates from the workloads of a Kubernetes cluster.
 //!
-//! [`discover`] lists the workloads and maps their pod templates to candidates. Nothing is ever written to the cluster, and
-//! nothing is watched. The requests are those of `kube_api`.
+//! [`discover`] lists the workloads and maps their pod templates to candidates. It never writes to the cluster and uses no
+//! watches. The requests are those of `kube_api`.
 //!
 //! | file | does | I/O |
 //! | --- | --- | --- |
 //! | `lists.rs` | one list, page by page, with retries | network |
-//! | `node.rs` | reads this node and judges the workloads by it | network |
+//! | `node.rs` | reads this node and checks the workloads against it | network |
 //! | `name.rs` | names and other texts of bounded length | none |
-//! | `node_images.rs` | what other nodes say that images weigh | network |
-//! | `scheduling.rs` | what templates and nodes say of who runs where | none |
-//! | `requirements.rs` | what a template requires of a node | none |
-//! | `object.rs` | the fields that are read of an object, and what they mean | none |
-//! | `accumulate.rs` | objects to images and their users; what owns what | none |
-//! | `sightings.rs` | images that the pods of a workload have and its template lacks | none |
-//! | `strings.rs` | texts that are kept once | none |
-//! | `pulls.rs` | which workload's secrets are for which images | none |
+//! | `node_images.rs` | image sizes that other nodes report | network |
+//! | `scheduling.rs` | the scheduling fields of templates and nodes | none |
+//! | `requirements.rs` | the requirements of a template on a node | none |
+//! | `object.rs` | the fields that are read of an object, and their meaning | none |
+//! | `accumulate.rs` | maps objects to images, their users and their owners | none |
+//! | `sightings.rs` | images of a workload's pods that its template lacks | none |
+//! | `strings.rs` | interned texts | none |
+//! | `pulls.rs` | the pull secrets of each image | none |
 //! | `pull_secrets.rs` | reads those secrets, each by its name | network |
-//! | `error.rs` | what could not be found out | none |
+//! | `error.rs` | warnings and errors | none |
 
 mod accumulate;
 mod lists;
@@ -57,60 +57,60 @@ use lists::Query;
 use node::LocalNode;
 use pull_secrets::PullSecrets;
 
-/// Which namespaces to scan.
+/// The namespaces to scan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Namespaces {
-    /// Every one, with lists that span the cluster.
+    /// All namespaces, with lists that span the cluster.
     All,
-    /// The pod's own, or that of the kubeconfig's context.
+    /// The pod's own namespace, or that of the kubeconfig's context.
     Default,
-    /// These.
+    /// The listed namespaces.
     These(Vec<String>),
 }
 
-/// What to look for in the cluster.
+/// The settings of the scan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Where.
+    /// The namespaces to scan.
     pub namespaces: Namespaces,
-    /// What kinds.
+    /// The kinds to scan.
     pub workloads: Vec<WorkloadKind>,
-    /// A label selector that the workloads must match, as `kubectl -l` takes it.
+    /// A label selector that the workloads must match, in the syntax of `kubectl -l`.
     pub selector: Option<String>,
     /// True if suspended CronJobs and Jobs count.
     pub include_idle: bool,
-    /// Whether to read the workloads' pull secrets. Without it no request is made for any.
+    /// True to read the workloads' pull secrets. Otherwise no request for secrets is made.
     pub pull_secrets: bool,
-    /// The node whose images these are to be: it is read, and who cannot run on it is noted. Without it nothing is asked.
+    /// The node to find images for: it is read, and workloads that cannot run on it are marked. `None` to read no node.
     pub node: Option<String>,
-    /// Keys of further taints that are gone once that node has started; they keep no image from it.
+    /// Keys of additional taints to ignore, because they are removed once the node has started.
     pub startup_taints: Vec<String>,
-    /// Whether the age of the node is wanted even where an images file makes the rest of it needless.
+    /// True to read the age of the node even with an images file.
     pub node_age: bool,
-    /// Whether to ask the cluster's Nodes what the images weigh.
+    /// True to read image sizes from the cluster's Nodes.
     pub sizes: bool,
-    /// The platform that the images are for; `None` for the node's, else this machine's.
+    /// The platform that the images are for; `None` for the node's, otherwise this machine's.
     pub platform: Option<Platform>,
-    /// Whether lists are read from the API server's watch cache (`resourceVersion=0`): without a read of etcd, but whole, and
-    /// maybe some seconds old.
+    /// True to list from the API server's watch cache (`resourceVersion=0`): no etcd reads, but not paginated and possibly
+    /// seconds old.
     pub watch_cache: bool,
 }
 
-/// What was found.
+/// The result of discovery.
 #[derive(Debug)]
 pub struct Discovery {
-    /// The images and who uses them, in the order in which they were first seen.
+    /// The images and the workloads that use them, in the order in which they were first seen.
     pub candidates: Vec<Candidate>,
-    /// The secrets that the images may be pulled with, each for the images of the workloads that name it; empty unless
-    /// they were asked for. An image's own are in the order in which the kubelet tries them.
+    /// The pull secrets of the images, each for the images of the workloads that name it; empty unless requested. The secrets of
+    /// one image are in the kubelet's order.
     pub pull_secrets: Vec<ImageSecret>,
-    /// What the images weigh, by normalised reference, as far as Nodes say; empty unless it was asked for.
+    /// Image sizes by normalised reference, as far as Nodes report them; empty unless requested.
     pub sizes: HashMap<String, Size>,
-    /// What could not be found out, such as the rest of a list that broke off. Logged already.
+    /// The problems of parts of discovery, such as an interrupted list. Logged already.
     pub warnings: Vec<Warning>,
 }
 
-/// The node whose images these are to be, as far as it could be read.
+/// The node to find images for, as far as it could be read.
 #[derive(Default)]
 pub struct ThisNode {
     here: Option<LocalNode>,
@@ -118,10 +118,10 @@ pub struct ThisNode {
 }
 
 impl ThisNode {
-    /// Reads the node that the settings name, if they do. That it cannot be read is a warning.
+    /// Reads the node that the settings name, if any. A failure is a warning.
     ///
     /// # Errors
-    /// When the credentials are refused or the API server does not answer.
+    /// If the credentials are refused or the API server does not answer.
     pub async fn read(cluster: &Cluster, settings: &Settings) -> Result<Self, DiscoverError> {
         let Some(name) = &settings.node else {
             return Ok(Self::default());
@@ -156,18 +156,19 @@ impl ThisNode {
         }
     }
 
-    /// What is known of it.
+    /// The facts about the node.
     pub fn facts(&self) -> Option<&NodeFacts> {
         self.here.as_ref().map(|here| &here.facts)
     }
 }
 
-/// Lists the workloads and gives back the images that they use.
+/// Lists the workloads and returns the images that they use.
 ///
-/// With a node, each use says whether its pods could run there. What fails in part is a warning. Dropping the future ends all requests.
+/// With a node, each use says whether its pods could run there. A partial failure is a warning. Dropping the future ends all
+/// requests.
 ///
 /// # Errors
-/// When the credentials or the selector are refused, the API server does not answer, or every list failed.
+/// If the credentials or the selector are refused, the API server does not answer, or every list failed.
 pub async fn discover(
     cluster: &Cluster,
     settings: &Settings,
@@ -208,7 +209,7 @@ impl Discovery {
             .extend(read.warnings.into_iter().map(Warning::from));
     }
 
-    /// The normalised references of the images that were found.
+    /// The normalised references of the images found.
     fn images(&self) -> HashSet<String> {
         let images = self.candidates.iter();
         let normalized = images.filter_map(|candidate| {
@@ -243,11 +244,11 @@ struct Scan<'a> {
     cached: bool,
     found: Accumulator,
     warnings: Vec<Warning>,
-    /// How many lists were read to their end.
+    /// Number of lists that were read to their end.
     succeeded: usize,
-    /// The API server stopped answering.
+    /// True if the API server stopped answering.
     gone: bool,
-    /// Which version of CronJobs this API server has, as an index; found out once.
+    /// The version of CronJobs that this API server supports, as an index; determined once.
     cronjobs: usize,
 }
 
@@ -279,7 +280,7 @@ impl<'a> Scan<'a> {
         scope: &Scope,
         kinds: &[WorkloadKind],
     ) -> Result<(), DiscoverError> {
-        // Owners are read before what they own.
+        // Owners are read before the objects that they own.
         let kinds = BTreeSet::from_iter(kinds);
         let mut listed = Some(0);
         for &kind in &kinds {
@@ -292,7 +293,7 @@ impl<'a> Scan<'a> {
         Ok(())
     }
 
-    /// Reads one list; `None` when it failed, which is a warning.
+    /// Reads one list; `None` if it failed, which is a warning.
     async fn list(
         &mut self,
         scope: &Scope,
@@ -329,7 +330,7 @@ impl<'a> Scan<'a> {
                 scope: scope_named,
                 kind,
             }),
-            // A selector that one page was read with is good.
+            // A selector that was accepted for one page is valid.
             ListFault::Failed(ListError::Answer { code: 400, message })
                 if self.selector.is_some() && self.succeeded == 0 && self.found.is_empty() =>
             {
@@ -350,7 +351,7 @@ impl<'a> Scan<'a> {
         Ok(None)
     }
 
-    /// Reads one list in the first API version that the API server has.
+    /// Reads one list in the first API version that the API server supports.
     async fn read(&mut self, scope: &Scope, kind: WorkloadKind) -> Result<usize, ListFault> {
         let versions = kind.versions();
         let is_cronjobs = kind == WorkloadKind::CronJobs;
@@ -375,7 +376,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Says why nothing is there. The API server gives an empty list for a namespace that does not exist, too.
+    /// Logs why the list is empty. The API server also returns an empty list for a namespace that does not exist.
     async fn explain_emptiness(&mut self, scope: &Scope, lists: usize) {
         if let Some(namespace) = scope.namespace()
             && lists::namespace_exists(self.cluster, namespace).await == Some(false)
@@ -407,8 +408,8 @@ impl<'a> Scan<'a> {
             succeeded,
             ..
         } = self;
-        // Where no list was read to its end, some pages are no answer: a run that pulled just their images and ended
-        // well would hide that the cluster did not tell.
+        // If no list was read to its end, some pages are not a result: a run that pulled only their images and succeeded would
+        // hide the failure of discovery.
         if succeeded == 0 && !warnings.is_empty() {
             return Err(DiscoverError::Nothing(warnings));
         }
@@ -423,7 +424,7 @@ impl<'a> Scan<'a> {
 
 #[cfg(test)]
 impl Settings {
-    /// All workloads of these kinds in all namespaces, and nothing besides.
+    /// Settings for all workloads of these kinds in all namespaces.
     fn all(kinds: &[WorkloadKind]) -> Self {
         Self {
             namespaces: Namespaces::All,
@@ -441,7 +442,7 @@ impl Settings {
     }
 }
 
-/// Reads the node, then all the rest.
+/// Reads the node, then the workloads.
 #[cfg(test)]
 async fn read_and_discover(
     cluster: &Cluster,

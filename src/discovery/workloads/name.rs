@@ -1,4 +1,4 @@
-//! Texts and fields of objects, decoded without more than is kept of them. Pure.
+//! Decodes texts and fields of objects without allocating more than is kept. Pure.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -6,10 +6,10 @@ use std::marker::PhantomData;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer};
 
-/// Kubernetes names end at 253 characters, labels at 63.
+/// Kubernetes limits names to 253 characters, labels to 63.
 const MAX_NAME: usize = 253;
 
-/// A name that Kubernetes could have given; `None` for what is absent, too long, or not plain ASCII.
+/// A valid Kubernetes name; `None` if it is absent, too long, or not plain ASCII.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Name(pub(super) Option<Box<str>>);
 
@@ -18,7 +18,8 @@ impl Name {
         self.0.as_deref().unwrap_or_default()
     }
 
-    /// Of a pull policy: the API server writes `Always` itself where a template has none and the tag is `latest`.
+    /// Returns whether this pull policy is `Always`. The API server sets `Always` itself if a template has no policy and the tag
+    /// is `latest`.
     pub(super) fn is_always(&self) -> bool {
         self.as_str() == "Always"
     }
@@ -39,7 +40,7 @@ impl<'de> Deserialize<'de> for Name {
     }
 }
 
-/// Makes a `T` of a string without owning the string, however long it is.
+/// Parses a `T` from a string of any length without copying the string.
 pub(super) struct Text<T>(PhantomData<T>);
 
 impl<T> Default for Text<T> {
@@ -60,7 +61,7 @@ impl<T: for<'a> From<&'a str>> Visitor<'_> for Text<T> {
     }
 }
 
-/// The default for `null`, which is how Go writes an empty slice.
+/// The default for `null`, which Go writes for an empty slice.
 pub(super) fn or_default<'de, D, T>(from: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,

@@ -1,8 +1,8 @@
-//! This node: reads it, and judges each workload by it while the workload's template is at hand.
+//! Reads this node and checks each workload against it while the workload's template is decoded.
 //!
-//! Of a template nothing but the verdict is kept, so that memory does not grow with what templates say. RuntimeClasses
-//! are read when a template first names one, each once. What cannot be read filters nothing: an image too many costs
-//! disk, a missing one costs a pod its start.
+//! Only the result is kept of a template, so that memory use does not depend on the size of templates. Each RuntimeClass is read
+//! once, when a template first names it. Objects that cannot be read filter nothing: an unneeded image costs disk space, a
+//! missing one delays a pod.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -20,13 +20,13 @@ use crate::model::node_facts::NodeFacts;
 use crate::model::workload_kind::WorkloadKind;
 use crate::planning::node_match;
 
-/// The most different RuntimeClasses that are read. A cluster has a handful.
+/// Maximum number of RuntimeClasses that are read. A cluster has a handful.
 const MAX_CLASSES: usize = 100;
 
-/// Why a Node or a RuntimeClass is of no use, in words that quote nothing from it.
+/// The reason why a Node or a RuntimeClass cannot be used. Quotes nothing from the object.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
-    /// There is none of that name.
+    /// The object does not exist.
     #[error("does not exist")]
     Missing,
     /// RBAC does not allow it.
@@ -34,55 +34,55 @@ pub enum NodeError {
         "not allowed to read it: needs the RBAC verb \"get\" on \"{0}\" in apiGroup \"{1}\", granted by a ClusterRole and a ClusterRoleBinding"
     )]
     Forbidden(&'static str, &'static str),
-    /// The API server does not, or no longer, accept the credentials.
+    /// The API server refuses the credentials, or no longer accepts them.
     #[error("the API server does not accept the credentials (401 Unauthorized)")]
     Unauthorized,
-    /// No good answer.
+    /// The request failed.
     #[error("failed to read it: {0}")]
     Failed(ListError),
-    /// An answer without end.
+    /// The response is too large.
     #[error("it is larger than 1.5 MiB")]
     TooLarge,
-    /// The answer is something else.
+    /// The response is not the object.
     #[error("unexpected response from the API server")]
     Garbage,
-    /// One of more than anybody has.
+    /// There are too many RuntimeClasses.
     #[error("not read: the workloads name more than 100 RuntimeClasses")]
     TooMany,
 }
 
-/// What could not be found out of this node, while the rest was.
+/// A problem with this node; the rest of discovery succeeded.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeWarning {
-    /// The node could not be read, so nothing is known to be of no use on it.
+    /// The node could not be read, so node filtering is disabled.
     #[error("node {name}: {error}; node filtering disabled")]
     Node {
         /// Its name.
         name: String,
-        /// Why. Part of the message already: a warning is one line.
+        /// The cause. Part of the message already: a warning is one line.
         error: NodeError,
     },
-    /// A RuntimeClass that some template names is of no use.
+    /// A RuntimeClass that a template names cannot be used.
     #[error("RuntimeClass {name}: {error}; ignored for node filtering")]
     RuntimeClass {
         /// Its name.
         name: String,
-        /// Why. Part of the message already: a warning is one line.
+        /// The cause. Part of the message already: a warning is one line.
         error: NodeError,
     },
 }
 
-/// The node that the workloads are judged by.
+/// The node that the workloads are checked against.
 pub(super) struct LocalNode {
     pub(super) facts: NodeFacts,
     node: node_match::Node,
-    /// What was read; `None` for what is of no use.
+    /// RuntimeClasses; `None` for one that cannot be used.
     classes: HashMap<Box<str>, Option<Scheduling>>,
-    /// The verdicts, each once: thousands of workloads fail for a few reasons.
+    /// The reasons, each once: thousands of workloads fail for a few reasons.
     messages: HashSet<Arc<str>>,
-    /// The API server stopped answering, which the lists will say.
+    /// True if the API server stopped answering, which the lists report.
     gone: bool,
-    /// What was not found out. Logged already.
+    /// The problems with this node. Logged already.
     pub(super) warnings: Vec<NodeWarning>,
 }
 
@@ -114,14 +114,14 @@ impl LocalNode {
         }
     }
 
-    /// Why the workload's pods cannot run here, if they cannot.
+    /// The reason why the workload's pods cannot run on this node, if they cannot.
     pub(super) async fn judge(
         &mut self,
         cluster: &Cluster,
         kind: WorkloadKind,
         facts: &Facts,
     ) -> Option<Arc<str>> {
-        // What has ended is not counted, so its RuntimeClass is not asked for either.
+        // A finished workload is not counted, so its RuntimeClass is not read.
         if facts.finished {
             return None;
         }
@@ -129,8 +129,7 @@ impl LocalNode {
         self.know(cluster, class).await;
         let class = self.classes.get(class).and_then(Option::as_ref);
         let mut requirements = requirements(&facts.template, class);
-        // Where the scheduler put a pod says nothing of where its controller's next pod goes. A static pod's controller
-        // is its Node.
+        // The node of a pod says nothing about the node of its controller's next pod. A static pod's controller is its Node.
         let controller = facts.metadata.controller().map(|c| c.kind.as_str());
         if kind == WorkloadKind::Pods && controller.is_some_and(|kind| kind != "Node") {
             requirements.node_name.clear();
@@ -147,12 +146,12 @@ impl LocalNode {
         Some(message)
     }
 
-    /// Reads the RuntimeClass unless that was done or tried.
+    /// Reads the RuntimeClass unless this was tried already.
     async fn know(&mut self, cluster: &Cluster, name: &str) {
         if !is_subdomain(name) || self.classes.contains_key(name) || self.gone {
             return;
         }
-        // One more than the limit is noted, so that it is warned of once.
+        // One more than the limit is recorded, so that the warning is logged once.
         let class = match self.classes.len() {
             0..MAX_CLASSES => runtime_class(cluster, name).await,
             MAX_CLASSES => Err(NodeError::TooMany),
@@ -172,8 +171,8 @@ impl LocalNode {
     }
 }
 
-/// Drops the fields of the required node affinity, by which the DaemonSet controller has the scheduler put each pod on its
-/// own node. A term of nothing else then requires nothing.
+/// Drops the fields of the required node affinity with which the DaemonSet controller assigns each pod to its node. A term with
+/// no other field then requires nothing.
 fn unpin(requirements: &mut node_match::Requirements) {
     let Some(terms) = &mut requirements.affinity else {
         return;

@@ -1,4 +1,4 @@
-//! What images weigh, as the kubelets of other nodes tell it in `status.images`: no registry is asked for that.
+//! Image sizes that the kubelets of other nodes report in `status.images`, without a request to any registry.
 
 use std::collections::{HashMap, HashSet};
 
@@ -14,8 +14,9 @@ use crate::model::image_size::Size;
 use crate::model::platform::Platform;
 use crate::model::reference::Reference;
 
-/// Nodes that are read. All of a cluster of 5,000 would be over 100 MB, for each of them; a hundred have what is used, and
-/// kubelets tell their 50 largest images each. No `resourceVersion=0` beside it, since API servers then ignore the limit.
+/// Maximum number of Nodes that are read. All Nodes of a cluster of 5,000 would be over 100 MB for each of them; a hundred cover
+/// the images in use, and each kubelet reports its 50 largest images. Without `resourceVersion=0`, since API servers then ignore
+/// the limit.
 const PATH: &str = "/api/v1/nodes?limit=100";
 
 /// The part of a Node that is read.
@@ -51,8 +52,8 @@ impl Element for Node {
     }
 }
 
-/// The sizes of those of the images that Nodes of this platform know, by normalised reference. Whatever fails is told in
-/// the log: there are registries to ask.
+/// The sizes of the images that Nodes of this platform report, by normalised reference. Failures are only logged, because
+/// registries are queried next.
 pub(super) async fn sizes(
     cluster: &Cluster,
     platform: &Platform,
@@ -68,7 +69,7 @@ pub(super) async fn sizes(
     let Err(fault) = listed.await else {
         return sizes;
     };
-    let elsewhere = "sizes of images are asked of registries instead";
+    let elsewhere = "image sizes are read from registries instead";
     match fault {
         PageFault::Final(ListFault::Forbidden) => tracing::info!(
             "not allowed to list nodes, so {elsewhere}: needs the RBAC verb \"list\" on \"nodes\", granted by a ClusterRole"
@@ -95,7 +96,7 @@ async fn read(
     Ok(())
 }
 
-/// Notes what a Node says of the images that are wanted.
+/// Adds the sizes that a Node reports for the requested images.
 fn fold(
     node: &Node,
     platform: &Platform,
@@ -106,7 +107,7 @@ fn fold(
     if !info.platform().is_some_and(|p| p.suits(platform)) {
         return;
     }
-    // containerd tells the packed size (`image.Size` of its client), CRI-O and Docker what lies unpacked on the disk.
+    // containerd reports the packed size (`image.Size` of its client), CRI-O and Docker the unpacked size on disk.
     let runtime = info.container_runtime_version.as_str();
     let packed = runtime.starts_with("containerd://");
     for image in &node.status.images {
@@ -131,8 +132,8 @@ fn fold(
     }
 }
 
-/// Which of two sizes is kept: a packed one, since that is what is downloaded; among equals the larger one, since a tag may
-/// stand for one thing here and for another there.
+/// The preferred of two sizes: a packed one, since that is the download size; of two equal kinds the larger one, since a tag may
+/// mean different images on different nodes.
 fn better(known: Option<Size>, told: Size) -> Size {
     match (known, told) {
         (Some(Size::Packed(a)), Size::Packed(b)) => Size::Packed(a.max(b)),

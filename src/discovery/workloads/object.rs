@@ -1,4 +1,4 @@
-//! The few fields of a workload that are read, and what they mean. Everything else of an object is skipped unread.
+//! The few fields of a workload that are read, and their meaning. All other fields of an object are skipped.
 //!
 //! To read one more field of a pod template, add it to [`PodSpec`] or [`Container`]. Pure: JSON in, facts out.
 
@@ -15,27 +15,27 @@ use crate::kube_api::decode::Element;
 use crate::model::dns_name::is_subdomain;
 use crate::model::workload_kind::WorkloadKind;
 
-/// The longest image reference that is kept. A registry's own limits end far below.
+/// Maximum length of an image reference. Registries have far lower limits.
 pub(super) const MAX_IMAGE: usize = 4096;
-/// The most running Jobs of one CronJob that are read.
+/// Maximum number of running Jobs that are read of one CronJob.
 const MAX_ACTIVE: usize = 100;
-/// The most pull secrets of one pod template that are read.
+/// Maximum number of pull secrets that are read of one pod template.
 const MAX_PULL_SECRETS: usize = 100;
 
-/// What is known of one workload.
+/// The facts about one workload.
 #[derive(Debug)]
 pub(super) struct Facts {
     pub(super) metadata: Metadata,
-    /// The pods that it is meant to have.
+    /// The desired number of pods.
     pub(super) pods: u64,
-    /// Whether it has ended for good.
+    /// True if it has finished.
     pub(super) finished: bool,
-    /// True if it is a CronJob or a Job that is suspended.
+    /// True if it is a suspended CronJob or Job.
     pub(super) suspended: bool,
-    /// The uids of the Jobs that a CronJob has running, [`MAX_ACTIVE`] at most.
+    /// The uids of the running Jobs of a CronJob, at most [`MAX_ACTIVE`].
     pub(super) active: Vec<Name>,
     pub(super) template: PodSpec,
-    /// Why its pods cannot run on this node. The object itself does not tell: it is judged when it has arrived.
+    /// The reason why its pods cannot run on this node. Set after decoding, when the workload is checked against the node.
     pub(super) mismatch: Option<Arc<str>>,
 }
 
@@ -103,7 +103,7 @@ impl Facts {
         }
     }
 
-    /// A workload that runs for good.
+    /// A workload that runs indefinitely.
     fn of_template(metadata: Metadata, template: Template, pods: u64) -> Self {
         Self {
             metadata,
@@ -117,7 +117,7 @@ impl Facts {
     }
 }
 
-/// A number of pods; one where nothing is said, as the API server defaults it.
+/// A number of pods; 1 if absent, which is the API server's default.
 fn pods(wanted: Option<i64>) -> u64 {
     u64::try_from(wanted.unwrap_or(1)).unwrap_or(0)
 }
@@ -181,7 +181,7 @@ pub(super) struct OwnerReference {
     controller: bool,
 }
 
-/// The spec of everything that has a pod template.
+/// The spec of every kind with a pod template.
 #[derive(Debug, Default, Deserialize)]
 struct Templated {
     #[serde(default)]
@@ -229,7 +229,7 @@ pub(super) struct PodSpec {
     pub(super) image_pull_secrets: SecretNames,
     #[serde(default, deserialize_with = "or_default")]
     service_account_name: Name,
-    /// The name's older spelling, which the API server still writes beside it.
+    /// The older spelling of the name, which the API server still writes too.
     #[serde(default, deserialize_with = "or_default")]
     service_account: Name,
     #[serde(default, deserialize_with = "or_default")]
@@ -260,8 +260,8 @@ impl PodSpec {
         containers.map(|container| &container.resources)
     }
 
-    /// The images, in the order in which a kubelet needs them: volumes are mounted before any container starts.
-    /// With each goes whether it is to be asked for at every start.
+    /// The images, in the order in which a kubelet needs them: volumes are mounted before any container starts. Each comes with
+    /// whether its pull policy is `Always`.
     pub(super) fn images(&self) -> impl Iterator<Item = (&Image, bool)> {
         let volumes = self
             .volumes
@@ -304,18 +304,18 @@ struct ImageVolume {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Status {
-    /// Of a pod.
+    /// Set for a pod.
     #[serde(default, deserialize_with = "or_default")]
     phase: Name,
-    /// Of a Job.
+    /// Set for a Job.
     #[serde(default, deserialize_with = "or_default")]
     conditions: Vec<Condition>,
-    /// Of a DaemonSet.
+    /// Set for a DaemonSet.
     #[serde(default, deserialize_with = "or_default")]
     desired_number_scheduled: i64,
 }
 
-/// The status of a CronJob, whose `active` is a list where a Job has a number.
+/// The status of a CronJob, whose `active` is a list, while a Job's is a number.
 #[derive(Debug, Default, Deserialize)]
 struct CronJobStatus {
     #[serde(default, deserialize_with = "or_default")]
@@ -343,12 +343,12 @@ impl Condition {
     }
 }
 
-/// The names of an `imagePullSecrets` list, each once.
+/// The distinct names of an `imagePullSecrets` list.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct SecretNames {
-    /// Those that can be names of Secrets, [`MAX_PULL_SECRETS`] at most.
+    /// The valid names of Secrets, at most [`MAX_PULL_SECRETS`].
     pub(super) names: Vec<Box<str>>,
-    /// Whether the list has any entry, were it one without a proper name.
+    /// True if the list has any entry, even one without a valid name.
     pub(super) listed: bool,
 }
 
@@ -371,7 +371,7 @@ impl<'de> Visitor<'de> for SecretNamesVisitor {
         let mut found = SecretNames::default();
         while let Some(reference) = seq.next_element::<LocalObjectReference>()? {
             found.listed = true;
-            // Nothing else comes into the path of a request.
+            // Only valid names are used in the path of a request.
             if let Some(name) = reference.name.0
                 && is_subdomain(&name)
                 && found.names.len() < MAX_PULL_SECRETS
@@ -390,10 +390,10 @@ struct LocalObjectReference {
     name: Name,
 }
 
-/// An image as a template names it.
+/// The image that a template names.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) enum Image {
-    /// Templates may leave it out, for something else to fill in when the pod is made.
+    /// Templates may leave it out; it is then set when the pod is created.
     #[default]
     Absent,
     Named(Box<str>),

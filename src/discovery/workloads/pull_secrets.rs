@@ -1,7 +1,7 @@
-//! Reads the pull secrets of the workloads that were found: each by its own name, with `get`, never a list.
+//! Reads the pull secrets of the workloads: each by its own name, with `get`, never a list.
 //!
-//! A Secret is handed on parsed, in types that cannot print a credential. Nothing that a decoder says of a Secret is shown,
-//! because decoders quote.
+//! A Secret is passed on parsed, in types that cannot print a credential. A decoder's messages are not shown, because they quote
+//! the content of the Secret.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -23,23 +23,23 @@ use crate::kube_api::error::ListError;
 use crate::kube_api::get::{self, GetFault};
 use crate::model::text::sanitize;
 
-/// Requests under way at once. Every node asks, so each asks modestly.
+/// Maximum number of concurrent requests. Low, since every node sends them.
 const AT_ONCE: usize = 4;
-/// The most bytes of secrets that are used; one may have a mebibyte, and a cluster's together take some hundred kilobytes.
+/// Maximum total size of secrets in bytes; one may have a mebibyte, and those of a cluster together have some hundred kilobytes.
 const MAX_READ: usize = 16 << 20;
 
-/// That an image may be pulled with a secret, since a workload that uses the image names it.
+/// A secret for an image: a workload that uses the image names it.
 #[derive(Debug, Clone)]
 pub struct ImageSecret {
-    /// The image as the workload's template names it: the [`image`](crate::model::candidate::Candidate::image) of a candidate.
+    /// The image as written in the workload's template: the [`image`](crate::model::candidate::Candidate::image) of a candidate.
     pub image: Arc<str>,
-    /// The secret's credentials, under its name for people: `Secret shop/registry`.
+    /// The secret's credentials, under its displayed name: `Secret shop/registry`.
     pub config: Arc<DockerConfig>,
 }
 
-/// A docker configuration as a Secret holds it.
+/// The docker configuration of a Secret.
 struct SecretConfig {
-    /// True if it is of the older kind (`kubernetes.io/dockercfg`), which has the registries at its top.
+    /// True if it is of the older type (`kubernetes.io/dockercfg`), which has the registries at the top level.
     is_legacy: bool,
     /// The JSON text.
     json: Secret,
@@ -55,72 +55,72 @@ impl SecretConfig {
     }
 }
 
-/// Why a Secret or a ServiceAccount is of no use, in words that quote nothing from it.
+/// The reason why a Secret or a ServiceAccount cannot be used. Quotes nothing from the object.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
-    /// There is none of that name.
+    /// The object does not exist.
     #[error("does not exist")]
     Missing,
     /// RBAC does not allow it.
     #[error("not allowed to read it: needs the RBAC verb \"get\" on \"{0}\" in apiGroup \"\"")]
     Forbidden(&'static str),
-    /// The API server does not, or no longer, accept the credentials.
+    /// The API server refuses the credentials, or no longer accepts them.
     #[error("the API server does not accept the credentials (401 Unauthorized)")]
     Unauthorized,
-    /// No good answer.
+    /// The request failed.
     #[error("failed to read it: {0}")]
     Failed(ListError),
-    /// An answer without end.
+    /// The response is too large.
     #[error("it is larger than 1.5 MiB")]
     TooLarge,
-    /// Together with others.
-    #[error("left out: the pull secrets together are larger than 16 MiB")]
+    /// The secrets are too large in total.
+    #[error("skipped: the pull secrets exceed 16 MiB in total")]
     TooMuch,
-    /// The answer is something else.
+    /// The response is not the object.
     #[error("unexpected response from the API server")]
     Garbage,
-    /// A Secret of another use.
+    /// The Secret has another type.
     #[error("unsupported type, expected kubernetes.io/dockerconfigjson or kubernetes.io/dockercfg")]
     WrongType,
-    /// It lacks the one key that counts.
+    /// The Secret lacks the required key.
     #[error("the key {0} has no value")]
     NoValue(&'static str),
-    /// The value is no text in base64.
+    /// The value is not base64 text.
     #[error("the value of the key {0} is malformed")]
     Broken(&'static str),
-    /// The API server was not asked any more; counted, not told for each.
+    /// The request was skipped; these are counted, not reported one by one.
     #[error("not asked")]
     NotAsked,
 }
 
-/// What could not be found out of the pull secrets, while the rest was.
+/// A problem with the pull secrets; the rest of discovery succeeded.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretWarning {
-    /// A Secret, or the ServiceAccount that names some, that is of no use.
+    /// A Secret, or the ServiceAccount that names some, cannot be used.
     #[error("{kind} {name}: {error}")]
     Unread {
         /// `Secret` or `ServiceAccount`.
         kind: &'static str,
         /// Its namespace and name, `shop/registry`.
         name: String,
-        /// Why. Part of the message already: a warning is one line.
+        /// The cause. Part of the message already: a warning is one line.
         error: SecretError,
     },
-    /// A Secret whose content is no docker configuration.
+    /// The content of a Secret is not a docker configuration.
     #[error(transparent)]
     Content(ConfigFileError),
-    /// An entry of a Secret's docker configuration that cannot be used.
+    /// An entry of a Secret's docker configuration cannot be used.
     #[error("{0}")]
     Entry(String),
-    /// Others were not read after the API server went away, or refused the program altogether.
+    /// Requests were skipped after the API server became unreachable or refused the credentials.
     #[error("{0} other pull secrets or service accounts were not read")]
     NotAsked(usize),
-    /// More different pull secrets than anybody has.
+    /// There are too many different pull secrets.
     #[error("the workloads name more than {0} pull secrets: the others were left out")]
     TooMany(usize),
 }
 
-/// What is read, in the words of the API.
+/// The resource to read, in the terms of the API.
 #[derive(Clone, Copy)]
 struct Resource {
     kind: &'static str,
@@ -136,8 +136,8 @@ const ACCOUNT: Resource = Resource {
     plural: "serviceaccounts",
 };
 
-/// Reads the secrets: those of each image, as the accumulator numbers them, and what is wrong with some. `gone` says that the API
-/// server does not answer any more, so that nothing is asked.
+/// Reads the secrets: those of each image, by the accumulator's index, and the problems with some. `gone` means that the API
+/// server no longer answers, so that no request is made.
 pub(super) async fn read(cluster: &Cluster, mut pulls: Pulls, gone: bool) -> PullSecrets {
     let mut reader = Reader {
         cluster,
@@ -158,7 +158,7 @@ pub(super) async fn read(cluster: &Cluster, mut pulls: Pulls, gone: bool) -> Pul
     tracing::debug!(read, named = configs.len(), "read the pull secrets");
 
     let mut of_images = Vec::new();
-    // Sets of several workloads may overlap.
+    // The sets of several workloads may overlap.
     let mut known = HashSet::new();
     for (image, means) in pulls.uses {
         let secrets = match &pulls.means[means as usize] {
@@ -179,17 +179,17 @@ pub(super) async fn read(cluster: &Cluster, mut pulls: Pulls, gone: bool) -> Pul
     }
 }
 
-/// The secrets that were read.
+/// The result of reading the secrets.
 pub(super) struct PullSecrets {
-    /// Pairs of an image, as the accumulator numbers them, and the credentials of one of its secrets.
+    /// Pairs of an image's index in the accumulator and the credentials of one of its secrets.
     pub(super) of_images: Vec<(u32, Arc<DockerConfig>)>,
-    /// What could not be found out. Logged already.
+    /// The problems with the secrets. Logged already.
     pub(super) warnings: Vec<SecretWarning>,
 }
 
 struct Reader<'a> {
     cluster: &'a Cluster,
-    /// Nothing more is to be asked.
+    /// True if no further request is made.
     stopped: AtomicBool,
     not_asked: usize,
     warnings: Vec<SecretWarning>,
@@ -218,7 +218,7 @@ impl Reader<'_> {
         secrets
     }
 
-    /// The credentials of each secret, in the secrets' order; `None` for one that is of no use.
+    /// The credentials of each secret, in the secrets' order; `None` for one that cannot be used.
     async fn secrets(&mut self, secrets: &Strings) -> Vec<Option<Arc<DockerConfig>>> {
         let mut read = 0;
         let mut bounded = |config: SecretConfig| {
@@ -246,7 +246,7 @@ impl Reader<'_> {
             .collect()
     }
 
-    /// The credentials of a secret. What is wrong with single entries is a warning, and the others are used.
+    /// The credentials of a secret. A problem with a single entry is a warning; the other entries are used.
     fn parsed(&mut self, name: &str, config: &SecretConfig) -> Option<Arc<DockerConfig>> {
         match config.parse(&format!("{} {name}", SECRET.kind)) {
             Ok(config) => {
@@ -262,7 +262,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Asks for the object `namespace/name` and decodes it.
+    /// Requests the object `namespace/name` and decodes it.
     async fn ask<T>(
         &self,
         what: Resource,

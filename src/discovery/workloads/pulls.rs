@@ -1,8 +1,7 @@
-//! Notes with what each image may be pulled: the secrets of the workloads that use it, and of no other. Pure.
+//! Records the pull secrets of each image: those of the workloads that use it, and no others. Pure.
 //!
-//! A secret is known by its namespace and name, so that one of the same name elsewhere is another one. Most workloads
-//! of a namespace pull with the same secrets, so what is kept is each such set once, and pairs of numbers. As in the
-//! accumulator, things are only appended, and taken back by cutting the ends off.
+//! A secret is identified by its namespace and name. Most workloads of a namespace use the same secrets, so each set is kept
+//! once, together with pairs of indices. As in the accumulator, collections are append-only and rolled back by truncation.
 
 use indexmap::IndexSet;
 
@@ -11,20 +10,20 @@ use super::strings::{Strings, index, intern};
 use crate::model::dns_name::is_subdomain;
 use crate::model::workload_kind::WorkloadKind;
 
-/// The most different Secrets and ServiceAccounts that are read. A cluster with more namespaces than that is unknown;
-/// one in which somebody made up names is not.
+/// Maximum number of Secrets and ServiceAccounts that are read. No known cluster has more namespaces than this; more names are
+/// probably made up.
 pub(super) const MAX_NAMED: usize = 10_000;
 
-/// With what a workload's images are pulled.
+/// The pull secrets of a workload's images.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Means {
     /// The Secrets that the template lists, as indices.
     Secrets(Box<[u32]>),
-    /// Those that its ServiceAccount lists, by the account's index.
+    /// The Secrets that its ServiceAccount lists, by the account's index.
     Account(u32),
 }
 
-/// Which images may be pulled with what.
+/// The pull secrets of each image.
 #[derive(Debug, Default)]
 pub(super) struct Pulls {
     /// `namespace/name` of Secrets.
@@ -32,13 +31,13 @@ pub(super) struct Pulls {
     /// `namespace/name` of ServiceAccounts.
     pub(super) accounts: Strings,
     pub(super) means: IndexSet<Means>,
-    /// Pairs of an image, as the accumulator numbers them, and an index into `means`.
+    /// Pairs of an image's index in the accumulator and an index into `means`.
     pub(super) uses: IndexSet<(u32, u32)>,
-    /// Whether a name was left out because there are too many.
+    /// True if a name was left out because there are too many.
     pub(super) overflown: bool,
 }
 
-/// A state to which [`Pulls`] can be taken back.
+/// A state that [`Pulls`] can be rolled back to.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct PullsCheckpoint {
     secrets: usize,
@@ -48,7 +47,7 @@ pub(super) struct PullsCheckpoint {
 }
 
 impl Pulls {
-    /// The present state.
+    /// The current state.
     pub(super) fn checkpoint(&self) -> PullsCheckpoint {
         PullsCheckpoint {
             secrets: self.secrets.len(),
@@ -58,7 +57,7 @@ impl Pulls {
         }
     }
 
-    /// Forgets everything that was folded in since `mark`.
+    /// Removes everything that was added since `mark`.
     pub(super) fn rollback(&mut self, mark: PullsCheckpoint) {
         self.secrets.truncate(mark.secrets);
         self.accounts.truncate(mark.accounts);
@@ -66,7 +65,7 @@ impl Pulls {
         self.uses.truncate(mark.uses);
     }
 
-    /// Notes with what a workload's images are pulled.
+    /// Records the pull secrets of a workload's images.
     pub(super) fn fold(
         &mut self,
         namespace: &str,
@@ -84,9 +83,9 @@ impl Pulls {
         self.uses.extend(images.map(|image| (image, place)));
     }
 
-    /// The template's own list wins over its account's, however useless it is: the API server copies the account's list
-    /// into a pod that has none when the pod is made (the ServiceAccount admission plugin), and the kubelet only looks
-    /// at the pod. So a pod that is there already needs nothing of its account.
+    /// The template's own list replaces its account's, even if its entries are invalid: the API server copies the account's list
+    /// into a pod that has none when the pod is created (the ServiceAccount admission plugin), and the kubelet reads only the
+    /// pod. So an existing pod does not need its account.
     fn means_of(
         &mut self,
         namespace: &str,
@@ -108,7 +107,7 @@ impl Pulls {
         named(&mut self.accounts, &mut self.overflown, namespace, account).map(Means::Account)
     }
 
-    /// The index of a Secret; `None` when there are too many.
+    /// The index of a Secret; `None` if there are too many.
     pub(super) fn secret(&mut self, namespace: &str, name: &str) -> Option<u32> {
         named(&mut self.secrets, &mut self.overflown, namespace, name)
     }

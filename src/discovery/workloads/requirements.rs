@@ -1,4 +1,4 @@
-//! What a pod template requires of a node, its RuntimeClass included. Pure.
+//! The requirements of a pod template on a node, including its RuntimeClass. Pure.
 
 use std::collections::BTreeSet;
 
@@ -6,8 +6,8 @@ use super::object::PodSpec;
 use super::scheduling::{Resources, Scheduling, Toleration};
 use crate::planning::node_match::{self, Requirements};
 
-/// What a template requires of a node, together with its RuntimeClass. The RuntimeClass admission plugin merges the two
-/// when a pod is made; a key that both have with different values it refuses, and here no node has both.
+/// The requirements of a template on a node, merged with its RuntimeClass. The RuntimeClass admission plugin merges the two when
+/// a pod is created. It refuses a key that both have with different values; here no node matches such a key.
 pub(super) fn requirements(template: &PodSpec, class: Option<&Scheduling>) -> Requirements {
     let none = Scheduling::default();
     let class = class.unwrap_or(&none);
@@ -29,8 +29,8 @@ pub(super) fn requirements(template: &PodSpec, class: Option<&Scheduling>) -> Re
     }
 }
 
-/// The toleration that the admission plugin ExtendedResourceToleration adds to a pod that requests an extended resource.
-/// Without the plugin such pods stay off tainted nodes, which a template does not tell.
+/// The toleration that the admission plugin ExtendedResourceToleration adds to a pod that requests an extended resource. Without
+/// the plugin such pods cannot run on tainted nodes; a template does not show whether the plugin is enabled.
 fn tolerated_for(resource: &str) -> node_match::Toleration {
     node_match::Toleration {
         key: resource.to_owned(),

@@ -1,5 +1,4 @@
-//! What Nodes, pod templates and RuntimeClasses say about who runs where, as JSON, made into the plain values of
-//! [`node_match`]. Pure.
+//! Deserializes the scheduling fields of Nodes, pod templates and RuntimeClasses into the plain values of [`node_match`]. Pure.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +10,7 @@ use crate::model::node_facts::NodeFacts;
 use crate::model::platform::Platform;
 use crate::planning::node_match;
 
-/// `spec.affinity` of a pod: what is required of the node is read, preferences are not.
+/// `spec.affinity` of a pod: the required node affinity is read, preferences are not.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Affinity {
@@ -89,7 +88,7 @@ pub(super) enum Quantity {
     Other(IgnoredAny),
 }
 
-/// What a RuntimeClass adds to the pods that name it (`scheduling`).
+/// The scheduling constraints that a RuntimeClass adds to the pods that name it (`scheduling`).
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Scheduling {
@@ -143,7 +142,7 @@ struct NodeStatus {
     allocatable: BTreeMap<String, IgnoredAny>,
 }
 
-/// What a kubelet says of its machine.
+/// The node information that the kubelet reports.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct NodeInfo {
@@ -157,7 +156,7 @@ pub(super) struct NodeInfo {
 }
 
 impl NodeInfo {
-    /// What images have to be made for; `None` where the kubelet has not said yet.
+    /// The node's platform; `None` if the kubelet has not reported it yet.
     pub(super) fn platform(&self) -> Option<Platform> {
         let (os, architecture) = (self.operating_system.as_str(), self.architecture.as_str());
         Platform::parse(&format!("{os}/{architecture}"))
@@ -187,7 +186,7 @@ impl NodeObject {
         }
     }
 
-    /// The node, if the object is the one of this name. Neither its age nor the user's own start-up taints are known here.
+    /// The node, if the object has this name. Its age and the user's own start-up taints are set elsewhere.
     pub(super) fn named(self, name: &str) -> Option<node_match::Node> {
         let label = self.metadata.labels.get("kubernetes.io/os");
         let os = match self.status.node_info.operating_system.as_str() {
@@ -205,7 +204,7 @@ impl NodeObject {
             labels: self.metadata.labels,
             taints: taints.collect(),
             os,
-            // One that is down to zero counts too: its device plugin restarts, or its devices are unhealthy.
+            // A quantity of zero counts too: the device plugin may be restarting, or its devices be unhealthy.
             resources: self.status.allocatable.into_keys().collect(),
             age: None,
             startup_taints: Vec::new(),
@@ -214,7 +213,7 @@ impl NodeObject {
 }
 
 impl Affinity {
-    /// The terms of what is required, if anything is.
+    /// The terms of the required node affinity, if there is any.
     pub(super) fn required(&self) -> Option<Vec<node_match::Term>> {
         let required = self.node_affinity.required.as_ref()?;
         Some(
@@ -228,7 +227,7 @@ impl Affinity {
 }
 
 impl Resources {
-    /// The extended resources. A limit alone is a request too, as the API server defaults it in pods.
+    /// The extended resources. A limit alone counts as a request, as the API server's default does.
     pub(super) fn extended(&self) -> impl Iterator<Item = (&str, &Quantity)> {
         let all = self.limits.iter().chain(&self.requests);
         let all = all.map(|(name, quantity)| (name.as_str(), quantity));
@@ -236,8 +235,8 @@ impl Resources {
     }
 }
 
-/// Kubernetes' own rule, `IsExtendedResourceName`: a name with a domain that is not one of Kubernetes' own. The API
-/// server refuses containers with a name that is not well-formed.
+/// Kubernetes' rule `IsExtendedResourceName`: a name with a domain that is not one of Kubernetes' own. The API server rejects
+/// containers with a malformed name.
 fn is_extended_resource(name: &str) -> bool {
     name.contains('/') && !name.contains("kubernetes.io/") && !name.starts_with("requests.")
 }

@@ -1,6 +1,6 @@
-//! Counts images that the objects of a workload have and its template lacks. Pure.
+//! Counts images of a workload's objects that its template lacks. Pure.
 //!
-//! Memory grows with the different images of each workload, never with the pods.
+//! Memory grows with the different images of each workload, not with the number of pods.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use indexmap::IndexMap;
 
 use crate::model::workload_kind::WorkloadKind;
 
-/// Images that were seen, by whose list.
+/// Images that were seen, by the kind of the objects and by workload.
 #[derive(Debug, Default)]
 pub(super) struct Sightings {
     seen: IndexMap<Key, Sighting>,
@@ -19,11 +19,11 @@ pub(super) struct Sightings {
 /// An image of a workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Key {
-    /// The image, as the accumulator numbers them.
+    /// The image, as an index of the accumulator.
     pub(super) image: u32,
-    /// The workload that it is attributed to, as the accumulator numbers them.
+    /// The workload that it is attributed to, as an index of the accumulator.
     pub(super) workload: u32,
-    /// The kind of the objects that have it.
+    /// The kind of the objects that use it.
     pub(super) by: WorkloadKind,
 }
 
@@ -35,7 +35,7 @@ pub(super) struct Sighting {
     before: Tally,
     /// The generation of the last change.
     changed: u32,
-    /// True if a container wants the image asked for at every start.
+    /// True if a container has the pull policy `Always`.
     pub(super) always: bool,
     mismatch: Option<Arc<str>>,
 }
@@ -49,7 +49,7 @@ struct Tally {
 }
 
 impl Sighting {
-    /// The pods, those that could run on this node where there are any.
+    /// The number of pods that could run on this node or, if there are none, of the others.
     pub(super) fn pods(&self) -> u64 {
         u64::from(match self.now.fitting {
             0 => self.now.elsewhere,
@@ -65,14 +65,14 @@ impl Sighting {
 }
 
 impl Sightings {
-    /// The present state, to which everything that follows can be taken back.
+    /// The current state, for a rollback.
     pub(super) fn checkpoint(&mut self) -> usize {
         self.generation = self.generation.wrapping_add(1);
         self.seen.len()
     }
 
-    /// Forgets what came since `mark`. Counts of images that were known before are restored as they were at the latest
-    /// mark: a list counts in entries of its own, so that only its pages have counts to restore.
+    /// Removes the additions since `mark`. Counts of images that were known before are restored as they were at the latest mark:
+    /// a list has entries of its own, so that only its pages have counts to restore.
     pub(super) fn rollback(&mut self, mark: usize) {
         self.seen.truncate(mark);
         for sighting in self.seen.values_mut() {
@@ -82,7 +82,7 @@ impl Sightings {
         }
     }
 
-    /// Counts `pods` that have the image.
+    /// Counts `pods` that use the image.
     pub(super) fn add(&mut self, key: Key, pods: u64, always: bool, mismatch: Option<&Arc<str>>) {
         let sighting = self.seen.entry(key).or_default();
         if sighting.changed != self.generation {

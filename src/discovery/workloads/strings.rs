@@ -1,13 +1,13 @@
-//! Texts that are kept once and named by their index. No I/O.
+//! Interned texts, identified by their index. No I/O.
 
 use std::sync::Arc;
 
 use indexmap::IndexSet;
 
-/// Strings, each kept once, in the order of first appearance.
+/// Strings without duplicates, in the order of first appearance.
 pub(super) type Strings = IndexSet<Arc<str>>;
 
-/// The place of a text, which is added where it is new.
+/// The index of a text, which is added if it is new.
 pub(super) fn intern(strings: &mut Strings, text: &str) -> u32 {
     let known = strings.get_index_of(text);
     index(known.unwrap_or_else(|| strings.insert_full(text.into()).0))

@@ -1,4 +1,4 @@
-//! The real client against a server that misbehaves on demand.
+//! The real client against a server with faults on demand.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -10,17 +10,17 @@ use tokio::task::AbortHandle;
 use super::*;
 use crate::fake_http::{Asked, on_tcp};
 
-/// What the server does with one request.
+/// The server's response to one request.
 pub(super) enum Reply {
-    /// A whole answer: status, further header lines, body.
+    /// A whole response: status, further header lines, body.
     Whole(u16, &'static str, String),
-    /// An answer whose body is shorter than announced.
+    /// A response whose body is shorter than announced.
     Cut(String),
-    /// The start of an answer, then nothing for a long time.
+    /// The start of a response, followed by a long silence.
     Stall(String),
     /// Not even a status line.
     Silence,
-    /// The connection is closed without an answer.
+    /// The connection is closed without a response.
     Hangup,
 }
 
@@ -37,7 +37,7 @@ impl Drop for Server {
 }
 
 impl Server {
-    /// Starts a server that answers as `script` says for the number of the request, from 0, and its path with query.
+    /// Starts a server whose responses `script` determines from the number of the request, from 0, and its path with query.
     pub(super) async fn start(
         script: impl Fn(usize, &str) -> Reply + Send + Sync + 'static,
     ) -> Self {
@@ -589,7 +589,7 @@ async fn dropped_future_ends_request_and_decoder() {
     let asked = server.discover(&["a"], ONE);
     let ended = tokio::time::timeout(Duration::from_millis(100), asked).await;
     assert!(ended.is_err());
-    // A decoder that went on would hold up the runtime's end; a test that hangs here is the failure.
+    // A decoder that continued would delay the runtime's end; then this test hangs.
 }
 
 #[tokio::test]

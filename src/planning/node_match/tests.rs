@@ -437,7 +437,7 @@ fn labels_pending_makes_missing_unknown() {
             check(&affinity(&[expression]), &node, "fits");
         }
         check(&selector("gpu=a"), &node, "fits");
-        // What a label says already, it goes on to say.
+        // Existing labels keep their values.
         let differs = "node's label disk is ssd, not hdd";
         check(&selector("disk=hdd"), &node, differs);
         check(&affinity(&["disk In hdd & gpu Exists"]), &node, differs);
@@ -539,7 +539,7 @@ fn extended_resources_must_be_offered() {
     let mut node = here(&["node.cloudprovider.kubernetes.io/uninitialized:NoSchedule"]);
     node.age = old;
     check(&requirements, &node, "fits");
-    // The kubelet lets in what was not scheduled.
+    // The kubelet accepts pods that were not scheduled.
     let mut node = here(&[]);
     node.age = old;
     let named = Requirements {

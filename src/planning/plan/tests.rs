@@ -343,7 +343,7 @@ fn oversized_image_is_skipped_smaller_fit() {
     let sum = plan.downloads();
     assert_eq!((sum.bytes, sum.shared, sum.unknown), (9, 6, 0));
 
-    // Without a budget all are pulled, and what is not known is told.
+    // Without a budget all are pulled, and unknown facts are noted.
     let plan = select(images, &Policy::default()).against(facts(&sizes, None));
     assert_eq!(told(&plan)[3], "d pull: size unknown: registry said so");
     assert_eq!(plan.downloads().unknown, 1);
@@ -393,7 +393,7 @@ fn only_moved_tags_are_pulled_again() {
         .iter_mut()
         .flatten()
         .for_each(|u| u.always = true);
-    // Under another spelling a second workload has it without: one that wants it is enough.
+    // Under another spelling a second workload lacks it: one workload with it is enough.
     let also = used("docker.io/always:1", &[("x", 1)]);
     let pinned = format!("pinned@sha256:{}", "a".repeat(64));
     let candidates = vec![

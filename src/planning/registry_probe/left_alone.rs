@@ -1,7 +1,7 @@
-//! Registries and repositories that are asked nothing for now, and why. Pure: the time is passed in.
+//! Registries and repositories that are not queried for now, and the reasons. Pure: the time is passed in.
 //!
-//! One image's failure never keeps another from being asked about: a place is left alone when it cannot be reached, when it says
-//! so, or when several different things of it failed. It never is for ever.
+//! One image's failure never blocks the requests for others. A registry or repository is paused if it is unreachable, if it
+//! requests a pause, or if requests for several of its parts failed. The pause is always limited.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,22 +12,22 @@ use crate::model::failure::FailureKind;
 use crate::model::reference::Reference;
 use crate::planning::plan::Unknown;
 
-/// Number of different repositories of a registry, or images of a repository, that have to fail without an answer in between.
+/// Number of different repositories of a registry, or images of a repository, that must fail without a success in between.
 const SEVERAL: usize = 3;
-/// Time for which a place is left alone and a failure is remembered.
+/// Duration of a pause, and of the memory of a failure.
 const PAUSE: Duration = Duration::from_secs(30);
 
 /// The extent of a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scope {
-    /// Everything that the registry has, for so long.
+    /// Everything in the registry, for this duration.
     Registry(Duration),
-    /// The image, and others only where several fail.
+    /// The image, and others only if several fail.
     Image,
 }
 
 impl Scope {
-    /// The whole registry, for the usual time.
+    /// The whole registry, for the default duration.
     pub(super) const UNREACHABLE: Self = Self::Registry(PAUSE);
 }
 
@@ -41,9 +41,9 @@ pub(super) struct LeftAlone {
 struct Place {
     /// Its parts that failed, at most [`SEVERAL`].
     failed: Vec<String>,
-    /// The reason why it is left alone, if it is.
+    /// The reason of the pause, if it is paused.
     why: Option<Unknown>,
-    /// When all of this is forgotten.
+    /// The time when this entry is dropped.
     until: Instant,
 }
 
@@ -55,7 +55,7 @@ impl Place {
 }
 
 impl LeftAlone {
-    /// The reason why nothing is to be asked about the image now, if there is one.
+    /// The reason why the image is not queried now, if any.
     pub(super) fn why(&self, image: &Reference, now: Instant) -> Option<&Unknown> {
         let places = [image.registry().to_owned(), repository(image)];
         let places = places.iter().filter_map(|name| self.places.get(name));
@@ -64,17 +64,17 @@ impl LeftAlone {
             .find_map(|place| place.why.as_ref())
     }
 
-    /// Registries that said that they are asked too much.
+    /// Registries that limited the rate of requests.
     pub(super) fn rate_limited(&self, now: Instant) -> Vec<String> {
         let limited = self.places.iter();
         let limited = limited.filter(|(_, place)| place.until > now && place.is_limited());
         limited.map(|(registry, _)| registry.clone()).collect()
     }
 
-    /// The registry has answered a question about the image, if only that there is no such image.
+    /// Records a response about the image, including that it does not exist.
     pub(super) fn answered(&mut self, image: &Reference) {
         self.places.remove(&repository(image));
-        // An answer to a question from before takes back no wish to be left alone.
+        // A response to an earlier request does not cancel a pause that the registry requested.
         if !self
             .places
             .get(image.registry())
@@ -84,7 +84,7 @@ impl LeftAlone {
         }
     }
 
-    /// A question about the image was in vain.
+    /// Records a failed request about the image.
     pub(super) fn failed(
         &mut self,
         image: &Reference,
@@ -112,7 +112,7 @@ impl LeftAlone {
         }
     }
 
-    /// The place, remembered until then at least.
+    /// The entry, kept at least until then.
     fn place(&mut self, name: String, until: Instant) -> &mut Place {
         let place = self.places.entry(name).or_insert(Place {
             failed: Vec::new(),
@@ -135,7 +135,7 @@ impl Place {
     }
 }
 
-/// The repository's full name, which is no registry's.
+/// The repository's full name, which differs from any registry's name.
 fn repository(image: &Reference) -> String {
     format!("{}/{}", image.registry(), image.repository())
 }
@@ -169,7 +169,7 @@ mod tests {
         for name in ["r.example/a:3", "r.example/b:1", "r.example/c:1"] {
             assert_eq!(places.why(&image(name), now), None, "{name}");
         }
-        // Several tags of it silence the repository alone.
+        // Several tags of one repository pause only that repository.
         let places = after(&["r.example/a:1", "r.example/a:2", "r.example/a:3"], now);
         assert!(places.why(&image("r.example/a:4"), now).is_some());
         assert_eq!(places.why(&image("r.example/b:1"), now), None);
@@ -183,7 +183,7 @@ mod tests {
         assert!(places.why(&next, now).is_some());
         assert_eq!(places.why(&image("s.example/d"), now), None);
         assert_eq!(places.why(&next, now + PAUSE), None);
-        // An answer takes it all back.
+        // One response cancels the pause.
         places.answered(&image("r.example/e"));
         assert_eq!(places.why(&next, now), None);
         places.failed(&next, Scope::Image, &unknown(FailureKind::Unavailable), now);

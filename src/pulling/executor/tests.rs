@@ -1,5 +1,5 @@
-//! Retry, hold-back and halting, on a paused clock with a scripted service. How real runtimes behave is the
-//! integration tests' matter.
+//! Retries, back-off and halting, with a paused clock and a scripted service. The integration tests cover the behaviour of real
+//! runtimes.
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicUsize;
@@ -13,7 +13,7 @@ use crate::runtime::image_service::RuntimeInfo;
 
 mod schedule;
 
-/// What a pull of an image does, attempt after attempt; the last one is repeated.
+/// The result of pulling an image, attempt after attempt; the last one is repeated.
 type Script = HashMap<&'static str, Vec<Answer>>;
 
 #[derive(Clone)]
@@ -21,21 +21,21 @@ enum Answer {
     Pulled,
     Fails(FailureKind),
     Hangs,
-    /// Sends something every second, for so many seconds, and is pulled.
+    /// Sends something every second, for this many seconds, and is then pulled.
     Trickles(u64),
-    /// Fails after bytes came.
+    /// Fails after bytes were received.
     Breaks(FailureKind),
 }
 
 struct Scripted {
     info: RuntimeInfo,
-    /// When nobody answers.
+    /// When the runtime does not answer.
     away: Option<std::ops::Range<Instant>>,
     script: Script,
     attempts: Mutex<HashMap<String, Vec<Instant>>>,
     running: AtomicUsize,
     most: AtomicUsize,
-    /// What the store is said to hold, one answer after the other; the last one is repeated.
+    /// The reported usage of the store, response after response; the last one is repeated.
     usage: Vec<u64>,
     asked: AtomicUsize,
 }
@@ -122,7 +122,7 @@ impl Scripted {
     }
 }
 
-/// A usage that the service does not tell.
+/// A usage that the service does not report.
 const SILENT: u64 = u64::MAX;
 
 fn options() -> Options<'static> {
@@ -136,7 +136,7 @@ fn options() -> Options<'static> {
     }
 }
 
-/// Runs the script to its end; gives `image outcome reason attempts` a line, and the service.
+/// Runs the script to its end; returns `image outcome reason attempts` per line, and the service.
 async fn check(
     script: &[(&'static str, &[Answer])],
     options: &Options<'_>,
@@ -187,7 +187,7 @@ fn scripted(script: &[(&'static str, &[Answer])], usage: &[u64]) -> Scripted {
     }
 }
 
-/// Runs images of these sizes with a budget of 100 bytes, in a store that says at first that it holds nothing.
+/// Runs images of these sizes with a budget of 100 bytes, in a store that reports no usage at first.
 async fn with_budget(
     script: &[(&'static str, &[Answer])],
     sizes: &[u64],
@@ -218,7 +218,7 @@ async fn foreign_content_counts_against_budget() {
     let pulled: &[Answer] = &[Answer::Pulled];
     let script = [("a", pulled), ("b", pulled), ("c", pulled)];
     let check = async |usage: &[u64]| lines(&with_budget(&script, &[30, 40, 10], usage).await.0);
-    // As the plan says; a store that counts late, or says nothing, changes nothing.
+    // As planned; a store that reports its usage late, or not at all, changes nothing.
     for usage in [&[0][..], &[0, 30, 70], &[0, 0, 0], &[SILENT]] {
         assert_eq!(
             check(usage).await,
@@ -226,7 +226,7 @@ async fn foreign_content_counts_against_budget() {
             "{usage:?}"
         );
     }
-    // `b` does not fit any more; a smaller one behind it does.
+    // `b` no longer fits; a smaller one after it does.
     assert_eq!(
         check(&[0, 65]).await,
         ["a pulled - 1", "b skipped disk_budget 0", "c pulled - 1"]
@@ -243,13 +243,13 @@ async fn foreign_content_counts_against_budget() {
 
 #[tokio::test(start_paused = true)]
 async fn image_waits_for_budget_of_others() {
-    // While `a` is under way the store counts half of it, so `b` would not fit beside its promise; then it does.
+    // While `a` is pulled, the store already counts half of it, so `b` would not fit beside its reservation; then it does.
     let pulled: &[Answer] = &[Answer::Pulled];
     let (reports, service) =
         with_budget(&[("a", pulled), ("b", pulled)], &[60, 40], &[0, 30, 60]).await;
     assert_eq!(lines(&reports), ["a pulled - 1", "b pulled - 1"]);
     assert_eq!(service.most.load(Ordering::SeqCst), 1);
-    // What does not come leaves its room to the next.
+    // A failed image leaves its space to the next.
     let fails: &[Answer] = &[Answer::Fails(FailureKind::NotFound)];
     let (reports, _) = with_budget(&[("a", fails), ("b", pulled)], &[60, 40], &[0, 30, 60]).await;
     assert_eq!(lines(&reports), ["a failed not_found 1", "b pulled - 1"]);
@@ -334,7 +334,7 @@ async fn rate_limit_pauses_only_its_registry() {
         ]
     );
     let attempts = service.attempts.lock().expect("lock");
-    // Both limits were answered before `c` had its turn: `c` waits as long as the first two.
+    // Both limits were answered before `c` could start: `c` waits as long as the first two.
     let held = attempts["quay.io/a"][1].max(attempts["quay.io/b"][1]);
     assert!(attempts["quay.io/c"][0] + Duration::from_millis(50) >= held);
     assert!(attempts["x.io/d"][0] < held);

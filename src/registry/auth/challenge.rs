@@ -1,4 +1,4 @@
-//! The challenges of an answer 401: which schemes a registry knows, and where its token service is. No I/O.
+//! The challenges of a 401 response: the schemes that a registry supports, and the address of its token service. No I/O.
 
 use http::{HeaderMap, header};
 
@@ -18,7 +18,7 @@ impl Challenge {
     }
 }
 
-/// All challenges of an answer. What is malformed is passed over.
+/// All challenges of a response. Malformed parts are skipped.
 pub(super) fn challenges(headers: &HeaderMap) -> Vec<Challenge> {
     headers
         .get_all(header::WWW_AUTHENTICATE)
@@ -35,7 +35,7 @@ pub(super) fn parse_challenges(header: &str) -> Vec<Challenge> {
         rest = rest.trim_start_matches([' ', '\t', ',']);
         let (word, after) = token(rest);
         if word.is_empty() {
-            // Not a word: go on behind the next comma.
+            // Not a word: continue after the next comma.
             match rest.split_once(',') {
                 Some((_, next)) => rest = next,
                 None => return found,

@@ -1,7 +1,8 @@
-//! Asks a registry's token service for a token (distribution specification, "Token Authentication").
+//! Requests tokens from a registry's token service (distribution specification, "Token Authentication").
 //!
-//! A user and password are shown as Docker shows them: `GET` with `Basic`. An identity token is an OAuth2 refresh token and is
-//! posted; a service that has no `POST` (404, 405) is shown it as a password without a user, which is what containerd does.
+//! A user and password are sent as Docker sends them: `GET` with `Basic`. An identity token is an OAuth2 refresh token and is
+//! sent with `POST`; if the service does not support `POST` (404, 405), it is sent as a password without a user, as containerd
+//! does.
 
 use std::time::Duration;
 
@@ -16,19 +17,19 @@ use crate::credentials::secret::Login;
 use crate::registry::transport::{Answer, Ask, Transport, host_of, is_loopback};
 
 const TOKEN_BODY_MAX: u64 = 1 << 20;
-/// The distribution specification's default, for a service that does not tell.
+/// The distribution specification's default for a response without a lifetime.
 const EXPIRES_DEFAULT: u64 = 60;
 const EXPIRES_MAX: u64 = 3600;
-/// Who asks, as an OAuth2 client.
+/// The client ID in OAuth2 requests.
 const CLIENT_ID: &str = "harpoon";
 
 pub(super) struct Token {
-    /// `Bearer …`, marked sensitive, so that its `Debug` output does not hold it.
+    /// `Bearer …`, marked sensitive, so that its `Debug` output does not contain the token.
     pub(super) header: HeaderValue,
     pub(super) until: Instant,
 }
 
-/// Where to ask for a token, and for which.
+/// The address of a token service and the scope of the token.
 #[derive(Debug, Clone)]
 pub(super) struct TokenRequest {
     realm: Url,
@@ -37,7 +38,8 @@ pub(super) struct TokenRequest {
 }
 
 impl TokenRequest {
-    /// What the challenge of `host` says, as far as it is safe to do; `plain` is whether that host was asked over plain http.
+    /// Builds the request from the challenge of `host`, as far as it is safe to follow; `plain` means that the host was contacted
+    /// over plain http.
     pub(super) fn new(
         challenge: &Challenge,
         access: Access<'_>,
@@ -56,12 +58,12 @@ impl TokenRequest {
             "http" if plain && (access.credential.is_none() || is_loopback(&host_of(&realm))) => {}
             _ => return Err(failed(host, "the challenge's realm is not https")),
         }
-        // Nobody's credentials but the user's are ever shown to a token service.
+        // Credentials in the challenge's URL are never sent to a token service.
         let _ = realm.set_username("");
         let _ = realm.set_password(None);
         realm.set_fragment(None);
         let own = format!("repository:{}:pull", access.image.repository());
-        // Some registries know the repository by another name or have scopes of their own.
+        // Some registries use another name for the repository or have scopes of their own.
         let asked = challenge.get("scope").filter(|s| !s.is_empty());
         let scopes = match asked {
             Some(asked) if asked != own => vec![own, asked.to_owned()],
@@ -74,7 +76,7 @@ impl TokenRequest {
         })
     }
 
-    /// With the query that Docker sends: `account` is the user, whom some services want to know twice.
+    /// The URL with the query that Docker sends: `account` is the user, which some services require as well.
     pub(super) fn url(&self, account: Option<&str>) -> Url {
         let mut url = self.realm.clone();
         {
@@ -92,7 +94,7 @@ impl TokenRequest {
         url
     }
 
-    /// The body that is posted for an identity token (RFC 6749, section 6).
+    /// The body of the `POST` request for an identity token (RFC 6749, section 6).
     fn form(&self, token: &str) -> String {
         form_urlencoded::Serializer::new(String::new())
             .append_pair("grant_type", "refresh_token")
@@ -104,7 +106,7 @@ impl TokenRequest {
     }
 }
 
-/// Gets a token, for the credential if there is one.
+/// Requests a token, with the credential if there is one.
 pub(super) async fn fetch(
     transport: &Transport,
     request: TokenRequest,
@@ -117,7 +119,7 @@ pub(super) async fn fetch(
         answer.status(),
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED
     ) {
-        // Else it would look as if the image were not there.
+        // Otherwise it would look as if the image did not exist.
         return Err(failed(&host, "no token service at the challenge's realm"));
     }
     let answer = answer.successful().await?;
@@ -184,7 +186,7 @@ fn parse(host: &str, body: &[u8], asked_at: Instant) -> Result<Token, Error> {
         .filter(|seconds| *seconds > 0)
         .unwrap_or(EXPIRES_DEFAULT)
         .min(EXPIRES_MAX);
-    // A token that runs out on the way is one request in vain: use it for nine tenths of its life.
+    // A token that expires in transit causes a failed request, so it is used for nine tenths of its lifetime.
     let until = asked_at + Duration::from_secs(seconds).mul_f32(0.9);
     Ok(Token { header, until })
 }

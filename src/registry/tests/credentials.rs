@@ -1,4 +1,4 @@
-//! Who is shown which credential, and who is not.
+//! The recipients of credentials: which hosts receive which credential, and which do not.
 
 use super::*;
 use crate::credentials::secret::Secret;
@@ -68,7 +68,7 @@ fn some(text: &str) -> Option<String> {
     Some(text.to_owned())
 }
 
-/// A registry that takes this authorization, and has this challenge for all others.
+/// A registry that accepts this authorization, and sends this challenge for all others.
 async fn registry(good: &'static str, challenge: String) -> StandIn {
     let shelf = shelf();
     StandIn::start(move |asked| {
@@ -86,7 +86,7 @@ async fn basic_registry() -> StandIn {
     registry(BASIC, r#"Basic realm="Cave""#.to_owned()).await
 }
 
-/// A registry with a token service that answers so.
+/// A registry with a token service that sends this response.
 async fn with_service(
     answer: impl Fn(&Asked) -> Reply + Send + Sync + 'static,
 ) -> (StandIn, StandIn) {
@@ -132,7 +132,7 @@ async fn wrong_password_is_not_retried() {
     for requests in [2, 3] {
         let error = ask(&client, &registry, Some(&wrong)).await.unwrap_err();
         assert_eq!(error.kind(), FailureKind::Unauthorized);
-        // The stand-in repeats what it was shown, as no server should.
+        // The mock server quotes the credential, as no server should.
         let expected = format!(
             "{} returned 401 Unauthorized: UNAUTHORIZED: not Basic [secret]",
             registry.host
@@ -303,7 +303,7 @@ async fn redirected_token_request_carries_no_credential() {
     let thief = StandIn::start(|_| Reply::new(200, r#"{"token":"issued"}"#)).await;
     let to = format!("http://{}/", thief.host);
     let (registry, _service) = with_service(move |_| Reply::redirect(&to)).await;
-    // A token that somebody gives to nobody in particular.
+    // A token that was issued anonymously.
     ask(&client(), &registry, Some(&aladdin())).await.unwrap();
     assert_eq!(authorizations(&thief), [None]);
     let error = refused(&registry, &identity()).await;

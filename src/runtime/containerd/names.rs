@@ -15,6 +15,30 @@ use crate::runtime::image_service::RuntimeError;
 /// A pod that was pulling the image at the same moment has a container by then.
 const PAUSE: Duration = Duration::from_secs(10);
 
+/// The time of a name's last change, as containerd writes it: each pull changes the names that it makes.
+type Changed = Option<(i64, i32)>;
+
+/// The names that a pull has made or changed.
+#[derive(Debug)]
+pub(super) struct Made {
+    /// Those that were not there before.
+    pub(super) pending: Option<Pending>,
+    /// All of them.
+    changed: HashMap<String, Changed>,
+}
+
+impl Made {
+    /// Adds the names to those that wait. A name of those, which tags of one repository share, was changed by harpoon itself.
+    pub(super) fn wait(self, all: &mut Vec<Pending>) {
+        for (name, at) in all.iter_mut().flat_map(|pending| &mut pending.names) {
+            if let Some(now) = self.changed.get(name) {
+                *at = *now;
+            }
+        }
+        all.extend(self.pending);
+    }
+}
+
 /// Names that wait to be removed.
 #[derive(Debug, Clone)]
 pub(super) struct Pending {
@@ -22,8 +46,7 @@ pub(super) struct Pending {
     pub(super) image: String,
     /// The manifest or index that they name.
     digest: String,
-    /// Each with the time of its last change, as containerd writes it.
-    names: Vec<(String, Option<(i64, i32)>)>,
+    names: Vec<(String, Changed)>,
     /// The earliest time.
     due: Instant,
 }
@@ -32,9 +55,17 @@ impl Pending {
     pub(super) fn due(&self) -> Instant {
         self.due
     }
+
+    /// Returns whether nobody else has changed the names.
+    fn is_untouched(&self, now: &HashMap<String, Image>) -> bool {
+        self.names.iter().all(|(name, at)| {
+            let image = now.get(name);
+            image.is_none_or(|i| changed(i) == *at && target(i) == self.digest)
+        })
+    }
 }
 
-fn changed(image: &Image) -> Option<(i64, i32)> {
+fn changed(image: &Image) -> Changed {
     image.updated_at.as_ref().map(|at| (at.seconds, at.nanos))
 }
 
@@ -61,13 +92,13 @@ impl Client {
         Ok(found.map(|image| target(&image).to_owned()))
     }
 
-    /// The names that a pull of the image has made: those of its own that are there now and were not before.
+    /// The names that a pull of the image has made, since `before` was there.
     pub(super) async fn made_since(
         &self,
         before: &HashSet<String>,
         image: &Reference,
         digest: &str,
-    ) -> Result<Option<Pending>, RuntimeError> {
+    ) -> Result<Made, RuntimeError> {
         let configs = self.graph_of(digest).await?.configs(digest);
         let repository = format!("{}/{}", image.registry(), image.repository());
         let own = [
@@ -75,53 +106,55 @@ impl Client {
             format!("{repository}@{digest}"),
         ];
         let now = self.names().await?;
-        let made = own.into_iter().chain(configs).filter_map(|name| {
+        let there = own.into_iter().chain(configs).filter_map(|name| {
             let at = changed(now.get(&name).filter(|i| target(i) == digest)?);
-            (!before.contains(&name)).then_some((name, at))
+            Some((name, at))
         });
-        let names: Vec<_> = made.collect();
-        Ok((!names.is_empty()).then(|| Pending {
+        let changed: HashMap<_, _> = there.collect();
+        let new = changed.iter().filter(|(name, _)| !before.contains(*name));
+        let names: Vec<_> = new.map(|(name, at)| (name.clone(), *at)).collect();
+        let pending = (!names.is_empty()).then(|| Pending {
             image: image.normalized().to_owned(),
             digest: digest.to_owned(),
             names,
             due: Instant::now() + PAUSE,
-        }))
+        });
+        Ok(Made { pending, changed })
     }
 
     /// Removes the names, unless somebody has come to need them; returns whether they are gone.
     ///
-    /// `all` are all that wait: those of the same image do not need the record of its ID either.
+    /// `all` are all that wait. What other names need too is left: the digest of the repository, and the record by which the
+    /// CRI plugin knows the image's ID.
     pub(super) async fn remove(
         &self,
         pending: &Pending,
         all: &[Pending],
     ) -> Result<bool, RuntimeError> {
         let now = self.names().await?;
-        let same = pending.names.iter().all(|(name, at)| {
-            let image = now.get(name);
-            image.is_none_or(|i| changed(i) == *at && target(i) == pending.digest)
-        });
-        if !same || self.is_used(&pending.digest, &now).await? {
+        if !pending.is_untouched(&now) || self.is_used(&pending.digest, &now).await? {
             return Ok(false);
         }
-        let ours: HashSet<&String> = all.iter().flat_map(|p| &p.names).map(|(n, _)| n).collect();
-        let others = now
-            .iter()
-            .any(|(name, image)| target(image) == pending.digest && !ours.contains(name));
+        let untouched = all.iter().filter(|pending| pending.is_untouched(&now));
+        let ours = untouched.flat_map(|pending| &pending.names);
+        let ours: HashSet<&str> = ours.map(|(name, _)| &**name).collect();
+        let mut same = now.iter().filter(|(_, i)| target(i) == pending.digest);
+        let has_others = same.any(|(name, _)| !ours.contains(&**name));
         for (name, _) in &pending.names {
-            // What is named by others too keeps the record by which the CRI plugin knows its ID.
-            if others && name.starts_with("sha256:") {
-                continue;
+            let is_shared = name.starts_with("sha256:") || name.contains('@');
+            if let Some(image) = now.get(name).filter(|_| !(has_others && is_shared)) {
+                self.delete_name(image).await?;
             }
-            self.delete_name(name).await?;
         }
-        Ok(!others)
+        Ok(!has_others)
     }
 
-    async fn delete_name(&self, name: &str) -> Result<(), RuntimeError> {
+    /// Removes a name. containerd 2 does so only if it still is the same image's.
+    async fn delete_name(&self, image: &Image) -> Result<(), RuntimeError> {
         let mut images = self.images();
         let asked = images.delete(request(DeleteImageRequest {
-            name: name.to_owned(),
+            name: image.name.clone(),
+            target: image.target.clone(),
             ..DeleteImageRequest::default()
         }));
         let asked = async {

@@ -216,7 +216,7 @@ impl Seals {
             .made_since(&before.names, image, &digest)
             .await?;
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        pending.extend(made);
+        made.wait(&mut pending);
         Ok(stored)
     }
 

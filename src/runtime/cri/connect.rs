@@ -17,7 +17,7 @@ use super::{message, words};
 use crate::runtime::image_service::RuntimeInfo;
 use crate::runtime::socket::{self, SocketError};
 
-/// Error texts travel in HTTP/2 trailers, and a text that names each of many mirrors is long.
+/// Error texts are in HTTP/2 trailers, and a text that names many mirrors is long.
 const HEADERS_MAX: u32 = 256 << 10;
 
 /// The reason why a socket cannot be used, and what to do.
@@ -26,10 +26,10 @@ pub enum ConnectError {
     /// The socket cannot be connected to.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// The connection was accepted, but no response came.
+    /// The connection was accepted, but there was no response.
     #[error("no response within {limit} at {path}: the container runtime hangs or is overloaded", path = .0.display(), limit = humantime::format_duration(*.1))]
     Silent(PathBuf, Duration),
-    /// Something answers that does not speak gRPC, or no CRI.
+    /// The server does not use gRPC, or does not serve the CRI.
     #[error("no CRI server at {path}: {reason}", path = .path.display())]
     NotARuntime {
         /// The socket.
@@ -48,7 +48,7 @@ pub enum ConnectError {
         /// containerd's version.
         version: String,
     },
-    /// A runtime that speaks CRI v1alpha2 and not v1.
+    /// A runtime that supports CRI v1alpha2 but not v1.
     #[error(
         "{name} {version} at {path} is too old: it supports CRI v1alpha2, but harpoon requires CRI v1 (containerd 1.6, CRI-O 1.23 or later)",
         path = .path.display()
@@ -56,22 +56,22 @@ pub enum ConnectError {
     TooOld {
         /// The socket.
         path: PathBuf,
-        /// The name that the runtime gives itself.
+        /// The name that the runtime reports.
         name: String,
         /// Its version.
         version: String,
     },
-    /// The runtime answers that it cannot serve yet, or not any more.
+    /// The runtime reports that it cannot serve yet, or no longer.
     #[error("the container runtime at {path} is not ready: {reason}", path = .path.display())]
     NotReady {
         /// The socket.
         path: PathBuf,
-        /// Its own words.
+        /// Its own message.
         reason: String,
     },
 }
 
-/// A channel to the socket, and who answers on it.
+/// Opens a channel to the socket and identifies the runtime.
 pub(super) async fn connect(
     path: &Path,
     time_limit: Duration,
@@ -87,7 +87,7 @@ pub(super) async fn connect(
         .unwrap_or_else(|_| Err(ConnectError::Silent(path.to_owned(), time_limit)))
 }
 
-/// A channel that opens the socket anew whenever it has to. The URI is there because HTTP/2 wants an authority.
+/// A channel that reconnects to the socket when necessary. The URI is needed because HTTP/2 requires an authority.
 fn channel(path: &Path) -> Channel {
     let path = path.to_owned();
     Endpoint::from_static("http://localhost")
@@ -118,7 +118,7 @@ async fn ask(channel: &Channel, path: &Path) -> Result<RuntimeInfo, ConnectError
     }
 }
 
-/// A server without the method says so; one that speaks HTTP/2 but no gRPC answers 404, which tonic turns into the same.
+/// Returns whether a server lacks the method. One that uses HTTP/2 but not gRPC answers 404, which tonic maps to the same code.
 fn is_unimplemented(status: &Status) -> bool {
     status.code() == Code::Unimplemented
 }

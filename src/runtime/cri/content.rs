@@ -1,4 +1,4 @@
-//! What containerd's content store holds: the blobs as they came from the registries, and the downloads that go on.
+//! Reads containerd's content store: the blobs as in the registries, and the downloads in progress.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,14 +9,15 @@ use super::progress::{Downloads, in_namespace};
 use crate::model::digest::Digest;
 use crate::model::image_size::{Usage, unpacked};
 
-/// What the first count of snapshots may be late by: containerd counts every ten seconds.
+/// Maximum delay of the first count of snapshots: containerd counts every ten seconds.
 const COUNT_LATE: Duration = Duration::from_secs(15);
 
 impl Downloads {
-    /// The whole content store of the CRI plugin. Read as a stream, so that a node with thousands of blobs needs little memory.
+    /// The usage of the CRI plugin's whole content store. Read as a stream, so that a node with thousands of blobs needs little
+    /// memory.
     ///
-    /// With what is unpacked of blobs that came since `counted`, when containerd last counted its snapshots, in nanoseconds since
-    /// 1970; `None` where it has not counted any.
+    /// Includes the unpacked size of blobs that were downloaded since `counted`, the time when containerd last counted its
+    /// snapshots, in nanoseconds since 1970; `None` if it has not counted any.
     pub(super) async fn content(&self, counted: Option<i64>) -> Result<Usage, Status> {
         let mut content = self.client();
         let mut usage = Usage::default();

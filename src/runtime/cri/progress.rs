@@ -1,8 +1,8 @@
-//! How far containerd has come with a pull. The CRI is silent about it, but containerd's own content API, on the same
-//! socket, lists the downloads that go on and the blobs that are complete.
+//! The progress of a pull by containerd. The CRI does not report it, but containerd's own content API, on the same socket, lists
+//! the downloads in progress and the complete blobs.
 //!
-//! Reads only, about once a second. It never fails a pull and never holds one up: where the content API is missing or
-//! fails again and again, the progress just stays unknown.
+//! It only reads, about once a second. It never fails or delays a pull: if the content API is missing or fails repeatedly, the
+//! progress stays unknown.
 
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
@@ -22,26 +22,27 @@ use crate::model::reference::Reference;
 use crate::registry::manifest::{Descriptor, ImageManifest};
 use crate::runtime::image_service::Progress;
 
-/// The CRI plugin keeps everything in this namespace of containerd.
+/// The namespace of containerd in which the CRI plugin keeps everything.
 const NAMESPACE: &str = "k8s.io";
 const INTERVAL: Duration = Duration::from_secs(1);
 const CALL_LIMIT: Duration = Duration::from_secs(5);
-/// After so many failures in a row nothing more is asked during this pull.
+/// Number of consecutive failures after which no more requests are made during this pull.
 const FAILURES_MAX: u32 = 5;
-/// Larger blobs are no manifests: registries and containerd refuse larger ones too.
+/// Maximum size of a manifest: registries and containerd reject larger ones too.
 const MANIFEST_MAX: usize = 4 << 20;
-/// Each layer costs a call until it is complete; no image that can be unpacked has more (overlayfs allows 500).
+/// Maximum number of layers: each needs a request until it is complete, and no image that can be unpacked has more (overlayfs
+/// allows 500).
 const LAYERS_MAX: usize = 512;
-/// Blobs that are looked into at one poll, newest first.
+/// Maximum number of blobs that are read in one poll, newest first.
 const READS_MAX: usize = 32;
-/// The label in which containerd notes a registry's repositories that a blob was fetched from.
+/// The label with a registry's repositories that a blob was fetched from, set by containerd.
 const SOURCE_LABEL: &str = "containerd.io/distribution.source.";
 
 /// containerd's downloads.
 #[derive(Debug, Clone)]
 pub(super) struct Downloads {
     content: ContentClient<Channel>,
-    /// Manifests that some pull watches, so that two tags of one repository are not taken for one another.
+    /// Manifests that a pull watches, so that two tags of one repository are not confused.
     watched: Arc<Mutex<HashSet<String>>>,
 }
 
@@ -58,7 +59,7 @@ impl Downloads {
         self.content.clone()
     }
 
-    /// Writes how far the pull of `image` has come, until it is dropped.
+    /// Updates the progress of the pull of `image`, until it is dropped.
     pub(super) async fn watch(&self, image: &Reference, progress: &Progress) -> Infallible {
         let mut watch = Watch {
             content: self.content.clone(),
@@ -82,7 +83,7 @@ impl Downloads {
     }
 }
 
-/// Whether to ask again is useless.
+/// Returns whether another request is useless.
 fn is_final(status: &Status) -> bool {
     matches!(
         status.code(),
@@ -96,10 +97,10 @@ struct Watch<'a> {
     watched: &'a Mutex<HashSet<String>>,
     image: &'a Reference,
     since: SystemTime,
-    /// Blobs of the repository that were looked into and are no manifest that can be this image's.
+    /// Blobs of the repository that were read and are not a manifest of this image.
     no_manifests: HashSet<String>,
     manifest: Option<(String, Manifest)>,
-    /// Blobs that were complete once. containerd may drop a layer again as soon as it is unpacked.
+    /// Blobs that have been complete. containerd may remove a layer as soon as it is unpacked.
     complete: HashSet<String>,
 }
 
@@ -160,9 +161,9 @@ impl Watch<'_> {
         }
     }
 
-    /// The manifest that is being pulled. containerd does not say which: it is one that was fetched from this image's
-    /// repository and whose blobs are not all here. Among several (another tag, the rest of a pull that was given up)
-    /// that one is best which has a download going on and came after this pull began.
+    /// The manifest that is being pulled. containerd does not report it: it is one that was fetched from this image's repository
+    /// and whose blobs are not all complete. Among several (another tag, or an abandoned pull), the best one has a download in
+    /// progress and arrived after this pull started.
     async fn find(
         &mut self,
         active: &HashMap<String, u64>,
@@ -195,7 +196,7 @@ impl Watch<'_> {
                 best = Some((fits, info.digest, manifest));
             }
         }
-        // Another pull may have taken it in the meantime; then the next poll finds what is left.
+        // Another pull may have taken it since; then the next poll finds one of the others.
         Ok(best.and_then(|(_, digest, manifest)| {
             let is_ours = self
                 .watched
@@ -299,12 +300,12 @@ fn created(info: &Info) -> SystemTime {
         .unwrap_or(UNIX_EPOCH)
 }
 
-/// The blobs that an image manifest names, each once: a layer that is named twice, often the empty one, is fetched once.
+/// The blobs that an image manifest names, without duplicates: a layer that is named twice, often the empty one, is fetched once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Manifest(Vec<Descriptor>);
 
 impl Manifest {
-    /// Reads an image manifest; an index, a configuration or anything else is `None`.
+    /// Parses an image manifest; `None` for an index, a configuration or anything else.
     fn parse(text: &[u8]) -> Option<Self> {
         let manifest = ImageManifest::parse_artifact(text).ok()?;
         (manifest.layers.len() <= LAYERS_MAX).then(|| Self(manifest.blobs()))

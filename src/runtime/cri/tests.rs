@@ -1,4 +1,4 @@
-//! The real client against a stand-in server on a temporary socket, for what no real daemon does on demand.
+//! The real client against a mock server on a temporary socket, for behaviour that real daemons do not show on demand.
 
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -260,7 +260,7 @@ async fn many_statuses_use_one_list() {
     assert_eq!(there, [true, true, true, false, false]);
     assert_eq!(calls, [format!("{LIST} ")]);
 
-    // What a name without a registry stands for is CRI-O's own affair.
+    // CRI-O itself resolves a name without a registry.
     let (there, mut calls) = ask_for_many("cri-o", true).await;
     assert_eq!(there, [true, true, true, false, false]);
     calls.sort();
@@ -273,7 +273,7 @@ async fn many_statuses_use_one_list() {
         ]
     );
 
-    // Without a list each is asked for.
+    // Without a list, each is looked up separately.
     let (there, calls) = ask_for_many("containerd", false).await;
     assert_eq!(there, [true, false, false, false, false]);
     assert_eq!(calls.len(), 6);
@@ -513,7 +513,7 @@ async fn pull_succeeds_without_content_api() {
     assert_eq!((pulled.bytes, progress.get()), (Some(1), (0, 0)));
 }
 
-/// What a pull of `name` with the login sends as its `auth`.
+/// The `auth` of a pull of `name` with the login.
 async fn auth_sent(name: &str, login: Login) -> AuthConfig {
     let requests: Arc<Mutex<Vec<PullImageRequest>>> = Arc::default();
     let seen = Arc::clone(&requests);
@@ -548,7 +548,7 @@ fn password(password: &str) -> Login {
 
 #[tokio::test]
 async fn credential_is_sent_only_to_host() {
-    // containerd compares the URL's host, port included, with the host that it asks.
+    // containerd compares the URL's host, including the port, with the host that it connects to.
     for (name, address) in [
         ("nginx", "https://registry-1.docker.io"),
         ("docker.io/a/b", "https://registry-1.docker.io"),
@@ -570,7 +570,7 @@ async fn credential_is_sent_only_to_host() {
 
 #[tokio::test]
 async fn identity_token_is_sent_without_user() {
-    // containerd takes a user before a token, where there are both.
+    // containerd prefers a user to a token, if there are both.
     let expected = AuthConfig {
         identity_token: "refresh".to_owned(),
         server_address: "https://registry.example".to_owned(),
@@ -613,7 +613,7 @@ async fn credential_is_not_logged() {
 fn only_local_failures_imply_received_bytes() {
     let pull = "failed to pull and unpack image \"r.example/a:1\": ";
     for (text, expected) in [
-        // containerd 1.6, seen.
+        // Observed with containerd 1.6.
         (
             "failed to extract layer sha256:f1a0: mount callback failed on /tmp/m: archive/tar: invalid tar header: unknown",
             true,

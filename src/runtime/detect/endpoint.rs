@@ -1,24 +1,24 @@
-//! What `--runtime-endpoint` may say. No I/O.
+//! The values of `--runtime-endpoint`. No I/O.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// Where a runtime is said to be.
+/// The endpoint of a runtime.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoint {
     /// A unix socket, by its absolute path.
     Unix(PathBuf),
-    /// A directory that holds an OCI image layout, or will.
+    /// A directory for an OCI image layout, which may not exist yet.
     Oci(PathBuf),
 }
 
-/// That a text is no endpoint.
+/// The text is not an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "invalid runtime endpoint {value:?}: expected unix:///path/to/socket, the absolute path of a socket, or oci:DIR"
 )]
 pub struct EndpointError {
-    /// The text as it was given.
+    /// The text as given.
     pub value: String,
 }
 
@@ -32,7 +32,7 @@ impl Endpoint {
         let parsed = if text.contains('\0') {
             None
         } else if let Some(dir) = text.strip_prefix("oci:") {
-            // `oci://dir` is a slip of someone who thinks of `unix://`, and would become a directory in the root.
+            // `oci://dir` is probably a mistake by analogy with `unix://`, and would create a directory in the root.
             (!dir.is_empty() && !dir.starts_with("//")).then(|| Self::Oci(PathBuf::from(dir)))
         } else {
             absolute(text.strip_prefix("unix://").unwrap_or(text)).map(Self::Unix)

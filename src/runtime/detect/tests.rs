@@ -8,7 +8,7 @@ use crate::fake_http::{Asked, on_unix};
 
 const LIMIT: Duration = Duration::from_millis(400);
 
-/// What a stand-in for a runtime does with a connection.
+/// The response of a mock runtime to a connection.
 #[derive(Clone, Copy)]
 enum Does {
     Hang,
@@ -175,7 +175,7 @@ async fn unusable_sockets_have_distinct_errors() {
         assert!(error.starts_with(&begin), "{error}");
         assert!(error.contains(expected), "{error}");
         assert!(!error.contains('\n'), "{error}");
-        // What is wrong with the file is said once, what is wrong with the answer once for each protocol.
+        // The problem with the file is reported once, the problem with the response once for each protocol.
         assert_eq!(
             error.contains("as CRI: "),
             error.contains("as Docker: "),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use bollard::models::CreateImageInfo;
 
-/// More layers than any image has; what lies beyond is not counted, so that a broken daemon cannot fill the memory.
+/// Maximum number of layers that are counted, more than any image has, so that a broken daemon cannot fill the memory.
 const LAYERS_MAX: usize = 1024;
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -13,13 +13,13 @@ struct Layer {
     total: u64,
 }
 
-/// The layers of one pull, by the short id that Docker gives them.
+/// The layers of one pull, by Docker's short ID.
 #[derive(Debug, Default)]
 pub(super) struct Layers(HashMap<String, Layer>);
 
 impl Layers {
-    /// Takes in one event. Only bytes that came over the network count: unpacking starts again from zero and would make
-    /// the sum go back, as would a layer whose download begins anew.
+    /// Records one event. Only downloaded bytes count: unpacking restarts at zero and would decrease the sum, as would a layer
+    /// whose download restarts.
     pub(super) fn record(&mut self, event: &CreateImageInfo) {
         let (Some(id), Some(status)) = (&event.id, &event.status) else {
             return;
@@ -48,7 +48,7 @@ impl Layers {
         };
     }
 
-    /// Bytes that are here, and bytes of all layers whose size Docker has told so far.
+    /// Bytes received, and bytes of all layers whose size Docker has reported so far.
     pub(super) fn sum(&self) -> (u64, u64) {
         self.0.values().fold((0, 0), |(done, total), layer| {
             (

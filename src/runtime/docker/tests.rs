@@ -48,7 +48,7 @@ fn names_stay_written_with_explicit_tag() {
             "localhost:5000/a/b",
             "localhost:5000/a/b:1",
         ),
-        // 53a94b2662b2 alone could be the beginning of an image's ID.
+        // 53a94b2662b2 alone could be the prefix of an image's ID.
         ("53a94b2662b2", "53a94b2662b2", "53a94b2662b2:latest"),
     ];
     for (written, bare, full) in table {
@@ -126,7 +126,7 @@ fn layer_progress_never_decreases() {
         (event("a", "Downloading", 1000, 100), (150, 150)),
         (event("b", "Extracting", 50, 50), (150, 150)),
         (event("b", "Pull complete", 0, 0), (150, 150)),
-        // A layer that another pull fetched shows up only when it is unpacked; newer Engines count seconds there.
+        // A layer that another pull fetched appears only when it is unpacked; newer Engines report seconds there.
         (event("c", "Extracting", 3, 7), (157, 157)),
         (event("d", "Extracting", 3, 0), (157, 157)),
         (event("e", "Downloading", -5, -1), (157, 157)),
@@ -141,8 +141,8 @@ fn layer_progress_never_decreases() {
     assert_eq!(layers.sum(), (u64::MAX, u64::MAX));
 }
 
-/// A stand-in for an Engine that answers pulls with this and has no image. It reports each request's first line and login, and
-/// `closed` when, in a pull that `stalls`, a client goes away before it has its answer.
+/// A mock Engine with this response to pulls and without images. It reports each request's first line and login, and `closed`
+/// when, in a pull that `stalls`, a client disconnects before the response.
 fn engine(dir: &TempDir, pull: &'static str) -> (PathBuf, UnboundedReceiver<String>) {
     let path = dir.path().join("docker.sock");
     let (seen, requests) = unbounded_channel();
@@ -290,7 +290,7 @@ async fn login_sent(name: &str, credential: Option<&Credential>) -> Option<serde
 
 #[tokio::test]
 async fn login_is_encoded_for_the_engine() {
-    // `?`, `>` and letters beyond ASCII are where the two alphabets of base64 differ.
+    // `?`, `>` and characters beyond ASCII are encoded differently in the two alphabets of base64.
     for password in ["simple", "a>b?c~d", "?>?>??>>", "pässwörter", "日本語"] {
         let login = credential(Login::Password {
             user: Secret::new("me"),

@@ -1,7 +1,7 @@
-//! What the Engine's images take on disk: `GET /system/df`.
+//! Disk usage of the Engine's images: `GET /system/df`.
 //!
-//! bollard 0.21 reads the answer of the newest API alone, which has no `LayersSize`, so the question is asked here. An Engine answers
-//! one at a time, so that callers at the same time share an answer, and one that is busy with somebody else's question is asked again.
+//! bollard 0.21 supports only the response of the newest API, which has no `LayersSize`, so the request is sent here. An Engine
+//! handles one such request at a time: concurrent callers share a response, and a busy Engine is retried.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -25,24 +25,24 @@ use crate::model::text::chain;
 use crate::retry::polling::Polling;
 use crate::runtime::image_service::RuntimeError;
 
-/// The Engine adds up every image; before API 1.42 every volume too, whatever is asked.
+/// The Engine adds up all images; before API 1.42 all volumes too, regardless of the request.
 const TIME_LIMIT: Duration = Duration::from_secs(120);
-/// The answer names every image and container; the sum is what is read.
+/// The response lists every image and container; only the sum is read.
 const ANSWER_MAX: usize = 64 << 20;
-/// Error of an Engine that is answering the same question already.
+/// Error of an Engine that is already handling such a request.
 const BUSY: &str = "a disk usage operation is already running";
-/// The pauses for a busy Engine. Jitter keeps two who wait for each other from meeting again.
+/// The pauses for a busy Engine. Jitter prevents two clients from colliding repeatedly.
 const BUSY_POLLING: Polling = Polling {
     first: Duration::from_millis(100),
     longest: Duration::from_secs(2),
 };
 
-/// Asks an Engine for its disk usage.
+/// Requests an Engine's disk usage.
 #[derive(Debug)]
 pub(super) struct DiskUsage {
     socket: String,
     path: String,
-    /// The last answer. Whoever asks holds it, and those who waited for it meanwhile take what came.
+    /// The last response. The requesting task holds the lock, and tasks that waited for it use its response.
     last: Mutex<Option<Last>>,
 }
 
@@ -52,12 +52,12 @@ struct Last {
     answer: Result<u64, RuntimeError>,
 }
 
-/// The reason for no answer.
+/// The reason why there is no response.
 #[derive(Debug)]
 enum Failed {
-    /// The Engine could not be asked, or broke off.
+    /// The Engine could not be reached, or the connection was lost.
     Lost(String),
-    /// The Engine said no.
+    /// The Engine refused the request.
     Refused { status: StatusCode, message: String },
 }
 
@@ -69,10 +69,10 @@ struct Refusal {
 
 #[derive(Deserialize)]
 struct Answer {
-    /// Until API 1.51.
+    /// Set before API 1.52.
     #[serde(rename = "LayersSize")]
     layers_size: Option<i64>,
-    /// Since API 1.52.
+    /// Set since API 1.52.
     #[serde(rename = "ImageUsage")]
     image_usage: Option<ImageUsage>,
 }
@@ -93,7 +93,7 @@ impl DiskUsage {
         }
     }
 
-    /// The bytes of all layers, unpacked, each once. Callers at the same time share one question.
+    /// The unpacked bytes of all layers, each counted once. Concurrent callers share one request.
     pub(super) async fn ask(&self) -> Result<u64, RuntimeError> {
         let arrived = Instant::now();
         let mut last = self.last.lock().await;
@@ -118,7 +118,7 @@ impl DiskUsage {
         answer
     }
 
-    /// Asks until nobody else's question is in the way.
+    /// Repeats the request until no other one is in progress.
     async fn read_when_free(&self) -> Result<Vec<u8>, Failed> {
         let is_busy = |failed: &Failed| match failed {
             Failed::Refused { message, .. } => message.contains(BUSY),
@@ -133,7 +133,7 @@ impl DiskUsage {
         let stream = UnixStream::connect(&self.socket).await;
         let stream = TokioIo::new(stream.map_err(|error| Failed::Lost(error.to_string()))?);
         let (mut sender, connection) = http1::handshake(stream).await.map_err(lost)?;
-        // Engines that do not know the parameter ignore it.
+        // Engines without this parameter ignore it.
         let request = Request::get(format!("{}?type=image", self.path))
             .header(header::HOST, "docker")
             .body(Empty::<Bytes>::new())
@@ -152,7 +152,7 @@ impl DiskUsage {
         };
         let mut connection = pin!(connection.fuse());
         let mut answer = pin!(answer);
-        // The connection moves the bytes; whether it ends well is the answer's to say.
+        // The connection transfers the bytes; the response shows whether it ended successfully.
         loop {
             tokio::select! {
                 biased;
@@ -168,7 +168,7 @@ impl From<Failed> for RuntimeError {
         let (kind, why) = match failed {
             Failed::Lost(why) => (FailureKind::Unavailable, why),
             Failed::Refused { status, message } => {
-                // An Engine that shuts down refuses by these; any other refusal stays one.
+                // An Engine that shuts down refuses requests with these; any other refusal stays one.
                 let kind = match status.as_u16() {
                     502..=504 => FailureKind::Unavailable,
                     _ => FailureKind::Other,
@@ -186,7 +186,7 @@ fn lost(error: impl std::error::Error) -> Failed {
     Failed::Lost(chain(&error))
 }
 
-/// The whole body, within bounds.
+/// The whole body, up to the limit.
 async fn body(mut answer: Response<Incoming>) -> Result<Vec<u8>, Failed> {
     let mut text = Vec::new();
     while let Some(frame) = answer.frame().await {
@@ -200,7 +200,7 @@ async fn body(mut answer: Response<Incoming>) -> Result<Vec<u8>, Failed> {
     Ok(text)
 }
 
-/// The message of a refusal: the Engine's, or whatever else stands in its place.
+/// The message of a refusal: the Engine's, or any other text in its place.
 fn message(text: &[u8]) -> String {
     match serde_json::from_slice(text) {
         Ok(Refusal { message }) => message,
@@ -232,8 +232,8 @@ mod tests {
     );
     const ANSWER: (&str, &str) = ("200 OK", r#"{"LayersSize":7}"#);
 
-    /// A stand-in for an Engine that gives these answers one after the other, the last again and again, each after a moment.
-    /// Counts the questions.
+    /// A mock Engine that returns these responses one after the other and then repeats the last, each after a short delay. Counts
+    /// the requests.
     fn engine(answers: &'static [(&str, &str)]) -> (TempDir, DiskUsage, Arc<AtomicUsize>) {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("docker.sock");
@@ -266,7 +266,7 @@ mod tests {
         let answers = join_all((0..8).map(|_| usage.ask())).await;
         assert!(answers.iter().all(|a| matches!(a, Ok(7))), "{answers:?}");
         assert_eq!(asked.load(Ordering::SeqCst), 1);
-        // An answer is not kept for those who come later.
+        // A response is not kept for later callers.
         assert_eq!(usage.ask().await.unwrap(), 7);
         assert_eq!(asked.load(Ordering::SeqCst), 2);
     }

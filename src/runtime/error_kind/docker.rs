@@ -1,9 +1,9 @@
 //! Failure kinds from texts of the Docker Engine. Pure.
 //!
-//! The Engine answers nearly every failed pull with HTTP status 500, or with an error inside a stream that began with
-//! 200, so its words have to tell. Registries write a part of them, and a registry's own prose must not choose the kind.
-//! Hence the order here: without the image's names, take away what the Engine puts around a registry's answer, then look
-//! at the code that a registry's answer begins with, and only then apply the rules that all runtimes share.
+//! The Engine answers nearly every failed pull with HTTP status 500, or with an error inside a stream that started with 200, so
+//! the text must decide. Registries write a part of it, and a registry's own prose must not choose the kind. Hence the order
+//! here: without the image's names, remove the Engine's text around a registry's answer, then check the code at the beginning of
+//! that answer, and only then apply the rules for all runtimes.
 
 use super::from_rules;
 use super::names::without_image;
@@ -11,7 +11,7 @@ use crate::model::failure::FailureKind;
 use crate::model::failure::FailureKind::*;
 use crate::model::reference::Reference;
 
-/// Error codes of the distribution specification as the Engine prints them, at the beginning of a registry's answer.
+/// Error codes of the distribution specification as the Engine prints them at the beginning of a registry's answer.
 const CODES: &[(&str, FailureKind)] = &[
     ("toomanyrequests", RateLimited),
     ("unauthorized", Unauthorized),
@@ -28,13 +28,13 @@ const CODES: &[(&str, FailureKind)] = &[
     ("unknown", Other),
 ];
 
-/// Beginnings of the Engine's own texts for a refusal. What stands behind them is the registry's.
+/// Prefixes of the Engine's own texts for a refusal. The registry's text follows them.
 const REFUSALS: &[&str] = &[
     "pull access denied",
     "requested access to the resource is denied",
 ];
 
-/// The kind of a failed pull, from the HTTP status where the Engine refused the request with one, and its message.
+/// The kind of a failed pull, from the HTTP status, if the Engine refused the request with one, and its message.
 pub(in crate::runtime) fn kind_for(
     status: Option<u16>,
     message: &str,
@@ -43,7 +43,7 @@ pub(in crate::runtime) fn kind_for(
     kind_of(status, &without_image(message, image))
 }
 
-/// The kind of a message that is without the image's name.
+/// The kind of a message from which the image's names were removed.
 fn kind_of(status: Option<u16>, message: &str) -> FailureKind {
     let message = message.to_ascii_lowercase();
     let text = without_frame(message.trim());
@@ -55,7 +55,7 @@ fn kind_of(status: Option<u16>, message: &str) -> FailureKind {
         .unwrap_or(Other)
 }
 
-/// The text without the Engine's frame around the words of a registry or of the network.
+/// The text of a registry or of the network, without the Engine's text around it.
 fn without_frame(message: &str) -> &str {
     let mut text = message;
     loop {
@@ -78,20 +78,21 @@ fn after<'a>(text: &'a str, begin: &str, end: &str) -> Option<&'a str> {
     rest.split_once(end).map(|(_, rest)| rest)
 }
 
-/// The HTTP status of the registry, where the Engine passes it on; what the registry wrote behind it is not looked at.
+/// The kind for the registry's HTTP status, if the Engine passes it on; the registry's text after it is ignored.
 fn from_registry_status(text: &str) -> Option<FailureKind> {
     let digits = text
         .strip_prefix("received unexpected http status: ")
         .or_else(|| text.strip_prefix("error parsing http "))
         .or_else(|| {
-            // containerd's store: `unexpected status from HEAD request to URL: 503 Service Unavailable`. The URL may be gone already.
+            // containerd's store: `unexpected status from HEAD request to URL: 503 Service Unavailable`. The URL may have been
+            // removed already.
             let (_, rest) = text.split_once("unexpected status from ")?;
             let (_, rest) = rest.split_once(" request to ")?;
             rest.split_whitespace()
                 .find(|word| word.starts_with(|c: char| c.is_ascii_digit()))
         })?;
     match digits.get(..3)?.parse().ok()? {
-        // A registry that is broken is as good as one that is away; the Engine itself says 500 to everything.
+        // A failing registry is like an unavailable one; the Engine itself uses 500 for everything.
         500..=599 => Some(Unavailable),
         status => Some(from_status(status).unwrap_or(Other)),
     }
@@ -107,7 +108,7 @@ fn from_code(text: &str) -> Option<FailureKind> {
     })
 }
 
-/// The kind of the texts that only the Engine ends like this.
+/// The kind of texts with an ending that only the Engine writes.
 fn from_end(text: &str) -> Option<FailureKind> {
     let end = text.strip_suffix(": unknown").unwrap_or(text);
     match end {

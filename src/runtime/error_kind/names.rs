@@ -2,10 +2,10 @@
 
 use crate::model::reference::{DOCKER_HUB, Reference};
 
-/// The text without what names the image: URLs, and every word that has its repository or its registry's host in it.
+/// The text without the image's names: URLs, and every word that contains its repository or its registry's host.
 ///
-/// The tag, and a repository of one word, are taken out only where the text means them: a tag named `unauthorized`
-/// must not decide, and must not make the rest of a true `401 Unauthorized` unreadable either.
+/// The tag, and a repository of one word, are removed only where the text refers to them: a tag named `unauthorized` must not
+/// decide, and must not hide a real `401 Unauthorized` either.
 pub(super) fn without_image(message: &str, image: &Reference) -> String {
     let names = Names::of(image);
     let mut kept = String::with_capacity(message.len());
@@ -18,7 +18,7 @@ pub(super) fn without_image(message: &str, image: &Reference) -> String {
             continue;
         }
         if names.are_in(word, previous, quoted) {
-            // What ends the word may be the link between two errors of a chain.
+            // The last character of the word may separate two errors of a chain.
             let end = word.trim_end_matches([':', ',', ';', ']', ')', '.']).len();
             kept.push_str(&word[end..]);
         } else {
@@ -29,7 +29,7 @@ pub(super) fn without_image(message: &str, image: &Reference) -> String {
     kept
 }
 
-/// The names of one image, in lower case, as they can stand in an error text.
+/// The names of one image, in lower case, as they occur in an error text.
 struct Names {
     repository: String,
     familiar: String,
@@ -46,7 +46,7 @@ impl Names {
             .filter(|_| hub)
             .unwrap_or(&repository)
             .to_owned();
-        // A digest overrides a tag that is written next to it, but the runtime may repeat both.
+        // A digest overrides a tag, but the runtime may quote both.
         let tag = image.tag().map(str::to_ascii_lowercase).or_else(|| {
             let name = image.as_written().split('@').next()?;
             let (_, tag) = name
@@ -110,7 +110,7 @@ fn separates(c: char) -> bool {
     c.is_whitespace() || matches!(c, '"' | '\'' | '`' | '\\')
 }
 
-/// Splits at white space, quotes and backslashes, and keeps these: joined, the words are the text again.
+/// Splits at white space, quotes and backslashes, and keeps these: the joined words equal the text.
 pub(super) fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split_inclusive(separates).flat_map(|piece| {
         let at = piece

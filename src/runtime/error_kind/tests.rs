@@ -72,7 +72,7 @@ fn containerd_1_6_messages_are_classified() {
                 Unavailable,
                 r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to resolve reference "127.0.0.1:5000/team/app:1": failed to authorize: failed to fetch anonymous token: Get "http://127.0.0.1:5000/token?scope=repository%3Ateam%2Fapp%3Apull&service=s": EOF"#,
             ),
-            // Nobody listens; a name that does not resolve; plain HTTP where TLS is expected; a foreign certificate.
+            // No listener; a name that does not resolve; plain HTTP instead of TLS; an untrusted certificate.
             (
                 Unavailable,
                 r#"failed to pull and unpack image "127.0.0.1:5000/team/app:1": failed to resolve reference "127.0.0.1:5000/team/app:1": failed to do request: Head "http://127.0.0.1:5000/v2/team/app/manifests/1": dial tcp 127.0.0.1:5000: connect: connection refused"#,
@@ -336,7 +336,7 @@ fn containerd_2_1_messages_are_classified() {
     );
 }
 
-/// What a registry writes into its answers never stands for something that only the node can know. The first rows were provoked.
+/// A registry's text never leads to a kind that can only occur on the node. The first rows were provoked.
 #[test]
 fn registry_message_is_not_local_failure() {
     check(

@@ -1,9 +1,9 @@
-//! Error texts from outside, made fit to be shown. Pure.
+//! Sanitizes external error texts for display. Pure.
 
 use super::names::words;
 
-/// A text from outside, fit to be shown: on one line, without control characters, and without what may be a credential
-/// in an URL (a password, the signature of a redirect to a blob store).
+/// An external text, sanitized for display: on one line, without control characters, and without possible credentials in a URL (a
+/// password, the signature of a redirect to a blob store).
 pub(in crate::runtime) fn tidy(message: &str) -> String {
     let mut text = String::with_capacity(message.len());
     for word in words(message.trim()) {
@@ -21,7 +21,7 @@ pub(in crate::runtime) fn tidy(message: &str) -> String {
     lines.join(" ").replace(|c: char| c.is_control(), " ")
 }
 
-/// Query parameters that name what is asked for, and are needed to understand a message.
+/// Query parameters that identify the request and are needed to understand a message.
 const PLAIN_PARAMETERS: [&str; 4] = ["ns", "scope", "service", "account"];
 
 fn push_url(text: &mut String, url: &str, host_at: usize) {
@@ -41,7 +41,7 @@ fn push_url(text: &mut String, url: &str, host_at: usize) {
         return;
     };
     text.push_str(path);
-    // What closes a sentence or a chain link is not part of the last value.
+    // Punctuation after a sentence or a chain link is not part of the last value.
     let end = query.trim_end_matches([':', ',', ';', ')', ']']).len();
     let (query, closing) = query.split_at(end);
     for (index, parameter) in query.split('&').enumerate() {

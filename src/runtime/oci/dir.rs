@@ -1,8 +1,8 @@
-//! A directory of the layout, opened so that nothing below it is reached through a symbolic link.
+//! A directory of the layout, opened so that no path below it follows a symbolic link.
 //!
-//! Another user may have made the directory first, with links to our files in it. So each name is opened below a directory that is
-//! open already, never through a link, and only where it belongs to us or to root. The top alone may be reached through links: that
-//! path is the operator's word.
+//! Another user may have created the directory first, with links to our files in it. So each name is opened below an open
+//! directory, never through a link, and only if it belongs to us or to root. Only the top may be reached through links: the
+//! operator chose that path.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -17,7 +17,7 @@ use rustix::io::Errno;
 
 use super::error::OpenError;
 
-/// Nobody but us can put anything there, whatever the umask.
+/// Only we can create files there, regardless of the umask.
 const DIRECTORY: Mode = Mode::from_raw_mode(0o755);
 const FILE: Mode = Mode::from_raw_mode(0o644);
 
@@ -26,12 +26,12 @@ const FILE: Mode = Mode::from_raw_mode(0o644);
 pub(super) struct Dir {
     fd: OwnedFd,
     path: PathBuf,
-    /// The owner that this filesystem gives to what we make, where we have had to find out. Some know one owner only.
+    /// The owner that this filesystem assigns to our files, if it had to be determined. Some support only one owner.
     given: Arc<OnceLock<Option<u32>>>,
 }
 
 impl Dir {
-    /// Opens the layout's own directory; `None` where there is none.
+    /// Opens the layout's own directory; `None` if it does not exist.
     pub(super) fn top(path: &Path) -> Result<Option<Self>, OpenError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         match fs::open(path, flags, Mode::empty()) {
@@ -49,7 +49,7 @@ impl Dir {
         self.path.join(name.as_ref())
     }
 
-    /// Opens a directory in it; `None` where there is none.
+    /// Opens a subdirectory; `None` if it does not exist.
     pub(super) fn sub(&self, name: &str) -> Result<Option<Self>, OpenError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = match fs::openat(&self.fd, name, flags, Mode::empty()) {
@@ -66,7 +66,7 @@ impl Dir {
         }))
     }
 
-    /// Opens a directory in it, and makes it where there is none.
+    /// Opens a subdirectory, and creates it if it does not exist.
     pub(super) fn made(&self, name: &str) -> Result<Self, OpenError> {
         if let Some(sub) = self.sub(name)? {
             return Ok(sub);
@@ -81,7 +81,7 @@ impl Dir {
         }
     }
 
-    /// Opens a file in it; `None` where there is none.
+    /// Opens a file; `None` if it does not exist.
     pub(super) fn file(
         &self,
         name: impl AsRef<OsStr>,
@@ -100,7 +100,7 @@ impl Dir {
         Ok(Some(File::from(fd)))
     }
 
-    /// Opens a file in it to be read and written, and makes it where there is none.
+    /// Opens a file for reading and writing, and creates it if it does not exist.
     pub(super) fn made_file(&self, name: impl AsRef<OsStr>) -> Result<File, OpenError> {
         let name = name.as_ref();
         match self.file(name, OFlags::RDWR | OFlags::CREATE)? {
@@ -109,7 +109,7 @@ impl Dir {
         }
     }
 
-    /// Status of the entry under a name, which may be a link; `None` where there is none.
+    /// Status of the entry with a name, which may be a link; `None` if it does not exist.
     pub(super) fn stat(&self, name: impl AsRef<OsStr>) -> Result<Option<Stat>, OpenError> {
         let name = name.as_ref();
         match fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -119,7 +119,7 @@ impl Dir {
         }
     }
 
-    /// Refuses what is under these names, if anything is, where it is a link, of another kind or of another user.
+    /// Returns an error if one of these names is a link, of another type or of another user.
     pub(super) fn check(&self, directories: &[&str], files: &[&str]) -> Result<(), OpenError> {
         for name in directories {
             if let Some(stat) = self.stat(name)? {
@@ -137,12 +137,12 @@ impl Dir {
         Ok(())
     }
 
-    /// Returns whether a file is regular and of a user who may write here.
+    /// Returns whether a file is regular and belongs to a user who may write here.
     pub(super) fn is_sound(&self, name: &str, stat: &Stat) -> bool {
         self.check_file(name.as_ref(), stat).is_ok()
     }
 
-    /// Gives a file of this directory a name in another, in place of what has that name there.
+    /// Renames a file of this directory into another, replacing any file of that name.
     pub(super) fn rename(&self, name: &str, to: &Self, new: &str) -> io::Result<()> {
         Ok(fs::renameat(&self.fd, name, &to.fd, new)?)
     }
@@ -152,7 +152,7 @@ impl Dir {
         Ok(fs::unlinkat(&self.fd, name.as_ref(), AtFlags::empty())?)
     }
 
-    /// The names in it. Files may come and go meanwhile.
+    /// The names in it. Files may appear and disappear meanwhile.
     pub(super) fn names(&self) -> Result<Vec<OsString>, OpenError> {
         let unread = |e| failed("read", self.path.clone(), e);
         let mut names = Vec::new();
@@ -190,7 +190,7 @@ impl Dir {
         })
     }
 
-    /// The owner of what we make here: another than ourselves with NFS, which makes nobody of root, and with FAT.
+    /// The owner of files that we create here: a different one on NFS, which maps root to nobody, and on FAT.
     fn given(&self) -> Option<u32> {
         let find_out = || {
             let name = format!(".harpoon-owner.{:016x}", fastrand::u64(..));
@@ -203,7 +203,7 @@ impl Dir {
         *self.given.get_or_init(find_out)
     }
 
-    /// A link is refused by other errors with each kind of opening.
+    /// A refused link causes a different error for each kind of opening.
     fn why_not(&self, name: impl AsRef<OsStr>, error: Errno) -> OpenError {
         let name = name.as_ref();
         match self.stat(name) {

@@ -10,7 +10,7 @@ use crate::runtime::image_service::RuntimeError;
 /// The reason why a directory is not opened as an image layout.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// It cannot be made, read or written.
+    /// It cannot be created, read or written.
     #[error("failed to {doing} {path}", path = .path.display())]
     Io {
         /// The operation.
@@ -20,19 +20,19 @@ pub enum OpenError {
         /// The reason.
         source: io::Error,
     },
-    /// It holds something else.
+    /// It contains something else.
     #[error("failed to open {path}: it is neither empty nor an OCI image layout", path = .path.display())]
     NotALayout {
         /// The directory.
         path: PathBuf,
     },
-    /// A layout of a version that is not known.
+    /// A layout of an unknown version.
     #[error("failed to open {path}: it is not an OCI image layout of version 1", path = .path.display())]
     Version {
         /// The directory.
         path: PathBuf,
     },
-    /// Something in it is not what only its owner can have made.
+    /// An entry is not of the expected type.
     #[error("failed to open {path}: it is {found}", path = .path.display())]
     Kind {
         /// The file or directory.
@@ -40,7 +40,7 @@ pub enum OpenError {
         /// Its kind.
         found: &'static str,
     },
-    /// Something in it belongs to another user.
+    /// An entry belongs to another user.
     #[error(
         "failed to open {path}: it is owned by user {owner}, but harpoon runs as user {ours}. \
          If you trust its content, run harpoon as its owner, or change the owner with chown -R",
@@ -49,12 +49,12 @@ pub enum OpenError {
     Owner {
         /// The file or directory.
         path: PathBuf,
-        /// The number of its owner.
+        /// The user ID of its owner.
         owner: u32,
-        /// Ours.
+        /// Our user ID.
         ours: u32,
     },
-    /// No registry client.
+    /// The registry client could not be created.
     #[error("failed to create a registry client")]
     Client(#[source] registry::ClientError),
 }
@@ -64,7 +64,7 @@ pub enum OpenError {
 pub(super) enum Error {
     #[error(transparent)]
     Registry(#[from] registry::Error),
-    /// The directory has become something else since it was opened.
+    /// The directory was replaced since it was opened.
     #[error(transparent)]
     Open(#[from] OpenError),
     #[error("failed to {doing} {path}", path = .path.display())]
@@ -77,7 +77,7 @@ pub(super) enum Error {
     Index { path: PathBuf, reason: String },
     #[error("failed to lock {path}: held by another process for {seconds} s", path = .path.display())]
     Locked { path: PathBuf, seconds: u64 },
-    /// What the layer's author says of it, for what the registry does not have.
+    /// The registry lacks a layer that may not be distributed.
     #[error("layer {digest} is non-distributable and not in the registry")]
     Foreign {
         digest: String,

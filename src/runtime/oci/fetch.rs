@@ -1,7 +1,7 @@
-//! Brings one blob into the layout: from the registry, through a thread that hashes and writes.
+//! Downloads one blob into the layout: from the registry, through a thread that hashes and writes.
 //!
-//! The async side reads the network, the thread writes the file; between them are a few batches at most, so memory does not grow
-//! with the size of a layer. Dropping the future ends the thread, and what has come is kept to be resumed.
+//! The async side reads the network, the thread writes the file. At most a few batches are between them, so memory does not grow
+//! with the size of a layer. Dropping the future ends the thread; the received bytes are kept for a resumption.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -26,28 +26,28 @@ use crate::retry::keyed::Keyed;
 use crate::retry::limiter::RegistryLimiter;
 use crate::runtime::image_service::Progress;
 
-/// Bytes handed to the writing thread at once. TLS records are 16 KiB; waking a thread for each would cost more than the write.
+/// Size of a batch for the writing thread. TLS records are 16 KiB; waking a thread for each would cost more than the write.
 const BATCH: u64 = 128 << 10;
-/// Batches under way between the two.
+/// Maximum number of batches between the two.
 const BATCHES: usize = 2;
-/// Registries and object stores give each connection a rate of its own. Where one is slow, what is left of a blob is asked
-/// for in parts, of all blobs of a registry so many at once.
+/// Registries and object stores limit the rate of each connection. If one is slow, the rest of a blob is requested in parts. This
+/// is the maximum number of concurrent parts for all blobs of a registry.
 const PARTS_AT_ONCE: usize = 12;
-/// Bytes of a part. Fewer would not be worth the wait for an answer; with more, the last parts would be waited for alone.
+/// Minimum size of a part. Smaller parts are not worth a request; much larger ones would finish late, one at a time.
 const PART_LEAST: u64 = 1 << 20;
 const PART_MOST: u64 = 32 << 20;
-/// For fewer parts than this one answer is as good.
+/// For fewer parts than this, one response is as good.
 const PARTS_LEAST: u64 = 3;
-/// A connection is slow that takes longer for its first [`PART_LEAST`]. A faster one is cheaper than many.
+/// A connection is slow if its first [`PART_LEAST`] take longer. A single faster connection is cheaper than many.
 const SLOW: Duration = Duration::from_millis(50);
-/// How often one attempt goes on where the connection was cut. Each time must have brought something.
+/// Maximum number of resumptions of one attempt after a lost connection. Each must have received some bytes.
 const RESUMES: usize = 3;
-/// Interval at which a download checks that another has not finished the same blob.
+/// Interval of checks whether another download has finished the same blob.
 const OTHER_POLL: Duration = Duration::from_millis(200);
-/// Longest wait of an image for a blob that comes from another registry, before it asks its own.
+/// Maximum wait for a blob that is downloaded from another registry, before the image's own is used.
 const OTHER_REGISTRY_WAIT: Duration = Duration::from_secs(5);
 
-/// Progress of one image, over its blobs.
+/// Progress of one image, summed over its blobs.
 pub(super) struct Gauge<'a> {
     progress: &'a Progress,
     done: AtomicU64,
@@ -80,7 +80,7 @@ impl<'a> Gauge<'a> {
 pub(super) struct Downloads {
     any: Keyed<Digest, Mutex<()>>,
     own: Keyed<(String, Digest), Mutex<()>>,
-    /// A permit for each part that is asked of a registry. One that trickles keeps its own alone.
+    /// Permits for the parts that are requested from a registry. A slow part holds only its own.
     parts: RegistryLimiter,
 }
 
@@ -94,15 +94,15 @@ impl Default for Downloads {
     }
 }
 
-/// The right to download a blob from one registry.
+/// The permission to download a blob from one registry.
 struct Guard {
     _any: Option<OwnedMutexGuard<()>>,
     _own: OwnedMutexGuard<()>,
 }
 
 impl Downloads {
-    /// Waits for the turn at a blob, so that images that share it fetch it once: without end for its own registry, but not for
-    /// long for another, which may trickle.
+    /// Waits for the permission to download a blob, so that images that share it fetch it once: without limit for its own
+    /// registry, but only for a limited time for another one, which may be slow.
     async fn turn(&self, registry: &str, digest: &Digest) -> Guard {
         let any = self.any.lock(digest.clone());
         let any = tokio::time::timeout(OTHER_REGISTRY_WAIT, any).await.ok();
@@ -115,14 +115,14 @@ impl Downloads {
 }
 
 impl OciLayout {
-    /// Has the blob in the layout when this returns.
+    /// Downloads the blob into the layout unless it is present.
     pub(super) async fn fetch_blob(
         &self,
         access: Access<'_>,
         descriptor: &Descriptor,
         gauge: &Gauge<'_>,
     ) -> Result<(), Error> {
-        // The same answer whether or not the layer is here; and no name on disk comes from an unknown algorithm.
+        // Same result whether or not the layer is present; and an unknown algorithm never becomes a name on disk.
         registry::digest::Hasher::like(&descriptor.digest)?;
         let registry = access.image.registry();
         loop {
@@ -146,14 +146,14 @@ impl OciLayout {
             };
             let fetched = tokio::select! {
                 fetched = download.run(there) => fetched,
-                // From another registry, or by another process: the turn after this one finds it.
+                // Downloaded from another registry, or by another process: the next iteration finds it.
                 () = self.appears(descriptor) => {
                     gauge.rollback(counted.into_inner());
                     continue;
                 }
             };
             match fetched {
-                // What an earlier run left may have suffered with the machine: once more from the beginning.
+                // Data of an earlier run may have been damaged by a crash: restart from the beginning.
                 Err(Error::Registry(registry::Error::Content { .. })) if there > 0 => {
                     gauge.rollback(descriptor.size);
                 }
@@ -162,7 +162,7 @@ impl OciLayout {
         }
     }
 
-    /// Waits until the blob is here.
+    /// Waits until the blob is present.
     async fn appears(&self, descriptor: &Descriptor) {
         loop {
             tokio::time::sleep(OTHER_POLL).await;
@@ -175,7 +175,7 @@ impl OciLayout {
         }
     }
 
-    /// The file to download into; none where the blob is here, maybe because another process has just finished it.
+    /// The file to download into; `None` if the blob is present, maybe because another process has just finished it.
     async fn wanted(
         &self,
         registry: &str,
@@ -192,7 +192,7 @@ impl OciLayout {
                 let Some(partial) = Partial::open(&layout, &registry, &blob)? else {
                     return Ok(Found::Busy);
                 };
-                // Asked again with the file locked: nobody can finish the blob behind our back any more.
+                // Checked again with the file locked: no other process can finish the blob any more.
                 if layout.has_blob(&blob.digest, blob.size)? {
                     partial.discard();
                     return Ok(Found::Blob);
@@ -222,28 +222,28 @@ fn explain(descriptor: &Descriptor, error: Error) -> Error {
     }
 }
 
-/// What is there of a blob.
+/// The state of a blob in the layout.
 enum Found {
-    /// All of it.
+    /// Complete.
     Blob,
-    /// A file to go on with, maybe empty.
+    /// A file to resume, maybe empty.
     Partial(Box<Partial>),
     /// A file that another process is writing.
     Busy,
 }
 
-/// How reading one answer ended.
+/// The end of reading one response.
 enum End {
-    /// With the answer.
+    /// The response ended.
     Answer,
-    /// Before it, because the connection is slow.
+    /// Stopped before its end, because the connection is slow.
     Slow(Box<Blob>),
 }
 
-/// Why a download does not go on.
+/// The reason why a download stops.
 enum Stop {
     Registry(registry::Error),
-    /// The writing thread has ended; it knows why.
+    /// The writing thread has ended; its result contains the reason.
     Writer,
 }
 
@@ -253,21 +253,21 @@ impl From<registry::Error> for Stop {
     }
 }
 
-/// A blob on its way.
+/// A blob that is being downloaded.
 struct Download<'a> {
     client: &'a Client,
-    /// A permit for each part that is asked for.
+    /// A permit for each part that is requested.
     parts: Arc<Semaphore>,
     access: Access<'a>,
     descriptor: &'a Descriptor,
     gauge: &'a Gauge<'a>,
-    /// What the gauge has counted of this blob.
+    /// The bytes of this blob that the gauge has counted.
     counted: &'a AtomicU64,
     writer: Writer,
 }
 
 impl Download<'_> {
-    /// Brings what is missing behind the first `there` bytes.
+    /// Downloads the bytes after the first `there` bytes.
     async fn run(self, there: u64) -> Result<(), Error> {
         let size = self.descriptor.size;
         let mut got = there;
@@ -284,7 +284,7 @@ impl Download<'_> {
                         Err(_) => self.rewind().await,
                     };
                     match parts {
-                        // One answer may go where many do not; if not, it knows why.
+                        // One response may succeed where several do not; if not, it returns the reason.
                         Err(Stop::Registry(error)) => {
                             tracing::debug!(image = %self.access.image, digest = %self.descriptor.digest, got, %error, "continuing without parts");
                             Ok(())
@@ -303,7 +303,7 @@ impl Download<'_> {
                     tracing::debug!(image = %self.access.image, digest = %self.descriptor.digest, got, "download interrupted, resuming");
                 }
                 Err(Stop::Registry(error)) => {
-                    // So that the next attempt finds all that came.
+                    // So that the next attempt finds all received bytes.
                     self.writer.end().await?;
                     return Err(error.into());
                 }
@@ -313,8 +313,8 @@ impl Download<'_> {
         self.writer.finish().await
     }
 
-    /// Reads one answer from byte `got` on as far as it goes, or, where parts would be of use and are allowed, as long as it
-    /// is not slow.
+    /// Reads one response from byte `got` on as far as possible or, if parts are useful and allowed, until it turns out to be
+    /// slow.
     async fn read(&self, got: &mut u64, may_part: bool) -> Result<End, Stop> {
         let began = Instant::now();
         let Self { descriptor, .. } = self;
@@ -336,7 +336,7 @@ impl Download<'_> {
         Ok(End::Answer)
     }
 
-    /// Reads the rest in parts, the first of them from the answer that has brought what is before it.
+    /// Reads the rest in parts, the first of them from the current response.
     async fn read_parts(&self, got: u64, answer: Blob) -> Result<(), Stop> {
         let mut answer = Some(answer);
         let parts = parts(got, self.descriptor.size).map(|part| Ok((part, answer.take())));
@@ -351,7 +351,7 @@ impl Download<'_> {
             .await
     }
 
-    /// Reads one part, going on where the connection is cut.
+    /// Reads one part, and resumes after a lost connection.
     async fn read_part(&self, part: Range<u64>, answer: Option<Blob>) -> Result<(), Stop> {
         let mut at = part.start;
         let mut answer = answer;
@@ -380,7 +380,7 @@ impl Download<'_> {
         Ok(())
     }
 
-    /// Hands what an answer brings from byte `at` on to the writer, to its end or until there is enough.
+    /// Passes the bytes of a response from byte `at` on to the writer, until its end or until `enough`.
     async fn pour(&self, answer: &mut Blob, at: &mut u64, enough: u64) -> Result<(), Stop> {
         let mut begin = *at;
         let mut batch = Vec::new();
@@ -409,10 +409,10 @@ impl Download<'_> {
         }
     }
 
-    /// Forgets what came behind a gap; returns where that is.
+    /// Drops the bytes received after a gap; returns the offset of the gap.
     async fn rewind(&self) -> u64 {
         let (tell, told) = oneshot::channel();
-        // If the writer has ended, what is sent to it next tells so.
+        // If the writer has ended, the next send returns an error.
         let _ = self.writer.send(Piece::Rewind(tell)).await;
         let got = told.await.unwrap_or(0);
         self.recount(got);
@@ -425,15 +425,15 @@ impl Download<'_> {
     }
 }
 
-/// What is left of a blob from byte `at` on, in parts: a fair share of what is left each time, so that they grow with the blob
-/// and the last ones end together.
+/// The rest of a blob from byte `at` on, in parts. Each is a share of the remaining bytes, so that parts are larger for a larger
+/// blob, and the last ones end together.
 fn parts(at: u64, size: u64) -> impl Iterator<Item = Range<u64>> {
     let mut at = at;
     std::iter::from_fn(move || {
         let left = size.checked_sub(at).filter(|left| *left > 0)?;
         let share = left / (2 * PARTS_AT_ONCE as u64);
         let end = at.saturating_add(share.clamp(PART_LEAST, PART_MOST) + PART_LEAST / 2);
-        // At whole blocks of any filesystem, so that what is missing between two parts is seen as a hole.
+        // At block boundaries of any filesystem, so that a gap between two parts is detected as a hole.
         let end = end / PART_LEAST * PART_LEAST;
         let part = at..if end > at { end.min(size) } else { size };
         at = part.end;
@@ -442,13 +442,13 @@ fn parts(at: u64, size: u64) -> impl Iterator<Item = Range<u64>> {
 }
 
 enum Piece {
-    /// Bytes, and where they belong.
+    /// Bytes and their offset.
     Data(u64, Vec<Bytes>),
-    /// What came before was in vain.
+    /// The bytes before are invalid.
     Restart,
-    /// What came behind a gap was in vain; tells where that is.
+    /// The bytes after a gap are dropped; returns the offset of the gap.
     Rewind(oneshot::Sender<u64>),
-    /// All has come.
+    /// All bytes were sent.
     Finish,
 }
 
@@ -460,7 +460,7 @@ struct Writer {
 }
 
 impl Writer {
-    /// Starts the thread, which keeps `guard` until it is done with the file.
+    /// Starts the thread, which holds `guard` until it has closed the file.
     fn start(partial: Partial, guard: Guard) -> Self {
         let (tell, there) = oneshot::channel();
         let (pieces, receiver) = mpsc::channel(BATCHES);
@@ -475,7 +475,7 @@ impl Writer {
         }
     }
 
-    /// How much an earlier download left. Where the thread has failed, whatever is sent to it next says so.
+    /// Number of bytes of an earlier download. If the thread has failed, the next send returns the error.
     async fn there(&mut self) -> u64 {
         match self.there.take() {
             Some(there) => there.await.unwrap_or_default(),
@@ -488,12 +488,12 @@ impl Writer {
     }
 
     async fn finish(self) -> Result<(), Error> {
-        // If the thread has ended already, its result says why.
+        // If the thread has ended already, its result contains the reason.
         let _ = self.pieces.send(Piece::Finish).await;
         self.end().await
     }
 
-    /// Waits for the thread, and gives what it ended with.
+    /// Waits for the thread and returns its result.
     async fn end(self) -> Result<(), Error> {
         drop(self.pieces);
         match self.thread.await {

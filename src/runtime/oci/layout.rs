@@ -29,18 +29,18 @@ const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 const SOURCE_DIGEST: &str = "dev.harpoon.source.digest";
 
-/// What is ours alone: the lock, downloads, files to be renamed.
+/// Our private directory: the lock, downloads, and temporary files.
 const PRIVATE: &str = ".harpoon";
-/// How files begin that are written to be renamed, and after how long one is known to be of a writer that was killed.
+/// Prefix of temporary files, and the age after which their writer must have been killed.
 const NEW: &str = "new.";
 const NEW_STALE_AFTER: Duration = Duration::from_secs(3600);
 const PARTIAL: &str = "partial";
 const LOCK: &str = "lock";
 const BLOBS: &str = "blobs";
 const INDEX: &str = "index.json";
-/// The algorithms of digests, each of which has a directory of its blobs.
+/// The algorithms of digests, each with its own directory of blobs.
 const ALGORITHMS: [&str; 2] = ["sha256", "sha512"];
-/// What makes a directory a layout.
+/// The file that marks a directory as a layout.
 const MARKER: &str = "oci-layout";
 const MARKER_MAX: u64 = 64 << 10;
 const INDEX_MAX: u64 = 64 << 20;
@@ -54,7 +54,7 @@ pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
         Ok(value) => value,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime is shutting down: whoever waits for this is about to be dropped.
+            // The runtime is shutting down: the waiting future is about to be dropped.
             Err(_) => std::future::pending().await,
         },
     }
@@ -68,27 +68,28 @@ pub(super) struct Entry {
     /// The manifest in `blobs/`, and its size.
     pub(super) manifest: Digest,
     pub(super) size: u64,
-    /// What the reference stood for in the registry.
+    /// The digest of the reference in the registry.
     pub(super) source: Digest,
-    /// What the image is made for; another tool may not have said.
+    /// The platform of the image; other tools may not record it.
     pub(super) platform: Option<Platform>,
 }
 
-/// The lock on the layout; let go when dropped.
+/// The lock on the layout; released when dropped.
 pub(super) struct Lock {
     _file: File,
 }
 
-/// A layout directory. A clone is of the same one.
+/// A layout directory. Clones refer to the same directory.
 #[derive(Debug, Clone)]
 pub(super) struct Layout {
     root: Arc<Path>,
-    /// The same directory for good once it was seen, wherever its path leads later.
+    /// The directory once it was opened, even if its path later refers to another one.
     top: Arc<OnceLock<Dir>>,
 }
 
 impl Layout {
-    /// Opens the directory, which need not be there yet. Only looks, so that a plan leaves no trace: [`Layout::make`] makes what is missing.
+    /// Opens the directory, which need not exist yet. It only reads, so that a plan creates nothing: [`Layout::make`] creates
+    /// missing files.
     pub(super) fn open(root: PathBuf) -> Result<Self, OpenError> {
         let layout = Self {
             root: Arc::from(root),
@@ -105,8 +106,8 @@ impl Layout {
         Ok(layout)
     }
 
-    /// Makes what is missing of the layout. Our own directory comes first and `oci-layout` last, so that a directory that
-    /// was left half made is known as ours.
+    /// Creates the missing files of the layout. Our own directory comes first and `oci-layout` last, so that an incomplete
+    /// directory is recognised as ours.
     pub(super) async fn make(&self) -> Result<(), Error> {
         let layout = self.clone();
         blocking(move || {
@@ -121,7 +122,7 @@ impl Layout {
             Ok::<_, Error>(())
         })
         .await?;
-        // Without the lock an empty index could take the place of one that another process has just made and filled.
+        // Without the lock, an empty index could replace one that another process has just created and filled.
         let _lock = self.lock().await?;
         let layout = self.clone();
         blocking(move || {
@@ -140,7 +141,7 @@ impl Layout {
         .await
     }
 
-    /// Whether it is a layout already; an error where it can become none.
+    /// Returns whether it is a layout already; an error if it cannot become one.
     fn is_known(&self, top: &Dir) -> Result<bool, OpenError> {
         let path = self.root.to_path_buf();
         match read_bounded(top, MARKER, MARKER_MAX)? {
@@ -151,7 +152,7 @@ impl Layout {
         }
     }
 
-    /// The layout's directory; `None` where there is none yet.
+    /// The layout's directory; `None` if it does not exist yet.
     fn top(&self) -> Result<Option<&Dir>, OpenError> {
         if self.top.get().is_none() {
             let Some(top) = Dir::top(&self.root)? else {
@@ -170,7 +171,7 @@ impl Layout {
         })
     }
 
-    /// The directory of blobs, with one directory for each algorithm; `None` where there is none.
+    /// The directory of blobs, with one directory for each algorithm; `None` if it does not exist.
     pub(super) fn blobs(&self) -> Result<Option<Dir>, OpenError> {
         match self.top()? {
             Some(top) => top.sub(BLOBS),
@@ -187,7 +188,7 @@ impl Layout {
         self.made_top()?.made(PRIVATE)
     }
 
-    /// The directory of downloads that are not whole yet; `None` where there is none.
+    /// The directory of incomplete downloads; `None` if it does not exist.
     pub(super) fn partials(&self) -> Result<Option<Dir>, OpenError> {
         match self.top()?.map(|top| top.sub(PRIVATE)).transpose()? {
             Some(Some(private)) => private.sub(PARTIAL),
@@ -199,7 +200,8 @@ impl Layout {
         self.private()?.made(PARTIAL)
     }
 
-    /// Returns whether the blob is here, whole. Blobs are verified before they get their name. A link is none, nor is another user's.
+    /// Returns whether the complete blob is present. Blobs are verified before they get their name. A link or another user's file
+    /// does not count.
     pub(super) fn has_blob(&self, digest: &Digest, size: u64) -> Result<bool, Error> {
         let Some(dir) = self.blobs_like(digest)? else {
             return Ok(false);
@@ -218,7 +220,7 @@ impl Layout {
         }
     }
 
-    /// The blob's content, if it is here and has not more than `limit` bytes.
+    /// The blob's content, if it is present and has at most `limit` bytes.
     pub(super) fn read_blob(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>, Error> {
         let Some(dir) = self.blobs_like(digest)? else {
             return Ok(None);
@@ -239,7 +241,7 @@ impl Layout {
         self.replace(&dir, digest.hex(), content)
     }
 
-    /// The entry of each name, if there is one that is whole and of an image manifest.
+    /// The entry of each name, if there is a complete one of an image manifest.
     pub(super) fn entries(&self, names: &[String]) -> Result<Vec<Option<Entry>>, Error> {
         let index = self.read_index()?;
         let entries = by_name(&index);
@@ -249,7 +251,7 @@ impl Layout {
             .collect())
     }
 
-    /// The size of all that the entry's image is made of, if all of it is here.
+    /// The total size of the entry's image, if all of it is present.
     pub(super) fn complete(&self, entry: &Entry) -> Result<Option<u64>, Error> {
         let Some(text) = self.read_blob(&entry.manifest, MANIFEST_MAX)? else {
             return Ok(None);
@@ -272,7 +274,8 @@ impl Layout {
         Ok(Some(bytes))
     }
 
-    /// Takes the lock on `index.json`, waiting for other pulls and other processes. Polls, so that dropping it cancels the wait.
+    /// Acquires the lock on `index.json`, waiting for other pulls and other processes. Polls, so that dropping it cancels the
+    /// wait.
     pub(super) async fn lock(&self) -> Result<Lock, Error> {
         let deadline = tokio::time::Instant::now() + LOCK_WAIT;
         let path = self.root.join(PRIVATE).join(LOCK);
@@ -301,7 +304,7 @@ impl Layout {
         }
     }
 
-    /// Enters the image into `index.json`, in place of an entry of the same name. What other tools wrote stays as it is.
+    /// Adds the image to `index.json`, replacing an entry of the same name. Entries of other tools are kept.
     pub(super) fn record(&self, entry: &Entry, _lock: &Lock) -> Result<(), Error> {
         // The names of all blobs must be on disk before the entry that needs them.
         let blobs = self.made_top()?.made(BLOBS)?;
@@ -342,7 +345,7 @@ impl Layout {
         }
     }
 
-    /// Puts a file of this content into a directory at one stroke, on disk when this returns. A link of its name is replaced, not followed.
+    /// Writes a file atomically into a directory; it is on disk when this returns. A link of its name is replaced, not followed.
     fn replace(&self, dir: &Dir, name: &str, content: &[u8]) -> Result<(), Error> {
         let private = self.private()?;
         let fresh = format!("{NEW}{}.{:016x}", std::process::id(), fastrand::u64(..));
@@ -366,7 +369,7 @@ impl Layout {
     }
 }
 
-/// Refuses a layout that has links or another user's files where ours belong.
+/// Returns an error if the layout contains links or another user's files in place of ours.
 fn check(top: &Dir) -> Result<(), OpenError> {
     top.check(&[PRIVATE, BLOBS], &[INDEX, MARKER])?;
     let below: [(&str, &[&str], &[&str]); 2] =
@@ -374,7 +377,7 @@ fn check(top: &Dir) -> Result<(), OpenError> {
     for (name, directories, files) in below {
         match top.sub(name) {
             Ok(Some(dir)) => dir.check(directories, files)?,
-            // Another user's private directory need not be readable for a plan.
+            // A plan need not be able to read another user's private directory.
             Ok(None) | Err(OpenError::Io { .. }) => {}
             Err(error) => return Err(error),
         }
@@ -382,7 +385,7 @@ fn check(top: &Dir) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// The entries of an `index.json` that are whole and of an image manifest, the first of each name.
+/// The complete entries of an `index.json` that are of an image manifest, the first of each name.
 fn by_name(index: &Map<String, Value>) -> HashMap<&str, Entry> {
     let mut found = HashMap::new();
     let entries = index.get("manifests").and_then(Value::as_array);
@@ -397,14 +400,14 @@ fn by_name(index: &Map<String, Value>) -> HashMap<&str, Entry> {
     found
 }
 
-/// Enters the image into an `index.json`, and says whether that changed it. An error says what the index is not.
+/// Adds the image to an `index.json`, and returns whether that changed it. The error describes the invalid part of the index.
 fn enter(index: &mut Map<String, Value>, entry: &Entry) -> Result<bool, &'static str> {
     let fresh = entry_value(entry);
     let entries = index
         .entry("manifests")
         .or_insert_with(|| Value::Array(Vec::new()));
     let Value::Array(entries) = entries else {
-        return Err("its manifests are no list");
+        return Err("manifests is not a list");
     };
     match entries
         .iter()
@@ -417,7 +420,7 @@ fn enter(index: &mut Map<String, Value>, entry: &Entry) -> Result<bool, &'static
     Ok(true)
 }
 
-/// An `index.json` under fire, into which an image is entered as if another tool had written it.
+/// Adds an image to an `index.json` of another tool, for fuzzing.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz_index(data: &[u8]) {
     let _ = is_version_1(data);
@@ -521,8 +524,8 @@ fn is_version_1(text: &[u8]) -> bool {
     })
 }
 
-/// That files can be made here, or in the nearest directory above that is there: that there is no room for a layout is
-/// to be known before anything is pulled.
+/// Checks that files can be created here, or in the nearest existing parent directory, so that a failure is reported before any
+/// pull.
 fn may_be_made(root: &Path) -> Result<(), OpenError> {
     let here = |path: &Path| match path.as_os_str().is_empty() {
         true => PathBuf::from("."),
@@ -537,14 +540,14 @@ fn may_be_made(root: &Path) -> Result<(), OpenError> {
     })
 }
 
-/// Whether a directory without `oci-layout` is empty, or was being made by us. A new filesystem is not quite empty.
+/// Returns whether a directory without `oci-layout` is empty, or was being created by us. A new filesystem is not quite empty.
 fn may_be_ours(top: &Dir) -> Result<bool, OpenError> {
     let names = top.names()?;
     let is_begun = names.iter().any(|name| name == PRIVATE);
     Ok(is_begun || names.iter().all(|name| name == "lost+found"))
 }
 
-/// A file's content: `None` where there is no file, `Some(None)` where it has more than `limit` bytes.
+/// A file's content: `None` if there is no file, `Some(None)` if it has more than `limit` bytes.
 fn read_bounded(dir: &Dir, name: &str, limit: u64) -> Result<Option<Option<Vec<u8>>>, OpenError> {
     let Some(file) = dir.file(name, OFlags::RDONLY)? else {
         return Ok(None);

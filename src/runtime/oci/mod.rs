@@ -1,23 +1,23 @@
-//! The `oci:DIR` runtime: pulls straight from the registry into an OCI image layout directory.
+//! The `oci:DIR` runtime: pulls directly from the registry into an OCI image layout directory.
 //!
-//! For machines without a daemon, for baking node images and for air-gapped bundles. What it keeps of an image is one
-//! platform's manifest, its configuration and its layers, compressed as the registry has them:
+//! For machines without a daemon, for building node images and for air-gapped bundles. It stores one platform's manifest of an
+//! image, its configuration and its layers, compressed as in the registry:
 //!
-//! - `index.json` has an entry for each reference, annotated with its normalised form twice: as
+//! - `index.json` has an entry for each reference, annotated twice with its normalised form: as
 //!   `org.opencontainers.image.ref.name`, by which `skopeo … oci:DIR:docker.io/library/nginx:latest` finds it, and as
-//!   `io.containerd.image.name`, by which `ctr images import` names it. `dev.harpoon.source.digest` is the digest that the
-//!   reference stood for in the registry: of the index, where the image is for several platforms.
-//! - A Docker manifest (schema 2) is written as the OCI manifest of the same configuration and layers, since a layout holds
-//!   OCI manifests and skopeo reads no others; every other blob is byte for byte the registry's.
-//! - `.harpoon/` has the lock, and the downloads under way.
+//!   `io.containerd.image.name`, by which `ctr images import` names it. `dev.harpoon.source.digest` is the digest of
+//!   the reference in the registry: that of the index, if the image is for several platforms.
+//! - A Docker manifest (schema 2) is written as the OCI manifest of the same configuration and layers, since a layout
+//!   holds OCI manifests and skopeo reads no others; every other blob is byte for byte the registry's.
+//! - `.harpoon/` contains the lock and the downloads in progress.
 //!
-//! Layers that "may not be distributed" are asked of the registry like all others, most have them; their `urls`, which anybody may
-//! have written, are never fetched. Nothing is ever deleted from `blobs/`.
+//! Layers that "may not be distributed" are requested from the registry like all others, since most registries have them; their
+//! `urls`, which are untrusted, are never fetched. Nothing is ever deleted from `blobs/`.
 //!
-//! The directory is a valid layout at every moment, whatever is killed: a blob appears under its name by a rename, when it is
-//! whole, verified and synced; `index.json` is replaced likewise, after all blobs of its new entry. Opening it makes nothing, the
-//! first image does. Several pulls, in one process or in several, may share the directory. Nothing in it is reached through a symbolic
-//! link, and a layout that another user made is refused (`dir.rs`).
+//! The directory is a valid layout at every moment, even after a crash: a blob appears under its name by a rename, when it is
+//! complete, verified and synced; `index.json` is replaced likewise, after all blobs of its new entry. Opening it creates
+//! nothing; the first image does. Several pulls, in one or several processes, may share the directory. No path in it follows a
+//! symbolic link, and a layout that another user created is refused (`dir.rs`).
 
 mod dir;
 mod error;
@@ -51,7 +51,7 @@ pub use error::OpenError;
 use fetch::{Downloads, Gauge};
 use layout::{Entry, Layout, blocking};
 
-/// Layers of one image that are fetched at once, as skopeo does it.
+/// Maximum number of concurrent layer downloads of one image, as in skopeo.
 const LAYERS_AT_ONCE: usize = 6;
 
 /// An OCI image layout directory that images are pulled into.
@@ -64,10 +64,11 @@ pub struct OciLayout {
     downloads: Downloads,
 }
 
-/// Opens the layout directory `dir`. Where it is missing or empty, the first pull makes it. Images are pulled for `platform`.
+/// Opens the layout directory `dir`. If it is missing or empty, the first pull creates the layout. Images are pulled for
+/// `platform`.
 ///
 /// # Errors
-/// [`OpenError`], among others where the directory holds something else.
+/// [`OpenError`], for example if the directory contains something else.
 pub async fn open(dir: &Path, platform: Platform) -> Result<OciLayout, OpenError> {
     let client = Client::new().map_err(OpenError::Client)?;
     OciLayout::with_client(dir, platform, client).await
@@ -99,13 +100,13 @@ impl OciLayout {
         })
     }
 
-    /// The same, for images of another platform.
+    /// The same layout for images of another platform.
     #[must_use]
     pub fn for_platform(self, platform: Platform) -> Self {
         Self { platform, ..self }
     }
 
-    /// What is here of each of these, by one look at the index.
+    /// Looks up these images with a single read of the index.
     async fn stored(&self, images: &[&Reference]) -> Result<Vec<Option<StoredImage>>, Error> {
         let layout = self.layout.clone();
         let names: Vec<_> = images
@@ -144,7 +145,7 @@ impl OciLayout {
             Some(platform) => platform,
             None => self.config_platform(image, config).await?,
         };
-        // The biggest first, since the last one to end is what a pull waits for.
+        // The largest first, since a pull waits for the last one to end.
         let mut layers = blobs;
         layers.retain(|blob| blob.digest != config.digest);
         layers.sort_by_key(|layer| std::cmp::Reverse(layer.size));
@@ -159,7 +160,7 @@ impl OciLayout {
         self.record(image, &chosen, platform, bytes).await
     }
 
-    /// What an image that no index speaks for is made for, by its own configuration; an error where that is not this platform.
+    /// The platform of an image without an index, from its own configuration; an error if it is not this platform.
     async fn config_platform(
         &self,
         image: &Reference,
@@ -169,7 +170,7 @@ impl OciLayout {
         let blob = config.digest.clone();
         let text = blocking(move || layout.read_blob(&blob, MANIFEST_MAX)).await?;
         let made_for = config_platform(&text.unwrap_or_default())?;
-        // Images made from scratch need not say what they are made for.
+        // Images built from scratch may lack a platform.
         let made_for = made_for.unwrap_or_else(|| self.platform.clone());
         if select::runs(&made_for, &self.platform) {
             return Ok(made_for);
@@ -182,7 +183,7 @@ impl OciLayout {
         .into())
     }
 
-    /// Writes the manifest, then enters the image into `index.json`: from then on it is there.
+    /// Writes the manifest, then adds the image to `index.json`, which makes it present.
     async fn record(
         &self,
         image: &Reference,
@@ -228,7 +229,7 @@ impl ImageService for OciLayout {
     async fn statuses(&self, images: &[&Reference]) -> Vec<Status> {
         match self.stored(images).await {
             Ok(stored) => stored.into_iter().map(Ok).collect(),
-            // One that is damaged must not hide the others.
+            // A damaged one must not hide the others.
             Err(_) => ask_each(self, images).await,
         }
     }
@@ -256,7 +257,7 @@ impl ImageService for OciLayout {
     }
 }
 
-/// What the layout has under this entry, if it is for this platform and all of it is here.
+/// The image of this entry, if it is for this platform and complete.
 fn whole(layout: &Layout, entry: &Entry, wanted: &Platform) -> Result<Option<StoredImage>, Error> {
     let platform = entry.platform.as_ref();
     if platform.is_some_and(|p| !select::runs(p, wanted)) {

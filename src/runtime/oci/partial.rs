@@ -1,12 +1,12 @@
-//! A blob that is being downloaded from a registry: a file named for both beside the blobs, renamed among them when it is whole.
+//! A blob that is being downloaded from a registry: a file beside the blobs, named after both, and renamed when it is complete.
 //!
-//! Each registry has a file of its own, so that one that trickles holds up no other; whichever is whole first is the blob, and
-//! the same content may come to take its place. The file is kept when a download breaks off, whether by an error, a signal or a loss of power, and the next one goes on from
-//! there. A lock on it keeps other processes, and other tasks that have not noticed each other, from writing the same file.
+//! Each registry has a file of its own, so that a slow one does not delay the others; the first complete file becomes the blob,
+//! and the same content may replace it later. If a download is interrupted by an error, a signal or a loss of power, the file is
+//! kept, and the next download resumes it. A lock prevents other processes and other tasks from writing the same file.
 //!
-//! Bytes may come in any order. Those that follow the beginning without a gap are hashed as they come; those behind a gap are
-//! read again when it is closed. A process that is killed leaves its gaps as holes of the file, and the next one goes on before
-//! the first of them. Where a filesystem tells no holes, the digest tells in the end.
+//! Bytes may arrive in any order. Those that follow the beginning without a gap are hashed immediately; those after a gap are
+//! read again when it is closed. A killed process leaves its gaps as holes of the file, and the next one resumes before the first
+//! of them. If a filesystem does not report holes, the digest detects the damage.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -25,10 +25,10 @@ use crate::registry;
 use crate::registry::digest::{Hasher, sha256};
 use crate::registry::manifest::Descriptor;
 
-/// A download that nobody took up for so long is not wanted any more.
+/// Age after which an abandoned download is removed.
 pub(super) const STALE_AFTER: Duration = Duration::from_secs(7 * 24 * 3600);
 const REHASH_BUFFER: usize = 256 << 10;
-/// Before a hole, the block that was being written when the process died is filled up with zeros; none is larger than this.
+/// Maximum block size: before a hole, the block that was being written when the process died is padded with zeros.
 const BLOCK_MOST: u64 = 64 << 10;
 
 /// The file, locked.
@@ -40,14 +40,14 @@ pub(super) struct Partial {
     layout: Layout,
     descriptor: Descriptor,
     hasher: Hasher,
-    /// How much is there without a gap; so much is hashed.
+    /// Length without a gap; these bytes are hashed.
     length: u64,
-    /// What is there behind a gap: where it begins and ends.
+    /// The ranges after a gap: their start and end.
     ahead: BTreeMap<u64, u64>,
 }
 
 impl Partial {
-    /// Opens and locks the partial download of a blob from a registry; `None` where another holds it.
+    /// Opens and locks the partial download of a blob from a registry; `None` if another process or task holds it.
     pub(super) fn open(
         layout: &Layout,
         registry: &str,
@@ -69,10 +69,10 @@ impl Partial {
         }))
     }
 
-    /// Takes in what an earlier download left, and returns how much that is. Stops when `cancelled` says so.
+    /// Reads the data of an earlier download, and returns its length. Stops when `cancelled` returns true.
     pub(super) fn take_in(&mut self, cancelled: impl Fn() -> bool) -> Result<u64, Error> {
         let there = self.file.metadata().map_err(|e| self.failed("read", e))?;
-        // The last blocks of a file whose writer lost power may be zeros: if so, the digest tells in the end.
+        // The last blocks of a file may be zeros after a loss of power; the digest detects that.
         if there.len() > self.descriptor.size {
             self.restart()?;
             return Ok(0);
@@ -85,7 +85,7 @@ impl Partial {
         self.rewind()
     }
 
-    /// Hashes what is there up to byte `end`. Stops when `cancelled` says so.
+    /// Hashes the file up to byte `end`. Stops when `cancelled` returns true.
     fn hash(&mut self, end: u64, cancelled: impl Fn() -> bool) -> Result<(), Error> {
         let mut buffer = vec![0; REHASH_BUFFER];
         while self.length < end && !cancelled() {
@@ -102,7 +102,7 @@ impl Partial {
         Ok(())
     }
 
-    /// Writes bytes where they belong. Where the filesystem is full, gives back what the download has taken.
+    /// Writes bytes at their offset. If the filesystem is full, removes the download to free its space.
     pub(super) fn put(&mut self, at: u64, bytes: &[u8]) -> Result<(), Error> {
         if let Err(error) = self.file.write_all_at(bytes, at) {
             if is_full(&error) {
@@ -129,14 +129,14 @@ impl Partial {
         Ok(())
     }
 
-    /// Forgets all that has come.
+    /// Drops all received bytes.
     pub(super) fn restart(&mut self) -> Result<(), Error> {
         self.hasher = Hasher::like(&self.descriptor.digest)?;
         self.length = 0;
         self.rewind().map(drop)
     }
 
-    /// Forgets what has come behind a gap, and returns where that is.
+    /// Drops the bytes received after a gap, and returns the offset of the gap.
     pub(super) fn rewind(&mut self) -> Result<u64, Error> {
         self.ahead.clear();
         let cut = self.file.set_len(self.length);
@@ -144,7 +144,7 @@ impl Partial {
         Ok(self.length)
     }
 
-    /// Makes it a blob, if it is the one that was asked for; if not, drops it for good.
+    /// Renames it to the blob if it has the requested digest; otherwise removes it.
     pub(super) fn finish(self) -> Result<(), Error> {
         let asked = &self.descriptor.digest;
         let actual = self.hasher.clone().finish();
@@ -167,13 +167,13 @@ impl Partial {
             })
     }
 
-    /// Leaves what has come to the next attempt, if the blob has not come from elsewhere.
+    /// Leaves the received bytes to the next attempt, unless the blob is present by now.
     pub(super) fn leave(mut self) {
         let Descriptor { digest, size, .. } = &self.descriptor;
         if self.length == 0 || self.layout.has_blob(digest, *size).unwrap_or(false) {
             self.discard();
         } else if !self.ahead.is_empty() {
-            // If not, the holes tell.
+            // If that fails, the holes show the gaps.
             let _ = self.rewind();
         }
     }
@@ -188,15 +188,15 @@ impl Partial {
     }
 }
 
-/// A registry's name is not fit to be a file's.
+/// A registry's name may contain characters that are invalid in a file name.
 pub(super) fn file_name(registry: &str, digest: &Digest) -> String {
     let registry = sha256(registry.as_bytes());
     let (registry, _) = registry.hex().split_at(16);
     format!("{}-{}-{registry}", digest.algorithm(), digest.hex())
 }
 
-/// Opens the file and locks it; `None` where another has it. The one that had it may have renamed or removed the
-/// file between our opening and our locking it: then what we hold is not what is there.
+/// Opens the file and locks it; `None` if another holds the lock. The previous holder may have renamed or removed the file
+/// between opening and locking: then the locked file is not the one with this name.
 fn lock(dir: &Dir, name: impl AsRef<OsStr>, make: bool) -> Result<Option<File>, Error> {
     let name = name.as_ref();
     let io = |e| failed("open", &dir.path(name), e);
@@ -216,7 +216,7 @@ fn lock(dir: &Dir, name: impl AsRef<OsStr>, make: bool) -> Result<Option<File>, 
         let held = file.metadata().map_err(io)?;
         let there = dir.stat(name)?;
         if there.is_some_and(|there| (there.st_dev, there.st_ino) == (held.dev(), held.ino())) {
-            // What has a second name is somebody's copy of the layout: it is not ours to be written to.
+            // A file with a second name belongs to a copy of the layout and must not be written to.
             if held.nlink() == 1 {
                 return Ok(Some(file));
             }
@@ -225,8 +225,8 @@ fn lock(dir: &Dir, name: impl AsRef<OsStr>, make: bool) -> Result<Option<File>, 
     }
 }
 
-/// Removes files of this prefix that have not been written to for so long, unless somebody holds them. A failure to do so
-/// harms nothing, and neither does a clock that is wrong: what is missed then is fetched again.
+/// Removes files with this prefix that were not written to for this long, unless they are locked. A failure does no harm, and
+/// neither does a wrong clock: a removed file is downloaded again.
 pub(super) fn remove_stale(dir: &Dir, prefix: &str, after: Duration) {
     let now = SystemTime::now();
     let names = dir.names().unwrap_or_default();

@@ -344,7 +344,7 @@ async fn bytes_may_arrive_in_any_order() {
 async fn bytes_after_gap_are_discarded() {
     let content = layer(1, 3_000_000);
     let whole = |at: usize| at..at + 1_000_000;
-    // Told to stop: what is there without a gap is kept. Killed: a little less, since what is in the last block is not known.
+    // Stopped: the bytes without a gap are kept. Killed: a little less, since the content of the last block is unknown.
     for (killed, least, most) in [(false, 1_000_000, 1_000_000), (true, 900_000, 1_000_000)] {
         let bed = Bed::of(Shelf::default()).await;
         let mut partial = begin(bed.dir.path(), &content);
@@ -392,7 +392,7 @@ async fn shared_layer_is_fetched_once() {
     put(&mut shelf, "1", "amd64", &[shared.clone(), layer(2, 1000)]);
     put(&mut shelf, "2", "amd64", &[shared.clone(), layer(3, 1000)]);
     let bed = Bed::of(shelf).await;
-    // A layout opened by itself stands for another process: it knows the files alone.
+    // A separately opened layout replaces another process: it shares only the files.
     let other = OciLayout::with_client(bed.dir.path(), amd64(), client());
     let other = other.await.unwrap();
     let progress = Progress::default();

@@ -1,4 +1,4 @@
-//! What a layout directory takes on disk.
+//! Disk usage of a layout directory.
 
 use rustix::fs::FileType;
 
@@ -9,7 +9,7 @@ use crate::model::digest::Digest;
 use crate::model::image_size::Usage;
 
 impl Layout {
-    /// The blobs, and downloads that are under way or were cut off.
+    /// The blobs, and downloads that are in progress or were interrupted.
     pub(super) fn usage(&self) -> Result<Usage, Error> {
         let mut usage = Usage::default();
         if let Some(blobs) = self.blobs()? {
@@ -35,7 +35,7 @@ impl Layout {
     }
 }
 
-/// A directory of blobs; `None` where the name is of something else.
+/// A directory of blobs; `None` if the name is not a directory.
 fn directory(blobs: &Dir, name: &str) -> Result<Option<Dir>, Error> {
     match blobs.stat(name)? {
         Some(stat) if kind(&stat) == FileType::Directory => Ok(blobs.sub(name)?),
@@ -43,7 +43,7 @@ fn directory(blobs: &Dir, name: &str) -> Result<Option<Dir>, Error> {
     }
 }
 
-/// The files of a directory with their sizes. They may come and go meanwhile.
+/// The files of a directory with their sizes. They may appear and disappear meanwhile.
 fn files(dir: &Dir) -> Result<Vec<(String, u64)>, Error> {
     let mut files = Vec::new();
     for name in dir.names()? {

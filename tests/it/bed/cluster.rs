@@ -1,4 +1,4 @@
-//! A real API server, and what tests put into it.
+//! A real API server, and helpers that create its objects.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -11,7 +11,7 @@ use tokio::runtime::Runtime;
 
 use super::{Daemon, block_on, block_on_runtime, client, directory, eventually, unique};
 
-/// A real Kubernetes API server (1.20, RBAC) with its etcd. There are no controllers: no ReplicaSets come of Deployments.
+/// A real Kubernetes API server (1.20, RBAC) with its etcd. There are no controllers: Deployments create no ReplicaSets.
 #[derive(Debug)]
 pub struct Kubernetes {
     daemon: Daemon,
@@ -94,14 +94,14 @@ impl Kubernetes {
         ]
     }
 
-    /// Makes a namespace of the test's own and returns its name.
+    /// Creates a namespace of the test's own and returns its name.
     pub fn namespace(&self) -> String {
         let name = unique("ns");
         self.create("/api/v1/namespaces", json!({"metadata": {"name": name}}));
         name
     }
 
-    /// Makes a namespace unless it is there.
+    /// Creates a namespace unless it exists.
     pub fn ensure_namespace(&self, name: &str) {
         let namespaces = "/api/v1/namespaces";
         if self.get(namespaces)["items"]
@@ -114,7 +114,7 @@ impl Kubernetes {
         }
     }
 
-    /// Makes a service account that has no rights yet, and returns a token of it.
+    /// Creates a service account without rights, and returns a token of it.
     pub fn service_account(&self, namespace: &str, name: &str) -> String {
         let accounts = format!("/api/v1/namespaces/{namespace}/serviceaccounts");
         self.create(&accounts, json!({"metadata": {"name": name}}));
@@ -165,7 +165,7 @@ impl Kubernetes {
         token
     }
 
-    /// The HTTP status that a GET of `path` has for the user of this token.
+    /// The HTTP status of a GET of `path` for the user of this token.
     pub fn status(&self, path: &str, token: &str) -> u16 {
         let request = self.client.get(format!("{}{path}", self.server()));
         let request = request.bearer_auth(token).send();
@@ -188,7 +188,7 @@ impl Kubernetes {
         });
     }
 
-    /// Has etcd forget everything but the present state, so that a list that is being read page by page expires.
+    /// Compacts etcd to the current revision, so that a paginated list in progress expires.
     pub fn compact(&self) {
         let etcd = self.daemon.value("ETCD").to_owned();
         let ask = move |path: &str, body: Value| {
@@ -256,7 +256,7 @@ impl Kubernetes {
         });
     }
 
-    /// What a GET of `path` answers, as it is.
+    /// The response to a GET of `path`, unchanged.
     pub fn text(&self, path: &str) -> String {
         let request = self.client.get(format!("{}{path}", self.server()));
         let request = request.bearer_auth(self.token()).send();
@@ -293,7 +293,7 @@ impl Kubernetes {
         self.daemon.kill();
     }
 
-    /// Starts it again on the same port, with what etcd had.
+    /// Restarts it on the same port, with the previous data of etcd.
     pub fn restart(&self) {
         self.daemon.restart();
     }

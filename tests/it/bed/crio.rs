@@ -1,4 +1,4 @@
-//! CRI-O: what its server answers on the wire, and a real one where there is one on the `PATH`.
+//! CRI-O: a mock of its server, and a real one if it is on the `PATH`.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -15,10 +15,10 @@ use tokio::task::AbortHandle;
 
 use super::{Daemon, Runtime, block_on, directory};
 
-/// What `ImageFsInfo` says: the size of `overlay-images`, which has no layers in it.
+/// The response to `ImageFsInfo`: the size of `overlay-images`, which contains no layers.
 const RECORDS: u64 = 96 << 10;
 
-/// A server that answers as CRI-O 1.37 does, with images that it is said to find and downloads nothing.
+/// A server that responds like CRI-O 1.37. It downloads nothing.
 #[derive(Debug)]
 pub struct CrioStandIn {
     directory: tempfile::TempDir,
@@ -31,13 +31,13 @@ struct Store {
     directory: PathBuf,
     /// `unqualified-search-registries`.
     search: Vec<String>,
-    /// What registries have, by its full reference, and its size.
+    /// The images in registries, by full reference, with their sizes.
     offered: BTreeMap<String, u64>,
     stored: BTreeMap<String, cri::Image>,
 }
 
 impl CrioStandIn {
-    /// One that searches these registries for a name without one.
+    /// One that searches these registries for a name without a registry.
     pub fn start(search: &[&str]) -> Self {
         let directory = directory();
         let store = Arc::new(Mutex::new(Store {
@@ -60,19 +60,19 @@ impl CrioStandIn {
         format!("unix://{}/crio.sock", self.directory.path().display())
     }
 
-    /// A registry has an image under this full reference from now on.
+    /// Adds an image with this full reference to a registry.
     pub fn offer(&self, reference: &str, bytes: u64) {
         let mut store = self.store.lock().unwrap();
         store.offered.insert(reference.to_owned(), bytes);
     }
 
-    /// The store has the image from now on; returns its ID.
+    /// Adds the image to the store; returns its ID.
     pub fn add(&self, reference: &str, bytes: u64) -> String {
         self.offer(reference, bytes);
         self.store.lock().unwrap().pull(reference).unwrap()
     }
 
-    /// The full references of all that is stored.
+    /// The full references of all stored images.
     pub fn images(&self) -> Vec<String> {
         self.store.lock().unwrap().stored.keys().cloned().collect()
     }
@@ -85,7 +85,7 @@ impl Drop for CrioStandIn {
 }
 
 impl Store {
-    /// The full references that a name may stand for, in the order in which they are tried.
+    /// The full references that a name may resolve to, in the order in which they are tried.
     fn candidates(&self, name: &str) -> Vec<String> {
         let host = name.split_once('/').map_or("", |(host, _)| host);
         if host.contains(['.', ':']) || host == "localhost" {
@@ -121,7 +121,7 @@ impl Store {
             return Err(unknown(candidates.last().map_or(name, |full| full)));
         };
         let (repository, _) = full.rsplit_once(':').unwrap();
-        // The same for the same name, and no two alike.
+        // Equal for equal names, different for others.
         let id: String = full.bytes().rev().map(|b| format!("{b:02x}")).collect();
         let id: String = id.chars().chain("0".repeat(64).chars()).take(64).collect();
         let image = cri::Image {
@@ -135,7 +135,7 @@ impl Store {
         Ok(id)
     }
 
-    /// The message that answers a call, or the text of its failure.
+    /// The response message of a call, or the text of its failure.
     fn answer(&mut self, path: &str, request: &[u8]) -> Result<Vec<u8>, String> {
         Ok(match path {
             "/runtime.v1.RuntimeService/Version" => cri::VersionResponse {
@@ -178,7 +178,7 @@ impl Store {
     }
 }
 
-/// The text of a pull that failed: the image library's failure as an image, and again as an artifact.
+/// The text of a failed pull: the image library's failure for an image, and again for an artifact.
 fn unknown(full: &str) -> String {
     let (repository, tag) = full.rsplit_once(':').unwrap();
     let failure = format!("reading manifest {tag} in {repository}: manifest unknown");
@@ -237,7 +237,7 @@ async fn call(
         .unwrap())
 }
 
-/// A real CRI-O. It is not in Debian, so that only ignored tests start it.
+/// A real CRI-O. It is not in Debian, so only ignored tests start it.
 #[derive(Debug)]
 pub struct Crio(Daemon);
 

@@ -1,6 +1,6 @@
-//! An HTTP proxy on loopback that makes faults on demand, in front of a real registry or API server.
+//! An HTTP proxy on loopback that produces faults on demand, in front of a real registry or API server.
 //!
-//! What is between two faults is real: requests go to the server behind, answers come from it, only the wire is bad.
+//! Requests without a fault are answered by the real server; only the connection is faulty.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -30,32 +30,32 @@ type Body = UnsyncBoxBody<Bytes, Error>;
 /// Longer than any test.
 const FOREVER: Duration = Duration::from_secs(3600);
 
-/// What happens to one request.
+/// The handling of one request.
 #[derive(Debug, Clone)]
 pub enum Fault {
-    /// Nothing: the server behind answers it.
+    /// Passed to the server.
     Pass,
-    /// This answer, without asking the server behind.
+    /// This response, without passing the request to the server.
     Answer {
         status: u16,
         headers: Vec<(&'static str, String)>,
         body: String,
     },
-    /// The connection is closed without an answer.
+    /// The connection is closed without a response.
     Close,
-    /// It waits so long before it passes.
+    /// Passed after this delay.
     Delay(Duration),
-    /// It waits until the test opens the gate, and then passes.
+    /// Passed after the test opens the gate.
     Hold(Gate),
-    /// No answer ever comes.
+    /// Never answered.
     Stall,
-    /// The answer begins, and after so many bytes of its body nothing more comes.
+    /// The response stalls after this many bytes of its body.
     StallAfter(usize),
-    /// The answer begins, and after so many bytes of its body the connection is cut.
+    /// The connection is closed after this many bytes of the response's body.
     CutAfter(usize),
-    /// The body comes at so many bytes a second.
+    /// The body is limited to this many bytes per second.
     Throttle(usize),
-    /// A long answer with status 200, made while it is sent: a start, so many times `x`, an end.
+    /// A long response with status 200, generated while it is sent: a start, this many `x`, an end.
     Long {
         media_type: &'static str,
         start: &'static str,
@@ -65,7 +65,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// An error as registries word it: `{"errors":[{"code":...,"message":...}]}`.
+    /// An error in the format of registries: `{"errors":[{"code":...,"message":...}]}`.
     pub fn status(status: u16) -> Self {
         let body = format!(
             r#"{{"errors":[{{"code":"FAULT","message":"made by the test, status {status}"}}]}}"#
@@ -77,7 +77,7 @@ impl Fault {
         }
     }
 
-    /// 429 with `Retry-After`, as Docker Hub answers who pulls too much.
+    /// 429 with `Retry-After`, like Docker Hub's rate limit.
     pub fn too_many(retry_after_seconds: u64) -> Self {
         let body = r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"You have reached your pull rate limit."}]}"#;
         let headers = vec![
@@ -92,7 +92,7 @@ impl Fault {
     }
 }
 
-/// What requests wait at until the test opens it, for good.
+/// A gate that requests wait for until the test opens it, permanently.
 #[derive(Debug, Clone)]
 pub struct Gate(Arc<Semaphore>);
 
@@ -106,26 +106,26 @@ impl Gate {
     }
 
     async fn passed(&self) {
-        // There never is a permit: this returns when the semaphore is closed.
+        // There is never a permit: this returns when the semaphore is closed.
         let _ = self.0.acquire().await;
     }
 }
 
-/// A request that the proxy got.
+/// A request to the proxy.
 #[derive(Debug, Clone)]
 pub struct Seen {
     pub method: Method,
     pub path: String,
-    /// Without the `?`; empty where there is none.
+    /// Without the `?`; empty if there is none.
     pub query: String,
     pub headers: HeaderMap,
     pub body: Bytes,
-    /// How many requests of this method and path there have been, with this one.
+    /// Number of requests with this method and path so far, including this one.
     pub nth: usize,
 }
 
 impl Seen {
-    /// A manifest, or a blob's download, of the repository `name`; not the question whether the registry is one.
+    /// A manifest, or a blob's download, of the repository `name`; not the check of the API's base path.
     pub fn is_of(&self, name: &str) -> bool {
         self.path
             .strip_prefix("/v2/")
@@ -142,7 +142,7 @@ impl Seen {
         self.path.contains("/manifests/")
     }
 
-    /// The repository that a manifest or a blob is asked of.
+    /// The repository of a manifest or a blob.
     pub fn repository(&self) -> Option<&str> {
         let name = self.path.strip_prefix("/v2/")?;
         ["/manifests/", "/blobs/"]
@@ -168,7 +168,7 @@ pub fn first(
     }
 }
 
-/// The proxy. Dropped, it closes its port and all connections, as a server that vanishes.
+/// The proxy. When dropped, it closes its port and all connections, like a server that disappears.
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
@@ -177,7 +177,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// One that holds every blob until the gate is opened.
+    /// A proxy that holds every blob until the gate is opened.
     pub fn holding_blobs(upstream: &str, gate: &Gate) -> Self {
         let held = gate.clone();
         Self::start(upstream, move |seen| {
@@ -224,7 +224,7 @@ impl Proxy {
         self.shared.seen.lock().unwrap().clone()
     }
 
-    /// How many requests so far were `chosen`.
+    /// Number of requests so far that were `chosen`.
     pub fn count(&self, chosen: impl Fn(&Seen) -> bool) -> usize {
         self.shared
             .seen
@@ -235,22 +235,22 @@ impl Proxy {
             .count()
     }
 
-    /// How many bytes of bodies, as they were on the wire, the server behind has answered so far.
+    /// Number of body bytes that the server has sent so far, as transferred.
     pub fn bytes(&self) -> u64 {
         self.shared.bytes.load(Ordering::Relaxed)
     }
 
-    /// Requests that are being answered now.
+    /// Requests in progress.
     pub fn now(&self) -> usize {
         self.shared.busy.lock().unwrap().requests
     }
 
-    /// The most requests that were being answered at once.
+    /// Maximum number of requests in progress at once.
     pub fn most_at_once(&self) -> usize {
         self.shared.busy.lock().unwrap().most_requests
     }
 
-    /// The most repositories of which something was being answered at once.
+    /// Maximum number of repositories with requests in progress at once.
     pub fn most_repositories_at_once(&self) -> usize {
         self.shared.busy.lock().unwrap().most_repositories
     }
@@ -300,7 +300,7 @@ struct Shared {
     bytes: AtomicU64,
 }
 
-/// What is being answered now, and the most there ever was.
+/// The requests in progress, and their maximum.
 #[derive(Debug, Default)]
 struct AtOnce {
     requests: usize,
@@ -318,7 +318,7 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// One request that is being answered, until its body's end.
+/// A request in progress, until its body's end.
 struct Busy {
     shared: Arc<Shared>,
     repository: Option<String>,
@@ -366,7 +366,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         let shared = Arc::clone(&shared);
         connections.spawn(async move {
             let service = hyper::service::service_fn(|request| shared.answer(request));
-            // An error is a connection that was cut, by either side.
+            // An error means that either side closed the connection.
             let _ = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(connection), service)
                 .await;
@@ -412,7 +412,7 @@ impl Shared {
                 end,
             } => {
                 let frames = long(start, *filling, end).map(move |part| {
-                    // It counts as being answered until it is sent or dropped.
+                    // It is in progress until the response is sent or dropped.
                     let _ = &busy;
                     part.map(Frame::data)
                 });
@@ -469,7 +469,7 @@ impl Shared {
         {
             answer = answer.header(name, value);
         }
-        // The body holds the count of busy requests until it is sent or dropped.
+        // The body keeps the request in progress until it is sent or dropped.
         let frames = spoil(
             from.bytes_stream()
                 .map(|part| part.map_err(Error::from))
@@ -495,7 +495,7 @@ fn spoil(body: Parts, fault: &Fault) -> Parts {
     }
 }
 
-/// At most 250 MB a second, so that one without end leaves something of the machine to the others.
+/// At most 250 MB per second, so that an endless body does not use up the machine.
 fn long(start: &'static str, filling: u64, end: &'static str) -> Parts {
     const PIECE: u64 = 256 << 10;
     static X: [u8; PIECE as usize] = [b'x'; PIECE as usize];

@@ -1,4 +1,4 @@
-//! The objects of a large cluster, for whom one is too many to write by hand.
+//! The objects of a large cluster, for scale tests.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ const NAMESPACES: usize = 10;
 /// How long a Deployment is as JSON, at least: `kubectl apply` keeps a second copy of it in an annotation.
 pub const DEPLOYMENT_BYTES: usize = 20_000;
 
-/// Makes the namespaces of them all.
+/// Creates the namespaces of all Deployments.
 pub fn namespaces(cluster: &Kubernetes) {
     for n in 0..NAMESPACES {
         cluster.create(
@@ -18,7 +18,7 @@ pub fn namespaces(cluster: &Kubernetes) {
     }
 }
 
-/// The namespace of the workload of this number.
+/// The namespace of the workload with this number.
 pub fn namespace(n: usize) -> String {
     format!("team-{}", n % NAMESPACES)
 }
@@ -32,12 +32,12 @@ pub fn image(n: usize) -> String {
     )
 }
 
-/// How many pods a Deployment wants.
+/// The number of pods of a Deployment.
 pub fn replicas(n: usize) -> u64 {
     1 + n as u64 % 3
 }
 
-/// As long as `kubectl apply` makes them, and no easier to compress.
+/// As long as with `kubectl apply`, and compressible to the same degree.
 fn padding(n: usize) -> String {
     let mut random = fastrand::Rng::with_seed(n as u64);
     let mut text = String::with_capacity(DEPLOYMENT_BYTES);
@@ -53,7 +53,7 @@ fn padding(n: usize) -> String {
     text
 }
 
-/// The Deployment of this number.
+/// The Deployment with this number.
 pub fn deployment(n: usize) -> Value {
     let labels = json!({"app": format!("service-{n:05}")});
     let template = json!({"metadata": {"labels": labels}, "spec": {

@@ -1,4 +1,4 @@
-//! The test bed as tests see it: daemons, the program under test, and a proxy that makes faults.
+//! The test bed: daemons, the program under test, and a proxy that produces faults.
 //!
 //! The daemons are started by the scripts in `testbed/`, below the directory that `testbed/run` made and clears
 //! away. A test takes the shared instance of a daemon ([`registry()`], [`containerd()`], ...) with image names of its own
@@ -35,9 +35,9 @@ pub use daemons::{Containerd, Docker, Image, Pushed, Registry, Runtime};
 pub use node::{Cluster, Logged, Process, text, uptime};
 pub use program::{Harpoon, Output, Running, Terminal, program};
 
-/// What [`registry_with_password()`] asks for.
+/// The user of [`registry_with_password()`].
 pub const USER: &str = "fisher";
-/// What [`registry_with_password()`] asks for.
+/// The password of [`registry_with_password()`].
 pub const PASSWORD: &str = "sea:wife p@ss";
 
 /// The shared registry, over plain http, without a password.
@@ -46,7 +46,7 @@ pub fn registry() -> &'static Registry {
     SHARED.get_or_init(Registry::start)
 }
 
-/// The shared registry that asks for [`USER`] and [`PASSWORD`].
+/// The shared registry that requires [`USER`] and [`PASSWORD`].
 pub fn registry_with_password() -> &'static Registry {
     static SHARED: OnceLock<Registry> = OnceLock::new();
     SHARED.get_or_init(|| Registry::with_password(USER, PASSWORD))
@@ -85,7 +85,7 @@ pub fn is_test_build() -> bool {
     cfg!(debug_assertions) && std::env::var_os("HARPOON_BIN").is_none()
 }
 
-/// A name that no other test has: `prefix-N`. Good for images, namespaces and objects.
+/// A unique name: `prefix-N`. Good for images, namespaces and objects.
 pub fn unique(prefix: &str) -> String {
     static NEXT: AtomicUsize = AtomicUsize::new(1);
     format!(
@@ -95,7 +95,7 @@ pub fn unique(prefix: &str) -> String {
     )
 }
 
-/// A new directory of the test's own, which goes when the value is dropped. Programs in a pod see it too.
+/// A new directory of the test's own, which is removed when the value is dropped. Programs in a pod see it too.
 pub fn directory() -> tempfile::TempDir {
     tempfile::Builder::new()
         .prefix("d")
@@ -103,7 +103,7 @@ pub fn directory() -> tempfile::TempDir {
         .unwrap()
 }
 
-/// Waits until `done` says so, and panics with `what` when that takes longer than `limit`.
+/// Waits until `done` returns true, and panics with `what` after `limit`.
 #[track_caller]
 pub fn eventually(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
     let end = Instant::now() + limit;
@@ -113,7 +113,7 @@ pub fn eventually(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Runs a program of the bed to its end and returns its standard output; panics with its standard error when it fails.
+/// Runs a program of the bed to its end and returns its standard output; panics with its standard error if it fails.
 #[track_caller]
 pub fn run(command: &mut Command) -> String {
     let output = command
@@ -134,7 +134,7 @@ pub fn copy_program(program: impl AsRef<Path>, target: &Path) {
     run(Command::new("cp").arg(program.as_ref()).arg(target));
 }
 
-/// `helm` or `kubectl`, as `testbed/install` puts them.
+/// `helm` or `kubectl`, installed by `testbed/install`.
 pub fn tool(name: &str) -> Command {
     let home = |variable| std::env::var_os(variable).map(PathBuf::from);
     let cache = home("XDG_CACHE_HOME").unwrap_or_else(|| home("HOME").unwrap().join(".cache"));
@@ -160,7 +160,7 @@ fn block_on_runtime<T: Send + 'static>(
     }
 }
 
-/// A runtime whose threads do this before anything else.
+/// A runtime whose threads call this first.
 fn runtime(first: impl Fn() + Send + Sync + 'static) -> Tokio {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -170,9 +170,9 @@ fn runtime(first: impl Fn() + Send + Sync + 'static) -> Tokio {
         .unwrap()
 }
 
-/// An HTTP client that takes no proxy from the environment and trusts `ca` (a PEM file) alone.
+/// An HTTP client that uses no proxy of the environment and trusts only `ca` (a PEM file).
 pub fn client(ca: Option<&Path>) -> reqwest::Client {
-    // Whoever is first wins; it is the same provider.
+    // The first call wins; the provider is always the same.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let roots = ca
         .iter()
@@ -186,7 +186,7 @@ pub fn client(ca: Option<&Path>) -> reqwest::Client {
         .unwrap()
 }
 
-/// The directory that `testbed/run` made for this run.
+/// The directory that `testbed/run` created for this run.
 fn session() -> &'static Path {
     static SESSION: OnceLock<PathBuf> = OnceLock::new();
     SESSION.get_or_init(|| match std::env::var_os("HARPOON_TESTBED") {
@@ -204,7 +204,7 @@ fn script(name: &str) -> Command {
     )
 }
 
-/// A daemon that `testbed/start` started; dropped, it is stopped.
+/// A daemon that `testbed/start` started; stopped when dropped.
 #[derive(Debug)]
 struct Daemon {
     directory: PathBuf,
@@ -237,12 +237,12 @@ impl Daemon {
             .unwrap()
     }
 
-    /// Kills it with SIGKILL; what it stored stays.
+    /// Kills it with SIGKILL; its stored data stays.
     fn kill(&self) {
         run(script("kill").arg(&self.directory));
     }
 
-    /// Starts it again where it was, after killing it if it runs.
+    /// Restarts it in place; kills it first if it runs.
     fn restart(&self) {
         run(script("restart").arg(&self.directory));
     }

@@ -1,4 +1,4 @@
-//! A real cluster of one node: what is installed in it and what runs there.
+//! A real single-node cluster, for tests of the installed program.
 
 use std::fs::{self, File};
 use std::io::{Seek, Write};
@@ -20,11 +20,11 @@ mod images;
 
 pub use images::Logged;
 
-/// How long anything in the cluster may take on a machine that has much else to do.
+/// Time limit for anything in the cluster, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(240);
 
 /// A Kubernetes 1.20 with its controllers, scheduler, kubelet, containerd and two registries, in namespaces of its own: its
-/// addresses are reached from inside alone, by [`Cluster::inside`].
+/// addresses are reachable only from inside, with [`Cluster::inside`].
 #[derive(Debug)]
 pub struct Cluster {
     pub api: Kubernetes,
@@ -37,7 +37,7 @@ pub struct Cluster {
     ctr: String,
 }
 
-/// A process of a container, as the kernel sees it.
+/// A process of a container, in the kernel's view.
 #[derive(Debug)]
 pub struct Process(PathBuf);
 
@@ -64,7 +64,7 @@ impl Cluster {
         }
     }
 
-    /// Ends it, and panics where the machine has anything left of it.
+    /// Stops it, and panics if it leaves anything on the machine.
     pub fn end(self) {
         let containers = self.ctr(&["containers", "list", "-q"]);
         let directory = self.api.file("");
@@ -80,7 +80,7 @@ impl Cluster {
         );
     }
 
-    /// A program that is to run on the node.
+    /// A program to run on the node.
     pub fn inside(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.node, "--mount", "--net", "--pid", "--"]);
@@ -94,7 +94,7 @@ impl Cluster {
         self.given("", arguments)
     }
 
-    /// The same with something to read.
+    /// The same with standard input.
     #[track_caller]
     fn given(&self, input: &str, arguments: &[&str]) -> String {
         let mut file = tempfile::tempfile().unwrap();
@@ -137,7 +137,7 @@ impl Cluster {
         self.image(name).push()
     }
 
-    /// Removes an image as if it had never been pulled.
+    /// Removes an image.
     pub fn forget(&self, image: &Pushed) {
         let same = format!("target.digest=={}", image.digest);
         let names = self.ctr(&["images", "list", "-q", &same]);
@@ -146,7 +146,7 @@ impl Cluster {
         self.ctr(&[&["images", "remove", "--sync"], names.as_slice()].concat());
     }
 
-    /// From now on nothing but silence comes from the node's registry, until what this returns is dropped.
+    /// Drops all traffic from the node's registry until the returned value is dropped.
     pub fn freeze_registry(&self) -> Undo<'_> {
         let pid = fs::read_to_string(self.api.file("registry.inside")).unwrap();
         let signal = |name: &str| -> Vec<String> {
@@ -157,8 +157,8 @@ impl Cluster {
         self.undone(&signal("STOP"), signal("CONT"))
     }
 
-    /// From now on the node's loopback, and so all that comes from its registry, has so many bits a second, until what this
-    /// returns is dropped.
+    /// Limits the node's loopback, and so all traffic from its registry, to this many bits per second until the returned value is
+    /// dropped.
     pub fn slow_network(&self, bits: u64) -> Undo<'_> {
         let change = |change: &str, how: &str| -> Vec<String> {
             let line = format!("tc qdisc {change} dev lo root {how}");
@@ -197,13 +197,14 @@ impl Cluster {
         })
     }
 
-    /// `kubectl apply -f -`, and the objects that came of it.
+    /// Runs `kubectl apply -f -`, and returns the resulting objects.
     #[track_caller]
     pub fn apply(&self, manifests: &str) -> Vec<Value> {
         objects(&self.given(manifests, &["apply", "-o", "json", "-f", "-"]))
     }
 
-    /// `kubectl delete -f -`, when what comes of these objects is gone too: a pod that was deleted by force may be run once more.
+    /// Runs `kubectl delete -f -`, and waits until the dependent objects are gone too: a pod that was deleted by force may run
+    /// once more.
     #[track_caller]
     pub fn remove(&self, manifests: &str) {
         let delete = ["delete", "--ignore-not-found", "--cascade=foreground"];
@@ -224,7 +225,7 @@ impl Cluster {
         self.kubectl(&[&delete[..], pods].concat());
     }
 
-    /// The pods of a namespace that have all these labels (`app=web`), those that are ending left out.
+    /// The pods of a namespace that have all these labels (`app=web`), without terminating ones.
     pub fn pods(&self, namespace: &str, selector: &str) -> Vec<Value> {
         let selector = selector.replace('=', "%3D").replace(',', "%2C");
         let path = format!("/api/v1/namespaces/{namespace}/pods?labelSelector={selector}");
@@ -233,7 +234,7 @@ impl Cluster {
         pods
     }
 
-    /// Waits until `look` finds something; when it does not, panics with what the pods of the namespace are up to.
+    /// Waits until `look` returns a value; otherwise panics with the state of the namespace's pods.
     #[track_caller]
     pub fn wait_for<T>(&self, namespace: &str, what: &str, look: impl Fn() -> Option<T>) -> T {
         let end = Instant::now() + PATIENCE;
@@ -249,7 +250,7 @@ impl Cluster {
         }
     }
 
-    /// The process that a container (an entry of a pod's `containerStatuses`) runs.
+    /// The process of a container (an entry of a pod's `containerStatuses`).
     #[track_caller]
     pub fn process(&self, status: &Value) -> Process {
         let id = text(&status["containerID"]);
@@ -262,7 +263,7 @@ impl Cluster {
     }
 }
 
-/// Dropped, it changes something back.
+/// Reverts a change when it is dropped.
 #[derive(Debug)]
 pub struct Undo<'a> {
     cluster: &'a Cluster,
@@ -299,24 +300,24 @@ impl Process {
             .to_owned()
     }
 
-    /// What its open files are.
+    /// The targets of its open files.
     pub fn open_files(&self) -> Vec<String> {
         let files = fs::read_dir(self.0.join("fd")).unwrap();
         let files = files.map(|file| fs::read_link(file.unwrap().path()).unwrap());
         files.map(|file| file.display().to_string()).collect()
     }
 
-    /// When it started: seconds since the machine did, to a hundredth.
+    /// Its start time: seconds since boot, in hundredths.
     pub fn started(&self) -> f64 {
         let stat = self.read("stat");
-        // The name may have blanks in it; the 22nd field of all is the 20th behind it.
+        // The name may contain blanks; the 22nd field of all is the 20th after it.
         let (_, fields) = stat.rsplit_once(')').unwrap();
         let ticks: f64 = fields.split_whitespace().nth(19).unwrap().parse().unwrap();
         ticks / 100.0
     }
 }
 
-/// Seconds since the machine started.
+/// Seconds since boot.
 pub fn uptime() -> f64 {
     let uptime = fs::read_to_string("/proc/uptime").unwrap();
     uptime.split(' ').next().unwrap().parse().unwrap()
@@ -330,7 +331,7 @@ pub fn text(value: &Value) -> &str {
         .unwrap_or_else(|| panic!("no string: {value}"))
 }
 
-/// The objects of a list, or the one that is none.
+/// The objects of a list, or a single object.
 fn objects(json: &str) -> Vec<Value> {
     let value: Value = serde_json::from_str(json).unwrap();
     match value["items"].as_array() {

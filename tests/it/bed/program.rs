@@ -1,4 +1,4 @@
-//! The program under test, in an environment with nothing in it that the test did not put there.
+//! The program under test, with an environment that contains only the test's own variables.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -23,7 +23,7 @@ pub fn program() -> &'static str {
     &PROGRAM
 }
 
-/// How the program is to be run. It finds a new empty home, which is its working directory too, `PATH` and nothing else.
+/// The configuration of a run. The program gets a new empty home, which is its working directory too, `PATH` and nothing else.
 #[derive(Debug, Clone)]
 pub struct Harpoon {
     arguments: Vec<OsString>,
@@ -35,14 +35,14 @@ pub struct Harpoon {
     home: Arc<tempfile::TempDir>,
 }
 
-/// Which of its streams the program finds to be a terminal, of 100 columns and 30 lines.
+/// The streams of the program that are a terminal, of 100 columns and 30 lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Terminal {
     /// Neither: both are pipes.
     None,
-    /// Standard error; [`Output::stderr`] is what the terminal got.
+    /// Standard error; [`Output::stderr`] is the terminal's content.
     Stderr,
-    /// Both; [`Output::stdout`] is what the terminal got of both, and [`Output::stderr`] is empty.
+    /// Both; [`Output::stdout`] is the terminal's content for both, and [`Output::stderr`] is empty.
     Both,
 }
 
@@ -96,13 +96,13 @@ impl Harpoon {
         self
     }
 
-    /// Has it find a file, directory or socket at `target`; in a pod.
+    /// Makes a file, directory or socket available at `target`; in a pod.
     pub fn bind(self, path: impl AsRef<Path>, target: &str) -> Self {
         let bind = format!("{}:{target}", path.as_ref().display());
         self.in_pod("--bind", bind)
     }
 
-    /// Has it find an empty file at `target`; in a pod.
+    /// Makes an empty file available at `target`; in a pod.
     pub fn empty_file(self, target: &str) -> Self {
         self.in_pod("--file", target.to_owned())
     }
@@ -113,13 +113,13 @@ impl Harpoon {
         self
     }
 
-    /// Gives it a terminal, of the type `xterm` unless a variable `TERM` is given.
+    /// Runs it with a terminal, of the type `xterm` unless a variable `TERM` is given.
     pub fn terminal(mut self, terminal: Terminal) -> Self {
         self.terminal = terminal;
         self
     }
 
-    /// When it has not ended by then, it is killed and the test fails: 60 s when not said.
+    /// Time limit, after which it is killed and the test fails; default: 60 s.
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
         self
@@ -223,7 +223,7 @@ impl Harpoon {
         command
     }
 
-    /// Below `script` the program is a grandchild, which says its id in a file.
+    /// With `script` the program is a grandchild, which writes its process ID to a file.
     #[track_caller]
     fn pid_in_terminal(&self, child: &mut Child) -> u64 {
         let (file, mut pid) = (self.home().join(".pid"), None);
@@ -242,7 +242,7 @@ impl Harpoon {
     }
 }
 
-/// A run that has not ended, or has not been looked at yet. Dropped, it is killed.
+/// A run in progress or with an unread result. Killed when dropped.
 #[derive(Debug)]
 pub struct Running {
     harpoon: Harpoon,
@@ -263,24 +263,24 @@ impl Running {
             .unwrap_or_else(|e| panic!("{signal:?}: {e}: {}", self.stderr()));
     }
 
-    /// The same where it may be ending by itself just now.
+    /// The same for a program that may be ending by itself.
     pub fn try_signal(&self, signal: Signal) {
         if !self.has_ended() {
             let _ = kill_process(pid_of(self.pid().into()), signal);
         }
     }
 
-    /// What it has written so far.
+    /// Its output so far.
     pub fn stdout(&self) -> String {
         self.streams[0].text()
     }
 
-    /// What it has written so far.
+    /// Its output so far.
     pub fn stderr(&self) -> String {
         self.streams[1].text()
     }
 
-    /// Waits until its standard error has `text` in it.
+    /// Waits until its standard error contains `text`.
     #[track_caller]
     pub fn wait_for(&self, text: &str, limit: Duration) {
         let end = Instant::now() + limit;
@@ -301,7 +301,7 @@ impl Running {
         self.watcher.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// Waits until it ends; panics when it has to be killed because its time is over.
+    /// Waits until it ends; panics if it has to be killed at its time limit.
     #[track_caller]
     pub fn wait(mut self) -> Output {
         let ended = self.watcher.take().unwrap().join().unwrap();
@@ -349,12 +349,12 @@ impl Drop for Running {
     }
 }
 
-/// What became of a run.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Output {
     pub stdout: String,
     pub stderr: String,
-    /// None when a signal ended it.
+    /// `None` if a signal ended it.
     pub code: Option<i32>,
     pub signal: Option<i32>,
     pub elapsed: Duration,
@@ -373,14 +373,14 @@ impl Output {
         serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("no JSON: {e}: {self}"))
     }
 
-    /// Fails the test, showing all that was printed, unless the program exited with this code.
+    /// Fails the test and shows the whole output, unless the program exited with this code.
     #[track_caller]
     pub fn expect(self, code: i32) -> Self {
         assert!(self.code == Some(code), "exit code {code} expected: {self}");
         self
     }
 
-    /// The same where standard output is too long to be shown.
+    /// The same for a standard output that is too long to show.
     #[track_caller]
     pub fn expect_quietly(self, code: i32) -> Self {
         assert!(
@@ -392,7 +392,7 @@ impl Output {
         self
     }
 
-    /// What was its home.
+    /// Its former home.
     pub fn home(&self) -> &Path {
         self.home.path()
     }
@@ -484,7 +484,7 @@ impl Stream {
         String::from_utf8_lossy(&self.bytes.lock().unwrap()).into_owned()
     }
 
-    /// Waits for the pipe's end, which a process that outlived the program may hold open: then not for long.
+    /// Waits for the pipe's end, but not long: a process that outlived the program may hold it open.
     fn finish(&self) {
         let end = Instant::now() + Duration::from_secs(2);
         while !self.reader.is_finished() && Instant::now() < end {
@@ -518,7 +518,7 @@ fn pid_of(pid: u64) -> Pid {
         .expect("a process id")
 }
 
-/// A word for the shell.
+/// Quotes a word for the shell.
 fn quote(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }

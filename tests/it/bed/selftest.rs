@@ -1,4 +1,4 @@
-//! The bed itself works: what other tests take for granted.
+//! Tests of the bed itself.
 
 use std::path::Path;
 use std::process::Command;
@@ -288,7 +288,7 @@ fn dropped_proxy_closes_pending_responses() {
     });
 }
 
-/// Stands for the program: what a shell finds in the place where harpoon is put.
+/// Replaces the program: checks the environment that a shell finds in its place.
 fn shell(text: &str) -> Harpoon {
     Harpoon::new::<[&str; 0]>([]).under(["sh", "-c", text])
 }

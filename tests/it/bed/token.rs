@@ -1,7 +1,7 @@
 //! A registry with a token service, on loopback over plain http: the distribution token protocol in front of a real registry.
 //!
-//! What carries a good token goes to the registry behind; all else gets a `Bearer` challenge. Anybody gets a token from the
-//! service, but one that was asked for anonymously lets nobody in, as with private repositories on Docker Hub.
+//! Requests with a valid token are passed to the registry; all others get a `Bearer` challenge. The service issues tokens to
+//! anonymous clients too, but these are not accepted, as for private repositories on Docker Hub.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,10 +16,10 @@ use super::faulty::{Fault, Proxy, Seen};
 use super::unique;
 
 const SERVICE: &str = "bed";
-/// What the service says of each token, whatever the truth.
+/// The lifetime that the service reports for each token, regardless of the actual one.
 const TOLD: Duration = Duration::from_secs(300);
 
-/// The registry. Dropped, it closes its port.
+/// The registry. Closes its port when dropped.
 #[derive(Debug)]
 pub struct Registry {
     proxy: Proxy,
@@ -28,7 +28,7 @@ pub struct Registry {
 
 #[derive(Debug)]
 struct State {
-    /// Where the service itself is, known as soon as it listens.
+    /// The address of the service, set as soon as it listens.
     address: OnceLock<String>,
     /// `Basic …`, for each user.
     users: Vec<String>,
@@ -40,9 +40,9 @@ struct State {
 
 #[derive(Debug)]
 struct Token {
-    /// Until when it is good.
+    /// The expiry time.
     until: Instant,
-    /// How often it can still be shown.
+    /// Remaining number of requests.
     uses: usize,
     /// `repository:NAME:pull`, each.
     scopes: Vec<String>,
@@ -98,29 +98,29 @@ impl Registry {
         self.proxy.seen()
     }
 
-    /// How often a token was asked for.
+    /// Number of token requests.
     pub fn asked_for_tokens(&self) -> usize {
         self.proxy.count(|seen| seen.path == "/token")
     }
 
-    /// From now on tokens are good for so long only. The service goes on to say 300 s, so that clients find out by a 401.
+    /// Limits the lifetime of tokens from now on. The service still reports 300 s, so that clients learn of it by a 401.
     pub fn set_lifetime(&self, lifetime: Duration) {
         *self.state.lifetime.lock().unwrap() = lifetime;
     }
 
-    /// From now on tokens are good for so many requests only: as they run out in mid-pull, but just when a test wants it.
+    /// Limits the number of requests per token from now on: tokens then expire in mid-pull, at a deterministic point.
     pub fn set_uses(&self, uses: usize) {
         self.state.uses.store(uses, Ordering::SeqCst);
     }
 
-    /// All tokens so far are good no longer.
+    /// Invalidates all tokens issued so far.
     pub fn expire_tokens(&self) {
         let mut issued = self.state.issued.lock().unwrap();
         let now = Instant::now();
         issued.values_mut().for_each(|token| token.until = now);
     }
 
-    /// All tokens that were given so far, good or not: none of them may be in a log.
+    /// All tokens issued so far, valid or not: none of them may be in a log.
     pub fn tokens(&self) -> Vec<String> {
         self.state.issued.lock().unwrap().keys().cloned().collect()
     }
@@ -157,7 +157,7 @@ impl State {
         )
     }
 
-    /// What `/token` answers.
+    /// The response of `/token`.
     fn give(&self, seen: &Seen) -> Fault {
         let text = match seen.method {
             Method::POST => String::from_utf8_lossy(&seen.body).into_owned(),
@@ -223,7 +223,7 @@ fn answer(status: u16, body: &str, mut headers: Vec<(&'static str, String)>) -> 
     }
 }
 
-/// The scope that a path of the registry is in; none for `/v2/` itself.
+/// The scope of a path of the registry; `None` for `/v2/` itself.
 fn scope_of(path: &str) -> Option<String> {
     let path = path.strip_prefix("/v2/")?;
     let end = ["/manifests/", "/blobs/", "/tags/"]

@@ -1,6 +1,5 @@
-//! A credential provider plugin as the kubelet runs them, and a docker credential helper: compiled by the tests into a
-//! static program. Its arguments say what it does; what it was asked and its environment go into the file that
-//! `RECORD` names.
+//! A credential provider plugin as the kubelet runs it, and a docker credential helper: compiled by the tests into a static
+//! program. Its arguments select its behaviour; it writes its request and its environment into the file named by `RECORD`.
 
 use std::io::Read;
 

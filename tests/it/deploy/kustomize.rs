@@ -1,4 +1,4 @@
-//! The kustomizations are the objects that the chart renders.
+//! Compares the kustomizations with the objects that the chart renders.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{deploy, parse, rendered};
 use crate::bed;
 
-/// Objects by kind, namespace and name, with lists in order that Kubernetes takes for sets.
+/// Objects by kind, namespace and name, with lists sorted if Kubernetes treats them as sets.
 fn canonical(objects: Vec<Value>) -> BTreeMap<String, Value> {
     let mut canonical = BTreeMap::new();
     for mut object in objects {
@@ -56,7 +56,7 @@ fn assert_same(what: &str, objects: Vec<Value>, values: &Value) {
 }
 
 fn kustomized(directory: &Path) -> Vec<Value> {
-    // `kustomize` of one's own is below the file; kustomizations of others name it by relative paths alone.
+    // Our own kustomizations are below the file; users' kustomizations refer to it by relative paths only.
     parse(&bed::run(
         bed::tool("kubectl")
             .arg("kustomize")

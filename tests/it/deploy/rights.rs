@@ -1,4 +1,4 @@
-//! The rights that each value takes, and no other.
+//! The RBAC rights for each value, and no others.
 
 use std::collections::BTreeSet;
 
@@ -137,7 +137,7 @@ fn rights_follow_from_the_values() {
             "shop: list deployments.apps ",
         ],
     );
-    // What other Nodes say of images tells sizes without a request to a registry.
+    // The images in other Nodes' status provide sizes without a request to a registry.
     check(
         &json!({"settings": {"DISK_BUDGET": "1Gi", "REFRESH": true}, "cloud": "eks", "nodeRelevance": false}),
         &["*: list nodes. ", "harpoon: list deployments.apps "],

@@ -1,4 +1,4 @@
-//! The chart's values: what each becomes, and which are refused.
+//! The chart's values: the objects for each, and invalid values.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -199,6 +199,16 @@ fn null_values_get_their_defaults() {
 }
 
 #[test]
+fn values_of_old_chart_still_work() {
+    let old = json!({"image": {"repository": "registry.example/harpoon", "tag": "0.2.0"}, "imagePullSecret": "own", "runtime": "containerd",
+        "socketGroup": null, "settings": {}, "images": [], "nodeRelevance": true, "secretNames": [], "registrySecret": "", "cloud": "",
+        "priorityClass": {"create": true, "name": ""}});
+    let objects = rendered(&old);
+    assert_eq!(pod(&objects)["imagePullSecrets"], json!([{"name": "own"}]));
+    assert_eq!(pod(&objects)["serviceAccountName"], "harpoon");
+}
+
+#[test]
 fn users_labels_replace_no_label() {
     let values = json!({"commonLabels": {"app.kubernetes.io/name": "x", "team": "a"}, "images": ["nginx"],
         "podLabels": {"app.kubernetes.io/instance": "y", "sidecar.istio.io/inject": "true"},
@@ -376,5 +386,32 @@ fn parent_chart_can_disable_harpoon() {
         let objects = parse(&text_of(helm.args(["--set", &set]).output().unwrap()));
         let found = objects.iter().filter(|o| o["kind"] == "DaemonSet").count();
         assert_eq!(found, sets, "{set}");
+    }
+}
+
+#[test]
+fn likeliest_failures_are_documented_everywhere() {
+    let root = deploy("..");
+    for page in [
+        "README.md",
+        "docs/troubleshooting.md",
+        "deploy/chart/README.md",
+        "deploy/chart/templates/NOTES.txt",
+    ] {
+        let text = fs::read_to_string(root.join(page)).expect(page);
+        for (failure, fix) in [
+            ("ErrImagePull", "image.repository"),
+            ("FailedMount", "RUNTIME_ENDPOINT"),
+            ("violates PodSecurity", "pod-security.kubernetes.io/enforce"),
+            (
+                "unable to validate against any security context constraint",
+                "openshift.enabled",
+            ),
+        ] {
+            assert!(
+                text.contains(failure) && text.contains(fix),
+                "{page}: {failure}"
+            );
+        }
     }
 }

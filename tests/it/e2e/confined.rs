@@ -1,11 +1,11 @@
-//! What the two containers may do, by what the kernel says of their processes.
+//! Permissions of the two containers, according to the kernel's view of their processes.
 
 use super::*;
 
 /// Only the init container has the socket and a token, and neither has a capability.
 pub(super) fn containers(turn: &Turn<'_>) {
     turn.idle("slow");
-    // While the registry is frozen, the pull goes on.
+    // While the registry is frozen, the pull continues.
     let frozen = turn.cluster.freeze_registry();
     let harpoon = turn.install(&manifests("daemonset-auto.yaml"));
     let running = turn
@@ -44,7 +44,7 @@ pub(super) fn containers(turn: &Turn<'_>) {
         !has(&mounts, "/run/containerd") && !has(&mounts, token) && !has(&mounts, "/config"),
         "{mounts:?}"
     );
-    // Nothing of what it has open leads out: two sockets are the pair by which a signal wakes it.
+    // None of its open files leads outside: two sockets are the pair that signals wake it with.
     let open = process.open_files();
     let sockets = open.iter().filter(|file| file.starts_with("socket:"));
     assert!(sockets.count() <= 2, "{open:?}");
@@ -69,7 +69,7 @@ fn assert_confined(process: &Process) {
     assert!(options.split(',').any(|option| option == "ro"), "{options}");
 }
 
-/// Where something is mounted, and how.
+/// The mount points and their options.
 fn mounts(process: &Process) -> Vec<(String, String)> {
     let mounts = process.read("mountinfo");
     let mount = |line: &str| {
@@ -79,7 +79,7 @@ fn mounts(process: &Process) -> Vec<(String, String)> {
     mounts.lines().map(mount).collect()
 }
 
-/// Whether something is mounted at a place or below it, whether or not that is reached by `/var/run`.
+/// Returns whether anything is mounted at a path or below it, also if it is reached through `/var/run`.
 fn has(mounts: &[(String, String)], place: &str) -> bool {
     mounts.iter().any(|(target, _)| {
         let target = target.strip_prefix("/var").unwrap_or(target);

@@ -1,10 +1,10 @@
-//! What harpoon is for, measured: how long a pod of a large image takes from being scheduled to running, without it and with it.
+//! Measures the benefit of harpoon: the time for a pod of a large image from scheduling to running, without and with it.
 
 use super::*;
 use crate::bed::{Logged, uptime};
 
 const BYTES: u64 = 300_000_000;
-/// A usual share of a node's link, in bits a second.
+/// A usual share of a node's link, in bits per second.
 const LINK: u64 = 400_000_000;
 
 /// A pod starts without waiting for its image.
@@ -50,13 +50,7 @@ pub(super) fn private(turn: &Turn<'_>) {
     let cluster = turn.cluster;
     let image = cluster.private_image(&format!("{}:1", unique("private-large")));
     let image = image.size(BYTES).layers(3).uncompressed().push();
-    let secret = cluster.pull_secret(&turn.namespace);
-    let labels = json!({"app": "private-large"});
-    let spec = json!({"containers": [{"name": "main", "image": image.reference}], "imagePullSecrets": [{"name": secret}]});
-    let deployment = json!({"metadata": {"name": "private-large"}, "spec": {"replicas": 0,
-        "selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": spec}}});
-    let deployments = format!("/apis/apps/v1/namespaces/{}/deployments", turn.namespace);
-    cluster.api.create(&deployments, deployment);
+    turn.private_deployment("private-large", &image.reference);
 
     let measure = || {
         let (seconds, events) = measure(turn, "private-large");
@@ -109,8 +103,8 @@ fn median(mut seconds: Vec<f64>) -> f64 {
     seconds[seconds.len() / 2]
 }
 
-/// Scales the Deployment up and down again: the seconds from when its pod was scheduled until its process started, and the
-/// pod's events.
+/// Scales the Deployment up and down again; returns the seconds from the scheduling of its pod to the start of its process, and
+/// the pod's events.
 fn measure(turn: &Turn<'_>, name: &str) -> (f64, Vec<String>) {
     let (cluster, namespace) = (turn.cluster, turn.namespace.as_str());
     let path = format!("/apis/apps/v1/namespaces/{namespace}/deployments/{name}");

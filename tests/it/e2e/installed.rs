@@ -1,4 +1,4 @@
-//! `kubectl apply -f deploy/daemonset-auto.yaml`: images are on the node before any pod needs them.
+//! `kubectl apply -f deploy/daemonset-auto.yaml`: images are present on the node before any pod needs them.
 
 use super::*;
 

@@ -1,9 +1,9 @@
-//! The manifests' RBAC is what harpoon needs, and no more: without any one rule, a run warns or fails.
+//! The manifests' RBAC rules are exactly those that harpoon needs: without any one of them, a run warns or fails.
 
 use super::*;
 
 impl Installed<'_> {
-    /// Who harpoon is to the API server.
+    /// harpoon's user name in the API server.
     fn user(&self) -> String {
         let account = &self.object("ServiceAccount")["metadata"];
         format!(
@@ -13,7 +13,7 @@ impl Installed<'_> {
         )
     }
 
-    /// Waits until the log of a run says that this right is missing.
+    /// Waits until the log of a run reports this missing right.
     #[track_caller]
     fn wait_until_missed(&self, [group, resource, verb]: &[String; 3]) {
         let missing =

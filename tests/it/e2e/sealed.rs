@@ -27,14 +27,7 @@ impl<'a> Private<'a> {
     fn new(turn: &'a Turn<'a>, name: &str) -> Self {
         let image = turn.cluster.private_image(&format!("{}:1", unique(name)));
         let image = image.size(3_000_000).layers(3).push();
-        let secret = turn.cluster.pull_secret(&turn.namespace);
-        let labels = json!({"app": name});
-        let pod = json!({"containers": [{"name": "main", "image": image.reference}],
-            "imagePullSecrets": [{"name": secret}]});
-        let deployment = json!({"metadata": {"name": name, "labels": labels}, "spec": {"replicas": 0,
-            "selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": pod}}});
-        let deployments = format!("/apis/apps/v1/namespaces/{}/deployments", turn.namespace);
-        turn.cluster.api.create(&deployments, deployment);
+        turn.private_deployment(name, &image.reference);
         Self {
             turn,
             name: name.to_owned(),

@@ -1,8 +1,8 @@
-//! The other ways to install it.
+//! The other variants of installation.
 
 use super::*;
 
-/// A list of images takes no account and no token.
+/// A list of images requires no service account and no token.
 pub(super) fn list_of_images(turn: &Turn<'_>) {
     let images = ["one", "two"].map(|name| turn.cluster.push(&format!("{}:1", unique(name))));
     let listed: Vec<_> = images

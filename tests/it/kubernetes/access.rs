@@ -1,4 +1,4 @@
-//! Which cluster is asked, as whom, and what becomes of what he may not see.
+//! The choice of the cluster, its credentials, and objects without permission.
 
 use std::net::TcpListener;
 
@@ -27,7 +27,7 @@ fn reader(cluster: &Kubernetes, namespace: &str) -> String {
     )
 }
 
-/// All the program's output is free of the token.
+/// Checks that the program's output contains no token.
 #[track_caller]
 fn keeps(token: &str, output: &Output) {
     assert!(!output.stdout.contains(token) && !output.stderr.contains(token));
@@ -69,7 +69,7 @@ fn kubeconfig_context_gives_default_namespace() {
     let by_variable = plan(cluster, cluster.server(), cluster.token(), &one);
     assert_eq!(found(&by_variable.run().expect(0)), of_one);
 
-    // Without the variable there is the place where kubectl looks; with it, that is not looked at.
+    // Without the variable, kubectl's default path is used; with it, that path is not read.
     let kube = by_variable.home().join(".kube");
     std::fs::create_dir(&kube).unwrap();
     cluster.write_kubeconfig(
@@ -290,7 +290,7 @@ fn run_discovers_the_same_images() {
     let store = run.home().join("store");
     let run = run.env("RUNTIME_ENDPOINT", format!("oci:{}", store.display()));
     let run = by_kubeconfig(run, cluster, cluster.server(), cluster.token(), &namespace);
-    // One image, and it cannot be one: all that were wanted failed.
+    // One malformed image: all wanted images failed.
     let output = run.run().expect(1);
     let report = output.json();
     let image = &report["images"][0];

@@ -1,4 +1,4 @@
-//! A server, or a wire to it, that fails in mid-list: what another try mends is mended, and nothing is counted twice.
+//! A server or a connection that fails during a list: retryable failures are retried, and nothing is counted twice.
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -41,7 +41,7 @@ fn name(n: usize) -> String {
     format!("web-{n:04}")
 }
 
-/// What there is to find among the first `count` of the crowd.
+/// The expected images among the first `count` of the crowd.
 fn of_crowd(namespace: &str, count: usize) -> Vec<Row> {
     let image = |i: usize| {
         let users = (0..count).filter(|n| n % IMAGES == i);
@@ -58,7 +58,7 @@ fn is_second_page(seen: &Seen) -> bool {
     seen.query.contains("continue=") && seen.nth == 2
 }
 
-/// The continue tokens that were asked with, in order; none for a first page.
+/// The continue tokens of the requests, in order; `None` for a first page.
 fn tokens(proxy: &Proxy) -> Vec<Option<String>> {
     let token = |seen: Seen| {
         let mut pairs = seen.query.split('&');
@@ -156,7 +156,7 @@ fn failing_list_is_error_after_retries() {
     }
 }
 
-/// Some pages of the only list are no answer: that run would end well and hide that the cluster did not tell.
+/// Some pages of the only list are not a result: that run would succeed and hide the failure of discovery.
 #[test]
 fn incomplete_only_list_is_an_error() {
     let cluster = kubernetes();
@@ -207,7 +207,7 @@ fn lost_server_keeps_earlier_lists() {
         warnings.iter().all(|warning| warning.contains(&two)),
         "{output}"
     );
-    // Once it is known to be gone it is not asked for the rest.
+    // Once it is known to be unreachable, no more requests are sent.
     assert_eq!(proxy.count(|seen| seen.path.ends_with("/pods")), 1);
 }
 

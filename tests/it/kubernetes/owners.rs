@@ -1,4 +1,4 @@
-//! What owns what: images that only live pods have, idle workloads, and references rather than names.
+//! Ownership: images that only live pods have, idle workloads, and references rather than names.
 
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ const JOBS: &str = "batch/v1/jobs";
 const CRONJOBS: &str = "batch/v1beta1/cronjobs";
 const PODS: &str = "v1/pods";
 
-/// The plan for these kinds has just these images, in any order.
+/// Checks that the plan for these kinds has exactly these images, in any order.
 #[track_caller]
 fn check(cluster: &Kubernetes, namespace: &str, arguments: &[&str], expected: Expected<'_>) {
     let plan = plan(cluster, cluster.server(), cluster.token(), namespace).args(arguments);
@@ -70,7 +70,7 @@ fn images_of_live_pods_count() {
     make(PODS, old(pod_in("Failed", "web-5d8-b", "failed:1")));
     make(PODS, old(pod_in("Succeeded", "web-5d8-c", "ended:1")));
     deleting_pod(cluster, &namespace, old(pod("web-5d8-d", "gone:1")));
-    // OnDelete: the pod has what the set had when the pod was made.
+    // OnDelete: the pod has the image that the set had when the pod was created.
     let db = json!({"replicas": 2, "serviceName": "db", "updateStrategy": {"type": "OnDelete"}});
     let db = make("apps/v1/statefulsets", templated("db", "db:2", db));
     make(PODS, owned(pod("db-0", "db:1"), &db));

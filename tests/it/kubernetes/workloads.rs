@@ -1,4 +1,4 @@
-//! Each kind of workload, the pods that it is meant to have, and who owns whom.
+//! Each kind of workload, its desired number of pods, and its owner.
 
 use serde_json::{Value, json};
 
@@ -25,7 +25,7 @@ pub(super) fn made(
     let path = format!("{base}{version}/namespaces/{namespace}/{plural}");
     let status = object.get("status").cloned();
     let made = cluster.create(&path, object);
-    // Creation drops what only a controller may say.
+    // On creation, the API server drops the status, which only a controller may set.
     if let Some(status) = status {
         let name = made["metadata"]["name"].as_str().unwrap();
         cluster.patch(&format!("{path}/{name}/status"), json!({"status": status}));
@@ -37,7 +37,7 @@ pub(super) fn pod(name: &str, image: &str) -> Value {
     json!({"metadata": {"name": name}, "spec": spec(&[image])})
 }
 
-/// A pod that has got so far.
+/// A pod in this phase.
 pub(super) fn pod_in(phase: &str, name: &str, image: &str) -> Value {
     let mut pod = pod(name, image);
     pod["status"] = json!({"phase": phase});
@@ -51,7 +51,7 @@ pub(super) fn job(name: &str, image: &str, mut extra: Value) -> Value {
     json!({"metadata": {"name": name}, "spec": extra})
 }
 
-/// A Job that has ended, as its controller says it.
+/// A finished Job, as its controller reports it.
 pub(super) fn ended_job(name: &str, image: &str, condition: &str) -> Value {
     let mut job = job(name, image, json!({"parallelism": 7}));
     job["status"] = json!({"conditions": [{"type": condition, "status": "True"}]});
@@ -204,7 +204,7 @@ fn each_kind_counts_desired_pods() {
     let mut expected = rows(&namespace, table[4].1);
     expected.splice(2.., rows(&namespace, table[6].1));
     assert_eq!(found(&some.expect(0)), expected);
-    // The most used first, then by name; what nobody runs now stays, at the end.
+    // The most used first, then by name; workloads without pods stay, at the end.
     every.sort_by(|one, other| (other.1, &one.0).cmp(&(one.1, &other.0)));
     let all = plan.args(["--workloads", "all"]).run().expect(0);
     assert_eq!(found(&all), every);
@@ -238,7 +238,7 @@ fn init_containers_count_once_per_workload() {
     );
 }
 
-/// An API server of 1.20 has neither: what a newer one says is put in its place.
+/// An API server of 1.20 has neither: the response of a newer one is substituted.
 #[test]
 fn sidecars_and_image_volumes_count() {
     let cluster = kubernetes();
@@ -299,7 +299,7 @@ fn owned_workloads_count_once() {
         "v1/pods",
         owned(pod("nightly-1617235200-x", "cron:1"), &nightly),
     );
-    // Whoever owns these is not scanned.
+    // The owners of these are not scanned.
     let rollout = other(("argoproj.io/v1alpha1", "Rollout", "canary"));
     let of_rollout = templated("canary-6c9", "canary:1", json!({"replicas": 2}));
     let of_rollout = make("apps/v1/replicasets", owned(of_rollout, &rollout));

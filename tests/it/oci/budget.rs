@@ -33,7 +33,7 @@ fn budget_is_exact_to_the_byte() {
     );
     let held: u64 = bundle.blobs().values().sum();
     assert!(held <= a.bytes + c.bytes + 4000, "{held}");
-    // What is there counts, and what is shared with it does not.
+    // Present blobs count, and shared ones do not count again.
     let output = pull(b.bytes + c.bytes - 500_000).run().expect(0);
     assert_eq!(outcomes(&output)[1], skipped, "{output}");
     let output = pull(b.bytes + c.bytes + 8000).run().expect(0);

@@ -1,4 +1,4 @@
-//! Runs that are ended at random moments, two at a time in one directory: whatever is on disk is right, and the next run
+//! Runs that are killed at random moments, two at a time in one directory: the content on disk is always valid, and the next run
 //! completes it.
 #![expect(
     clippy::print_stderr,
@@ -14,12 +14,12 @@ use crate::bed::faulty::{Fault, Proxy};
 use crate::bed::{registry, unique};
 
 const SEED: u64 = 20_261_125;
-/// How many directories, and how many runs are ended in each, two at a time.
+/// Number of directories, and number of killed runs in each, two at a time.
 const PLACES: u64 = 5;
 const ENDED: usize = 10;
-/// One that never catches a run would go on for ever.
+/// Maximum number of rounds without catching a run.
 const ROUNDS_MOST: usize = 100;
-/// A run of all images takes about so long behind the slow wire.
+/// Approximate duration of a run of all images over the throttled link.
 const WHOLE: Duration = Duration::from_millis(900);
 
 /// Every blob under its digest, and skopeo reads whatever the index names. The index may not be there yet.

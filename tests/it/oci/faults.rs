@@ -1,4 +1,4 @@
-//! Registries that limit, fail, stall, cut off and lie.
+//! Registries that limit the rate, fail, stall, close connections and send false content.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::{Bundle, failed, is_one_of, layers, pulled, told};
 use crate::bed::faulty::{Fault, Proxy, Seen, first};
 use crate::bed::{registry, unique};
 
-/// What one run at an image of one layer came to, behind a proxy that makes faults.
+/// The result of one run with an image of one layer, behind a proxy with faults.
 struct Faulty {
     proxy: Proxy,
     image: String,
@@ -16,7 +16,7 @@ struct Faulty {
 }
 
 impl Faulty {
-    /// `fault` is told which requests are for the layer.
+    /// `fault` receives the requests for the layer.
     fn new<D: Fn(&Seen) -> Fault + Send + Sync + 'static>(
         bytes: u64,
         fault: impl FnOnce(Box<dyn Fn(&Seen) -> bool + Send + Sync>) -> D,
@@ -65,7 +65,7 @@ impl Faulty {
     }
 }
 
-/// The byte that a request wants the blob from.
+/// The first requested byte of the blob.
 pub(super) fn from_byte(seen: &Seen) -> u64 {
     let range = seen
         .headers
@@ -279,9 +279,9 @@ fn manifest_with_other_digest_is_refused() {
     assert!(!bundle.path().exists());
 }
 
-/// A layer of this size is fetched in parts where the registry is slow.
+/// A layer of this size is fetched in parts if the registry is slow.
 const LARGE: u64 = 20_000_000;
-/// Bytes a second of one connection.
+/// Bytes per second of one connection.
 const SLOW: usize = 4_000_000;
 
 #[test]

@@ -1,4 +1,4 @@
-//! Directories that another user made first.
+//! Directories that another user created first.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -64,7 +64,7 @@ impl Trap {
         }
     }
 
-    /// What is ours is as it was.
+    /// Our files are unchanged.
     #[track_caller]
     fn is_untouched(&self, what: &str) {
         let names = fs::read_dir(self.ours.path()).unwrap();
@@ -78,7 +78,7 @@ impl Trap {
         assert_eq!(count, 0, "{what}");
     }
 
-    /// What may be a link, and to what of ours.
+    /// The paths that may be a link, and our files that they lead to.
     fn links(&self) -> Vec<(String, PathBuf)> {
         let registry = bed::directory();
         fs::write(registry.path().join("name"), self.registry()).unwrap();
@@ -130,7 +130,7 @@ fn links_in_layout_are_not_followed() {
         trap.plant(0, &link, &target);
         let output = trap.bundle.pull(&[&trap.image.reference]).run();
         trap.is_untouched(&format!("{link}: {output}"));
-        // A name that only 0.1 gave to a download is nobody's now.
+        // A name that only 0.1 gave to a download is not used any more.
         if at > 0 {
             let shown = format!("{}{}", output.stdout, output.stderr);
             assert!(shown.contains("symbolic link"), "{link}: {output}");
@@ -194,7 +194,7 @@ fn foreign_layout_names_path_and_owner() {
     for text in [path.to_str().unwrap(), "user 1000", "user 0", "chown"] {
         assert!(output.stderr.contains(text), "{text}: {output}");
     }
-    // As the error says.
+    // As the error message recommends.
     give(&trap.bundle, 0);
     let output = trap.bundle.pull(&image).run().expect(0);
     assert_eq!(told(&output, image[0])[0], json!("present"));

@@ -1,4 +1,4 @@
-//! Runs that are told to stop, that are killed, and that share a directory.
+//! Runs that are stopped, killed, or share a directory.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::bed::{eventually, registry, unique};
 const SIZE: u64 = 3_000_000;
 /// More than an image's configuration has, which comes before the layers.
 const A_CONFIGURATION: u64 = 10_000;
-/// Ten seconds and more for such a layer: nobody waits for its end.
+/// Ten seconds and more for such a layer; tests do not wait for its end.
 const VERY_SLOW: Fault = Fault::Throttle(300_000);
 /// A second and a half for half of it.
 const SLOW: Fault = Fault::Throttle(1_000_000);
@@ -28,13 +28,13 @@ fn slow_once() -> (Proxy, String) {
     (proxy, image)
 }
 
-/// Waits until a pull is in the midst of a layer.
+/// Waits until a pull is in the middle of a layer.
 fn await_some_of_the_layer(bundle: &Bundle) {
     let there = || bundle.begun() > A_CONFIGURATION;
     eventually("some of the layer is there", Duration::from_secs(20), there);
 }
 
-/// Kills a run by a signal in the midst of a layer, and gives what it ended with and how much of the layer it had got.
+/// Ends a run with a signal in the middle of a layer; returns its result and the number of bytes received.
 fn interrupt(bundle: &Bundle, image: &str, signal: Signal) -> (crate::bed::Output, u64, Duration) {
     let running = bundle.pull(&[image]).start();
     await_some_of_the_layer(bundle);
@@ -51,7 +51,7 @@ fn interrupt(bundle: &Bundle, image: &str, signal: Signal) -> (crate::bed::Outpu
     (output, begun, took)
 }
 
-/// The next run goes on where the first one stopped.
+/// The next run resumes where the first one stopped.
 fn goes_on(bundle: &Bundle, proxy: &Proxy, image: &str, begun: u64) {
     let output = bundle.pull(&[image]).run().expect(0);
     assert_eq!(told(&output, image), pulled(1));

@@ -1,4 +1,4 @@
-//! Directories that are no place for a layout, that are full, and what a pull costs in memory.
+//! Unsuitable or full directories, and the memory use of a pull.
 
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};

@@ -1,4 +1,4 @@
-//! Registries that share content, of which one trickles.
+//! Registries that share content, one of them slow.
 
 use std::time::Duration;
 

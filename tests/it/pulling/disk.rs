@@ -1,4 +1,4 @@
-//! The disk budget, and the sizes that it is kept by.
+//! The disk budget, and the sizes that it is based on.
 
 use std::path::Path;
 use std::process::Command;
@@ -40,7 +40,7 @@ fn on_disk(directory: &Path) -> u64 {
     du.split_whitespace().next().unwrap().parse().unwrap()
 }
 
-/// What the runtime says that its store holds.
+/// The usage that the runtime reports for its store.
 fn usage<R: Runtime>(runtime: &R) -> u64 {
     let endpoint = detect::Endpoint::parse(runtime.endpoint()).unwrap();
     bed::block_on(async move {
@@ -170,7 +170,7 @@ fn shared_layers_count_once_in_sizes<R: Runtime>() {
         "{text}"
     );
 
-    // What is here is not asked for, and its layers need not come with another image, where the runtime knows them.
+    // A present image is not requested, and its layers count as shared only if the runtime knows them.
     pull(R::shared(), &[&first]).run().expect(0);
     let output = plan(R::shared(), &lines[..2]).run().expect(0);
     let report = output.json();
@@ -195,7 +195,7 @@ fn foreign_platform_is_planned_as_mismatch<R: Runtime>() {
         told["message"].as_str().unwrap().contains("linux/s390x"),
         "{output}"
     );
-    // With a budget a run finds it out likewise, and does not try.
+    // With a budget a run determines it likewise, and does not pull.
     let output = run(R::shared(), &[&image])
         .env("DISK_BUDGET", "1Ti")
         .run()
@@ -214,7 +214,7 @@ fn foreign_platform_is_planned_as_mismatch<R: Runtime>() {
 fn node_sizes_replace_registry_requests() {
     let cluster = kubernetes();
     let (namespace, node) = (cluster.namespace(), unique("sized"));
-    // Nobody listens there.
+    // No process listens there.
     let image = format!("127.0.0.1:1/{}:1", unique("told"));
     cluster.deployment(&namespace, "web", 3, &image);
     cluster.create("/api/v1/nodes", json!({"metadata": {"name": node}}));

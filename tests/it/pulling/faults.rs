@@ -1,4 +1,4 @@
-//! What goes wrong on the way: registries that refuse, stall and break off, runtimes that die, stores that are full.
+//! Failures during a pull: registries that refuse, stall and close connections, runtimes that die, stores that are full.
 
 use super::*;
 use crate::bed;
@@ -25,7 +25,7 @@ with_crio! {
     foreign_platform_is_reported_as_mismatch,
 }
 
-/// An image behind a proxy whose manifests are at fault for as long as the switch is on.
+/// An image behind a proxy that makes its manifests fail while the switch is on.
 struct Faulty {
     _proxy: Proxy,
     image: String,
@@ -54,7 +54,7 @@ impl Faulty {
     }
 }
 
-/// As a registry answers who may not see a repository.
+/// The response of a registry to an unauthorised client.
 fn denied() -> Fault {
     let body =
         r#"{"errors":[{"code":"DENIED","message":"requested access to the resource is denied"}]}"#;
@@ -182,7 +182,7 @@ fn pull_survives_runtime_restart<R: Runtime>() {
     assert!(output.stderr.contains("reason=\"unavailable\""), "{output}");
     assert!(runtime.has(&image));
 
-    // One that stays away is named as what failed, and by its own path.
+    // An unavailable runtime is reported as the failure, with its own path.
     let proxy = Proxy::start(registry().url(), |seen| {
         if seen.is_blob() {
             Fault::Stall
@@ -275,14 +275,14 @@ fn full_store_ends_the_run<R: Runtime>() {
     );
     assert!(message(&next).contains(&large), "{output}");
     assert!(runtime.has(&small) && !runtime.has(&large) && !runtime.has(&next));
-    // A run that wants what is there finds it there.
+    // A later run finds the present images.
     check(
         &run(&runtime, &[&small]).run().expect(0),
         &[(&small, "present 0")],
     );
 }
 
-/// A registry writes what it likes into its error bodies, where a runtime's own words for a full disk may stand too.
+/// A registry may write anything into its error bodies, including a runtime's text for a full disk.
 fn registry_message_never_ends_run<R: Runtime>() {
     const PROSE: [&str; 3] = [
         "no space left on device",

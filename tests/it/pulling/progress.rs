@@ -1,4 +1,4 @@
-//! What is seen while a pull goes on: bars with bytes on a terminal, lines in a log.
+//! Output during a pull: bars with bytes on a terminal, lines in a log.
 
 use super::*;
 use crate::bed::{Pushed, Terminal};
@@ -61,7 +61,7 @@ fn terminal_gets_bars_with_bytes<R: Runtime>() {
     let other = registry().reference(&format!("{}:1", unique("missing")));
     let harpoon = pull(R::shared(), &[&image, &other]);
     let output = harpoon.terminal(Terminal::Stderr).run().expect(1);
-    // Standard output is data alone.
+    // Standard output contains data only.
     check(
         &output,
         &[(&image, "pulled 1"), (&other, "failed not_found 1")],
@@ -78,7 +78,7 @@ fn terminal_gets_bars_with_bytes<R: Runtime>() {
 }
 
 fn log_gets_lines_about_pull_progress<R: Runtime>() {
-    // Docker with containerd's store tells of whole mebibytes alone.
+    // Docker with containerd's store reports whole mebibytes only.
     let scale = match R::NAME {
         "docker" if crate::bed::docker_has_containerds_store() => 20,
         _ => 1,

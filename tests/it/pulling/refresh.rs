@@ -1,4 +1,4 @@
-//! Tags that move: what costs one request, and what is pulled again.
+//! Tags that move: the number of requests, and the images that are pulled again.
 
 use super::*;
 use crate::bed::{Pushed, kubernetes};
@@ -118,7 +118,7 @@ fn only_movable_tags_are_checked<R: Runtime>() {
         moving.proxy.seen()
     );
 
-    // A workload whose pull policy is Always has it asked for, whatever its tag.
+    // A workload with the pull policy Always makes any tag be compared.
     let cluster = kubernetes();
     let namespace = cluster.namespace();
     let labels = json!({"app": "web"});

@@ -1,4 +1,4 @@
-//! Which pull goes on beside one that does not: registries that hang, runtimes that restart, credentials that cannot help.
+//! Pulls beside blocked ones: stalled registries, restarting runtimes, credentials that cannot help.
 
 use std::sync::{Mutex, OnceLock};
 
@@ -98,7 +98,7 @@ fn pulls_start_in_plan_order<R: Runtime>() {
     assert_eq!(*asked.lock().unwrap(), planned);
 }
 
-/// How long a runtime is away that is being restarted; `RUNTIME_AWAY=30` for a try.
+/// Duration of a runtime's restart; `RUNTIME_AWAY=30` for an experiment.
 fn away() -> Duration {
     let seconds = std::env::var("RUNTIME_AWAY")
         .ok()

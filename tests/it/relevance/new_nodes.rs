@@ -1,4 +1,4 @@
-//! Nodes that have just joined: taints that pass, and labels that come late.
+//! Nodes that have just joined: temporary taints, and labels that are set late.
 
 use serde_json::json;
 

@@ -1,4 +1,4 @@
-//! Which pull starts when: the plan's order, registries that hang, runtimes that are away, credentials that cannot help.
+//! The order in which pulls start: the plan's order, stalled registries, unavailable runtimes, credentials that cannot help.
 
 use super::*;
 use crate::credentials::docker_config::DockerConfig;
@@ -14,7 +14,7 @@ fn images(registries: &[&'static str]) -> Vec<&'static str> {
     names.collect()
 }
 
-/// What became of the images of these registries, each with its answer, and when each began after the first.
+/// The outcomes of the images of these registries, each with its response, and their start times relative to the first.
 async fn begun(
     script: &[(&'static str, Answer)],
     options: &Options<'_>,

@@ -1,4 +1,4 @@
-//! Answers of CRI-O 1.37 on the wire.
+//! Responses of CRI-O 1.37 on the wire.
 
 use k8s_cri::v1::{FilesystemIdentifier, FilesystemUsage, ImageFsInfoResponse, UInt64Value};
 
@@ -7,7 +7,7 @@ use super::*;
 const FS_INFO: &str = "/runtime.v1.ImageService/ImageFsInfo";
 const GB: u64 = 1_000_000_000;
 
-/// `ImageFsInfo` as CRI-O answers it: of the directory `overlay-images`.
+/// `ImageFsInfo` as CRI-O returns it: for the directory `overlay-images`.
 fn fs_info(bytes: u64) -> Answer {
     Answer::message(&ImageFsInfoResponse {
         image_filesystems: vec![FilesystemUsage {
@@ -83,7 +83,7 @@ fn repeated_texts_are_shown_once() {
         let error = failure(&Status::new(Code::Unknown, both(&first, &second)), &image);
         assert_eq!((error.kind, error.message), (kind, first));
     }
-    // What comes before is the CRI's own name of the error.
+    // The text before it is the CRI's own name of the error.
     let text = both(
         "Source image rejected: no signature",
         "no space left on device",
@@ -95,7 +95,7 @@ fn repeated_texts_are_shown_once() {
         error.message,
         "SignatureValidationFailed: Source image rejected: no signature"
     );
-    // Nothing is cut where there is no second text, or no first.
+    // Nothing is removed if one of the two texts is missing.
     for text in [
         "unable to pull image or OCI artifact: pull image err: half",
         "a registry's own words; artifact err: x",
@@ -106,7 +106,7 @@ fn repeated_texts_are_shown_once() {
     }
 }
 
-/// The names that the runtime is asked for.
+/// The names in the requests to the runtime.
 #[tokio::test]
 async fn status_request_matches_the_kubelets() {
     let asked: Arc<Mutex<Vec<String>>> = Arc::default();
@@ -130,7 +130,7 @@ async fn status_request_matches_the_kubelets() {
         ("nginx:1", "nginx:1"),
         (&digest, &digest),
         (&tagged, &tagged),
-        // containerd takes it for the beginning of an image ID.
+        // containerd treats it as the prefix of an image ID.
         ("sha256:4bc", "docker.io/library/sha256:4bc"),
     ];
     for (name, _) in names {

@@ -1,4 +1,4 @@
-//! A gRPC server on a temporary socket that answers as a test tells it to.
+//! A gRPC mock server on a temporary socket.
 
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -17,13 +17,13 @@ use tonic::Code;
 use super::SOON;
 use crate::runtime::cri::{ConnectError, Cri};
 
-/// Longer than the first poll of the progress takes to come.
+/// Longer than the time until the first poll of the progress.
 const LATE: Duration = Duration::from_millis(1_500);
 
-/// What the stand-in does with a call.
+/// The mock server's response to a call.
 pub(super) enum Answer {
     Message(Vec<u8>),
-    /// The same, a while later.
+    /// The same, after a delay.
     Late(Vec<u8>),
     Fail(Code, String),
     Http404,
@@ -40,11 +40,11 @@ impl Answer {
     }
 }
 
-/// A gRPC server of one function: the path and the message of a call to its answer.
+/// A gRPC server of one function, which maps the path and the message of a call to a response.
 pub(super) struct StandIn {
     directory: TempDir,
     pub(super) server: JoinHandle<()>,
-    /// Calls that the client gave up.
+    /// Calls that the client cancelled.
     pub(super) dropped: Arc<Mutex<Vec<String>>>,
 }
 
@@ -89,7 +89,7 @@ pub(super) fn serve(
     let listener = UnixListener::bind(path).unwrap();
     let dropped = Arc::clone(dropped);
     tokio::spawn(async move {
-        // Aborting the server must end its connections too.
+        // Aborting the server must close its connections too.
         let mut connections = tokio::task::JoinSet::new();
         while let Ok((stream, _)) = listener.accept().await {
             let (script, dropped) = (Arc::clone(&script), Arc::clone(&dropped));
@@ -105,7 +105,7 @@ pub(super) fn serve(
     })
 }
 
-/// Notes the path of a call that ends without an answer.
+/// Records the path of a call that ends without a response.
 struct Unanswered(String, Arc<Mutex<Vec<String>>>);
 
 impl Drop for Unanswered {

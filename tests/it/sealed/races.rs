@@ -1,0 +1,143 @@
+//! Seals while others pull, and when harpoon is killed.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use super::runs::{always, blobs};
+use super::{login, pull, visible};
+use crate::bed::faulty::{Fault, Proxy};
+use crate::bed::has_newer_runtimes;
+use crate::bed::{Containerd, PASSWORD, USER, eventually, registry_with_password, unique};
+use crate::pulling::PATIENCE;
+
+/// Images that are pulled at once in each round.
+const AT_ONCE: usize = 8;
+const KILLS: usize = 8;
+const LAYER: u64 = 200_000;
+
+/// Rounds of a test, `fewer` in `make test`; `SEAL_ROUNDS` says otherwise.
+fn rounds(fewer: usize) -> usize {
+    std::env::var("SEAL_ROUNDS").map_or(fewer, |text| {
+        text.parse().expect("SEAL_ROUNDS is a number of rounds")
+    })
+}
+
+/// A containerd for the rest of the process.
+fn leaked() -> &'static Containerd {
+    Box::leak(Box::new(Containerd::start()))
+}
+
+/// What the kubelet does for a pod: it pulls, and then makes a container by the image's name.
+fn start_pod(containerd: &'static Containerd, image: &str, id: &str) {
+    let right = login(USER, PASSWORD);
+    pull(containerd, image, Some(&right)).unwrap();
+    containerd.ctr(&["containers", "create", image, id]);
+}
+
+#[test]
+fn simultaneous_pulls_lose_no_name() {
+    let containerd = leaked();
+    let registry = registry_with_password();
+    let repository = unique("sealed-race");
+    let images: Vec<_> = (0..AT_ONCE)
+        .map(|number| registry.push(&format!("{repository}-{number}:1")).reference)
+        .collect();
+    for round in 0..rounds(AT_ONCE).div_ceil(AT_ONCE) {
+        let names: Vec<_> = images.iter().map(String::as_str).collect();
+        let harpoon = always(containerd, registry.address(), &names);
+        let harpoon = harpoon.env("CONCURRENCY", AT_ONCE.to_string()).start();
+        std::thread::scope(|scope| {
+            for (number, image) in images.iter().enumerate() {
+                scope.spawn(move || {
+                    std::thread::sleep(Duration::from_millis(fastrand::u64(..150)));
+                    start_pod(containerd, image, &format!("pod-{round}-{number}"));
+                });
+            }
+        });
+        harpoon.wait().expect(0);
+        let there: BTreeSet<_> = containerd.images().into_iter().collect();
+        for (number, image) in images.iter().enumerate() {
+            assert!(there.contains(image), "round {round}: {image} of {there:?}");
+            containerd.ctr(&["containers", "delete", &format!("pod-{round}-{number}")]);
+        }
+        for name in there {
+            containerd.ctr(&["images", "remove", "--sync", &name]);
+        }
+        let release = ["release", "--runtime-endpoint", containerd.endpoint()];
+        crate::bed::Harpoon::new(release).run().expect(0);
+        assert_eq!(blobs(containerd).len(), 0, "round {round}");
+    }
+}
+
+#[test]
+fn two_harpoons_seal_the_same() {
+    let containerd = leaked();
+    let registry = registry_with_password();
+    let repository = unique("sealed-twice");
+    let images: Vec<_> = (0..4)
+        .map(|number| registry.push(&format!("{repository}-{number}:1")).reference)
+        .collect();
+    let names: Vec<_> = images.iter().map(String::as_str).collect();
+    let start = || always(containerd, registry.address(), &names).start();
+    for harpoon in [start(), start(), start()] {
+        harpoon.wait().expect(0);
+    }
+    let report = always(containerd, registry.address(), &names)
+        .run()
+        .expect(0);
+    let report = report.json();
+    assert_eq!(report["summary"]["present"], 4);
+    let images = report["images"].as_array().unwrap();
+    assert!(
+        images.iter().all(|image| image["sealed"] == true),
+        "{report}"
+    );
+    assert_eq!(visible(containerd, &repository), [""; 0]);
+    let leases = containerd.leases();
+    let seals = leases.iter().filter(|id| id.starts_with("harpoon/"));
+    assert_eq!(seals.count(), 4, "{leases:?}");
+}
+
+/// Every lease has an expiry, and nothing but leases holds what is there.
+#[test]
+fn kills_leave_nothing_for_ever() {
+    let containerd = leaked();
+    let registry = registry_with_password();
+    for round in 0..rounds(KILLS) {
+        let name = format!("{}:1", unique("sealed-killed"));
+        registry.image(&name).layers(4).size(4 * LAYER).push();
+        let proxy = Proxy::start(registry.url(), |seen| match seen.is_blob() {
+            true => Fault::Throttle(200_000),
+            false => Fault::Pass,
+        });
+        let image = proxy.reference(&name);
+        let harpoon = always(containerd, &proxy.address(), &[&image]).start();
+        std::thread::sleep(Duration::from_millis(fastrand::u64(..2_000)));
+        harpoon.try_signal(Signal::KILL);
+        eventually("harpoon has ended", PATIENCE, || harpoon.has_ended());
+        drop(harpoon);
+        let leases = containerd.ctr(&["leases", "list"]);
+        for lease in leases.lines().skip(1) {
+            let ours = lease.starts_with("harpoon/");
+            let expires = lease.contains("containerd.io/gc.expire=");
+            assert!(expires || !ours, "round {round}: {lease}");
+        }
+        if has_newer_runtimes() {
+            assert_eq!(containerd.images(), [""; 0], "round {round}");
+        }
+    }
+    if !has_newer_runtimes() {
+        // There a pull through the CRI that is killed in time leaves the image as any other.
+        return;
+    }
+    eventually("without leases, all is freed", PATIENCE, || {
+        for lease in containerd.leases() {
+            if lease.starts_with("harpoon/") {
+                containerd.ctr(&["leases", "delete", "--sync", &lease]);
+            }
+        }
+        blobs(containerd).is_empty()
+    });
+}
