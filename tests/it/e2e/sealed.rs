@@ -9,7 +9,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use super::*;
-use crate::bed::{Logged, Pushed, directory};
+use crate::bed::{Logged, Pushed, directory, has_newer_runtimes};
 
 /// Images that are pulled at the same moment in [`pulls_at_once`].
 const AT_ONCE: usize = 8;
@@ -200,17 +200,21 @@ fn meet(
             "spec": {"containers": [{"name": "main", "image": image.reference}], "imagePullSecrets": [{"name": secret}]}});
         (format!("/api/v1/namespaces/{namespace}/pods"), pod)
     });
-    // A pod's sandbox takes the kubelet about half a second; harpoon is there sooner.
-    let delay = Duration::from_millis(random.u64(0..1000));
-    let started = if random.bool() {
-        cluster.api.create_each(pods);
-        std::thread::sleep(delay);
-        harpoon.spawn().unwrap()
-    } else {
-        let started = harpoon.spawn().unwrap();
-        std::thread::sleep(delay / 2);
-        cluster.api.create_each(pods);
-        started
+    let started = match random.u8(0..3) {
+        0 => {
+            cluster.api.create_each(pods);
+            std::thread::sleep(Duration::from_millis(random.u64(0..1000)));
+            harpoon.spawn().unwrap()
+        }
+        turn => {
+            let started = harpoon.spawn().unwrap();
+            // Either while harpoon pulls, or while it removes the names that its pulls through the CRI have made.
+            let late = turn == 1 && !has_newer_runtimes();
+            let delay = if late { 9500..12_000 } else { 0..500 };
+            std::thread::sleep(Duration::from_millis(random.u64(delay)));
+            cluster.api.create_each(pods);
+            started
+        }
     };
     let running = cluster.wait_for(namespace, "all pods run", || {
         let mut pods = cluster.pods(namespace, "app=meeting");
