@@ -48,7 +48,7 @@ const STEPS: &[(&str, Step)] = &[
         sealed::for_its_pullers,
     ),
     (
-        "the kubelet and harpoon pull at once",
+        "the kubelet and harpoon pull a sealed image at once",
         sealed::pulls_at_once,
     ),
     ("what a pod gains", gain::measured),
