@@ -160,10 +160,7 @@ impl Found {
         let mut text = String::new();
         if !self.credentials.is_empty() {
             let sources: Vec<&str> = self.credentials.iter().map(|c| &*c.source).collect();
-            text = format!(
-                " (tried with the credentials of {}, and anonymously)",
-                sources.join(", ")
-            );
+            text = format!(" (tried: {}, anonymous)", sources.join(", "));
         }
         for problem in &self.problems {
             text.push_str("; ");

@@ -38,7 +38,7 @@ pub enum ListError {
     #[error("the images file {0} is longer than 64 MiB")]
     TooLong(PathBuf),
     /// The file has more than 100,000 images.
-    #[error("the images file {0} names more than {MAX_IMAGES} images")]
+    #[error("the images file {0} has more than {MAX_IMAGES} images")]
     TooMany(PathBuf),
     /// The file is not text.
     #[error("the images file {path} is not text: line {line} {what}")]

@@ -28,7 +28,7 @@ pub enum ConnectError {
     #[error("failed to set up the connection to the API server: {0}")]
     Client(TransportError),
     /// A credential plugin of the kubeconfig did not end in time.
-    #[error("the kubeconfig's credential plugin did not answer within {}", humantime::format_duration(*.0))]
+    #[error("the kubeconfig's credential plugin timed out after {}", humantime::format_duration(*.0))]
     Plugin(Duration),
 }
 
@@ -120,7 +120,7 @@ fn login(error: &kube::client::AuthError) -> String {
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
     /// The API server refused the request.
-    #[error("the API server answered {code}{}", colon(.message))]
+    #[error("the API server returned {code}{}", colon(.message))]
     Answer {
         /// The HTTP status.
         code: u16,
@@ -131,7 +131,7 @@ pub enum ListError {
     #[error("failed to reach the API server: {0}")]
     Transport(TransportError),
     /// The API server did not respond in time.
-    #[error("the API server did not answer within {}", humantime::format_duration(*.0))]
+    #[error("no response from the API server within {}", humantime::format_duration(*.0))]
     Silent(Duration),
     /// The response stalled.
     #[error("the API server sent nothing for {}", humantime::format_duration(*.0))]
@@ -143,10 +143,10 @@ pub enum ListError {
     #[error("unexpected response from the API server: {0}")]
     Garbage(Undecodable),
     /// The list does not end.
-    #[error("the API server's list does not end: {0}")]
+    #[error("the API server's list never ends: {0}")]
     Endless(&'static str),
     /// The list expired repeatedly before it was read to its end.
-    #[error("the API server's list expired {0} times before it was read to its end")]
+    #[error("the API server's list expired {0} times")]
     Expired(u32),
     /// The request was skipped, because the API server had become unreachable.
     #[error("skipped: the API server is unreachable")]

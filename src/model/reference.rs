@@ -30,7 +30,7 @@ pub enum ReferenceError {
     #[error("the reference is empty")]
     Empty,
     /// The text contains white space or a control character.
-    #[error("the reference contains a blank or a control character")]
+    #[error("the reference contains blanks or control characters")]
     Blank,
     /// The text contains a character outside ASCII.
     #[error("the reference contains a character outside ASCII")]

@@ -190,7 +190,7 @@ impl Node {
 
 fn named(requirements: &Requirements, node: &Node) -> Option<String> {
     let name = &requirements.node_name;
-    (!name.is_empty() && *name != node.name).then(|| format!("pods go to node {name}"))
+    (!name.is_empty() && *name != node.name).then(|| format!("pods require node {name}"))
 }
 
 /// Checks the operating system. The scheduler relies on labels; the kubelet rejects such pods.
@@ -201,7 +201,7 @@ fn foreign(requirements: &Requirements, node: &Node) -> Option<String> {
         own => own,
     };
     (!wanted.is_empty() && wanted != own)
-        .then(|| format!("node's operating system is {own}, not {wanted}"))
+        .then(|| format!("node OS is {own}, pods require {wanted}"))
 }
 
 fn selected(requirements: &Requirements, node: &Node) -> Option<String> {
@@ -228,7 +228,7 @@ fn attracted(requirements: &Requirements, node: &Node) -> Option<String> {
     Some(match (first, terms.len()) {
         (None, _) => "its node affinity has no terms, so it matches no node".to_owned(),
         (Some(first), 1) => first,
-        (Some(first), 2) => format!("{first}, nor does the other term of its node affinity match"),
+        (Some(first), 2) => format!("{first}; 1 other node affinity term does not match"),
         (Some(first), n) => format!(
             "{first}, nor does any of the other {} terms of its node affinity match",
             n - 1
@@ -297,10 +297,10 @@ fn unmatched_label(expression: &Expression, node: &Node) -> Option<String> {
 fn unmatched_field(expression: &Expression, node: &Node) -> Option<String> {
     match (expression.operator.as_str(), expression.values.as_slice()) {
         ("In", [name]) if expression.key == NAME_FIELD => {
-            (*name != node.name).then(|| format!("pods go to node {name}"))
+            (*name != node.name).then(|| format!("pods require node {name}"))
         }
         ("NotIn", [name]) if expression.key == NAME_FIELD => {
-            (*name == node.name).then(|| format!("pods go to any node but {name}"))
+            (*name == node.name).then(|| format!("pods exclude node {name}"))
         }
         _ => malformed(expression),
     }

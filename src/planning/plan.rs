@@ -444,7 +444,7 @@ pub fn size_unknown(why: &str) -> String {
 /// The message for an image that does not fit.
 pub fn too_large(short: InsufficientSpace, budget: u64) -> String {
     format!(
-        "needs about {} on disk, and {} are left of {} (--disk-budget)",
+        "over --disk-budget {2}: needs about {0}, {1} left",
         size(short.need),
         size(short.left),
         size(budget)

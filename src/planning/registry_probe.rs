@@ -185,7 +185,7 @@ impl<'a> RegistryProbe<'a> {
         let answer = tokio::time::timeout(TIME_LIMIT, work).await;
         let answer = answer.unwrap_or_else(|_| {
             let why = format!(
-                "{registry} did not answer within {} s",
+                "no response from {registry} within {} s",
                 TIME_LIMIT.as_secs()
             );
             Err((Unknown::new(FailureKind::Timeout, why), Some(Scope::Image)))

@@ -386,7 +386,7 @@ impl<'a, S: ImageService, O: Fn(Event<'_>) + Sync> Run<'a, S, O> {
                 asked.map_or_else(
                     |_| {
                         Err(format!(
-                            "{} did not answer within {} s",
+                            "no response from {} within {} s",
                             reference.registry(),
                             NEEDED_LIMIT.as_secs()
                         ))

@@ -153,7 +153,7 @@ fn why(image: &ImageReport) -> String {
         parts.push("sealed".to_owned());
     }
     if let Some(source) = &image.credential {
-        parts.push(format!("with the credential of {}", sanitize(source)));
+        parts.push(format!("credential: {}", sanitize(source)));
     }
     let mut why = parts.join("; ");
     if image.attempts > 1 {
@@ -165,8 +165,8 @@ fn why(image: &ImageReport) -> String {
 fn plan_why(image: &PlannedImage) -> String {
     let why = match &image.step {
         Step::Skip(reason, message) => format!("{}: {}", reason.as_str(), sanitize(message)),
-        Step::Present(stored) if stored.is_sealed => "the runtime has it, sealed".to_owned(),
-        Step::Present(_) => "the runtime has it".to_owned(),
+        Step::Present(stored) if stored.is_sealed => "already present, sealed".to_owned(),
+        Step::Present(_) => "already present".to_owned(),
         Step::Pull(_) => match &image.workloads[..] {
             [] => "listed".to_owned(),
             [one] => format!("used by {}", sanitize(&one.to_string())),

@@ -32,7 +32,10 @@ fn budget_counts_listed_images() {
     let output = run("1G");
     let report = check(&output, &[(&image, "skipped disk_budget 0")]);
     let message = entry(&report, &image)["message"].as_str().unwrap();
-    assert!(message.contains("and 0 B are left of 1.00 GB"), "{message}");
+    assert!(
+        message.contains("over --disk-budget 1.00 GB: ") && message.contains(", 0 B left"),
+        "{message}"
+    );
     check(&run("3G"), &[(&image, "pulled 1")]);
 }
 

@@ -156,7 +156,7 @@ fn labels_architecture_and_affinity_must_match() {
         ],
     );
     assert_eq!(output.json()["summary"]["skip"], json!(2));
-    let elsewhere = format!("pods go to node {arm}");
+    let elsewhere = format!("pods require node {arm}");
     check(
         cluster,
         &namespace,

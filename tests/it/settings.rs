@@ -43,7 +43,7 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "startup-taints",
         "booting=true:NoSchedule",
-        "keys of taints",
+        "taint keys",
     ),
     ("disk-budget", "20GB", "20Gi"),
     ("refresh", "perhaps", "true or false"),

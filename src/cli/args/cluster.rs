@@ -89,7 +89,7 @@ fn namespaces(text: &str) -> Parsed<Namespaces> {
 }
 
 fn workloads(text: &str) -> Parsed<List<WorkloadKind>> {
-    let expected = "expected some of deployments, statefulsets, daemonsets, replicasets, jobs, cronjobs, pods, separated by commas, or all";
+    let expected = "expected a comma-separated list of deployments, statefulsets, daemonsets, replicasets, jobs, cronjobs and pods, or all";
     let listed = all(text, expected, |item| match item {
         "all" => Some(WorkloadKind::ALL.to_vec()),
         item => WorkloadKind::parse(item).map(|kind| vec![kind]),
@@ -115,6 +115,6 @@ pub(crate) fn kinds(List(kinds): List<WorkloadKind>) -> Vec<WorkloadKind> {
 }
 
 fn startup_taints(text: &str) -> Parsed<List<String>> {
-    let expected = "expected keys of taints separated by commas, without value and effect, such as example.com/starting";
+    let expected = "expected comma-separated taint keys without value and effect, such as example.com/starting";
     all(text, expected, |key| is_key(key).then(|| key.to_owned()))
 }

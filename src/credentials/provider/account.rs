@@ -54,10 +54,7 @@ impl Account {
             // Kubernetes 1.33 had no such field.
             Some("Token") | None => false,
             Some(_) => {
-                return Err(
-                    "the cacheType of tokenAttributes is not known to this version of harpoon"
-                        .to_owned(),
-                );
+                return Err("unsupported cacheType of tokenAttributes".to_owned());
             }
         };
         let is_required = match fields.get("requireServiceAccount") {
@@ -162,7 +159,7 @@ fn known(fields: &Map<String, Value>) -> Result<(), String> {
     ];
     match fields.keys().find(|key| !KNOWN.contains(&key.as_str())) {
         Some(key) => Err(format!(
-            "the field {} of tokenAttributes is not known to this version of harpoon",
+            "unsupported field {} of tokenAttributes",
             excerpt(key)
         )),
         None => Ok(()),
@@ -290,7 +287,7 @@ mod tests {
             ),
             (
                 json!({"serviceAccountTokenAudience": "a", "requireServiceAccount": true, "new": 1}),
-                "the field new",
+                "unsupported field new",
             ),
             (
                 json!({"serviceAccountTokenAudience": "a", "requireServiceAccount": true,

@@ -232,7 +232,7 @@ fn known(fields: &Map<String, Value>) -> Result<(), Refused> {
     ];
     match fields.keys().find(|key| !KNOWN.contains(&key.as_str())) {
         Some(key) => Err(Refused::Beyond(format!(
-            "the field {} is not known to this version of harpoon",
+            "unsupported field {}",
             excerpt(key)
         ))),
         None => Ok(()),

@@ -73,7 +73,7 @@ pub enum Warning {
         error: ListError,
     },
     /// An image reference is too long to be valid.
-    #[error("{0}: an image reference is longer than 4096 characters and was left out")]
+    #[error("{0}: image reference skipped: longer than 4096 characters")]
     ImageTooLong(Arc<Workload>),
     /// A problem with the pull secrets.
     #[error(transparent)]
@@ -95,7 +95,7 @@ pub enum DiscoverError {
         message: String,
     },
     /// The API server cannot be reached.
-    #[error("no answer from the API server {server}")]
+    #[error("failed to reach the API server {server}")]
     Unreachable {
         /// The API server, without path or credentials.
         server: String,

@@ -64,7 +64,7 @@ pub(super) async fn read(
                 return failed(ListError::Expired(restarts + 1));
             }
             Err(PageFault::Gone(None)) => {
-                tracing::debug!(?query, "the list expired while it was read: starting again");
+                tracing::debug!(?query, "list expired, restarting");
                 into.rollback(start);
                 restarts += 1;
                 cluster.patience.pause(restarts, None).await;

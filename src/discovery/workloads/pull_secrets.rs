@@ -116,7 +116,7 @@ pub enum SecretWarning {
     #[error("{0} other pull secrets or service accounts were not read")]
     NotAsked(usize),
     /// There are too many different pull secrets.
-    #[error("the workloads name more than {0} pull secrets: the others were left out")]
+    #[error("more than {0} pull secrets; the rest are ignored")]
     TooMany(usize),
 }
 

@@ -457,7 +457,7 @@ async fn retry_after_and_attempts_are_bounded() {
     let found = server.discover(&["a"], ONE).await;
     assert!(start.elapsed() < Duration::from_secs(10));
     assert_eq!(server.requests().len(), 4);
-    let expected = "namespace a: failed to list deployments.apps: the API server answered 429: too many [31m requests";
+    let expected = "namespace a: failed to list deployments.apps: the API server returned 429: too many [31m requests";
     assert!(found.error.ends_with(expected), "{}", found.error);
 }
 
@@ -512,7 +512,7 @@ async fn server_lost_during_first_list_fails() {
     .await;
     let found = server.discover(&["a", "b"], ONE).await;
     assert!(
-        found.error.contains("no answer from the API server"),
+        found.error.contains("failed to reach the API server"),
         "{found:?}"
     );
 }
@@ -529,7 +529,7 @@ async fn lost_server_gets_no_further_requests() {
     assert_eq!(server.requests().len(), 5);
     assert!(
         found.warnings[0].contains("namespace b")
-            && found.warnings[0].contains("did not answer within 1s")
+            && found.warnings[0].contains("no response from the API server within 1s")
     );
     assert!(
         found.warnings[1].ends_with("skipped: the API server is unreachable"),
@@ -544,7 +544,7 @@ async fn refused_connection_names_the_server() {
     tokio::time::sleep(Duration::from_millis(50)).await;
     let found = server.discover(&["a", "b"], &WorkloadKind::ALL).await;
     let expected = format!(
-        "no answer from the API server {}: ",
+        "failed to reach the API server {}: ",
         server.cluster.server()
     );
     assert!(found.error.starts_with(&expected), "{}", found.error);
@@ -579,7 +579,7 @@ async fn endless_page_chain_is_an_error() {
     })
     .await;
     let found = server.discover(&["a"], ONE).await;
-    assert!(found.error.contains("does not end"), "{found:?}");
+    assert!(found.error.contains("never ends"), "{found:?}");
     assert_eq!(server.requests().len(), 3);
 }
 

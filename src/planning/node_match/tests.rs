@@ -90,8 +90,8 @@ fn node_names_and_selectors_must_match() {
     for (name, selector, expected) in [
         ("", &[][..], "fits"),
         ("here", &[], "fits"),
-        ("node-7", &[], "pods go to node node-7"),
-        ("node-7", &["disk=hdd"], "pods go to node node-7"),
+        ("node-7", &[], "pods require node node-7"),
+        ("node-7", &["disk=hdd"], "pods require node node-7"),
         ("here", &["disk=hdd"], "node's label disk is ssd, not hdd"),
         ("", &["disk=ssd"], "fits"),
         ("", &["disk=ssd", "zone=a", "pool"], "fits"),
@@ -212,19 +212,16 @@ fn required_affinity_must_match() {
         (&["cores Gt many", "disk In ssd"], "fits"),
         (
             &["gpu Exists", "disk In hdd"],
-            "node has no label gpu, nor does the other term of its node affinity match",
+            "node has no label gpu; 1 other node affinity term does not match",
         ),
         (
             &["gpu Exists", "disk In hdd", ""],
             "node has no label gpu, nor does any of the other 2 terms of its node affinity match",
         ),
         (&["@metadata.name In here"], "fits"),
-        (&["@metadata.name In node-7"], "pods go to node node-7"),
+        (&["@metadata.name In node-7"], "pods require node node-7"),
         (&["@metadata.name NotIn node-7"], "fits"),
-        (
-            &["@metadata.name NotIn here"],
-            "pods go to any node but here",
-        ),
+        (&["@metadata.name NotIn here"], "pods exclude node here"),
         (
             &["@metadata.name In here there"],
             &odd("metadata.name In with 2"),
@@ -244,7 +241,7 @@ fn required_affinity_must_match() {
         ),
         (
             &["disk In ssd & @metadata.name In node-7"],
-            "pods go to node node-7",
+            "pods require node node-7",
         ),
         // A label of that name is another thing.
         (
@@ -449,7 +446,7 @@ fn labels_pending_makes_missing_unknown() {
         check(
             &affinity(&["@metadata.name In there"]),
             &node,
-            "pods go to node there",
+            "pods require node there",
         );
     }
     let node = here(&["node.kubernetes.io/not-ready:NoSchedule"]);
@@ -463,23 +460,11 @@ fn pod_os_must_be_the_nodes() {
         ("", "windows", "fits"),
         ("linux", "linux", "fits"),
         ("windows", "windows", "fits"),
-        (
-            "windows",
-            "linux",
-            "node's operating system is linux, not windows",
-        ),
-        (
-            "linux",
-            "windows",
-            "node's operating system is windows, not linux",
-        ),
+        ("windows", "linux", "node OS is linux, pods require windows"),
+        ("linux", "windows", "node OS is windows, pods require linux"),
         // One that has not said yet.
         ("linux", "", "fits"),
-        (
-            "windows",
-            "",
-            "node's operating system is linux, not windows",
-        ),
+        ("windows", "", "node OS is linux, pods require windows"),
     ] {
         let mut requirements = Requirements {
             os: wanted.to_owned(),

@@ -329,7 +329,7 @@ fn oversized_image_is_skipped_smaller_fit() {
         told(&plan),
         [
             "a pull",
-            "b skip disk_budget: needs about 9 B on disk, and 4 B are left of 10 B (--disk-budget)",
+            "b skip disk_budget: over --disk-budget 10 B: needs about 9 B, 4 B left",
             "c pull",
             "d skip unauthorized: size unknown; cannot enforce --disk-budget: registry said so",
         ]

@@ -141,9 +141,9 @@ fn failing_list_is_error_after_retries() {
     let namespace = cluster.namespace();
     cluster.deployment(&namespace, "web", 1, "web:1");
     let cases = [
-        (Fault::Close, "no answer from the API server"),
+        (Fault::Close, "failed to reach the API server"),
         (Fault::CutAfter(100), "ended early"),
-        (Fault::status(500), "the API server answered 500"),
+        (Fault::status(500), "the API server returned 500"),
     ];
     for (fault, why) in cases {
         let decide = fault.clone();

@@ -74,7 +74,8 @@ fn budget_skips_large_keeps_smaller_images<R: Runtime>() {
     assert_eq!(outcomes, expected, "{output}");
     let message = entry(&report, lines[1])["message"].as_str().unwrap();
     assert!(
-        message.starts_with("needs about ") && message.contains("left of 60.00 MB (--disk-budget)"),
+        message.starts_with("over --disk-budget 60.00 MB: needs about ")
+            && message.ends_with(" left"),
         "{message}"
     );
     assert!(runtime.has(lines[0]) && !runtime.has(lines[1]));

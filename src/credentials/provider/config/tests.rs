@@ -186,7 +186,7 @@ fn unknown_fields_drop_their_provider() {
         (
             "  args:",
             "  argz: [hunter2]\n  args:",
-            "the field argz is not known",
+            "unsupported field argz",
         ),
         (
             "kubelet.k8s.io/v1\n",

@@ -107,7 +107,7 @@ async fn node_and_runtime_classes_read_once() {
             &format!("odd: {taint}"),
             "none: fits",
             &format!("nulls: {taint}"),
-            "affine: pods go to node n2",
+            "affine: pods require node n2",
         ]
     );
     assert_eq!(warnings.len(), 3, "{warnings:?}");
@@ -200,7 +200,7 @@ async fn other_operating_systems_do_not_fit() {
             [
                 "a: fits",
                 "l: fits",
-                "w: node's operating system is linux, not windows",
+                "w: node OS is linux, pods require windows",
             ],
         ),
         (
@@ -208,14 +208,14 @@ async fn other_operating_systems_do_not_fit() {
             [
                 "a: fits",
                 "l: fits",
-                "w: node's operating system is linux, not windows",
+                "w: node OS is linux, pods require windows",
             ],
         ),
         (
             WINDOWS,
             [
                 "a: fits",
-                "l: node's operating system is windows, not linux",
+                "l: node OS is windows, pods require linux",
                 "w: fits",
             ],
         ),

@@ -182,7 +182,7 @@ async fn unusable_secrets_are_named_others_used() {
         "Secret a/utf8: the value of the key .dockerconfigjson is malformed".to_owned(),
         "Secret a/garbage: unexpected response from the API server".to_owned(),
         "Secret a/string: unexpected response from the API server".to_owned(),
-        "Secret a/400: failed to read it: the API server answered 400: no way".to_owned(),
+        "Secret a/400: failed to read it: the API server returned 400: no way".to_owned(),
         "Secret a/large: it is larger than 1.5 MiB".to_owned(),
     ];
     assert_eq!(warnings, expected);
