@@ -1,7 +1,7 @@
 //! End-to-end tests on a real single-node cluster, installed as by users: pulled images, reports, and permissions afterwards.
 //!
-//! Run only by `make e2e`. It is one test of many steps, because the installed objects have fixed names: separate tests would
-//! wait for each other, and delay all others meanwhile.
+//! Run only by `make e2e`; `STEP=TEXT` selects the steps that have the text in their name. It is one test of many steps, because
+//! the installed objects have fixed names: separate tests would wait for each other, and delay all others meanwhile.
 #![expect(
     clippy::print_stderr,
     reason = "progress and the figures measured, for who asks with --nocapture"
@@ -20,6 +20,7 @@ mod confined;
 mod gain;
 mod installed;
 mod rights;
+mod sealed;
 mod variants;
 
 /// The namespace of the manifests.
@@ -42,13 +43,24 @@ const STEPS: &[(&str, Step)] = &[
     ("a list of images", variants::list_of_images),
     ("all namespaces and two kinds", variants::all_namespaces),
     ("a kustomization", variants::kustomized),
+    (
+        "a sealed image is for pods that may pull it",
+        sealed::for_its_pullers,
+    ),
+    (
+        "the kubelet and harpoon pull a sealed image at once",
+        sealed::pulls_at_once,
+    ),
     ("what a pod gains", gain::measured),
+    ("what a pod of a private image gains", gain::private),
 ];
 
 #[test]
 fn all_steps_pass_on_single_node() {
     let cluster = Cluster::start();
-    let failed = STEPS.iter().filter(|(name, step)| {
+    let only = std::env::var("STEP").unwrap_or_default();
+    let steps = STEPS.iter().filter(|(name, _)| name.contains(&only));
+    let failed = steps.filter(|(name, step)| {
         let began = Instant::now();
         let turn = Turn::new(&cluster);
         let done = catch_unwind(AssertUnwindSafe(|| step(&turn)));
@@ -96,6 +108,17 @@ impl<'a> Turn<'a> {
         self.cluster.api.deployment(&self.namespace, name, 0, image);
     }
 
+    /// The same of a private image, whose pods have the pull secret.
+    fn private_deployment(&self, name: &str, image: &str) {
+        let secret = self.cluster.pull_secret(&self.namespace);
+        let labels = json!({"app": name});
+        let spec = json!({"containers": [{"name": "main", "image": image}], "imagePullSecrets": [{"name": secret}]});
+        let deployment = json!({"metadata": {"name": name, "labels": labels}, "spec": {"replicas": 0,
+            "selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": spec}}});
+        let deployments = format!("/apis/apps/v1/namespaces/{}/deployments", self.namespace);
+        self.cluster.api.create(&deployments, deployment);
+    }
+
     /// Applies manifests with no change except for the image; does not wait.
     fn install(&self, manifests: &str) -> Installed<'_> {
         let manifests = with_image(manifests, self.cluster.harpoon());
@@ -122,6 +145,17 @@ impl<'a> Turn<'a> {
             pods.retain(is_ready);
             pods.pop()
         })
+    }
+
+    /// Waits until the API server has no pod with this label `app`.
+    fn no_pods(&self, name: &str) {
+        let namespace = self.namespace.as_str();
+        let path = format!("/api/v1/namespaces/{namespace}/pods?labelSelector=app%3D{name}");
+        let none = || {
+            let pods = self.cluster.api.get(&path);
+            pods["items"].as_array().unwrap().is_empty().then_some(())
+        };
+        self.cluster.wait_for(namespace, "the pods are gone", none);
     }
 
     /// Removes all objects of this step, so that the next one finds none of them.

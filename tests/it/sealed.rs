@@ -205,7 +205,8 @@ fn other_snapshotter_unpacks_the_sealed_layers() {
     };
     assert_eq!(snapshots(), 0);
     let asked = proxy.seen().len();
-    block_on(async move { pull_for_handler(containerd, &image, PASSWORD).await });
+    let pulled = image;
+    block_on(async move { pull_for_handler(containerd, &pulled, PASSWORD).await });
     assert_eq!(snapshots(), 2);
     let requests: Vec<_> = proxy.seen().into_iter().skip(asked).collect();
     assert!(requests.iter().all(|seen| !seen.is_blob()), "{requests:?}");

@@ -12,19 +12,27 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 
 use super::daemons::Image;
-use super::{Daemon, Kubernetes, Pushed, directory, parse, program, run, runtime, script};
+use super::{
+    Daemon, Kubernetes, PASSWORD, Pushed, USER, directory, parse, program, run, runtime, script,
+};
+
+mod images;
+
+pub use images::Logged;
 
 /// Time limit for anything in the cluster, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(240);
 
-/// A Kubernetes 1.20 with its controllers, scheduler, kubelet, containerd and a registry, in namespaces of its own: its addresses
-/// are reachable only from inside, with [`Cluster::inside`].
+/// A Kubernetes 1.20 with its controllers, scheduler, kubelet, containerd and two registries, in namespaces of its own: its
+/// addresses are reachable only from inside, with [`Cluster::inside`].
 #[derive(Debug)]
 pub struct Cluster {
     pub api: Kubernetes,
     /// The node's first process.
     node: String,
     registry: String,
+    /// The registry that asks for [`USER`] and [`PASSWORD`].
+    private: String,
     /// containerd's own client.
     ctr: String,
 }
@@ -35,9 +43,11 @@ pub struct Process(PathBuf);
 
 impl Cluster {
     pub fn start() -> Self {
-        let daemon = Daemon::start::<&str>("cluster", &[]);
+        let login = format!("{USER}:{PASSWORD}");
+        let daemon = Daemon::start("cluster", &["--htpasswd", &login]);
         let node = daemon.value("NODE").to_owned();
         let registry = daemon.value("REGISTRY").to_owned();
+        let private = daemon.value("PRIVATE_REGISTRY").to_owned();
         let ctr = daemon.value("CTR").to_owned();
         let network = File::open(format!("/proc/{node}/ns/net")).unwrap();
         let inside = runtime(move || {
@@ -49,6 +59,7 @@ impl Cluster {
             api,
             node,
             registry,
+            private,
             ctr,
         }
     }
