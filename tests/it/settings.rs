@@ -40,11 +40,7 @@ const BAD: &[(&str, &str, &str)] = &[
     ("limit", "many", "whole number"),
     ("include-idle", "yes", "true or false"),
     ("watch-cache", "1", "true or false"),
-    (
-        "startup-taints",
-        "booting=true:NoSchedule",
-        "taint keys",
-    ),
+    ("startup-taints", "booting=true:NoSchedule", "taint keys"),
     ("disk-budget", "20GB", "20Gi"),
     ("refresh", "perhaps", "true or false"),
     ("registry-concurrency", "1001", "1 to 1000"),
