@@ -61,6 +61,11 @@ impl<'a> Private<'a> {
             (waits || state["running"].is_object()).then_some(state)
         });
         assert_eq!(state["waiting"]["reason"], reason, "{state:#}");
+        // It is the registry that refuses it.
+        let message = text(&state["waiting"]["message"]);
+        let refusals = ["401 Unauthorized", "no basic auth credentials"];
+        let by_registry = refusals.iter().any(|refusal| message.contains(refusal));
+        assert_eq!(by_registry, reason == "ErrImagePull", "{message}");
         cluster.end_pods(namespace, &[&name]);
     }
 
