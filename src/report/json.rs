@@ -22,6 +22,11 @@ struct RunJson<'a, I> {
     error: Option<&'a str>,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
 #[derive(Serialize)]
 struct ImageJson<'a> {
     image: &'a str,
@@ -35,6 +40,7 @@ struct ImageJson<'a> {
     bytes: Option<u64>,
     digest: Option<&'a str>,
     credential: Option<&'a str>,
+    #[serde(skip_serializing_if = "is_false")]
     sealed: bool,
 }
 
@@ -64,8 +70,10 @@ struct PlannedJson<'a> {
     pods: Option<u64>,
     workloads: Workloads<'a>,
     /// Whether it is sealed, or its pull will seal it.
+    #[serde(skip_serializing_if = "is_false")]
     sealed: bool,
     /// Why its pull will seal it.
+    #[serde(skip_serializing_if = "Option::is_none")]
     seal_reason: Option<&'a str>,
     #[serde(flatten)]
     sizes: Option<SizesJson>,

@@ -24,7 +24,7 @@ fn sorted<const N: usize>(mut names: [&'static str; N]) -> Vec<&'static str> {
     names.to_vec()
 }
 
-const IMAGE_KEYS: [&str; 12] = [
+const IMAGE_KEYS: [&str; 11] = [
     "image",
     "outcome",
     "reason",
@@ -36,7 +36,6 @@ const IMAGE_KEYS: [&str; 12] = [
     "bytes",
     "digest",
     "credential",
-    "sealed",
 ];
 
 #[test]
@@ -155,16 +154,7 @@ fn plan_json_matches_design() {
     );
     assert_eq!(json["runtime"], Value::Null);
     assert_eq!(actions(&json), ["pull", "pull"], "{output}");
-    let image_keys = sorted([
-        "image",
-        "action",
-        "reason",
-        "message",
-        "pods",
-        "workloads",
-        "sealed",
-        "seal_reason",
-    ]);
+    let image_keys = sorted(["image", "action", "reason", "message", "pods", "workloads"]);
     assert_eq!(keys(&json["images"][0]), image_keys);
     assert_eq!(json["summary"], json!({"pull": 2, "present": 0, "skip": 0}));
 

@@ -107,7 +107,8 @@ fn check_entry(image: &Value) {
         .keys()
         .map(String::as_str)
         .collect();
-    let all = "attempts bytes credential digest image message outcome pods reason sealed seconds workloads";
+    let all =
+        "attempts bytes credential digest image message outcome pods reason seconds workloads";
     assert_eq!(keys.join(" "), all);
     let there = ["pulled", "present"].contains(&image["outcome"].as_str().unwrap());
     let digest = image["digest"]
