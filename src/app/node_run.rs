@@ -119,7 +119,7 @@ async fn usage(runtime: &SealingRuntime) -> Result<Usage, RuntimeError> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Questions {
     pub(crate) store: StoreSettings,
-    /// Which images are sealed.
+    /// The sealing policy.
     pub(crate) seal: SealPolicy,
     /// True to look up image sizes even without a disk budget.
     pub(crate) sizes: bool,

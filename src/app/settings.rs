@@ -40,7 +40,7 @@ impl SettingError {
     }
 }
 
-/// What a killed pull leaves is kept for so long after its attempt would have ended, for the next attempt.
+/// Time that content of a killed pull is kept after the attempt's time limit, for the next attempt.
 const PULL_MARGIN: Duration = Duration::from_secs(600);
 
 /// The second variable of `--runtime-endpoint`, read where the first is not set: `crictl` and the Go tool read it too.
@@ -84,10 +84,10 @@ pub struct StoreSettings {
     pub refresh: bool,
 }
 
-/// Which images are sealed, and for how long.
+/// Sealing policy and lifetime of seals.
 #[derive(Debug, Clone, Copy)]
 pub struct SealSettings {
-    /// Which images.
+    /// The images to seal.
     pub policy: SealPolicy,
     /// The lifetime of a seal.
     pub lifetime: Duration,

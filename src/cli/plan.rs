@@ -62,14 +62,8 @@ pub(super) fn main(args: PlanArgs) -> Result<Exit> {
             keyring::set_pull_secrets(&mut keyring, found.pull_secrets);
             let probe = RegistryProbe::new(&keyring, platform, QUESTIONS);
             let selection = node_run::select(found.candidates, &policy, runtime.as_ref());
-            let plan = node_run::plan(
-                selection,
-                runtime.as_ref(),
-                questions,
-                &probe,
-                found.sizes,
-                end,
-            );
+            let (runtime_ref, sizes) = (runtime.as_ref(), found.sizes);
+            let plan = node_run::plan(selection, runtime_ref, questions, &probe, sizes, end);
             let plan = Box::pin(plan).await?;
             anyhow::Ok((runtime, plan, probe.requests()))
         };
@@ -80,12 +74,16 @@ pub(super) fn main(args: PlanArgs) -> Result<Exit> {
             node: node.as_deref(),
             requests: questions.sizes.then_some(requests),
         };
-        outcome::print(|out| match output {
-            Format::Text => text::write_plan(out, &outline),
-            Format::Json => json::write_plan(out, &outline),
-        })?;
-        Ok(Exit::Done)
+        print(output, &outline)
     })
+}
+
+fn print(format: Format, report: &PlanReport<'_>) -> Result<Exit> {
+    outcome::print(|out| match format {
+        Format::Text => text::write_plan(out, report),
+        Format::Json => json::write_plan(out, report),
+    })?;
+    Ok(Exit::Done)
 }
 
 /// The runtime of this node. Without one, a plan is made all the same, unless its endpoint was set.

@@ -1,6 +1,6 @@
-//! Which images are sealed: kept on the node without a name. No I/O.
+//! The policy of sealing: images kept on the node without a name. No I/O.
 
-/// Which images are sealed.
+/// The images to seal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SealPolicy {
     /// Those whose credential came from a pull secret of a workload or a ServiceAccount.

@@ -69,10 +69,10 @@ struct PlannedJson<'a> {
     message: Option<&'a str>,
     pods: Option<u64>,
     workloads: Workloads<'a>,
-    /// Whether it is sealed, or its pull will seal it.
+    /// True if it is sealed, or its pull will seal it.
     #[serde(skip_serializing_if = "is_false")]
     sealed: bool,
-    /// Why its pull will seal it.
+    /// Reason for which its pull will seal it.
     #[serde(skip_serializing_if = "Option::is_none")]
     seal_reason: Option<&'a str>,
     #[serde(flatten)]

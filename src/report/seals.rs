@@ -20,7 +20,7 @@ struct SealJson<'a> {
     digest: &'a str,
     bytes: Option<u64>,
     expires: String,
-    /// Whether all of the image is there.
+    /// True if all content of the image is present.
     complete: bool,
 }
 

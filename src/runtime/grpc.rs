@@ -1,4 +1,4 @@
-//! What failed gRPC calls to a container runtime mean. It makes no call.
+//! Failed gRPC calls to a container runtime, as errors. It makes no call.
 
 use std::borrow::Cow;
 use std::error::Error as _;

@@ -8,7 +8,7 @@ use crate::model::dns_name::is_subdomain;
 use crate::model::platform::Platform;
 use crate::runtime::detect::Endpoint;
 
-/// Which runtime is asked.
+/// The runtime to connect to.
 #[derive(Args)]
 #[command(next_help_heading = "Runtime")]
 pub(crate) struct EndpointArgs {

@@ -8,11 +8,11 @@ use super::values::{Parsed, single, time_above_zero};
 use crate::app::settings::SealSettings;
 use crate::model::seal::SealPolicy;
 
-/// Which images are kept without a name, for those who may pull them.
+/// Sealing of images.
 #[derive(Args)]
 #[command(next_help_heading = "Pulling")]
 pub(crate) struct SealArgs {
-    /// Which images to seal, so that only pods that may pull them can use them: auto (those of pull secrets), never or always
+    /// Images to seal, so that only pods that may pull them can use them: auto (those of pull secrets), never or always
     #[arg(long, env, value_name = "WHEN", default_value = "auto", value_parser = single(policy))]
     seal: SealPolicy,
 

@@ -1,4 +1,4 @@
-//! How containerd's CRI plugin pulls: its host configuration, snapshotter and platform. Asked once.
+//! The pull configuration of containerd's CRI plugin: hosts, snapshotter and platform. Requested once.
 
 use containerd_client::services::v1::PluginsRequest;
 use containerd_client::types::Platform as ContainerdPlatform;
@@ -14,7 +14,7 @@ const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
 const DEFAULT_SNAPSHOTTER: &str = "overlayfs";
 const DEFAULT_HOST_DIR: &str = "/etc/containerd/certs.d";
 
-/// How the CRI plugin pulls.
+/// Pull configuration of the CRI plugin.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Config {
     /// The Transfer service is there, and can be given all that the CRI plugin is configured with.
@@ -64,7 +64,7 @@ impl HostDir {
     }
 }
 
-/// Whether registries are configured in the CRI plugin itself, which the Transfer service does not read.
+/// Returns whether registries are configured in the CRI plugin itself, which the Transfer service does not read.
 fn has_own_registries(config: &Value) -> bool {
     let is_set = |key: &str| {
         let value = config.pointer(&format!("/registry/{key}"));

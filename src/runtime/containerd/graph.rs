@@ -1,4 +1,4 @@
-//! What hangs together in containerd's content store, by the labels that its garbage collector follows.
+//! The references between blobs in containerd's content store, by the labels that its garbage collector follows.
 //!
 //! The labels say which manifests, configuration, layers and snapshots belong to an image, so that no manifest is read.
 
@@ -18,7 +18,7 @@ const SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.";
 /// Blobs of one image: an index of many platforms, and the layers of one. More are not followed.
 const BLOBS_MAX: usize = 2048;
 
-/// What one blob refers to.
+/// The references of one blob.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Blob {
     size: u64,
@@ -148,7 +148,7 @@ impl Graph {
 }
 
 impl Client {
-    /// What is there of one image, by a question for each blob.
+    /// The parts of one image that are present, by one request for each blob.
     pub(super) async fn graph_of(&self, digest: &str) -> Result<Graph, RuntimeError> {
         let mut graph = Graph::default();
         let mut open = vec![digest.to_owned()];

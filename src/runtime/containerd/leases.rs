@@ -38,7 +38,7 @@ pub(super) fn expires(lease: &Lease) -> Option<SystemTime> {
     humantime::parse_rfc3339(lease.labels.get(EXPIRE)?).ok()
 }
 
-/// When the lease was made, to order those of one image.
+/// Creation time of the lease, to order those of one image.
 pub(super) fn made(lease: &Lease) -> (i64, i32, &str) {
     let at = lease.created_at.as_ref();
     at.map_or((0, 0, &lease.id), |at| (at.seconds, at.nanos, &lease.id))

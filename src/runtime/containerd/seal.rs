@@ -21,7 +21,7 @@ use crate::model::text::sanitize;
 use crate::runtime::grpc::failure;
 use crate::runtime::image_service::{Progress, RuntimeError};
 
-/// How long harpoon keeps what has no name.
+/// Lifetimes of content without a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keep {
     /// The lifetime of a seal.
@@ -39,7 +39,7 @@ pub struct Seal {
     pub digest: String,
     /// Its size in bytes, compressed.
     pub bytes: Option<u64>,
-    /// When containerd may free it.
+    /// Time after which containerd may free it.
     pub expires: SystemTime,
     /// All is there that a pod needs.
     pub is_whole: bool,
@@ -54,7 +54,7 @@ pub struct Seals {
     pending: Mutex<Vec<Pending>>,
 }
 
-/// What was there before a pull through the CRI, which makes names.
+/// The names before a pull through the CRI, which makes names.
 #[derive(Debug)]
 pub struct Before {
     names: HashSet<String>,

@@ -25,7 +25,7 @@ use crate::model::digest::Digest;
 use crate::model::reference::{Reference, served_at};
 use crate::runtime::image_service::Progress;
 
-/// What the service says at the end of a pull without a name.
+/// Error of the service at the end of a pull without a name.
 const NO_NAME: &str = "no image name found";
 /// Blobs of one pull whose progress is followed.
 const BLOBS_MAX: usize = 2048;
