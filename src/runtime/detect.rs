@@ -126,23 +126,12 @@ impl ImageService for Runtime {
         let pulled = match self {
             Self::Cri(cri) => cri.pull(image, credential, progress).await,
             Self::Docker(docker) => docker.pull(image, credential, progress).await,
-            Self::Oci(layout) => layout.pull(image, credential, progress).await,
-        };
-        // A daemon reports received bytes too late or too coarsely, so the text of the error counts too.
-        let is_daemon = !matches!(self, Self::Oci(_));
-        let pulled = pulled.inspect_err(|error| {
-            if is_daemon && error_kind::came(&error.message) {
-                progress.set_came();
+            Self::Oci(layout) => {
+                let pulled = layout.pull(image, credential, progress).await;
+                return pulled.map_err(|error| without_secrets(error, credential));
             }
-        });
-        // A registry may quote the credential, and a runtime quotes the registry.
-        pulled.map_err(|error| match credential {
-            Some(credential) => RuntimeError {
-                message: redact(&error.message, &credential.login.secrets()),
-                ..error
-            },
-            None => error,
-        })
+        };
+        pulled.map_err(|error| of_daemon(error, credential, progress))
     }
 
     fn tells_progress(&self) -> bool {
@@ -167,6 +156,30 @@ impl ImageService for Runtime {
             Self::Docker(docker) => docker.usage().await,
             Self::Oci(layout) => layout.usage().await,
         }
+    }
+}
+
+/// The error of a daemon's pull, without the credential. A daemon reports received bytes too late or too coarsely, so the
+/// text of the error counts for `progress` too.
+pub(super) fn of_daemon(
+    error: RuntimeError,
+    credential: Option<&Credential>,
+    progress: &Progress,
+) -> RuntimeError {
+    if error_kind::came(&error.message) {
+        progress.set_came();
+    }
+    without_secrets(error, credential)
+}
+
+/// The error without the credential: a registry may quote it, and a runtime quotes the registry.
+fn without_secrets(error: RuntimeError, credential: Option<&Credential>) -> RuntimeError {
+    match credential {
+        Some(credential) => RuntimeError {
+            message: redact(&error.message, &credential.login.secrets()),
+            ..error
+        },
+        None => error,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::credentials::secret::{Credential, redact};
+use crate::credentials::secret::Credential;
 use crate::model::failure::FailureKind;
 use crate::model::image_size::{LayerStorage, Usage};
 use crate::model::reference::Reference;
@@ -12,8 +12,7 @@ use crate::model::stored_image::StoredImage;
 use crate::model::text::sanitize;
 use crate::runtime::containerd::{Keep, Seal, Seals};
 use crate::runtime::cri::Cri;
-use crate::runtime::detect::Runtime;
-use crate::runtime::error_kind;
+use crate::runtime::detect::{Runtime, of_daemon};
 use crate::runtime::image_service::{ImageService, Progress, RuntimeError, RuntimeInfo, Status};
 
 /// A runtime, and which of its images are sealed.
@@ -173,16 +172,7 @@ impl ImageService for SealingRuntime {
             _ => return self.runtime.pull(image, credential, progress).await,
         };
         let sealed = self.sealed(containerd, image, credential, progress).await;
-        sealed.map_err(|error| {
-            if error_kind::came(&error.message) {
-                progress.set_came();
-            }
-            let secrets = credential.map(|c| c.login.secrets()).unwrap_or_default();
-            RuntimeError {
-                message: redact(&error.message, &secrets),
-                ..error
-            }
-        })
+        sealed.map_err(|error| of_daemon(error, credential, progress))
     }
 
     fn tells_progress(&self) -> bool {

@@ -303,7 +303,7 @@ fn manifests(name: &str) -> String {
     std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
 }
 
-/// What `helm template` renders of the chart with these values.
+/// The output of `helm template` for the chart with these values.
 fn chart(values: &Value) -> String {
     let directory = super::bed::directory();
     let file = directory.path().join("values.yaml");

@@ -48,7 +48,7 @@ impl CredentialArgs {
     /// The settings. The secret and the places of the usual Docker config files are read from the environment.
     ///
     /// # Errors
-    /// Where one of two settings that belong together is missing.
+    /// An error if one of two settings that belong together is missing.
     pub(crate) fn settings(
         self,
         environment: impl Fn(&str) -> Option<OsString>,

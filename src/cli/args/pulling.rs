@@ -77,7 +77,7 @@ impl StartArgs {
     /// The settings.
     ///
     /// # Errors
-    /// Where there is a delay, and no node name to determine it.
+    /// An error if there is a delay and no node name to determine it.
     pub(crate) fn settings(&self, runtime: &RuntimeArgs) -> Result<StartSettings, SettingError> {
         if runtime.node_name.is_none() && !self.stagger.is_zero() {
             return Err(SettingError::new(

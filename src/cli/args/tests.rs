@@ -22,7 +22,7 @@ fn plan(arguments: &[&str]) -> PlanArgs {
     }
 }
 
-/// What is said of the arguments of a command, once all of its settings are read.
+/// The error for the arguments of a command, once all of its settings are read.
 fn error(command: &str, flag: &str) -> Option<String> {
     let told = |error: SettingError| format!("error: {error}");
     let cli = match parsed(&[command, flag]) {

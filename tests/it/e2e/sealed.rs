@@ -180,7 +180,7 @@ pub(super) fn pulls_at_once(turn: &Turn<'_>) {
     eprintln!("e2e: the kubelet pulled {by_kubelet}, of which harpoon pulled {by_both} too");
 }
 
-/// Who pulled an image; the other one found it there.
+/// The side that pulled an image; the other one found it present.
 struct Pullers {
     kubelet: bool,
     harpoon: bool,

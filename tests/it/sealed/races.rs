@@ -29,7 +29,7 @@ fn leaked() -> &'static Containerd {
     Box::leak(Box::new(Containerd::start()))
 }
 
-/// What the kubelet does for a pod: it pulls, and then makes a container by the image's name.
+/// Acts as the kubelet does for a pod: pulls, then makes a container by the image's name.
 fn start_pod(containerd: &'static Containerd, image: &str, id: &str) {
     let right = login(USER, PASSWORD);
     pull(containerd, image, Some(&right)).unwrap();

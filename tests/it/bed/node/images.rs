@@ -50,7 +50,7 @@ impl Cluster {
         Image::by(command)
     }
 
-    /// What was asked of the registry with a password so far.
+    /// The requests to the registry with a password so far.
     pub fn requests(&self) -> Vec<Logged> {
         let log = std::fs::read(self.api.file("private.log")).unwrap();
         let log = String::from_utf8_lossy(&log);
@@ -109,7 +109,7 @@ impl Cluster {
         })
     }
 
-    /// Whether the kubelet sees the image under this reference, or by its digest.
+    /// Returns whether the kubelet sees the image under this reference, or by its digest.
     pub fn lists(&self, image: &Pushed) -> bool {
         self.listed().iter().any(|listed| is(listed, image))
     }
