@@ -16,6 +16,7 @@ const FLOORS: &[&str] = &[
     "discovery",
     "pulling",
     "report",
+    "api",
     "app",
     "cli",
 ];
@@ -74,7 +75,7 @@ const RULES: &[Rule] = &[
     },
     Rule {
         within: &[""],
-        except: &["kube_api", "discovery/workloads"],
+        except: &["kube_api", "discovery/workloads", "api", "app"],
         forbids: &["kube::", "k8s_openapi"],
     },
     Rule {
