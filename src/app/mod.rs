@@ -3,6 +3,7 @@
 //! It never parses arguments, prints, or picks an exit code.
 
 pub(crate) mod candidates;
+pub(crate) mod continuous;
 pub(crate) mod keyring;
 #[allow(dead_code, reason = "agent and controller use it, which land next")]
 pub(crate) mod metrics;
