@@ -13,4 +13,5 @@ pub(crate) mod serve;
 pub mod settings;
 pub(crate) mod shutdown;
 pub mod start_delay;
+pub(crate) mod status;
 pub(crate) mod telemetry;

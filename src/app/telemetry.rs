@@ -15,9 +15,7 @@ use crate::report::progress::Screen;
 /// Only harpoon's own lines are shown: those of the HTTP and gRPC crates would show headers at `trace`.
 pub(crate) fn init(settings: LogSettings) -> Screen {
     let terminal = io::stderr().is_terminal();
-    let dumb = std::env::var_os("TERM").is_none_or(|t| t.is_empty() || t == "dumb");
-    let no_color = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
-    let screen = Screen::new(terminal && !dumb && !settings.json);
+    let screen = Screen::new(terminal && !is_dumb() && !settings.json);
     let writer = screen.clone();
     let filter = Targets::new()
         .with_default(LevelFilter::OFF)
@@ -25,7 +23,7 @@ pub(crate) fn init(settings: LogSettings) -> Screen {
     let layer = fmt::layer()
         .with_writer(move || io::LineWriter::new(writer.clone()))
         .with_target(false)
-        .with_ansi(terminal && !dumb && !no_color);
+        .with_ansi(has_colors(terminal));
     let registry = tracing_subscriber::registry().with(filter);
     // Only the first call in a process counts, and there is only one.
     let _ = if settings.json {
@@ -34,6 +32,16 @@ pub(crate) fn init(settings: LogSettings) -> Screen {
         registry.with(layer).try_init()
     };
     screen
+}
+
+/// Returns whether a stream is to have colours: a terminal that has some, unless `NO_COLOR` is set.
+pub(crate) fn has_colors(terminal: bool) -> bool {
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
+    terminal && !is_dumb() && !no_color
+}
+
+fn is_dumb() -> bool {
+    std::env::var_os("TERM").is_none_or(|t| t.is_empty() || t == "dumb")
 }
 
 /// Writes a line to standard error; ignores a closed one.

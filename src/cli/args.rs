@@ -3,7 +3,8 @@
 //! Every setting is a flag and an environment variable of the same name. Settings are validated here; other modules receive valid
 //! values only.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
 
 use clap::{Arg, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap::{ArgMatches, parser::ValueSource};
@@ -19,6 +20,7 @@ mod quantity;
 mod runtime;
 mod seal;
 mod selection;
+mod status;
 mod store;
 mod values;
 
@@ -33,6 +35,7 @@ use store::{SizeArgs, StoreArgs};
 
 pub(crate) use output::Format;
 pub(crate) use pulling::FailOn;
+pub(crate) use status::{StatusArgs, StatusFormat};
 
 const AFTER_HELP: &str = "\
 Every setting is a flag and an environment variable; the flag takes precedence, and an empty variable counts as not set. \
@@ -70,6 +73,8 @@ pub(super) enum Subcommands {
     Seals(Box<SealsArgs>),
     /// Give up seals on this node, so that the runtime may delete the images
     Release(Box<ReleaseArgs>),
+    /// Show what continuous mode has put onto the cluster's nodes: prefetches, nodes and failures
+    Status(Box<StatusArgs>),
     /// Print the CustomResourceDefinitions of continuous mode, for kubectl apply
     Crds,
     /// Sleep until SIGTERM or SIGINT, as the DaemonSet's main container
@@ -176,17 +181,45 @@ pub(super) fn command() -> Command {
     each(Cli::command(), describe)
 }
 
+/// The name of the program as a plugin of kubectl.
+const PLUGIN: &str = "kubectl-harpoon";
+
+/// Returns whether a program of this name was started by kubectl as a plugin.
+fn is_plugin(program: &OsStr) -> bool {
+    Path::new(program)
+        .file_stem()
+        .is_some_and(|name| name == PLUGIN)
+}
+
+/// The arguments of a plugin of kubectl: without a command it shows the status, because a user's own machine is no node.
+fn of_plugin(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    const GENERAL: [&str; 4] = ["-h", "--help", "-V", "--version"];
+    let has_command = arguments.get(1).is_some_and(|first| {
+        let is_flag = first.as_encoded_bytes().starts_with(b"-");
+        !is_flag || GENERAL.iter().any(|general| first == general)
+    });
+    if !has_command {
+        arguments.insert(arguments.len().min(1), "status".into());
+    }
+    arguments
+}
+
 /// Parses the arguments of this process and its environment.
 pub(super) fn parse() -> Result<Cli, clap::Error> {
     let mut command = command();
-    let first = std::env::args_os().nth(1);
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    if arguments.first().is_some_and(|program| is_plugin(program)) {
+        command = command.bin_name("kubectl harpoon");
+        arguments = of_plugin(arguments);
+    }
+    let first = arguments.get(1);
     let is_named = first.is_some_and(|first| command.find_subcommand(first).is_some());
     command = each(command, read_variable);
     if is_named {
         // Settings of plain `harpoon` do not apply to the subcommand, so their variables are not read.
         command = command.mut_args(|arg| arg.env(None::<&'static str>));
     }
-    let matches = command.try_get_matches()?;
+    let matches = command.try_get_matches_from(arguments)?;
     from_matches(&matches)
 }
 

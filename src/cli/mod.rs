@@ -22,6 +22,7 @@ mod pull;
 mod run;
 mod seals;
 mod settings;
+mod status;
 
 use args::Subcommands;
 pub use settings::{Setting, settings};
@@ -107,6 +108,7 @@ pub fn main() -> ExitCode {
         Some(Subcommands::Plan(args)) => plan::main(*args),
         Some(Subcommands::Seals(args)) => seals::list(*args),
         Some(Subcommands::Release(args)) => seals::release(*args),
+        Some(Subcommands::Status(args)) => status::main(*args),
         Some(Subcommands::Crds) => crds::main(),
         Some(Subcommands::Pause) => pause::main(),
         Some(Subcommands::Completions { shell }) => completions::main(shell),

@@ -10,6 +10,7 @@ use crate::runtime::image_service::RuntimeInfo;
 pub mod json;
 pub mod progress;
 pub mod seals;
+pub mod status;
 pub mod termination;
 pub mod text;
 

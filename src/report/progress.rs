@@ -33,6 +33,11 @@ impl Screen {
         let bars = with_bars.then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
         Self { bars }
     }
+
+    /// The group of bars, if it draws any.
+    pub(super) fn bars(&self) -> Option<&MultiProgress> {
+        self.bars.as_ref()
+    }
 }
 
 impl Write for Screen {
@@ -275,10 +280,18 @@ impl Layout {
 }
 
 /// The width of the terminal on standard error.
-fn columns() -> usize {
+pub(super) fn columns() -> usize {
     match rustix::termios::tcgetwinsize(io::stderr()) {
         Ok(size) if size.ws_col > 0 => size.ws_col.into(),
         _ => 80,
+    }
+}
+
+/// The height of the terminal on standard error.
+pub(super) fn rows() -> usize {
+    match rustix::termios::tcgetwinsize(io::stderr()) {
+        Ok(size) if size.ws_row > 0 => size.ws_row.into(),
+        _ => 24,
     }
 }
 

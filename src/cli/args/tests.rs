@@ -204,3 +204,71 @@ fn errors_have_no_control_characters() {
         "{text:?}"
     );
 }
+
+fn status(arguments: &[&str]) -> Result<StatusArgs, String> {
+    let arguments = [&["status"], arguments].concat();
+    match parsed(&arguments).map(|cli| cli.command) {
+        Ok(Some(Subcommands::Status(args))) => Ok(*args),
+        Ok(_) => panic!("another command"),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+#[test]
+fn status_subject_is_prefetch_or_node() {
+    use crate::app::status::Subject;
+    let subject = |text: &str| status(&[text]).map(|args| args.subject());
+    let prefetch = Subject::Prefetch("shop".to_owned());
+    let node = Subject::Node("node-7.example".to_owned());
+    assert_eq!(status(&[]).unwrap().subject(), Subject::All);
+    for (text, expected) in [
+        ("shop", &prefetch),
+        ("ipf/shop", &prefetch),
+        ("node/node-7.example", &node),
+        ("npf/node-7.example", &node),
+    ] {
+        assert_eq!(subject(text).as_ref(), Ok(expected), "{text}");
+    }
+    for text in ["Shop", "node/", "pod/a", "node/a/b", "a b"] {
+        let error = subject(text).unwrap_err();
+        assert!(error.contains("or node/NAME"), "{error}");
+    }
+}
+
+#[test]
+fn status_settings_are_validated() {
+    assert!(status(&["-o", "xml"]).unwrap_err().contains("wide"));
+    assert!(status(&["--timeout=5m"]).unwrap_err().contains("--watch"));
+    let args = status(&["-w", "--timeout=5m", "-o", "wide", "--no-headers"]).unwrap();
+    assert!(args.watch && args.timeout == Some(std::time::Duration::from_secs(300)));
+    let style = args.style(true);
+    assert!(style.wide && style.colors && !style.headers);
+}
+
+#[test]
+fn plugin_without_command_shows_status() {
+    assert!(is_plugin("/usr/local/bin/kubectl-harpoon".as_ref()));
+    assert!(is_plugin("kubectl-harpoon.exe".as_ref()));
+    assert!(!is_plugin("/usr/local/bin/harpoon".as_ref()));
+    let of = |arguments: &[&str]| {
+        let arguments = ["kubectl-harpoon"].iter().chain(arguments);
+        let arguments = of_plugin(arguments.map(OsString::from).collect());
+        let words: Vec<_> = arguments
+            .iter()
+            .skip(1)
+            .map(|a| a.to_str().unwrap())
+            .collect();
+        words.join(" ")
+    };
+    for (arguments, expected) in [
+        (&[][..], "status"),
+        (&["--watch"], "status --watch"),
+        (&["status", "shop"], "status shop"),
+        (&["plan"], "plan"),
+        (&["--help"], "--help"),
+        (&["-V"], "-V"),
+    ] {
+        assert_eq!(of(arguments), expected);
+    }
+    assert_eq!(of_plugin(Vec::new()), ["status"]);
+}

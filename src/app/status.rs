@@ -1,0 +1,207 @@
+//! `harpoon status`: what the objects of continuous mode tell about prefetches and nodes. It only reads.
+//!
+//! `read.rs` reads lists page by page, `state.rs` keeps the few fields that are shown, `view.rs` sums them up.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use futures_util::{StreamExt, stream};
+use kube::runtime::watcher::Event;
+use kube::{Api, ResourceExt};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use crate::api::v1alpha1::{ImagePrefetch, NodePrefetch, PlannedImage};
+use crate::app::continuous::watch;
+use crate::kube_api::connect::{self, Cluster};
+use crate::report::status::View;
+
+mod read;
+mod state;
+mod view;
+
+use state::State;
+
+/// The time between two looks at what changed.
+const REDRAW: Duration = Duration::from_millis(250);
+
+/// What is shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Subject {
+    /// All ImagePrefetches and nodes.
+    All,
+    /// The ImagePrefetch of this name.
+    Prefetch(String),
+    /// The node of this name.
+    Node(String),
+}
+
+/// The outcome of a watch.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    /// What was seen last.
+    pub(crate) view: View,
+    /// False if the time limit came first.
+    pub(crate) is_complete: bool,
+}
+
+/// Reads the objects once.
+///
+/// # Errors
+/// If no cluster is configured, a list cannot be read, or the subject does not exist.
+pub(crate) async fn once(subject: &Subject) -> Result<View> {
+    let cluster = connect().await?;
+    let mut state = State::new(subject.clone());
+    read::all(&cluster, &mut state).await?;
+    Ok(view::of(&state)?)
+}
+
+/// Follows the objects until everything is complete or the time limit passes. `see` gets the first view and each further one that
+/// differs.
+///
+/// # Errors
+/// Those of [`once`].
+pub(crate) async fn follow(
+    subject: &Subject,
+    limit: Option<Duration>,
+    mut see: impl FnMut(&View),
+) -> Result<Watched> {
+    let end = limit.map(|limit| Instant::now() + limit);
+    let cluster = connect().await?;
+    let mut state = State::new(subject.clone());
+    read::all(&cluster, &mut state).await?;
+    let mut view = view::of(&state)?;
+    see(&view);
+    let mut changes = std::pin::pin!(changes(&cluster, subject));
+    let mut ticks = interval(REDRAW);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut relists = Relists::default();
+    while !view.is_complete() {
+        tokio::select! {
+            () = passed(end) => return Ok(Watched { view, is_complete: false }),
+            Some(change) = changes.next() => relists.apply(&mut state, change),
+            _ = ticks.tick(), if !relists.is_pending() => {
+                state.forget_failures();
+                let now = view::of(&state)?;
+                if now != view {
+                    view = now;
+                    see(&view);
+                }
+            }
+        }
+    }
+    Ok(Watched {
+        view,
+        is_complete: true,
+    })
+}
+
+async fn connect() -> Result<Cluster> {
+    let cluster = connect::connect().await;
+    cluster.context("failed to find the cluster")
+}
+
+async fn passed(end: Option<Instant>) {
+    match end {
+        Some(end) => sleep_until(end).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A change of an object.
+enum Change {
+    Prefetch(Event<ImagePrefetch>),
+    Planned(Event<PlannedImage>),
+    Node(Event<NodePrefetch>),
+}
+
+fn changes(
+    cluster: &Cluster,
+    subject: &Subject,
+) -> impl stream::Stream<Item = Change> + Send + use<> {
+    let client = || cluster.client().clone();
+    let named = |name: &str| watch::config().fields(&format!("metadata.name={name}"));
+    let (of_prefetches, of_nodes) = match subject {
+        Subject::All => (watch::config(), watch::config()),
+        Subject::Prefetch(name) => (named(name), watch::config()),
+        Subject::Node(name) => (watch::config(), named(name)),
+    };
+    let prefetches = watch::objects(Api::all(client()), of_prefetches, read::PREFETCHES);
+    let planned = watch::objects(Api::all(client()), watch::config(), read::PLANNED);
+    let nodes = watch::objects(Api::all(client()), of_nodes, read::NODES);
+    stream::select(
+        stream::select(
+            prefetches.map(Change::Prefetch),
+            planned.map(Change::Planned),
+        ),
+        nodes.map(Change::Node),
+    )
+}
+
+/// The lists that are being read again, with the names that they have so far.
+#[derive(Default)]
+struct Relists {
+    prefetches: Option<BTreeSet<String>>,
+    planned: Option<BTreeSet<String>>,
+    nodes: Option<BTreeSet<String>>,
+}
+
+impl Relists {
+    fn is_pending(&self) -> bool {
+        self.prefetches.is_some() || self.planned.is_some() || self.nodes.is_some()
+    }
+
+    fn apply(&mut self, state: &mut State, change: Change) {
+        match change {
+            Change::Prefetch(event) => {
+                let list = &mut self.prefetches;
+                apply(
+                    event,
+                    list,
+                    state,
+                    State::prefetch,
+                    State::retain_prefetches,
+                );
+            }
+            Change::Planned(event) => {
+                let list = &mut self.planned;
+                apply(event, list, state, State::planned, State::retain_planned);
+            }
+            Change::Node(event) => {
+                let list = &mut self.nodes;
+                apply(event, list, state, State::node, State::retain_nodes);
+            }
+        }
+    }
+}
+
+fn apply<K: ResourceExt>(
+    event: Event<K>,
+    list: &mut Option<BTreeSet<String>>,
+    state: &mut State,
+    put: fn(&mut State, K),
+    retain: fn(&mut State, &dyn Fn(&str) -> bool),
+) {
+    match event {
+        Event::Init => *list = Some(BTreeSet::new()),
+        Event::InitApply(object) => {
+            if let Some(names) = list {
+                names.insert(object.name_any());
+            }
+            put(state, object);
+        }
+        Event::InitDone => {
+            if let Some(names) = list.take() {
+                retain(state, &|name| names.contains(name));
+            }
+        }
+        Event::Apply(object) => put(state, object),
+        Event::Delete(object) => {
+            let gone = object.name_any();
+            retain(state, &|name| name != gone);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
