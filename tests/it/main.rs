@@ -37,3 +37,4 @@ mod sealed;
 mod settings;
 mod soak;
 mod start;
+mod status;

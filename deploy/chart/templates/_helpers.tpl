@@ -28,7 +28,21 @@ pullSecrets: []
 metricsAddress: 0.0.0.0:9464
 admissionPolicy: auto
 podMonitor: false
+serviceMonitor: false
+prometheusRule: false
+monitorLabels: {}
 controller: {}
+{{- end }}
+
+{{/* Labels of the objects of the Prometheus Operator, which selects them by labels. */}}
+{{- define "harpoon.monitorLabels" -}}
+{{- toYaml (merge (dict) .Values.continuous.monitorLabels (include "harpoon.labels" . | fromYaml)) }}
+{{- end }}
+
+{{/* The name of the node as a label of every metric, for the alerts and the dashboard. */}}
+{{- define "harpoon.monitorRelabelings" -}}
+- sourceLabels: [__meta_kubernetes_pod_node_name]
+  targetLabel: node
 {{- end }}
 
 {{/* Name of the chart. */}}

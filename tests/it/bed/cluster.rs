@@ -260,11 +260,26 @@ impl Kubernetes {
 
     /// Creates many objects, each in its collection, many at a time.
     pub fn create_each(&self, objects: impl IntoIterator<Item = (String, Value)>) {
+        self.send_each(&Method::POST, "application/json", objects);
+    }
+
+    /// Merge patches of many paths, many at a time.
+    pub fn patch_each(&self, patches: impl IntoIterator<Item = (String, Value)>) {
+        self.send_each(&Method::PATCH, "application/merge-patch+json", patches);
+    }
+
+    fn send_each(
+        &self,
+        method: &Method,
+        kind: &str,
+        objects: impl IntoIterator<Item = (String, Value)>,
+    ) {
         use futures_util::StreamExt;
-        let posts = objects.into_iter().map(|(collection, object)| {
-            let request = self.client.post(format!("{}{collection}", self.server()));
+        let posts = objects.into_iter().map(|(path, object)| {
+            let url = format!("{}{path}", self.server());
+            let request = self.client.request(method.clone(), url);
             let request = request.bearer_auth(self.token());
-            let request = request.header("content-type", "application/json");
+            let request = request.header("content-type", kind);
             request.body(object.to_string()).send()
         });
         let posts: Vec<_> = posts.collect();

@@ -1,0 +1,411 @@
+//! `harpoon status` against real API servers, with objects that the tests write in place of controller and agents.
+
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+
+use crate::bed::{self, Harpoon, Kubernetes, Output, Terminal};
+
+const API: &str = "/apis/harpoon.dev/v1alpha1";
+
+/// A cluster of the oldest API server, of the test's own.
+fn old() -> Kubernetes {
+    let cluster = Kubernetes::start();
+    cluster.install_definitions();
+    cluster
+}
+
+fn status(cluster: &Kubernetes, arguments: &[&str]) -> Harpoon {
+    Harpoon::new(["status"])
+        .args(arguments.iter().copied())
+        .env("KUBECONFIG", cluster.kubeconfig())
+}
+
+#[track_caller]
+fn shown(cluster: &Kubernetes, arguments: &[&str]) -> Output {
+    status(cluster, arguments).run().expect(0)
+}
+
+/// The time so long ago.
+fn ago(seconds: u64) -> String {
+    let time = SystemTime::now() - Duration::from_secs(seconds);
+    humantime::format_rfc3339_seconds(time).to_string()
+}
+
+fn set_status(cluster: &Kubernetes, plural: &str, name: &str, status: &Value) {
+    let path = format!("{API}/{plural}/{name}/status");
+    cluster.patch(&path, json!({"status": status}));
+}
+
+fn ready(cluster: &Kubernetes, name: &str, status: &str, reason: &str) {
+    let object = cluster.get(&format!("{API}/imageprefetches/{name}"));
+    let condition = |kind: &str, status: &str| {
+        json!({"type": kind, "status": status, "reason": reason, "message": "as told",
+            "lastTransitionTime": ago(1)})
+    };
+    let degraded = if reason == "NotFound" {
+        "True"
+    } else {
+        "False"
+    };
+    let status = json!({
+        "observedGeneration": object["metadata"]["generation"], "images": 0, "nodes": {},
+        "conditions": [condition("Ready", status), condition("Degraded", degraded)]
+    });
+    set_status(cluster, "imageprefetches", name, &status);
+}
+
+fn prefetch(cluster: &Kubernetes, name: &str) {
+    let object = json!({"apiVersion": "harpoon.dev/v1alpha1", "kind": "ImagePrefetch",
+        "metadata": {"name": name}, "spec": {"source": {"images": ["registry.example/a:1"]}}});
+    cluster.create(&format!("{API}/imageprefetches"), object);
+}
+
+fn planned(cluster: &Kubernetes, name: &str, prefetch: &str) {
+    let image = format!("registry.example/{name}:1");
+    let object = json!({"apiVersion": "harpoon.dev/v1alpha1", "kind": "PlannedImage",
+        "metadata": {"name": name}, "spec": {"image": image, "pods": 3, "prefetches": [prefetch]}});
+    cluster.create(&format!("{API}/plannedimages"), object);
+}
+
+/// The hash of the names of PlannedImages, as agent and controller make it.
+fn revision(names: &[&str]) -> String {
+    use sha2::Digest;
+    let mut names = names.to_vec();
+    names.sort_unstable();
+    let digest = sha2::Sha256::digest(names.join("\n").as_bytes());
+    digest[..8]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// The report of a node with these numbers of one ImagePrefetch: desired, present, failed.
+fn report(prefetch: &str, names: &[&str], [desired, present, failed]: [u64; 3]) -> Value {
+    let pulling = desired - present - failed;
+    let entry = json!({"name": prefetch, "revision": revision(names), "desired": desired,
+        "present": present, "pulling": pulling, "failed": failed});
+    let failures: Vec<Value> = (0..failed)
+        .map(|n| {
+            json!({"image": format!("registry.example/{}:1", names[usize::try_from(n).unwrap()]),
+                "reason": "not_found", "message": "manifest \u{1b}[31munknown"})
+        })
+        .collect();
+    json!({
+        "conditions": [{"type": "Ready", "status": "False", "reason": "Pulling", "message": "waits"}],
+        "desired": desired, "present": present, "pulling": pulling, "failed": failed,
+        "prefetches": [entry], "failures": failures, "firstFillSeconds": 12.5,
+        "runtime": "containerd 2.1.9",
+        "imageStore": {"harpoonBytes": 1_000_000_000_u64, "usedBytes": 2_000_000_000_u64},
+        "heartbeatTime": ago(10)
+    })
+}
+
+fn node(cluster: &Kubernetes, name: &str, status: &Value) {
+    let object = json!({"apiVersion": "harpoon.dev/v1alpha1", "kind": "NodePrefetch",
+        "metadata": {"name": name}});
+    cluster.create(&format!("{API}/nodeprefetches"), object);
+    set_status(cluster, "nodeprefetches", name, status);
+}
+
+/// A prefetch of two images with one complete node, one that pulls, one that failed and one that is silent.
+fn fill(cluster: &Kubernetes) {
+    let names = ["one", "two"];
+    prefetch(cluster, "shop");
+    for name in names {
+        planned(cluster, name, "shop");
+    }
+    node(cluster, "node-done", &report("shop", &names, [2, 2, 0]));
+    node(cluster, "node-busy", &report("shop", &names, [2, 1, 0]));
+    node(cluster, "node-sick", &report("shop", &names, [2, 1, 1]));
+    let mut silent = report("shop", &names, [2, 2, 0]);
+    silent["heartbeatTime"] = json!(ago(3600));
+    node(cluster, "node-mute", &silent);
+    ready(cluster, "shop", "False", "NotFound");
+}
+
+fn check_tables(cluster: &Kubernetes) {
+    let output = shown(cluster, &[]);
+    for part in [
+        "NAME   READY   IMAGES   NODES   COMPLETE   UPDATING   FAILING   UNKNOWN   AGE\n",
+        "shop   False   2        4       1          1          1         1 ",
+        "\nshop       NotFound   as told\n",
+        "\nnode-sick         failing    1/2       0         1        12.5s        1",
+        "\nnode-mute         unknown    2/2 ",
+        "\nregistry.example/one:1   not_found   1       node-sick   manifest \\u{1b}[31munknown\n",
+        "\nharpoon: 0 of 1 prefetches ready, 1 of 4 nodes complete, 1 updating, 1 failing, 1 unknown\n",
+    ] {
+        assert!(output.stdout.contains(part), "{part}: {output}");
+    }
+    assert!(
+        !output.stdout.contains('\u{1b}') && output.stderr.is_empty(),
+        "{output}"
+    );
+
+    let output = shown(cluster, &["shop"]);
+    for part in [
+        "\nregistry.example/one:1   3      4       1-3       1\n",
+        "\nregistry.example/two:1   3      4       2-4       0\n",
+        "\nharpoon: shop: 1 of 4 nodes complete, 1 updating, 1 failing, 1 unknown\n",
+    ] {
+        assert!(output.stdout.contains(part), "{part}: {output}");
+    }
+
+    let output = shown(cluster, &["node/node-sick", "--no-headers"]);
+    for part in [
+        "Node:         node-sick\nState:        failing (Pulling: waits)\n",
+        "Images:       1 of 2 present, 0 pulling, 1 failed\n",
+        "Runtime:      containerd 2.1.9\nImage store:  1.00 GB by harpoon, 2.00 GB in all\n",
+        "\n\nshop   2   1   0   1   yes\n",
+        "\nregistry.example/one:1   not_found   manifest \\u{1b}[31munknown\n",
+    ] {
+        assert!(output.stdout.contains(part), "{part}: {output}");
+    }
+    assert!(!output.stdout.contains("PREFETCH"), "{output}");
+}
+
+#[test]
+fn tables_show_written_objects() {
+    let cluster = old();
+    let output = shown(&cluster, &[]);
+    assert_eq!(output.stderr, "No ImagePrefetches found\n", "{output}");
+    fill(&cluster);
+    check_tables(&cluster);
+    let json = shown(&cluster, &["-o", "json"]).json();
+    assert_eq!(json["nodes"]["failing"], 1, "{json}");
+    let yaml = shown(&cluster, &["shop", "-o", "yaml"]).stdout;
+    let yaml: Value = serde_saphyr::from_str(&yaml).unwrap();
+    assert_eq!(yaml["prefetch"]["nodes"]["desired"], 4, "{yaml}");
+    assert_eq!(yaml["images"][0]["present_min"], 1, "{yaml}");
+    let wide = shown(&cluster, &["-o", "wide"]).stdout;
+    assert!(wide.contains("AGE   REASON\n"), "{wide}");
+}
+
+#[test]
+fn newer_server_shows_same_tables() {
+    let cluster = Kubernetes::start_newer();
+    cluster.install_definitions();
+    fill(&cluster);
+    check_tables(&cluster);
+}
+
+#[test]
+fn unknown_subjects_are_refused() {
+    let cluster = bed::apiserver();
+    for (subject, error) in [
+        ("nothing", "error: ImagePrefetch \"nothing\" not found\n"),
+        (
+            "node/nowhere",
+            "error: node \"nowhere\" has no NodePrefetch: no agent has reported from it\n",
+        ),
+    ] {
+        let output = status(cluster, &[subject]).run().expect(1);
+        assert_eq!((&*output.stderr, &*output.stdout), (error, ""), "{output}");
+    }
+    let output = status(cluster, &["pod/x"]).run().expect(2);
+    assert!(output.stderr.contains("or node/NAME"), "{output}");
+}
+
+#[test]
+fn missing_definitions_and_rights_are_named() {
+    let cluster = bed::kubernetes();
+    let output = status(cluster, &[]).run().expect(1);
+    let error =
+        "does not have the resource imageprefetches.harpoon.dev: continuous mode is not installed";
+    assert!(output.stderr.contains(error), "{output}");
+    assert!(
+        output.stderr.contains("harpoon crds | kubectl apply -f -"),
+        "{output}"
+    );
+
+    let directory = bed::directory();
+    let config = directory.path().join("config");
+    let denied = |token: &str| {
+        cluster.write_kubeconfig(&config, cluster.server(), token, "default");
+        let harpoon = Harpoon::new(["status"]).env("KUBECONFIG", &config);
+        harpoon.run().expect(1).stderr
+    };
+    let error = denied(cluster.nobody());
+    let expected = "not allowed to list imageprefetches.harpoon.dev: needs the RBAC verb \"list\" on \"imageprefetches\"";
+    assert!(error.contains(expected), "{error}");
+    let error = denied("wrong");
+    assert!(
+        error.contains("does not accept the credentials (401"),
+        "{error}"
+    );
+    let output = Harpoon::new(["status"]).run().expect(1);
+    assert!(output.stderr.contains("no cluster configured"), "{output}");
+}
+
+#[test]
+fn watch_ends_when_complete() {
+    let cluster = old();
+    let names = ["one", "two"];
+    prefetch(&cluster, "shop");
+    let running = status(&cluster, &["shop", "--watch", "--timeout=60s"]).start();
+    bed::eventually("the watch has begun", Duration::from_secs(20), || {
+        running.stderr().contains("shop: 0 of 0 nodes complete")
+    });
+    for name in names {
+        planned(&cluster, name, "shop");
+    }
+    node(&cluster, "node-1", &report("shop", &names, [2, 1, 0]));
+    node(&cluster, "node-2", &report("shop", &names, [2, 2, 0]));
+    ready(&cluster, "shop", "True", "Complete");
+    std::thread::sleep(Duration::from_millis(700));
+    assert!(!running.has_ended(), "{}", running.stderr());
+    set_status(
+        &cluster,
+        "nodeprefetches",
+        "node-1",
+        &report("shop", &names, [2, 2, 0]),
+    );
+    let output = running.wait().expect(0);
+    assert!(
+        output.stderr.contains("shop: 2 of 2 nodes complete"),
+        "{output}"
+    );
+    assert!(output.stdout.contains("SLOWEST NODE"), "{output}");
+
+    // Everything is complete, so that further watches end at once.
+    for subject in [&["--watch"][..], &["node/node-1", "-w"]] {
+        let output = shown(&cluster, subject);
+        assert!(output.elapsed < Duration::from_secs(5), "{output}");
+    }
+    set_status(
+        &cluster,
+        "nodeprefetches",
+        "node-1",
+        &report("shop", &names, [2, 1, 1]),
+    );
+    let output = status(&cluster, &["-w", "--timeout=1s", "-o", "json"])
+        .run()
+        .expect(1);
+    let error = "error: not complete after 1s (--timeout): 1 of 1 prefetches ready, 1 of 2 nodes complete, 1 failing\n";
+    assert!(output.stderr.ends_with(error), "{output}");
+    assert_eq!(output.json()["nodes"]["complete"], 1, "{output}");
+}
+
+#[test]
+fn watch_draws_bars_on_terminal() {
+    let cluster = old();
+    fill(&cluster);
+    let arguments = ["shop", "--watch", "--timeout=2s"];
+    let harpoon = status(&cluster, &arguments).terminal(Terminal::Both);
+    let output = harpoon.run().expect(1);
+    for part in [
+        "shop [=====>                  ] 1/4 nodes, 1 failing",
+        "  [===========>            ]   1/2   failing node-sick",
+        "\u{1b}[31m",
+        "IMAGE   ",
+    ] {
+        assert!(output.stdout.contains(part), "{part:?}: {output}");
+    }
+    let plain = harpoon.env("NO_COLOR", "1").run().expect(1);
+    assert!(!plain.stdout.contains("\u{1b}[31m"), "{plain}");
+    let once = status(&cluster, &[])
+        .terminal(Terminal::Both)
+        .run()
+        .expect(0);
+    assert!(once.stdout.contains("\u{1b}[31mfailing\u{1b}[0m"), "{once}");
+}
+
+#[test]
+fn watch_survives_restart_of_server() {
+    let cluster = old();
+    prefetch(&cluster, "shop");
+    planned(&cluster, "one", "shop");
+    node(&cluster, "node-1", &report("shop", &["one"], [1, 0, 0]));
+    ready(&cluster, "shop", "True", "Complete");
+    let running = status(&cluster, &["shop", "--watch"]).start();
+    bed::eventually("the watch has begun", Duration::from_secs(20), || {
+        running.stderr().contains("shop: 0 of 1 nodes complete")
+    });
+    cluster.kill();
+    cluster.restart();
+    let done = report("shop", &["one"], [1, 1, 0]);
+    set_status(&cluster, "nodeprefetches", "node-1", &done);
+    let output = running.wait().expect(0);
+    assert!(
+        output.stdout.contains("shop: 1 of 1 nodes complete"),
+        "{output}"
+    );
+}
+
+#[test]
+fn interrupted_watch_exits_with_130() {
+    let cluster = old();
+    fill(&cluster);
+    let running = status(&cluster, &["--watch"]).start();
+    bed::eventually("the watch has begun", Duration::from_secs(20), || {
+        running.stderr().contains("nodes complete")
+    });
+    running.signal(rustix::process::Signal::INT);
+    running.wait().expect(130);
+}
+
+#[test]
+fn large_fleet_is_read_in_pages() {
+    let cluster = old();
+    let nodes = std::env::var("STATUS_NODES").map_or(1_200, |nodes| nodes.parse().unwrap());
+    prefetch(&cluster, "shop");
+    let names: Vec<String> = (0..200).map(|n| format!("image-{n}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    for name in &names {
+        planned(&cluster, name, "shop");
+    }
+    let objects = (0..nodes).map(|n| {
+        json!({"apiVersion": "harpoon.dev/v1alpha1", "kind": "NodePrefetch",
+            "metadata": {"name": format!("node-{n}")}})
+    });
+    cluster.create_all(&format!("{API}/nodeprefetches"), objects.collect());
+    let status_of = report("shop", &names, [200, 190, 10]);
+    cluster.patch_each((0..nodes).map(|n| {
+        let path = format!("{API}/nodeprefetches/node-{n}/status");
+        (path, json!({"status": status_of}))
+    }));
+    for arguments in [&[][..], &["shop"], &["node/node-7"]] {
+        let output = shown(&cluster, arguments);
+        println!(
+            "{arguments:?}: {:?}, {} MB",
+            output.elapsed,
+            output.peak_rss / 1_000_000
+        );
+        assert!(output.peak_rss < 80_000_000, "{} bytes", output.peak_rss);
+        if arguments.first() != Some(&"node/node-7") {
+            let summary = format!("0 of {nodes} nodes complete, {nodes} failing");
+            assert!(output.stdout.contains(&summary), "{output}");
+        }
+    }
+}
+
+#[test]
+fn plugin_of_kubectl_shows_status() {
+    let cluster = bed::apiserver();
+    let directory = bed::directory();
+    let plugin = directory.path().join("kubectl-harpoon");
+    bed::copy_program(bed::program(), &plugin);
+    let path = format!("{}:/usr/bin:/bin", directory.path().display());
+    let mut kubectl = bed::tool("kubectl");
+    kubectl
+        .args(["harpoon", "status"])
+        .env("PATH", &path)
+        .env("KUBECONFIG", cluster.kubeconfig());
+    let shown = bed::run(&mut kubectl);
+    assert!(shown.contains("NAME   READY"), "{shown}");
+    // Without a command it shows the status too, and never pulls.
+    let mut plain = std::process::Command::new(&plugin);
+    let plain = bed::run(plain.env("KUBECONFIG", cluster.kubeconfig()));
+    assert_eq!(plain, shown);
+    let mut help = std::process::Command::new(&plugin);
+    let help = bed::run(help.args(["status", "--help"]));
+    assert!(help.contains("Usage: kubectl harpoon status"), "{help}");
+}
+
+#[test]
+fn completions_offer_the_command() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = Harpoon::new(["completions", shell]).run().expect(0);
+        assert!(output.stdout.contains("no-headers"), "{shell}");
+    }
+}
