@@ -6,6 +6,8 @@ use std::path::Path;
 use super::{committed, deploy, template, template_with, text_of};
 use crate::bed::Harpoon;
 
+mod reference;
+
 /// The files of `deploy/`, and the values file of the chart's `ci/` that each is rendered with.
 pub(super) const FILES: &[(&str, &str)] = &[
     ("daemonset-auto.yaml", "default"),
