@@ -39,6 +39,11 @@ impl SealingRuntime {
         }
     }
 
+    /// The runtime without its seals.
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
     /// Replaces the policies of single images, by normalised reference. The others keep the runtime's policy.
     pub fn set_policies(&self, policies: HashMap<String, SealPolicy>) {
         *self
