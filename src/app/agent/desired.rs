@@ -32,7 +32,9 @@ pub(super) fn desired<'a>(
     images: impl IntoIterator<Item = &'a Arc<Planned>>,
     here: &Here<'_>,
 ) -> Vec<Desired> {
-    let needed = images.into_iter().filter(|image| is_needed(image, here.node));
+    let needed = images
+        .into_iter()
+        .filter(|image| is_needed(image, here.node));
     let mut desired: Vec<Desired> = needed
         .map(|planned| Desired {
             planned: Arc::clone(planned),
@@ -106,7 +108,9 @@ mod tests {
     }
 
     fn node(labels: &[(&str, &str)]) -> Node {
-        let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        let labels = labels
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
         Node {
             name: "node-1".to_owned(),
             labels: labels.collect(),
@@ -124,7 +128,10 @@ mod tests {
 
     fn names_of(images: &[Arc<Planned>], node: &Node) -> Vec<String> {
         let desired = desired(images, &here(node));
-        desired.iter().map(|d| d.planned.image.to_string()).collect()
+        desired
+            .iter()
+            .map(|d| d.planned.image.to_string())
+            .collect()
     }
 
     #[test]
@@ -160,7 +167,10 @@ mod tests {
             effect: "NoSchedule".to_owned(),
             ..Taint::default()
         };
-        arm.taints = vec![taint("node.kubernetes.io/not-ready"), taint("mine/starting")];
+        arm.taints = vec![
+            taint("node.kubernetes.io/not-ready"),
+            taint("mine/starting"),
+        ];
         assert!(names_of(&images, &arm).is_empty());
         arm.startup_taints = vec!["mine/starting".to_owned()];
         assert_eq!(names_of(&images, &arm).len(), 1);
@@ -193,7 +203,10 @@ mod tests {
     #[test]
     fn every_prefetch_has_a_revision() {
         let images = [
-            image("r.io/a:1", json!({"prefetches": ["shop", "gpu"], "placements": [{"os": "windows"}]})),
+            image(
+                "r.io/a:1",
+                json!({"prefetches": ["shop", "gpu"], "placements": [{"os": "windows"}]}),
+            ),
             image("r.io/b:1", json!({})),
         ];
         assert!(!names_of(&images, &node(&[])).contains(&"r.io/a:1".to_owned()));

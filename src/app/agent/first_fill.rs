@@ -29,7 +29,9 @@ impl FirstFill {
     pub(super) fn earlier(&mut self, seconds: Option<f64>) {
         self.is_known = true;
         // What another process wrote is not trusted to be a number.
-        self.seconds = seconds.filter(|s| s.is_finite() && *s >= 0.0).or(self.seconds);
+        self.seconds = seconds
+            .filter(|s| s.is_finite() && *s >= 0.0)
+            .or(self.seconds);
     }
 
     /// The node is another one now, which has not been filled.

@@ -61,7 +61,11 @@ impl Planned {
             image,
             pods: spec.pods.try_into().unwrap_or(0),
             prefetches: spec.prefetches,
-            placements: spec.placements.iter().map(placement::requirements).collect(),
+            placements: spec
+                .placements
+                .iter()
+                .map(placement::requirements)
+                .collect(),
             rollout: rollout(&spec.rollout),
             planned: humantime::parse_rfc3339_weak(&spec.rollout.start_time).ok(),
             nodes: count(spec.rollout.nodes),
@@ -79,9 +83,7 @@ impl Planned {
 
     /// Returns whether a pull that failed for the other may succeed for this one.
     pub(super) fn is_new_chance(&self, other: &Self) -> bool {
-        self.uid != other.uid
-            || self.seal != other.seal
-            || self.pull_secrets != other.pull_secrets
+        self.uid != other.uid || self.seal != other.seal || self.pull_secrets != other.pull_secrets
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Nothing is kept of an image that the node no longer needs.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -36,6 +36,8 @@ pub(super) struct LocalNode {
     pub(super) facts: NodeFacts,
     /// Identifies the object: a node that joins again under its name is another.
     pub(super) uid: String,
+    /// The object was deleted. What it said is still used.
+    pub(super) is_deleted: bool,
 }
 
 /// Why an image is not there.
@@ -54,6 +56,8 @@ pub(super) struct Image {
     /// It is being pulled, or pauses between attempts: a slot that moves does not stop it.
     is_started: bool,
     pub(super) presence: Presence,
+    /// It was pulled, and the runtime was not asked since.
+    is_fresh: bool,
     /// Its tag has moved in the registry; the text says from where to where.
     moved: Option<String>,
     pub(super) failure: Option<Failure>,
@@ -96,6 +100,8 @@ pub(super) struct State {
     /// The runtime that answered last.
     pub(super) last_runtime: Option<RuntimeInfo>,
     pub(super) usage: Option<u64>,
+    /// A pull was refused though a pull secret is named for its image: the Secret may have changed.
+    pub(super) is_refused: bool,
     /// Pull secrets that cannot be used, each with the reason.
     pub(super) secret_problems: HashMap<PullSecret, String>,
 }
@@ -136,7 +142,10 @@ impl State {
             is_first_fill: !self.first_fill.is_over(),
         };
         let desired = desired::desired(self.objects.values(), &here);
-        self.order = desired.iter().map(|d| Arc::clone(&d.planned.image)).collect();
+        self.order = desired
+            .iter()
+            .map(|d| Arc::clone(&d.planned.image))
+            .collect();
         let mut known = std::mem::take(&mut self.images);
         let mut chances = Vec::new();
         for Desired { planned, start } in desired {
@@ -164,10 +173,10 @@ impl State {
         self.order.iter().filter_map(|name| self.images.get(name))
     }
 
-    /// The references of the images, in order; only those about which the runtime was not asked yet unless `all`.
+    /// The references of the images, in order; only those about which the runtime is to be asked now, unless `all`.
     pub(super) fn references(&self, all: bool) -> Vec<Reference> {
-        let images = self.images();
-        let images = images.filter(|image| all || image.presence == Presence::Unknown);
+        let asks = |image: &&Image| image.is_fresh || image.presence == Presence::Unknown;
+        let images = self.images().filter(|image| all || asks(image));
         let references = images.filter_map(|image| image.planned.reference.clone().ok());
         references.collect()
     }
@@ -224,18 +233,26 @@ impl State {
         let slots = self.images().filter(|image| image.is_missing());
         let left = slots.filter_map(|image| {
             let slot = image.start.and_then(|start| start.duration_since(now).ok());
-            let rest = image.resting.and_then(|end| end.checked_duration_since(instant));
+            let rest = image
+                .resting
+                .and_then(|end| end.checked_duration_since(instant));
             slot.filter(|_| !image.is_started).max(rest)
         });
         left.filter(|left| !left.is_zero()).min()
     }
 
     /// Takes over what the runtime answered to a question that was asked at `asked`.
-    pub(super) fn looked_up(&mut self, references: &[Reference], found: Vec<Status>, asked: Instant) {
+    pub(super) fn looked_up(
+        &mut self,
+        references: &[Reference],
+        found: Vec<Status>,
+        asked: Instant,
+    ) {
         for (reference, status) in references.iter().zip(found) {
             let Some(image) = self.images.get_mut(reference.normalized()) else {
                 continue;
             };
+            image.is_fresh = false;
             match status {
                 Ok(Some(stored)) => image.is_present(stored, asked),
                 Ok(None) => image.is_absent(asked),
@@ -251,13 +268,16 @@ impl State {
 
     /// The images that are there and whose tags may move.
     pub(super) fn movable(&self) -> Vec<(Reference, StoredImage)> {
-        let images = self.images().filter(|i| i.planned.refresh && i.moved.is_none());
-        let present = images.filter_map(|image| match (&image.presence, &image.planned.reference) {
-            (Presence::Present(stored, _), Ok(reference)) if reference.tag().is_some() => {
-                Some((reference.clone(), stored.clone()))
-            }
-            _ => None,
-        });
+        let images = self
+            .images()
+            .filter(|i| i.planned.refresh && i.moved.is_none());
+        let present =
+            images.filter_map(|image| match (&image.presence, &image.planned.reference) {
+                (Presence::Present(stored, _), Ok(reference)) if reference.tag().is_some() => {
+                    Some((reference.clone(), stored.clone()))
+                }
+                _ => None,
+            });
         present.collect()
     }
 
@@ -271,7 +291,9 @@ impl State {
     /// The images that are there by a seal.
     pub(super) fn sealed(&self) -> Vec<Reference> {
         let sealed = self.images().filter_map(|image| match &image.presence {
-            Presence::Present(stored, _) if stored.is_sealed => image.planned.reference.clone().ok(),
+            Presence::Present(stored, _) if stored.is_sealed => {
+                image.planned.reference.clone().ok()
+            }
             _ => None,
         });
         sealed.collect()
@@ -312,8 +334,12 @@ impl State {
             };
             image.moved = None;
             image.is_present(stored, now);
+            image.is_fresh = true;
         } else {
             image.fail(report, &self.secret_problems);
+            let unauthorized = Some(Reason::Failure(FailureKind::Unauthorized));
+            self.is_refused |=
+                report.reason == unauthorized && !image.planned.pull_secrets.is_empty();
         }
         self.end_first_fill();
     }
@@ -332,7 +358,9 @@ impl State {
         self.runtime = Some(info);
         for image in self.images.values_mut() {
             let unavailable = Reason::Failure(FailureKind::Unavailable);
-            image.failure.take_if(|failure| failure.reason == unavailable);
+            image
+                .failure
+                .take_if(|failure| failure.reason == unavailable);
         }
     }
 
@@ -351,28 +379,18 @@ impl State {
 
     /// Returns whether pulls are in progress or wait for their turn.
     pub(super) fn is_busy(&self, now: SystemTime) -> bool {
-        let waits = |image: &Image| image.start.is_some_and(|start| start > now) && !image.is_started;
+        let waits =
+            |image: &Image| image.start.is_some_and(|start| start > now) && !image.is_started;
         self.images()
             .any(|i| i.is_missing() && i.failure.is_none() && i.resting.is_none() && !waits(i))
     }
 
     /// Ends the first fill once every image is there or has failed.
-    fn end_first_fill(&mut self) {
+    pub(super) fn end_first_fill(&mut self) {
         let is_open = |image: &Image| image.is_missing() && !image.has_failed;
         if self.can_decide() && self.runtime.is_some() && !self.images().any(is_open) {
             self.first_fill.end();
         }
-    }
-
-    /// The same after a decision, which may leave nothing to do.
-    pub(super) fn check_first_fill(&mut self) {
-        self.end_first_fill();
-    }
-
-    /// The normalised references of the images that are to be kept apart from all others, for tests.
-    #[cfg(test)]
-    pub(super) fn names(&self) -> HashSet<String> {
-        self.images.keys().map(ToString::to_string).collect()
     }
 }
 
@@ -387,12 +405,18 @@ impl Image {
             start,
             is_started: false,
             presence: Presence::Unknown,
+            is_fresh: false,
             moved: None,
             has_failed: failure.is_some(),
             failure,
             resting: None,
             gone: 0,
         }
+    }
+
+    /// Returns whether its pull has been started.
+    pub(super) fn is_started(&self) -> bool {
+        self.is_started
     }
 
     /// Returns whether the runtime has it.
@@ -425,7 +449,12 @@ impl Image {
         let workload = Workload {
             namespace: Arc::from(""),
             kind: "ImagePrefetch",
-            name: self.planned.prefetches.first().map_or("", String::as_str).into(),
+            name: self
+                .planned
+                .prefetches
+                .first()
+                .map_or("", String::as_str)
+                .into(),
         };
         Candidate {
             image: Arc::clone(&self.planned.image),
@@ -476,7 +505,11 @@ impl Image {
     fn fail(&mut self, report: &ImageReport, problems: &HashMap<PullSecret, String>) {
         let reason = report.reason.unwrap_or(Reason::Failure(FailureKind::Other));
         let mut message = report.message.clone().unwrap_or_default();
-        let refused = [FailureKind::Unauthorized, FailureKind::NotFound, FailureKind::Other];
+        let refused = [
+            FailureKind::Unauthorized,
+            FailureKind::NotFound,
+            FailureKind::Other,
+        ];
         if refused.map(Reason::Failure).contains(&reason) {
             let secrets = self.planned.pull_secrets.iter();
             for problem in secrets.filter_map(|secret| problems.get(secret)) {

@@ -213,7 +213,13 @@ async fn unused_scoped_credentials_are_forgotten() {
         let name = format!("r.example/x:{cycle}");
         keyring.set_scoped([(name.clone(), Arc::clone(&secret))]);
         assert_eq!(tried(&keyring, &name).await, ["Secret shop/a a"]);
-        assert_eq!((keyring.scoped.read().unwrap().len(), Arc::strong_count(&secret)), (1, 2));
+        assert_eq!(
+            (
+                keyring.scoped.read().unwrap().len(),
+                Arc::strong_count(&secret)
+            ),
+            (1, 2)
+        );
     }
     assert!(tried(&keyring, "r.example/x:0").await.is_empty());
     keyring.set_scoped([]);
