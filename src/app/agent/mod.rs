@@ -42,7 +42,6 @@ mod state;
 mod status;
 mod watches;
 
-use first_fill::FirstFill;
 use state::State;
 
 /// The time after which an agent whose loop does not turn is stuck.
@@ -112,15 +111,11 @@ pub(crate) async fn run(settings: Settings, keyring: Keyring, shutdown: &Shutdow
         metrics = server.address().map(tracing::field::display),
         "agent started"
     );
-    let state = State {
-        first_fill: FirstFill::begin(),
-        ..State::default()
-    };
     let agent = Agent {
         settings,
         cluster,
         keyring,
-        state: Mutex::new(state),
+        state: Mutex::new(State::new()),
         metrics,
         checks,
         planned: Notify::new(),

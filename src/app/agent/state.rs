@@ -107,6 +107,14 @@ pub(super) struct State {
 }
 
 impl State {
+    /// Nothing is known yet, and the node is to be filled.
+    pub(super) fn new() -> Self {
+        Self {
+            first_fill: FirstFill::begin(),
+            ..Self::default()
+        }
+    }
+
     /// Adds or replaces an object.
     pub(super) fn apply(&mut self, planned: Planned) {
         self.objects
@@ -528,3 +536,6 @@ fn pause(times: u32) -> Duration {
     let doubled = first.saturating_mul(2_u32.saturating_pow(times.saturating_sub(1)));
     doubled.min(longest).mul_f64(0.5 + fastrand::f64() / 2.0)
 }
+
+#[cfg(test)]
+mod tests;

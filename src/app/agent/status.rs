@@ -215,3 +215,93 @@ fn bytes(bytes: u64) -> i64 {
 fn size(status: &NodePrefetchStatus) -> usize {
     serde_json::to_vec(status).map_or(0, |json| json.len())
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::app::agent::planned::Planned;
+    use crate::app::agent::state::LocalNode;
+    use crate::model::node_facts::NodeFacts;
+    use crate::model::outcome::{ImageReport, Outcome};
+    use crate::planning::node_match::Node;
+
+    /// A node with these images and prefetches, all of which have failed.
+    fn failing(images: usize, prefetches: usize, message: &str) -> State {
+        let mut state = State::new();
+        state.node = Some(LocalNode {
+            node: Node::default(),
+            facts: NodeFacts {
+                created: None,
+                platform: None,
+            },
+            uid: String::new(),
+            is_deleted: false,
+        });
+        state.first_fill.earlier(None);
+        let prefetches: Vec<String> = (0..prefetches).map(|n| format!("prefetch-{n}")).collect();
+        state.replace((0..images).map(|n| {
+            let object = json!({
+                "apiVersion": "harpoon.dev/v1alpha1", "kind": "PlannedImage", "metadata": {"name": format!("i-{n}")},
+                "spec": {"image": format!("r.io/{}/{n:03}:1", "x".repeat(200)), "prefetches": prefetches}
+            });
+            Planned::of(serde_json::from_value(object).unwrap())
+        }));
+        state.decide();
+        let names: Vec<_> = state.images().map(|i| i.planned.image.clone()).collect();
+        for (n, image) in names.into_iter().enumerate() {
+            let kind = match n {
+                30 => FailureKind::RateLimited,
+                _ => FailureKind::NotFound,
+            };
+            let report = ImageReport {
+                image,
+                outcome: Outcome::Failed,
+                reason: Some(Reason::Failure(kind)),
+                message: Some(message.to_owned()),
+                pods: None,
+                workloads: [].into(),
+                attempts: 1,
+                seconds: None,
+                bytes: None,
+                digest: None,
+                credential: None,
+                is_sealed: false,
+            };
+            state.finished(&report, Instant::now());
+        }
+        state
+    }
+
+    #[test]
+    fn status_is_small_and_tells_reasons() {
+        let state = failing(500, 12, &format!("\u{1b}[31m{}", "é".repeat(5000)));
+        let status = status(&state, None, SystemTime::now());
+        assert!(size(&status) <= 4096, "{}", size(&status));
+        assert_eq!((status.desired, status.failed), (500, 500));
+        assert_eq!(status.prefetches.len(), 12);
+        assert_eq!(status.prefetches[0].failed, 500);
+        // The one that others wait for is not lost among many.
+        let reasons: Vec<_> = status.failures.iter().map(|f| &*f.reason).collect();
+        assert!(
+            reasons.len() > 1 && reasons[..2] == ["not_found", "rate_limited"],
+            "{reasons:?}"
+        );
+        assert!(!status.failures[0].message.contains('\u{1b}'));
+        let few = super::status(&failing(50, 1, "short"), None, SystemTime::now());
+        assert_eq!(few.failures.len(), MAX_FAILURES);
+    }
+
+    #[test]
+    fn transition_time_changes_with_status() {
+        let state = failing(1, 1, "no");
+        let start = SystemTime::UNIX_EPOCH;
+        let before = status(&state, None, start);
+        let later = start + std::time::Duration::from_secs(60);
+        let after = status(&state, Some(&before), later);
+        assert_eq!(after.conditions[0].last_transition_time, time(start));
+        assert_eq!(after.heartbeat_time, time(later));
+    }
+}
