@@ -8,8 +8,10 @@
     reason = "tests say what failed by panicking"
 )]
 
+mod api;
 mod bed;
 mod commands;
+mod continuous;
 mod credentials;
 mod cri;
 mod crio;
