@@ -11,6 +11,7 @@ use clap_complete::Shell;
 
 use crate::app::settings::{CONTAINER_RUNTIME_ENDPOINT, variables};
 
+mod agent;
 mod cluster;
 mod credentials;
 mod output;
@@ -22,6 +23,7 @@ mod selection;
 mod store;
 mod values;
 
+pub(super) use agent::AgentArgs;
 use cluster::ClusterArgs;
 use credentials::{ClusterCredentialArgs, CredentialArgs};
 use output::OutputArgs;
@@ -66,6 +68,8 @@ pub(super) enum Subcommands {
     Pull(Box<PullArgs>),
     /// Show which images run would pull or skip, and why; pull nothing
     Plan(Box<PlanArgs>),
+    /// Keep the images that the controller has planned for this node: the node side of continuous mode
+    Agent(Box<AgentArgs>),
     /// List this node's sealed images
     Seals(Box<SealsArgs>),
     /// Give up seals on this node, so that the runtime may delete the images
