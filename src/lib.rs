@@ -3,6 +3,7 @@
 //! Data flows in one direction: [`discovery`] finds candidates, [`planning`] orders and filters them, [`pulling`] pulls them with
 //! a [`runtime`], [`report`] shows the outcome of each. `ARCHITECTURE.md` describes the modules.
 
+pub mod api;
 pub mod app;
 pub mod cli;
 pub mod credentials;

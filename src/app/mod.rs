@@ -3,6 +3,7 @@
 //! It never parses arguments, prints, or picks an exit code.
 
 pub(crate) mod candidates;
+pub(crate) mod continuous;
 pub(crate) mod keyring;
 pub(crate) mod node_run;
 pub mod settings;

@@ -70,6 +70,8 @@ pub(super) enum Subcommands {
     Seals(Box<SealsArgs>),
     /// Give up seals on this node, so that the runtime may delete the images
     Release(Box<ReleaseArgs>),
+    /// Print the CustomResourceDefinitions of continuous mode, for kubectl apply
+    Crds,
     /// Sleep until SIGTERM or SIGINT, as the DaemonSet's main container
     Pause,
     /// Print a shell completion script

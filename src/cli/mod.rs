@@ -14,6 +14,7 @@ use crate::runtime::detect::FindError;
 
 mod args;
 mod completions;
+mod crds;
 mod outcome;
 mod pause;
 mod plan;
@@ -106,6 +107,7 @@ pub fn main() -> ExitCode {
         Some(Subcommands::Plan(args)) => plan::main(*args),
         Some(Subcommands::Seals(args)) => seals::list(*args),
         Some(Subcommands::Release(args)) => seals::release(*args),
+        Some(Subcommands::Crds) => crds::main(),
         Some(Subcommands::Pause) => pause::main(),
         Some(Subcommands::Completions { shell }) => completions::main(shell),
     };

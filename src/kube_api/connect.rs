@@ -17,6 +17,8 @@ use crate::model::failure::FailureKind;
 use crate::retry::backoff;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time without any byte after which a connection counts as lost. Watches receive a bookmark every minute.
+const READ_TIMEOUT: Duration = Duration::from_secs(180);
 /// Time limit for a credential plugin, which may wait for a login in a browser.
 const PLUGIN_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -79,6 +81,7 @@ impl Cluster {
     /// Creates the client. Requires a tokio runtime. May run a credential plugin, so it may block.
     pub(crate) fn from_config(mut config: Config) -> Result<Self, ConnectError> {
         config.connect_timeout = Some(CONNECT_TIMEOUT);
+        config.read_timeout = Some(READ_TIMEOUT);
         // Retries are made in one place only, which handles pages.
         config.default_retry = false;
         config.headers.push((

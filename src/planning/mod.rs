@@ -6,3 +6,4 @@ pub mod disk_budget;
 pub mod node_match;
 pub mod plan;
 pub mod registry_probe;
+pub mod rollout;

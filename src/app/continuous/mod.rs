@@ -1,0 +1,5 @@
+//! The parts that the agent and the controller of continuous mode share.
+
+pub(crate) mod names;
+pub(crate) mod placement;
+pub(crate) mod watch;
