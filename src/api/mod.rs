@@ -6,5 +6,9 @@
     unreachable_pub,
     reason = "kube's derive copies the structs into private places"
 )]
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "each printed column has a type"
+)]
 
 pub mod v1alpha1;

@@ -8,6 +8,7 @@
     reason = "tests say what failed by panicking"
 )]
 
+mod api;
 mod bed;
 mod commands;
 mod credentials;

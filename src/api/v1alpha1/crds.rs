@@ -1,17 +1,48 @@
 //! The CustomResourceDefinitions, generated from the types.
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
+};
 use kube::CustomResourceExt;
 
 use super::{ImagePrefetch, NodePrefetch, PlannedImage};
 
 /// The definitions of the three kinds.
 pub fn crds() -> [CustomResourceDefinition; 3] {
-    [
+    let mut crds = [
         ImagePrefetch::crd(),
         NodePrefetch::crd(),
         PlannedImage::crd(),
-    ]
+    ];
+    for crd in &mut crds {
+        let people = crd.spec.names.kind == "ImagePrefetch";
+        let schemas = crd
+            .spec
+            .versions
+            .iter_mut()
+            .filter_map(|v| v.schema.as_mut());
+        let schemas = schemas.filter_map(|schema| schema.open_api_v3_schema.as_mut());
+        for (field, schema) in schemas.filter_map(|s| s.properties.as_mut()).flatten() {
+            if !(people && field == "spec") {
+                drop_defaults(schema);
+            }
+        }
+    }
+    crds
+}
+
+/// Removes the defaults of a schema. Only the specs that people write have them: elsewhere an absent field is as good as its
+/// default, and the API server would store it. Kubernetes 1.20 also rejects an empty text as a default.
+fn drop_defaults(schema: &mut JSONSchemaProps) {
+    schema.default = None;
+    schema
+        .properties
+        .iter_mut()
+        .flatten()
+        .for_each(|(_, below)| drop_defaults(below));
+    if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
+        drop_defaults(items);
+    }
 }
 
 /// The definitions as YAML documents, as `kubectl apply` takes them.

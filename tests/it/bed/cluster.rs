@@ -25,6 +25,32 @@ impl Kubernetes {
         Self::reached_by(Daemon::start::<&str>("kubernetes", &[]), None)
     }
 
+    /// An API server on the libraries of current Kubernetes: CEL, streamed lists, admission policies, no service account tokens.
+    pub fn start_newer() -> Self {
+        Self::reached_by(Daemon::start::<&str>("apiserver", &[]), None)
+    }
+
+    /// Installs harpoon's CustomResourceDefinitions and waits until they are served.
+    pub fn install_definitions(&self) {
+        let text =
+            std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/crds.yaml"));
+        let definitions: Vec<Value> = serde_saphyr::from_multiple(&text.unwrap()).unwrap();
+        for definition in definitions.into_iter().filter(|d| !d.is_null()) {
+            let plural = definition["spec"]["names"]["plural"]
+                .as_str()
+                .unwrap()
+                .to_owned();
+            self.create(
+                "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
+                definition,
+            );
+            let path = format!("/apis/harpoon.dev/v1alpha1/{plural}");
+            eventually(&path, Duration::from_secs(30), || {
+                self.status(&path, self.token()) == 200
+            });
+        }
+    }
+
     /// The one that `daemon` has in it.
     pub(super) fn reached_by(daemon: Daemon, inside: Option<Runtime>) -> Self {
         let client = client(Some(Path::new(daemon.value("CA"))));

@@ -80,6 +80,16 @@ pub fn kubernetes() -> &'static Kubernetes {
     SHARED.get_or_init(Kubernetes::start)
 }
 
+/// The shared API server on the libraries of current Kubernetes, with harpoon's CustomResourceDefinitions.
+pub fn apiserver() -> &'static Kubernetes {
+    static SHARED: OnceLock<Kubernetes> = OnceLock::new();
+    SHARED.get_or_init(|| {
+        let server = Kubernetes::start_newer();
+        server.install_definitions();
+        server
+    })
+}
+
 /// Whether the program under test is the one that was built for tests.
 pub fn is_test_build() -> bool {
     cfg!(debug_assertions) && std::env::var_os("HARPOON_BIN").is_none()

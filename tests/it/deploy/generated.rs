@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::{committed, deploy, template, text_of};
+use crate::bed::Harpoon;
 
 /// The files of `deploy/`, and the values file of the chart's `ci/` that each is rendered with.
 pub(super) const FILES: &[(&str, &str)] = &[
@@ -57,6 +58,15 @@ fn rendered_files_match_the_chart() {
         assert_eq!(roles.len(), 2, "{component}");
         let file = format!("kustomize/components/{component}/rbac.yaml");
         check(&file, &format!("{HEADER}---\n{}", roles.join("---\n")));
+    }
+}
+
+#[test]
+fn definitions_match_the_types() {
+    let printed = Harpoon::new(["crds"]).run();
+    assert_eq!(printed.code, Some(0), "{printed:?}");
+    for file in ["crds.yaml", "chart/crds/harpoon.yaml"] {
+        check(file, &printed.stdout);
     }
 }
 
