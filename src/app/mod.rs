@@ -5,7 +5,11 @@
 pub(crate) mod candidates;
 pub(crate) mod continuous;
 pub(crate) mod keyring;
+#[allow(dead_code, reason = "agent and controller use it, which land next")]
+pub(crate) mod metrics;
 pub(crate) mod node_run;
+#[allow(dead_code, reason = "agent and controller use it, which land next")]
+pub(crate) mod serve;
 pub mod settings;
 pub(crate) mod shutdown;
 pub mod start_delay;
