@@ -11,6 +11,7 @@
 mod api;
 mod bed;
 mod commands;
+mod controller;
 mod credentials;
 mod cri;
 mod crio;
