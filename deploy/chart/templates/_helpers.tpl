@@ -470,7 +470,7 @@ securityContext:
 {{- range list "NAMESPACES" "WORKLOADS" "SELECTOR" "INCLUDE_IDLE" "WATCH_CACHE" "ONLY" "IGNORE" "LIMIT" "SEAL" "REFRESH" }}
 {{- if hasKey $.Values.settings . }}{{ fail (printf "settings.%s has no meaning with mode: continuous: the spec of an ImagePrefetch says it; see prefetch" .) }}{{ end }}
 {{- end }}
-{{- range list "DEADLINE" "FAIL_ON" "OUTPUT" "STAGGER" "STAGGER_MIN_AGE" "SEAL_TTL" "STARTUP_TAINTS" }}
+{{- range list "DEADLINE" "FAIL_ON" "OUTPUT" "STAGGER" "STAGGER_MIN_AGE" "SEAL_TTL" }}
 {{- if hasKey $.Values.settings . }}{{ fail (printf "settings.%s has no meaning with mode: continuous" .) }}{{ end }}
 {{- end }}
 {{- if hasKey .Values.settings "PULL_SECRETS" }}{{ fail "settings.PULL_SECRETS has no meaning with mode: continuous: name the Secrets in continuous.pullSecrets" }}{{ end }}
