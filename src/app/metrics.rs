@@ -184,7 +184,11 @@ impl AgentMetrics {
             "Pins and seals that were given up, by cause",
             metrics.released.clone(),
         );
-        // A state or cause that did not occur is 0, not absent.
+        // What did not occur is 0, not absent: Prometheus sees no increase in a series that begins with 1.
+        metrics.pull_count("pulled", "").inc_by(0);
+        for kind in FailureKind::ALL {
+            metrics.pull_count("failed", kind.as_str()).inc_by(0);
+        }
         for state in ImageState::ALL {
             metrics.set_images(state, 0);
         }
@@ -202,19 +206,19 @@ impl AgentMetrics {
 
     /// A pull succeeded. `bytes` is the image's size, if known.
     pub(crate) fn pulled(&self, duration: Duration, bytes: Option<u64>) {
-        self.count_pull("pulled", "");
+        self.pull_count("pulled", "").inc();
         self.pull_duration.observe(duration.as_secs_f64());
         self.pulled_bytes.inc_by(bytes.unwrap_or(0));
     }
 
     /// A pull failed, after all its attempts.
     pub(crate) fn pull_failed(&self, kind: FailureKind) {
-        self.count_pull("failed", kind.as_str());
+        self.pull_count("failed", kind.as_str()).inc();
     }
 
-    fn count_pull(&self, outcome: &'static str, reason: &'static str) {
+    fn pull_count(&self, outcome: &'static str, reason: &'static str) -> Counter {
         let labels = PullLabels { outcome, reason };
-        self.pulls.get_or_create(&labels).inc();
+        self.pulls.get_or_create_owned(&labels)
     }
 
     /// The node's first fill ended after this time.
@@ -245,8 +249,10 @@ impl AgentMetrics {
 /// The metrics of `harpoon controller`, shared by all clones.
 #[derive(Debug, Clone)]
 pub(crate) struct ControllerMetrics {
+    leader: Gauge,
     planned_images: Gauge,
     nodes: Family<State, Gauge>,
+    failing_image_nodes: Gauge,
     reconcile: Histogram,
 }
 
@@ -254,11 +260,23 @@ impl ControllerMetrics {
     /// The metrics, and the registry with these and the requests to the API server.
     pub(crate) fn new(requests: &RequestCounts) -> (Self, Registry) {
         let metrics = Self {
+            leader: Gauge::default(),
             planned_images: Gauge::default(),
             nodes: Family::default(),
+            failing_image_nodes: Gauge::default(),
             reconcile: Histogram::new(RECONCILE_SECONDS),
         };
         let mut to = registry(requests);
+        to.register(
+            "harpoon_controller_leader",
+            "1 if this controller leads, else 0",
+            metrics.leader.clone(),
+        );
+        to.register(
+            "harpoon_controller_failing_image_nodes",
+            "Nodes on which the image fails that fails on the most nodes",
+            metrics.failing_image_nodes.clone(),
+        );
         to.register(
             "harpoon_controller_planned_images",
             "PlannedImages that a prefetch uses",
@@ -274,10 +292,25 @@ impl ControllerMetrics {
             "Duration of one reconciliation: resolve, merge, apply",
             metrics.reconcile.clone(),
         );
-        for state in NodeState::ALL {
-            metrics.set_nodes(state, 0);
-        }
+        metrics.set_leader(false);
         (metrics, to)
+    }
+
+    /// This controller leads, or no longer does. One that does not lead knows no numbers, so that they become 0.
+    pub(crate) fn set_leader(&self, leads: bool) {
+        self.leader.set(leads.into());
+        if !leads {
+            self.set_planned_images(0);
+            self.set_failing_image_nodes(0);
+            for state in NodeState::ALL {
+                self.set_nodes(state, 0);
+            }
+        }
+    }
+
+    /// The number of nodes on which the image fails that fails on the most nodes.
+    pub(crate) fn set_failing_image_nodes(&self, nodes: usize) {
+        set(&self.failing_image_nodes, nodes);
     }
 
     /// The number of PlannedImages that a prefetch uses.
@@ -348,6 +381,7 @@ mod tests {
             "harpoon_images{state=\"waiting\"} 0",
             "harpoon_pulls_total{outcome=\"pulled\",reason=\"\"} 1",
             "harpoon_pulls_total{outcome=\"failed\",reason=\"not_found\"} 1",
+            "harpoon_pulls_total{outcome=\"failed\",reason=\"rate_limited\"} 0",
             "harpoon_pull_duration_seconds_bucket{le=\"2.5\"} 1",
             "harpoon_pull_duration_seconds_sum 2.0",
             "harpoon_pulled_bytes_total 100",
@@ -364,17 +398,25 @@ mod tests {
     #[test]
     fn controller_metrics_have_documented_names() {
         let (metrics, registry) = ControllerMetrics::new(&RequestCounts::default());
+        metrics.set_leader(true);
         metrics.set_planned_images(7);
+        metrics.set_failing_image_nodes(2);
         metrics.set_nodes(NodeState::Complete, 5);
         metrics.reconciled(Duration::from_millis(2));
-        let text = text(&registry);
+        let shown = text(&registry);
         for line in [
+            "harpoon_controller_leader 1",
+            "harpoon_controller_failing_image_nodes 2",
             "harpoon_controller_planned_images 7",
             "harpoon_controller_nodes{state=\"complete\"} 5",
             "harpoon_controller_nodes{state=\"unknown\"} 0",
             "harpoon_controller_reconcile_seconds_count 1",
         ] {
-            assert!(text.contains(&format!("\n{line}\n")), "{line}: {text}");
+            assert!(shown.contains(&format!("\n{line}\n")), "{line}: {shown}");
         }
+        metrics.set_leader(false);
+        let shown = text(&registry);
+        assert!(shown.contains("\nharpoon_controller_nodes{state=\"complete\"} 0\n"));
+        assert!(shown.contains("\nharpoon_controller_leader 0\n"), "{shown}");
     }
 }

@@ -110,9 +110,9 @@ async fn passed(end: Option<Instant>) {
 
 /// A change of an object.
 enum Change {
-    Prefetch(Event<ImagePrefetch>),
-    Planned(Event<PlannedImage>),
-    Node(Event<NodePrefetch>),
+    Prefetch(Box<Event<ImagePrefetch>>),
+    Planned(Box<Event<PlannedImage>>),
+    Node(Box<Event<NodePrefetch>>),
 }
 
 fn changes(
@@ -131,10 +131,10 @@ fn changes(
     let nodes = watch::objects(Api::all(client()), of_nodes, read::NODES);
     stream::select(
         stream::select(
-            prefetches.map(Change::Prefetch),
-            planned.map(Change::Planned),
+            prefetches.map(|event| Change::Prefetch(Box::new(event))),
+            planned.map(|event| Change::Planned(Box::new(event))),
         ),
-        nodes.map(Change::Node),
+        nodes.map(|event| Change::Node(Box::new(event))),
     )
 }
 
@@ -156,7 +156,7 @@ impl Relists {
             Change::Prefetch(event) => {
                 let list = &mut self.prefetches;
                 apply(
-                    event,
+                    *event,
                     list,
                     state,
                     State::prefetch,
@@ -165,22 +165,25 @@ impl Relists {
             }
             Change::Planned(event) => {
                 let list = &mut self.planned;
-                apply(event, list, state, State::planned, State::retain_planned);
+                apply(*event, list, state, State::planned, State::retain_planned);
             }
             Change::Node(event) => {
                 let list = &mut self.nodes;
-                apply(event, list, state, State::node, State::retain_nodes);
+                apply(*event, list, state, State::node, State::retain_nodes);
             }
         }
     }
 }
+
+/// Keeps the objects of some names.
+type Retain = fn(&mut State, &dyn Fn(&str) -> bool);
 
 fn apply<K: ResourceExt>(
     event: Event<K>,
     list: &mut Option<BTreeSet<String>>,
     state: &mut State,
     put: fn(&mut State, K),
-    retain: fn(&mut State, &dyn Fn(&str) -> bool),
+    retain: Retain,
 ) {
     match event {
         Event::Init => *list = Some(BTreeSet::new()),

@@ -112,7 +112,7 @@ pub fn main() -> ExitCode {
         Some(Subcommands::Controller(args)) => controller::main(*args),
         Some(Subcommands::Seals(args)) => seals::list(*args),
         Some(Subcommands::Release(args)) => seals::release(*args),
-        Some(Subcommands::Status(args)) => status::main(*args),
+        Some(Subcommands::Status(args)) => status::main(&args),
         Some(Subcommands::Crds) => crds::main(),
         Some(Subcommands::Pause) => pause::main(),
         Some(Subcommands::Completions { shell }) => completions::main(shell),

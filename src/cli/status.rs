@@ -21,7 +21,7 @@ use crate::report::status::{View, text, write_json, write_yaml};
 const LOG_EVERY: Duration = Duration::from_secs(5);
 
 /// Runs the command.
-pub(super) fn main(args: StatusArgs) -> Result<Exit> {
+pub(super) fn main(args: &StatusArgs) -> Result<Exit> {
     let level = if args.watch { Level::INFO } else { Level::WARN };
     let screen = telemetry::init(LogSettings { json: false, level });
     let subject = args.subject();
@@ -40,7 +40,7 @@ pub(super) fn main(args: StatusArgs) -> Result<Exit> {
         let limit = args.timeout.filter(|_| !is_complete);
         Ok((view, limit))
     })?;
-    print(&args, &view)?;
+    print(args, &view)?;
     if let View::Overview(all) = &view
         && all.prefetches.is_empty()
         && subject == Subject::All

@@ -12,6 +12,7 @@ use crate::bed::{self, Harpoon, Kubernetes};
 mod continuous;
 mod generated;
 mod kustomize;
+mod monitors;
 mod rights;
 mod values;
 

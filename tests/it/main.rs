@@ -28,6 +28,7 @@ mod images_file;
 mod kubernetes;
 mod layers;
 mod lies;
+mod monitoring;
 mod oci;
 mod output;
 mod private;

@@ -409,3 +409,56 @@ fn completions_offer_the_command() {
         assert!(output.stdout.contains("no-headers"), "{shell}");
     }
 }
+
+/// krew's rules for manifests, as its own validation has them.
+#[test]
+fn krew_manifest_is_valid() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(root.join("deploy/krew.yaml")).unwrap();
+    let manifest: Value = serde_saphyr::from_str(&text).unwrap();
+    let keys = |value: &Value| {
+        let keys = value.as_object().unwrap().keys().map(String::as_str);
+        keys.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(keys(&manifest), ["apiVersion", "kind", "metadata", "spec"]);
+    assert_eq!(
+        manifest["apiVersion"],
+        "krew.googlecontainertools.github.com/v1alpha2"
+    );
+    assert_eq!(manifest["kind"], "Plugin");
+    assert_eq!(manifest["metadata"], json!({"name": "harpoon"}));
+    let spec = &manifest["spec"];
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(spec["version"], format!("v{version}"));
+    assert_eq!(spec["homepage"], env!("CARGO_PKG_REPOSITORY"));
+    let short = spec["shortDescription"].as_str().unwrap();
+    assert!(!short.is_empty() && short.len() <= 50, "{short}");
+    assert!(!short.ends_with('.') && !short.to_lowercase().contains("kubectl"));
+    assert!(spec["description"].as_str().unwrap().len() > 100);
+    let platforms = spec["platforms"].as_array().unwrap();
+    let mut selected = Vec::new();
+    for platform in platforms {
+        let mut names = keys(platform);
+        names.sort();
+        assert_eq!(names, ["bin", "files", "selector", "sha256", "uri"]);
+        let labels = &platform["selector"]["matchLabels"];
+        assert_eq!(labels["os"], "linux");
+        let arch = labels["arch"].as_str().unwrap();
+        // The name of the archive that image/release writes.
+        let uri = format!(
+            "{}/releases/v{version}/harpoon-{version}-linux-{arch}.tar.gz",
+            env!("CARGO_PKG_REPOSITORY")
+        );
+        assert_eq!(platform["uri"], uri);
+        let sum = platform["sha256"].as_str().unwrap();
+        assert!(sum.len() == 64 && sum.bytes().all(|b| b.is_ascii_hexdigit()));
+        // What image/release replaces.
+        let placeholder = format!("sha256: \"{}\" # {arch}\n", "0".repeat(64));
+        assert_eq!(text.matches(&placeholder).count(), 1, "{arch}");
+        assert_eq!(platform["bin"], "harpoon");
+        let files = json!([{"from": "harpoon", "to": "."}, {"from": "LICENSE", "to": "."}]);
+        assert_eq!(platform["files"], files);
+        selected.push(arch);
+    }
+    assert_eq!(selected, ["amd64", "arm64"]);
+}

@@ -183,6 +183,19 @@ pub(super) fn overall(
     counts
 }
 
+/// The number of nodes on which the image fails that fails on the most nodes.
+pub(super) fn widest_failure(nodes: &BTreeMap<String, Node>, now: Instant) -> usize {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for node in nodes.values().filter(|node| !is_stale(node, now)) {
+        let failures = node.failures.iter();
+        let images: BTreeSet<&str> = failures.map(|failure| failure.image.as_str()).collect();
+        for image in images {
+            *counts.entry(image).or_default() += 1;
+        }
+    }
+    counts.into_values().max().unwrap_or_default()
+}
+
 fn sums(prefetch: &str, index: &Index<'_>, nodes: &BTreeMap<String, Node>, now: Instant) -> Sums {
     let revision = names::revision(index.names(prefetch));
     let none = NodePrefetchEntry {

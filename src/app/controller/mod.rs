@@ -106,12 +106,14 @@ pub(crate) async fn run(settings: &ControllerSettings, shutdown: &Shutdown) -> R
             fence,
             &identity,
         );
+        metrics.set_leader(true);
         tokio::select! {
             biased;
             () = stop.cancelled() => break,
             () = election.hold() => warn!("no longer leading: the Lease could not be renewed"),
             () = reconciler.run(&metrics, &liveness, &ready) => {}
         }
+        metrics.set_leader(false);
     }
     election.release().await;
     info!("stopped");

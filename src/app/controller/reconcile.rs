@@ -499,6 +499,7 @@ impl Reconciler {
             metrics.set_nodes(state, count);
         }
         metrics.set_planned_images(index.in_use());
+        metrics.set_failing_image_nodes(aggregate::widest_failure(nodes, now));
         let fresh = nodes
             .values()
             .filter(|node| !aggregate::is_stale(node, now));

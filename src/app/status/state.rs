@@ -9,7 +9,9 @@ use tokio::time::Instant;
 
 use super::Subject;
 use crate::api::v1alpha1::PlannedImage;
-use crate::api::v1alpha1::{Condition, ImagePrefetch, NodePrefetch, NodePrefetchStatus};
+use crate::api::v1alpha1::{
+    Condition, ImagePrefetch, NodeFailure, NodePrefetch, NodePrefetchEntry, NodePrefetchStatus,
+};
 use crate::model::text::{clip, sanitize};
 use crate::report::status::{ImageSums, StoreRow};
 
@@ -178,7 +180,7 @@ impl State {
         if let Subject::Prefetch(one) = &self.subject {
             entries.retain(|entry| entry.name == *one);
         }
-        let failures = status.failures.into_iter().take(FAILURES_MAX);
+        let failures = status.failures.iter().take(FAILURES_MAX);
         let failures = failures.map(|failure| self.failure(failure)).collect();
         let node = Node {
             has_reported,
@@ -197,7 +199,7 @@ impl State {
         self.nodes.insert(name, node);
     }
 
-    fn failure(&mut self, failure: crate::api::v1alpha1::NodeFailure) -> Arc<Failure> {
+    fn failure(&mut self, failure: &NodeFailure) -> Arc<Failure> {
         let key = (text(&failure.image), text(&failure.reason));
         let known = self
             .failures
@@ -259,7 +261,7 @@ fn detail(status: &NodePrefetchStatus) -> Detail {
     }
 }
 
-fn entry(entry: crate::api::v1alpha1::NodePrefetchEntry) -> Entry {
+fn entry(entry: NodePrefetchEntry) -> Entry {
     let images = sums([entry.desired, entry.present, entry.pulling, entry.failed]);
     Entry {
         name: entry.name,

@@ -224,12 +224,15 @@ fn relist_drops_what_is_gone() {
     node(&mut state, "old", &["a", "b"], [2, 2], &[]);
     let mut relists = Relists::default();
     let new: NodePrefetch = object("NodePrefetch", "new", &json!({}));
-    relists.apply(&mut state, Change::Node(Event::Init));
-    relists.apply(&mut state, Change::Node(Event::InitApply(new.clone())));
+    relists.apply(&mut state, Change::Node(Box::new(Event::Init)));
+    relists.apply(
+        &mut state,
+        Change::Node(Box::new(Event::InitApply(new.clone()))),
+    );
     assert!(relists.is_pending());
-    relists.apply(&mut state, Change::Node(Event::InitDone));
+    relists.apply(&mut state, Change::Node(Box::new(Event::InitDone)));
     assert!(!relists.is_pending());
     assert_eq!(state.nodes.keys().collect::<Vec<_>>(), ["new"]);
-    relists.apply(&mut state, Change::Node(Event::Delete(new)));
+    relists.apply(&mut state, Change::Node(Box::new(Event::Delete(new))));
     assert!(state.nodes.is_empty());
 }

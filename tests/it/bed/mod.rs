@@ -26,6 +26,7 @@ pub mod faulty;
 pub mod large;
 mod node;
 mod program;
+mod prometheus;
 mod selftest;
 pub mod token;
 
@@ -34,6 +35,7 @@ pub use crio::{Crio, CrioStandIn};
 pub use daemons::{Containerd, Docker, Image, Pushed, Registry, Runtime};
 pub use node::{Cluster, Logged, Process, text, uptime};
 pub use program::{Harpoon, Output, Running, Terminal, program};
+pub use prometheus::Prometheus;
 
 /// The user of [`registry_with_password()`].
 pub const USER: &str = "fisher";
