@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::bed::faulty::{Fault, Proxy};
-use crate::bed::{self, Containerd, Harpoon, Kubernetes, Prometheus, Running, Runtime};
+use crate::bed::{self, Containerd, Harpoon, Kubernetes, Prometheus, Running};
 
 const API: &str = "/apis/harpoon.dev/v1alpha1";
 /// How long anything may take that takes some seconds on an idle machine.

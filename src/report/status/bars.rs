@@ -17,7 +17,8 @@ const NAME: usize = 40;
 /// The lines on the screen, redrawn in place.
 pub struct Bars {
     bars: MultiProgress,
-    lines: Vec<ProgressBar>,
+    /// All lines are its message, so that they are drawn at once.
+    lines: Option<ProgressBar>,
     colors: bool,
 }
 
@@ -26,7 +27,7 @@ impl Bars {
     pub fn new(screen: &Screen, colors: bool) -> Option<Self> {
         Some(Self {
             bars: screen.bars()?.clone(),
-            lines: Vec::new(),
+            lines: None,
             colors,
         })
     }
@@ -35,31 +36,25 @@ impl Bars {
     pub fn draw(&mut self, view: &View) {
         let mut lines = lines(view, columns(), self.colors);
         lines.truncate(rows().saturating_sub(1).max(1));
-        while self.lines.len() > lines.len() {
-            if let Some(line) = self.lines.pop() {
-                line.finish_and_clear();
-                self.bars.remove(&line);
+        let text = lines.join("\n");
+        match &self.lines {
+            Some(bar) => bar.set_message(text),
+            None => {
+                let style = ProgressStyle::with_template("{msg}")
+                    .expect("the template is a constant of this file");
+                let bar = ProgressBar::new(0).with_style(style).with_message(text);
+                let bar = self.bars.add(bar);
+                bar.tick();
+                self.lines = Some(bar);
             }
-        }
-        while self.lines.len() < lines.len() {
-            let style = ProgressStyle::with_template("{msg}");
-            let line = ProgressBar::new(0);
-            let line = match style {
-                Ok(style) => line.with_style(style),
-                Err(_) => line,
-            };
-            self.lines.push(self.bars.add(line));
-        }
-        for (line, text) in self.lines.iter().zip(lines) {
-            line.set_message(text);
         }
     }
 
     /// Removes the lines from the screen.
     pub fn close(&mut self) {
-        // A closed terminal is not a failure.
-        let _ = self.bars.clear();
-        self.lines.clear();
+        if let Some(bar) = self.lines.take() {
+            bar.finish_and_clear();
+        }
     }
 }
 
