@@ -12,6 +12,7 @@ use clap_complete::Shell;
 use crate::app::settings::{CONTAINER_RUNTIME_ENDPOINT, variables};
 
 mod cluster;
+mod controller;
 mod credentials;
 mod output;
 mod pulling;
@@ -19,10 +20,12 @@ mod quantity;
 mod runtime;
 mod seal;
 mod selection;
+mod serve;
 mod store;
 mod values;
 
 use cluster::ClusterArgs;
+pub(super) use controller::ControllerArgs;
 use credentials::{ClusterCredentialArgs, CredentialArgs};
 use output::OutputArgs;
 use pulling::{PullingArgs, StartArgs};
@@ -66,6 +69,8 @@ pub(super) enum Subcommands {
     Pull(Box<PullArgs>),
     /// Show which images run would pull or skip, and why; pull nothing
     Plan(Box<PlanArgs>),
+    /// Plan the images of all ImagePrefetches and sum up what the agents report: the cluster side of continuous mode
+    Controller(Box<ControllerArgs>),
     /// List this node's sealed images
     Seals(Box<SealsArgs>),
     /// Give up seals on this node, so that the runtime may delete the images

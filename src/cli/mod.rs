@@ -14,6 +14,7 @@ use crate::runtime::detect::FindError;
 
 mod args;
 mod completions;
+mod controller;
 mod crds;
 mod outcome;
 mod pause;
@@ -105,6 +106,7 @@ pub fn main() -> ExitCode {
         Some(Subcommands::Run(args)) => run::main(*args, started),
         Some(Subcommands::Pull(args)) => pull::main(*args, started),
         Some(Subcommands::Plan(args)) => plan::main(*args),
+        Some(Subcommands::Controller(args)) => controller::main(*args),
         Some(Subcommands::Seals(args)) => seals::list(*args),
         Some(Subcommands::Release(args)) => seals::release(*args),
         Some(Subcommands::Crds) => crds::main(),
