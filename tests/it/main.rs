@@ -8,6 +8,7 @@
     reason = "tests say what failed by panicking"
 )]
 
+mod agent;
 mod api;
 mod bed;
 mod commands;
