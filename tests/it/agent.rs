@@ -67,17 +67,17 @@ impl<'a> Machine<'a> {
     }
 
     fn harpoon(&self) -> Harpoon {
-        Harpoon::new([
-            "agent",
-            "--resync",
-            "2s",
-            "--metrics-address",
-            "127.0.0.1:0",
-        ])
-        .args(["--node-name", &self.name])
-        .args(["--runtime-endpoint", self.containerd.endpoint()])
-        .env("KUBECONFIG", self.cluster.kubeconfig())
-        .limit(Duration::from_secs(600))
+        self.resyncing("2s")
+    }
+
+    /// The agent, which compares with the runtime so often.
+    fn resyncing(&self, period: &str) -> Harpoon {
+        Harpoon::new(["agent", "--resync", period])
+            .args(["--metrics-address", "127.0.0.1:0"])
+            .args(["--node-name", &self.name])
+            .args(["--runtime-endpoint", self.containerd.endpoint()])
+            .env("KUBECONFIG", self.cluster.kubeconfig())
+            .limit(Duration::from_secs(600))
     }
 
     fn start(&self) -> Running {
