@@ -2,6 +2,7 @@
 //!
 //! It never parses arguments, prints, or picks an exit code.
 
+pub(crate) mod agent;
 pub(crate) mod candidates;
 pub(crate) mod continuous;
 pub(crate) mod controller;

@@ -12,6 +12,7 @@ use crate::model::text::{clip_bytes, sanitize};
 use crate::report::termination;
 use crate::runtime::detect::FindError;
 
+mod agent;
 mod args;
 mod completions;
 mod controller;
@@ -106,6 +107,7 @@ pub fn main() -> ExitCode {
         Some(Subcommands::Run(args)) => run::main(*args, started),
         Some(Subcommands::Pull(args)) => pull::main(*args, started),
         Some(Subcommands::Plan(args)) => plan::main(*args),
+        Some(Subcommands::Agent(args)) => agent::main(*args),
         Some(Subcommands::Controller(args)) => controller::main(*args),
         Some(Subcommands::Seals(args)) => seals::list(*args),
         Some(Subcommands::Release(args)) => seals::release(*args),

@@ -11,6 +11,7 @@
 //! | `name.rs` | names and other texts of bounded length | none |
 //! | `node_images.rs` | image sizes that other nodes report | network |
 //! | `scheduling.rs` | the scheduling fields of templates and nodes | none |
+//! | `watched_node.rs` | a Node as a watch reads it | none |
 //! | `requirements.rs` | the requirements of a template on a node | none |
 //! | `object.rs` | the fields that are read of an object, and their meaning | none |
 //! | `watched.rs` | the same fields, as `kube`'s watcher decodes them | none |
@@ -35,11 +36,14 @@ mod requirements;
 mod scheduling;
 mod sightings;
 mod watched;
+mod watched_node;
 
 pub use error::{DiscoverError, Scope, Warning};
 pub use node::{NodeError, NodeWarning, read_classes};
 pub use pull_secrets::{ImageSecret, SecretError, SecretWarning};
+pub(crate) use pull_secrets::{NamedSecret, named_secret};
 pub use watched::Watched;
+pub(crate) use watched_node::WatchedNode;
 
 #[cfg(any(test, fuzzing))]
 mod fuzz;

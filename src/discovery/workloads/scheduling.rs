@@ -109,33 +109,33 @@ pub(super) struct RuntimeClass {
 #[derive(Debug, Deserialize)]
 pub(super) struct NodeObject {
     #[serde(default, deserialize_with = "or_default")]
-    metadata: NodeMeta,
+    pub(super) metadata: NodeMeta,
     #[serde(default, deserialize_with = "or_default")]
-    spec: NodeSpec,
+    pub(super) spec: NodeSpec,
     #[serde(default, deserialize_with = "or_default")]
-    status: NodeStatus,
+    pub(super) status: NodeStatus,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct NodeMeta {
+pub(super) struct NodeMeta {
     #[serde(default, deserialize_with = "or_default")]
-    name: Name,
+    pub(super) name: Name,
     #[serde(default, deserialize_with = "or_default")]
-    creation_timestamp: Name,
+    pub(super) creation_timestamp: Name,
     #[serde(default, deserialize_with = "or_default")]
-    labels: BTreeMap<String, String>,
+    pub(super) labels: BTreeMap<String, String>,
 }
 
-#[derive(Debug, Default, Deserialize)]
-struct NodeSpec {
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(super) struct NodeSpec {
     #[serde(default, deserialize_with = "or_default")]
     taints: Vec<Taint>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct NodeStatus {
+pub(super) struct NodeStatus {
     #[serde(default, deserialize_with = "or_default")]
     node_info: NodeInfo,
     #[serde(default, deserialize_with = "or_default")]
@@ -143,7 +143,7 @@ struct NodeStatus {
 }
 
 /// The node information that the kubelet reports.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct NodeInfo {
     #[serde(default, deserialize_with = "or_default")]
@@ -163,7 +163,7 @@ impl NodeInfo {
     }
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 struct Taint {
     #[serde(default, deserialize_with = "or_default")]
     key: String,
