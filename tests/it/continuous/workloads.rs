@@ -10,8 +10,13 @@ fn listed_image_is_pulled_soon() {
     // How long the runtime alone takes for an image of the same size.
     let alone = bed::registry().push(&other);
     let before = Instant::now();
-    node.containerd
-        .ctr(&["images", "pull", "--plain-http", &alone.reference]);
+    let pulled = Harpoon::new([
+        "pull",
+        "--runtime-endpoint",
+        node.containerd.endpoint(),
+        &alone.reference,
+    ]);
+    pulled.run().expect(0);
     let pull = before.elapsed();
     let applied = stage.apply("release-42", list(&[&image.reference]));
     stage.wait_for("the image is on the node", || node.has(&image.reference));
