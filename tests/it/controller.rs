@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -43,6 +43,14 @@ impl Deref for Controlled {
     }
 }
 
+impl Drop for Controlled {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the controller's log\n{}---", self.running.stderr());
+        }
+    }
+}
+
 impl Controlled {
     fn start(cluster: Kubernetes) -> Self {
         cluster.install_definitions();
@@ -55,9 +63,7 @@ impl Controlled {
 /// The cluster of the tests that break nothing and have no nodes.
 fn shared() -> Arc<Controlled> {
     static SHARED: Mutex<Weak<Controlled>> = Mutex::new(Weak::new());
-    static KEPT: OnceLock<()> = OnceLock::new();
     let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-    KEPT.get_or_init(|| ());
     shared.upgrade().unwrap_or_else(|| {
         let started = Arc::new(Controlled::start(Kubernetes::start()));
         *shared = Arc::downgrade(&started);
@@ -67,10 +73,8 @@ fn shared() -> Arc<Controlled> {
 
 /// Creates an ImagePrefetch and returns its path.
 fn prefetch(cluster: &Kubernetes, name: &str, spec: Value) -> String {
-    cluster.create(
-        PREFETCHES,
-        json!({"metadata": {"name": name}, "spec": spec}),
-    );
+    let object = json!({"apiVersion": "harpoon.dev/v1alpha1", "kind": "ImagePrefetch", "metadata": {"name": name}, "spec": spec});
+    cluster.create(PREFETCHES, object);
     format!("{PREFETCHES}/{name}")
 }
 
@@ -146,18 +150,6 @@ fn set_image(cluster: &Kubernetes, namespace: &str, deployment: &str, image: &st
         &format!("/apis/apps/v1/namespaces/{namespace}/deployments/{deployment}"),
         json!({"spec": {"template": {"spec": {"containers": containers}}}}),
     );
-}
-
-/// A number of the controller's metrics; 0 if it is absent.
-fn metric(running: &Running, line: &str) -> f64 {
-    let log = running.stderr();
-    let (_, rest) = log.split_once("metrics and health on ").unwrap();
-    let address = rest.split_whitespace().next().unwrap();
-    let text = crate::bed::run(
-        std::process::Command::new("curl").args(["-sf", &format!("http://{address}/metrics")]),
-    );
-    let found = text.lines().find_map(|known| known.strip_prefix(line));
-    found.map_or(0.0, |number| number.trim().parse().unwrap())
 }
 
 #[test]
@@ -375,7 +367,16 @@ fn only_differences_are_written() {
 
 #[test]
 fn unknown_fields_of_planned_image_stay() {
-    let cluster = shared();
+    let cluster = Kubernetes::start();
+    cluster.install_definitions();
+    // The definition of a later version has one more field.
+    let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/plannedimages.harpoon.dev";
+    let mut versions = cluster.get(path)["spec"]["versions"].take();
+    versions[0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["future"] =
+        json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+    cluster.patch(path, json!({"spec": {"versions": versions}}));
+    std::thread::sleep(Duration::from_secs(3));
+    let _running = controller(&cluster).start();
     let (namespace, name) = (cluster.namespace(), unique("future"));
     let image = format!("registry.example/{name}:1");
     cluster.deployment(&namespace, "web", 1, &image);
@@ -414,14 +415,14 @@ fn placements_follow_workloads() {
     );
     let labels = json!({"app": "web"});
     let pod = json!({"containers": [{"name": "main", "image": image}], "runtimeClassName": class,
-        "nodeSelector": {"disk": "ssd"}, "tolerations": [{"key": "dedicated", "operator": "Exists"}]});
+        "nodeSelector": {"disk": "ssd", "empty": ""}, "tolerations": [{"key": "dedicated", "operator": "Exists"}]});
     cluster.create(
         &format!("/apis/apps/v1/namespaces/{namespace}/deployments"),
         json!({"metadata": {"name": "web"}, "spec": {"replicas": 1, "selector": {"matchLabels": labels},
             "template": {"metadata": {"labels": labels}, "spec": pod}}}),
     );
     let path = prefetch(&cluster, &name, workloads(&namespace));
-    let placement = json!({"nodeSelector": {"disk": "ssd", "sandbox": "gvisor"},
+    let placement = json!({"nodeSelector": {"disk": "ssd", "empty": "", "sandbox": "gvisor"},
         "tolerations": [{"key": "dedicated", "operator": "Exists"}]});
     eventually("planned", SOON, || {
         planned(&cluster, &name)
@@ -498,7 +499,5 @@ fn newer_server_is_controlled_too() {
     cluster.delete(&path);
     eventually("deleted", SOON, || object_of(&cluster, &image).is_none());
     cluster.running.signal(Signal::TERM);
-    let Controlled { running, cluster } = cluster;
-    running.wait().expect(0);
-    drop(cluster);
+    eventually("it stops", SOON, || cluster.running.has_ended());
 }

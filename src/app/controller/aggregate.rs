@@ -245,7 +245,10 @@ fn note_failures<'a>(
         let known = failures.entry(key).or_insert_with(|| ImageFailure {
             image: clip(&sanitize(&clip(&failure.image, IMAGE_MAX)), IMAGE_MAX),
             reason: reason(failure.kind).to_owned(),
-            message: failure.message.clone(),
+            message: match failure.message.as_str() {
+                "" => "no message".to_owned(),
+                message => message.to_owned(),
+            },
             nodes: 0,
             example_node: name.to_owned(),
         });
@@ -389,12 +392,13 @@ impl Verdict {
         let text = |is: bool| if is { "True" } else { "False" };
         let (degraded, why) = match &self.degraded {
             Some((reason, message)) => (true, (reason.clone(), message.clone())),
-            None => (false, (self.reason.clone(), String::new())),
+            None => (false, (self.reason.clone(), self.message.clone())),
         };
         let progress = match self.is_progressing {
-            true => ("Updating".to_owned(), self.message.clone()),
-            false => (self.reason.clone(), String::new()),
+            true => "Updating".to_owned(),
+            false => self.reason.clone(),
         };
+        // Server-side apply of Kubernetes 1.20 makes an empty text null, which the schema refuses: no message is empty.
         [
             (
                 "Ready",
@@ -405,8 +409,8 @@ impl Verdict {
             (
                 "Progressing",
                 text(self.is_progressing),
-                progress.0,
-                progress.1,
+                progress,
+                self.message.clone(),
             ),
             ("Degraded", text(degraded), why.0, why.1),
         ]

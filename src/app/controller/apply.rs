@@ -3,11 +3,12 @@
 //! The difference is pure. A write is a server-side apply of the whole object, so that it may be repeated; fields that another
 //! version of harpoon wrote are part of it. An object is deleted only as it was seen.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
-use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
-use kube::{Api, Client};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 
 use super::merge::Desired;
@@ -25,7 +26,7 @@ const LONGEST_KEEP: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Time limit of one write.
 const WRITE_LIMIT: Duration = Duration::from_secs(10);
 
-/// A difference. Ordered by urgency.
+/// A difference.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Change {
     /// A new image.
@@ -54,6 +55,13 @@ impl Change {
         match self {
             Self::Add(_, desired) | Self::Change(_, desired) => &desired.spec.prefetches,
             Self::Retire(..) | Self::Delete(..) => &[],
+        }
+    }
+
+    fn pods(&self) -> i64 {
+        match self {
+            Self::Add(_, desired) | Self::Change(_, desired) => desired.spec.pods,
+            Self::Retire(..) | Self::Delete(..) => 0,
         }
     }
 
@@ -106,8 +114,27 @@ pub(super) fn diff(
             }
         }
     }
-    changes.sort_by_key(Change::urgency);
-    (changes, next)
+    (in_turn(changes, existing), next)
+}
+
+/// The changes in the order of their writes: those of all ImagePrefetches in turn, so that one with many images delays no other;
+/// of each, the most urgent first, then the image with the most pods.
+fn in_turn(mut changes: Vec<Change>, existing: &BTreeMap<String, Planned>) -> Vec<Change> {
+    changes.sort_by_key(|change| (change.urgency(), Reverse(change.pods())));
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    let mut ranked = Vec::with_capacity(changes.len());
+    for change in changes {
+        let known = existing.get(change.name());
+        let of_known = known.and_then(|known| known.spec.prefetches.first());
+        let prefetch = change.prefetches().first().or(of_known);
+        let count = counts.entry(prefetch.cloned().unwrap_or_default());
+        let count = count.or_default();
+        ranked.push((*count, change));
+        *count += 1;
+    }
+    // The sort is stable.
+    ranked.sort_by_key(|(rank, _)| *rank);
+    ranked.into_iter().map(|(_, change)| change).collect()
 }
 
 fn is_as_desired(known: &Planned, wanted: &Desired) -> bool {
@@ -182,13 +209,57 @@ async fn apply(
         "spec": spec,
     });
     let params = PatchParams::apply(MANAGER).force();
-    let stored = api.patch(name, &params, &Patch::Apply(&object)).await?;
+    let applied = api.patch(name, &params, &Patch::Apply(&object)).await;
+    let is_stored = |stored: &PlannedImage| {
+        let known = stored.annotations();
+        let kept = OWN
+            .iter()
+            .all(|key| known.get(*key) == annotations.get(key));
+        stored.spec == *spec && kept
+    };
+    let stored = match applied {
+        Ok(stored) if is_stored(&stored) => stored,
+        // Server-side apply of Kubernetes 1.20 makes an empty text null, such as the value of a label, which the schema refuses.
+        Ok(_) => overwrite(api, name, spec, annotations).await?,
+        Err(kube::Error::Api(status)) if status.code == 422 => {
+            overwrite(api, name, spec, annotations).await?
+        }
+        Err(error) => return Err(error),
+    };
     let mut planned = observe::planned(&stored, None);
     // Otherwise it would be written again and again.
     if planned.spec != *spec {
         planned.written = Some(Box::new(spec.clone()));
     }
     Ok(Written::Applied(Box::new(planned)))
+}
+
+/// The annotations that the controller sets and removes.
+const OWN: [&str; 2] = [ROLLOUT_BRAKE, UNUSED_SINCE];
+
+/// Creates or replaces the object as it is now.
+async fn overwrite(
+    api: &Api<PlannedImage>,
+    name: &str,
+    spec: &PlannedImageSpec,
+    annotations: &BTreeMap<&str, String>,
+) -> Result<PlannedImage, kube::Error> {
+    let params = PostParams {
+        field_manager: Some(MANAGER.to_owned()),
+        ..PostParams::default()
+    };
+    let known = api.get_opt(name).await?;
+    let is_new = known.is_none();
+    let mut object = known.unwrap_or_else(|| PlannedImage::new(name, spec.clone()));
+    object.spec = spec.clone();
+    let all = object.annotations_mut();
+    all.retain(|key, _| !OWN.contains(&key.as_str()));
+    let own = annotations.iter();
+    all.extend(own.map(|(key, value)| ((*key).to_owned(), value.clone())));
+    match is_new {
+        true => api.create(&params, &object).await,
+        false => api.replace(name, &params, &object).await,
+    }
 }
 
 /// When which write may be tried: at most ten a second, and after a failure with a jittered back-off.

@@ -94,6 +94,8 @@ pub(super) struct Reconciler {
     brakes: Brakes,
     aggregate_at: Instant,
     is_summed_up: bool,
+    /// When a status that may not be written yet has to be looked at again.
+    status_at: Option<Instant>,
     statuses: VecDeque<(String, ImagePrefetchStatus)>,
     /// The last status that was written for each ImagePrefetch, and when.
     written: BTreeMap<String, (ImagePrefetchStatus, Instant)>,
@@ -136,6 +138,7 @@ impl Reconciler {
             brakes: Brakes::default(),
             aggregate_at: now,
             is_summed_up: true,
+            status_at: None,
             statuses: VecDeque::new(),
             written: BTreeMap::new(),
             status_write: None,
@@ -180,6 +183,9 @@ impl Reconciler {
         let mut next = self.aggregate_at;
         if self.is_summed_up || !self.has_planned {
             next = next.max(now + TICK);
+        }
+        if let Some(status) = self.status_at {
+            next = next.min(status.max(self.aggregate_at));
         }
         if let Some(plan) = self.plan_at {
             next = next.min(
@@ -460,13 +466,15 @@ impl Reconciler {
 
     /// Sums up what the nodes report, and decides on the brake.
     fn aggregate(&mut self, now: Instant, metrics: &ControllerMetrics) {
-        let is_due = self.aggregate_at <= now && !self.is_summed_up;
+        let waits = self.status_at.is_some_and(|at| at <= now);
+        let is_due = self.aggregate_at <= now && (!self.is_summed_up || waits);
         let is_late = now.saturating_duration_since(self.aggregate_at) >= TICK;
         if !self.has_planned || !(is_due || is_late) {
             return;
         }
         self.aggregate_at = now + AGGREGATE_INTERVAL;
         self.is_summed_up = true;
+        self.status_at = None;
         let pending: BTreeSet<String> = self.pending();
         let index = Index::new(&self.state.planned.items);
         let nodes = &self.state.nodes.items;
@@ -544,8 +552,7 @@ impl Reconciler {
                 .iter()
                 .filter_map(|(name, _)| self.written.get(name));
             if let Some(first) = times.map(|(_, at)| *at + STATUS_INTERVAL).min() {
-                self.aggregate_at = self.aggregate_at.max(first);
-                self.is_summed_up = false;
+                self.status_at = Some(first);
             }
             self.statuses.clear();
             return;

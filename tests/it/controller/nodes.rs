@@ -37,7 +37,9 @@ fn time_ago(seconds: u64) -> String {
 }
 
 fn create_nodes(cluster: &Kubernetes, nodes: usize) {
-    let nodes = (0..nodes).map(|n| json!({"metadata": {"name": format!("node-{n}")}}));
+    let nodes = (0..nodes).map(|n| {
+        json!({"apiVersion": "harpoon.dev/v1alpha1", "kind": "NodePrefetch", "metadata": {"name": format!("node-{n}")}})
+    });
     cluster.create_all(NODES, nodes.collect());
 }
 
