@@ -80,6 +80,29 @@ fn queries() -> Vec<(String, String)> {
     queries.collect()
 }
 
+#[test]
+fn dashboard_panels_do_not_overlap() {
+    let dashboard: Value = serde_json::from_str(&read("deploy/grafana/harpoon.json")).unwrap();
+    let mut cells = std::collections::BTreeSet::new();
+    let mut ids = std::collections::BTreeSet::new();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        let title = panel["title"].as_str().unwrap();
+        assert!(ids.insert(panel["id"].as_u64().unwrap()), "{title}");
+        let at = |key: &str| panel["gridPos"][key].as_u64().unwrap();
+        assert!(at("x") + at("w") <= 24, "{title}");
+        for x in at("x")..at("x") + at("w") {
+            for y in at("y")..at("y") + at("h") {
+                assert!(cells.insert((x, y)), "{title}");
+            }
+        }
+        if panel["type"] != "row" {
+            assert!(panel["description"].is_string(), "{title}");
+            let source = &panel["targets"][0]["datasource"]["uid"];
+            assert_eq!(*source, "${datasource}", "{title}");
+        }
+    }
+}
+
 /// The names of metrics in a text.
 fn metrics(text: &str) -> Vec<&str> {
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
