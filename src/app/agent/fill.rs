@@ -201,6 +201,7 @@ async fn settle(agent: &Agent, runtime: &SealingRuntime) -> Infallible {
     loop {
         agent.sealed.notified().await;
         runtime.settle().await;
+        runtime.forget_kept();
     }
 }
 

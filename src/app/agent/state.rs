@@ -267,7 +267,8 @@ impl State {
                 // The runtime is away; it is asked again.
                 Err(error)
                     if matches!(error.kind, FailureKind::Unavailable | FailureKind::Timeout) => {}
-                // The pull decides.
+                // The pull decides, unless the image was there.
+                Err(_) if image.is_here() => {}
                 Err(_) => image.is_absent(asked),
             }
         }

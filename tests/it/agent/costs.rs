@@ -1,4 +1,5 @@
 //! What an agent costs while it has nothing to do.
+#![allow(clippy::print_stdout, reason = "tests print what they measure")]
 
 use super::*;
 
