@@ -5,6 +5,7 @@
 pub(crate) mod agent;
 pub(crate) mod candidates;
 pub(crate) mod continuous;
+pub(crate) mod controller;
 pub(crate) mod keyring;
 #[allow(dead_code, reason = "agent and controller use it, which land next")]
 pub(crate) mod metrics;

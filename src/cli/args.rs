@@ -13,6 +13,7 @@ use crate::app::settings::{CONTAINER_RUNTIME_ENDPOINT, variables};
 
 mod agent;
 mod cluster;
+mod controller;
 mod credentials;
 mod output;
 mod pulling;
@@ -20,11 +21,13 @@ mod quantity;
 mod runtime;
 mod seal;
 mod selection;
+mod serve;
 mod store;
 mod values;
 
 pub(super) use agent::AgentArgs;
 use cluster::ClusterArgs;
+pub(super) use controller::ControllerArgs;
 use credentials::{ClusterCredentialArgs, CredentialArgs};
 use output::OutputArgs;
 use pulling::{PullingArgs, StartArgs};
@@ -70,6 +73,8 @@ pub(super) enum Subcommands {
     Plan(Box<PlanArgs>),
     /// Keep the images that the controller has planned for this node: the node side of continuous mode
     Agent(Box<AgentArgs>),
+    /// Plan the images of all ImagePrefetches and sum up what the agents report: the cluster side of continuous mode
+    Controller(Box<ControllerArgs>),
     /// List this node's sealed images
     Seals(Box<SealsArgs>),
     /// Give up seals on this node, so that the runtime may delete the images

@@ -15,6 +15,7 @@ use crate::runtime::detect::FindError;
 mod agent;
 mod args;
 mod completions;
+mod controller;
 mod crds;
 mod outcome;
 mod pause;
@@ -107,6 +108,7 @@ pub fn main() -> ExitCode {
         Some(Subcommands::Pull(args)) => pull::main(*args, started),
         Some(Subcommands::Plan(args)) => plan::main(*args),
         Some(Subcommands::Agent(args)) => agent::main(*args),
+        Some(Subcommands::Controller(args)) => controller::main(*args),
         Some(Subcommands::Seals(args)) => seals::list(*args),
         Some(Subcommands::Release(args)) => seals::release(*args),
         Some(Subcommands::Crds) => crds::main(),

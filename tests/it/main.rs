@@ -13,6 +13,7 @@ mod api;
 mod bed;
 mod commands;
 mod continuous;
+mod controller;
 mod credentials;
 mod cri;
 mod crio;

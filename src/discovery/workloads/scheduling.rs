@@ -11,27 +11,27 @@ use crate::model::platform::Platform;
 use crate::planning::node_match;
 
 /// `spec.affinity` of a pod: the required node affinity is read, preferences are not.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, PartialEq, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Affinity {
     #[serde(default, deserialize_with = "or_default")]
     node_affinity: NodeAffinity,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, PartialEq, Default, Deserialize)]
 struct NodeAffinity {
     #[serde(default, rename = "requiredDuringSchedulingIgnoredDuringExecution")]
     required: Option<NodeSelector>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct NodeSelector {
     #[serde(default, deserialize_with = "or_default")]
     node_selector_terms: Vec<Term>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, PartialEq, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Term {
     #[serde(default, deserialize_with = "or_default")]
@@ -40,7 +40,7 @@ struct Term {
     match_fields: Vec<Expression>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, PartialEq, Default, Deserialize)]
 struct Expression {
     #[serde(default, deserialize_with = "or_default")]
     key: String,
@@ -51,7 +51,7 @@ struct Expression {
 }
 
 /// An entry of `spec.tolerations`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, PartialEq, Default, Deserialize)]
 pub(super) struct Toleration {
     #[serde(default, deserialize_with = "or_default")]
     key: String,
@@ -64,14 +64,14 @@ pub(super) struct Toleration {
 }
 
 /// `spec.os` of a pod.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, PartialEq, Default, Deserialize)]
 pub(super) struct PodOs {
     #[serde(default, deserialize_with = "or_default")]
     pub(super) name: Name,
 }
 
 /// `resources` of a container.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, PartialEq, Default, Deserialize)]
 pub(super) struct Resources {
     #[serde(default, deserialize_with = "or_default")]
     limits: BTreeMap<String, Quantity>,
@@ -80,7 +80,7 @@ pub(super) struct Resources {
 }
 
 /// A quantity, which the API server writes as text.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, PartialEq, Deserialize)]
 #[serde(untagged)]
 pub(super) enum Quantity {
     Text(String),
@@ -89,7 +89,7 @@ pub(super) enum Quantity {
 }
 
 /// The scheduling constraints that a RuntimeClass adds to the pods that name it (`scheduling`).
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, PartialEq, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Scheduling {
     #[serde(default, deserialize_with = "or_default")]
