@@ -415,14 +415,14 @@ fn placements_follow_workloads() {
     );
     let labels = json!({"app": "web"});
     let pod = json!({"containers": [{"name": "main", "image": image}], "runtimeClassName": class,
-        "nodeSelector": {"disk": "ssd", "empty": ""}, "tolerations": [{"key": "dedicated", "operator": "Exists"}]});
+        "nodeSelector": {"disk": "ssd"}, "tolerations": [{"key": "dedicated", "operator": "Exists"}]});
     cluster.create(
         &format!("/apis/apps/v1/namespaces/{namespace}/deployments"),
         json!({"metadata": {"name": "web"}, "spec": {"replicas": 1, "selector": {"matchLabels": labels},
             "template": {"metadata": {"labels": labels}, "spec": pod}}}),
     );
     let path = prefetch(&cluster, &name, workloads(&namespace));
-    let placement = json!({"nodeSelector": {"disk": "ssd", "empty": "", "sandbox": "gvisor"},
+    let placement = json!({"nodeSelector": {"disk": "ssd", "sandbox": "gvisor"},
         "tolerations": [{"key": "dedicated", "operator": "Exists"}]});
     eventually("planned", SOON, || {
         planned(&cluster, &name)

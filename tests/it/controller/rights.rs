@@ -59,6 +59,10 @@ fn forbidden_namespace_degrades_its_prefetch() {
     let binding = cluster.get(&bindings)["items"][0]["metadata"]["name"].clone();
     cluster.delete(&format!("{bindings}/{}", binding.as_str().unwrap()));
     drop(running);
+    let list = format!("/apis/apps/v1/namespaces/{closed}/deployments");
+    eventually("the right is lost", SOON, || {
+        cluster.status(&list, &token) == 403
+    });
     let running = controller(&cluster).env("KUBECONFIG", &config).start();
     wait_for(&cluster, &path, "Degraded", ("True", "Forbidden"));
     std::thread::sleep(std::time::Duration::from_secs(4));
