@@ -32,7 +32,7 @@ fn controller(cluster: &Kubernetes) -> Harpoon {
 /// A cluster with its controller.
 struct Controlled {
     cluster: Kubernetes,
-    running: Running,
+    running: Shown,
 }
 
 impl Deref for Controlled {
@@ -43,10 +43,21 @@ impl Deref for Controlled {
     }
 }
 
-impl Drop for Controlled {
+/// A controller whose log is shown if the test fails.
+struct Shown(Running);
+
+impl Deref for Shown {
+    type Target = Running;
+
+    fn deref(&self) -> &Running {
+        &self.0
+    }
+}
+
+impl Drop for Shown {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("--- the controller's log\n{}---", self.running.stderr());
+            eprintln!("--- the controller's log\n{}---", self.0.stderr());
         }
     }
 }
@@ -56,7 +67,10 @@ impl Controlled {
         cluster.install_definitions();
         let running = controller(&cluster).start();
         running.wait_for("planned 0 ImagePrefetches", SOON);
-        Self { cluster, running }
+        Self {
+            cluster,
+            running: Shown(running),
+        }
     }
 }
 
