@@ -67,17 +67,17 @@ impl<'a> Machine<'a> {
     }
 
     fn harpoon(&self) -> Harpoon {
-        Harpoon::new([
-            "agent",
-            "--resync",
-            "2s",
-            "--metrics-address",
-            "127.0.0.1:0",
-        ])
-        .args(["--node-name", &self.name])
-        .args(["--runtime-endpoint", self.containerd.endpoint()])
-        .env("KUBECONFIG", self.cluster.kubeconfig())
-        .limit(Duration::from_secs(600))
+        self.resyncing("2s")
+    }
+
+    /// The agent, which compares with the runtime so often.
+    fn resyncing(&self, period: &str) -> Harpoon {
+        Harpoon::new(["agent", "--resync", period])
+            .args(["--metrics-address", "127.0.0.1:0"])
+            .args(["--node-name", &self.name])
+            .args(["--runtime-endpoint", self.containerd.endpoint()])
+            .env("KUBECONFIG", self.cluster.kubeconfig())
+            .limit(Duration::from_secs(600))
     }
 
     fn start(&self) -> Running {
@@ -135,6 +135,12 @@ impl<'a> Machine<'a> {
     }
 }
 
+/// Pushes an image of its own to the shared registry; returns its reference.
+fn push(name: &str) -> String {
+    let name = format!("{}:1", unique(name));
+    bed::registry().push(&name).reference
+}
+
 /// Creates a PlannedImage; returns its name.
 fn plan(cluster: &Kubernetes, image: &str, spec: &Value) -> String {
     let name = unique("image");
@@ -173,12 +179,10 @@ fn planned_image_is_pulled_within_seconds() {
     let machine = Machine::new(cluster(), containerd());
     let agent = machine.start();
     machine.wait_ready(&agent);
-    let pushed = bed::registry().push(&unique("agent"));
+    let image = push("agent");
     let began = Instant::now();
-    machine.plan(&pushed.reference, &json!({"pods": 3}));
-    machine.wait_for(&agent, "the image comes", || {
-        containerd().has(&pushed.reference)
-    });
+    machine.plan(&image, &json!({"pods": 3}));
+    machine.wait_for(&agent, "the image comes", || containerd().has(&image));
     assert!(
         began.elapsed() < Duration::from_secs(3),
         "{:?}",
@@ -241,8 +245,8 @@ fn planned_image_is_pulled_within_seconds() {
 fn removed_image_is_pulled_again() {
     let machine = Machine::new(cluster(), containerd());
     let agent = machine.start();
-    let image = bed::registry().push(&unique("agent")).reference;
-    let once = bed::registry().push(&unique("agent")).reference;
+    let image = push("agent");
+    let once = push("agent");
     machine.plan(&image, &json!({}));
     machine.plan(&once, &json!({"retention": {"policy": "None"}}));
     machine.wait_for(&agent, "the images come", || {
@@ -301,7 +305,7 @@ fn signal_ends_agent_at_once() {
 fn failures_are_reported_others_complete() {
     let machine = Machine::new(cluster(), containerd());
     let agent = machine.start();
-    let present = bed::registry().push(&unique("agent")).reference;
+    let present = push("agent");
     let missing = bed::registry().reference(&format!("{}:1", unique("agent-missing")));
     let name = format!("{}:1", unique("agent-denied"));
     bed::registry_with_password().push(&name);

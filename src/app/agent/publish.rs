@@ -288,3 +288,59 @@ impl Agent {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::v1alpha1::{Condition, NodeFailure};
+
+    fn status(present: i64, failures: &[&str]) -> NodePrefetchStatus {
+        let failure = |reason: &&str| NodeFailure {
+            image: "r.io/a:1".to_owned(),
+            reason: (*reason).to_owned(),
+            message: format!("attempt {present}"),
+        };
+        NodePrefetchStatus {
+            conditions: vec![Condition::default()],
+            desired: 9,
+            present,
+            failures: failures.iter().map(failure).collect(),
+            heartbeat_time: present.to_string(),
+            ..NodePrefetchStatus::default()
+        }
+    }
+
+    #[test]
+    fn settled_nodes_and_failures_are_urgent() {
+        let written = status(3, &["not_found"]);
+        for (news, is_busy, expected) in [
+            // Only the time and a message.
+            (
+                NodePrefetchStatus {
+                    heartbeat_time: "4".to_owned(),
+                    ..written.clone()
+                },
+                false,
+                false,
+            ),
+            // Progress waits until the node has settled.
+            (status(4, &["not_found"]), true, false),
+            (status(4, &["not_found"]), false, true),
+            (status(4, &["rate_limited"]), true, true),
+            (status(4, &[]), true, true),
+            (
+                NodePrefetchStatus {
+                    conditions: vec![Condition {
+                        status: "False".to_owned(),
+                        ..Condition::default()
+                    }],
+                    ..written.clone()
+                },
+                true,
+                true,
+            ),
+        ] {
+            assert_eq!(is_urgent(&written, &news, is_busy), expected, "{news:?}");
+        }
+    }
+}

@@ -520,9 +520,9 @@ impl Image {
         ];
         if refused.map(Reason::Failure).contains(&reason) {
             let secrets = self.planned.pull_secrets.iter();
+            // First, because it says what to do, and a status has little space.
             for problem in secrets.filter_map(|secret| problems.get(secret)) {
-                message.push_str("; ");
-                message.push_str(problem);
+                message = format!("{problem}; {message}");
             }
         }
         self.failure = Some(Failure { reason, message });

@@ -25,7 +25,7 @@ fn matching_nodes_get_the_image() {
     ];
     let agents = machines.each_ref().map(Machine::start);
     let names = ["selected", "tolerating", "amd64", "any"];
-    let images = names.map(|name| bed::registry().push(&unique(name)).reference);
+    let images = names.map(|name| push(name));
     let [selected, tolerating, amd64, any] = &images;
     let everything = json!([{"operator": "Exists"}]);
     for (image, placements) in [
@@ -88,7 +88,7 @@ fn taint_that_goes_brings_images() {
     let machine = Machine::with(cluster(), containerd(), &json!({}), &taint);
     let agent = machine.start();
     machine.wait_ready(&agent);
-    let image = bed::registry().push(&unique("agent")).reference;
+    let image = push("agent");
     let placements = json!([{"nodeSelector": {"test": machine.name}}]);
     machine.plan(&image, &json!({"placements": placements}));
     std::thread::sleep(Duration::from_secs(2));
@@ -105,7 +105,7 @@ fn new_node_waits_for_no_slot() {
     let here = Machine::with(cluster(), &old, &json!({"pool": pool}), &json!([]));
     let agent = here.start();
     here.wait_ready(&agent);
-    let image = bed::registry().push(&unique("agent")).reference;
+    let image = push("agent");
     let start = humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string();
     let rollout = json!({"type": "Linear", "window": "700h", "startTime": start});
     let placements = json!([{"nodeSelector": {"pool": pool}}]);
@@ -132,7 +132,7 @@ fn new_node_waits_for_no_slot() {
 fn unused_image_is_left_alone() {
     let machine = Machine::new(cluster(), containerd());
     let agent = machine.start();
-    let image = bed::registry().push(&unique("agent")).reference;
+    let image = push("agent");
     let object = machine.plan(&image, &json!({}));
     machine.wait_for(&agent, "the image comes", || containerd().has(&image));
     let path = format!("{API}/plannedimages/{object}");

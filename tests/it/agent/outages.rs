@@ -7,7 +7,7 @@ fn restarted_runtime_is_filled_again() {
     let containerd = Containerd::start();
     let machine = Machine::new(cluster(), &containerd);
     let agent = machine.start();
-    let first = bed::registry().push(&unique("agent")).reference;
+    let first = push("agent");
     machine.plan(&first, &json!({}));
     machine.wait_for(&agent, "the image comes", || containerd.has(&first));
     machine.wait_ready(&agent);
@@ -19,7 +19,7 @@ fn restarted_runtime_is_filled_again() {
     assert_eq!(code, 503, "{text}");
     assert!(text.contains("[-]runtime failed"), "{text}");
     assert_eq!(served(&agent, "/healthz").0, 200);
-    let second = bed::registry().push(&unique("agent")).reference;
+    let second = push("agent");
     machine.plan(&second, &json!({}));
     containerd.restart();
     machine.wait_for(&agent, "the new image comes", || containerd.has(&second));
@@ -34,7 +34,7 @@ fn late_runtime_is_waited_for() {
     let containerd = Containerd::start();
     containerd.kill();
     let machine = Machine::new(cluster(), &containerd);
-    let image = bed::registry().push(&unique("agent")).reference;
+    let image = push("agent");
     machine.plan(&image, &json!({}));
     let agent = machine.start();
     agent.wait_for("waiting for it", PATIENCE);
@@ -47,7 +47,7 @@ fn late_runtime_is_waited_for() {
 #[test]
 fn killed_agent_keeps_first_fill() {
     let machine = Machine::new(cluster(), containerd());
-    let image = bed::registry().push(&unique("agent")).reference;
+    let image = push("agent");
     machine.plan(&image, &json!({}));
     let agent = machine.start();
     machine.wait_ready(&agent);
@@ -59,7 +59,7 @@ fn killed_agent_keeps_first_fill() {
     agent.signal(Signal::KILL);
     drop(agent);
     let agent = machine.start();
-    let other = bed::registry().push(&unique("agent")).reference;
+    let other = push("agent");
     machine.plan(&other, &json!({}));
     machine.wait_for(&agent, "the second agent reports", || {
         machine.status()["present"] == 2
@@ -78,7 +78,7 @@ fn api_server_outage_loses_nothing() {
     let cluster = with_definitions();
     let machine = Machine::new(&cluster, containerd());
     let agent = machine.start();
-    let first = bed::registry().push(&unique("agent")).reference;
+    let first = push("agent");
     machine.plan(&first, &json!({}));
     machine.wait_ready(&agent);
     cluster.kill();
@@ -90,7 +90,7 @@ fn api_server_outage_loses_nothing() {
     assert_eq!(served(&agent, "/readyz").0, 200);
     assert_eq!(served(&agent, "/healthz").0, 200);
     cluster.restart();
-    let second = bed::registry().push(&unique("agent")).reference;
+    let second = push("agent");
     machine.plan(&second, &json!({}));
     machine.wait_for(&agent, "the new image comes", || containerd().has(&second));
     machine.wait_for(&agent, "it is reported", || {
@@ -107,7 +107,7 @@ fn missing_definitions_are_waited_for() {
     agent.wait_for("deploy/crds.yaml", PATIENCE);
     assert_eq!(agent.stderr().matches("deploy/crds.yaml").count(), 1);
     cluster.install_definitions();
-    let image = bed::registry().push(&unique("agent")).reference;
+    let image = push("agent");
     machine.plan(&image, &json!({}));
     // The watch is tried again after at most half a minute.
     machine.wait_for(&agent, "the image comes", || containerd().has(&image));

@@ -278,7 +278,7 @@ async fn refused_pull_tells_secret_problem() {
     let status = status(&state, None, SystemTime::now());
     assert_eq!(
         status.failures[0].message,
-        "scripted; Secret shop/regcred: no"
+        "Secret shop/regcred: no; scripted"
     );
 }
 
