@@ -16,6 +16,14 @@ mod monitors;
 mod rights;
 mod values;
 
+/// Kinds of OpenShift and of the Prometheus Operator, which a plain API server does not know.
+const FOREIGN: &[&str] = &[
+    "SecurityContextConstraints",
+    "PodMonitor",
+    "ServiceMonitor",
+    "PrometheusRule",
+];
+
 fn deploy(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("deploy")
@@ -204,9 +212,7 @@ fn api_server_accepts_every_variant() {
     for namespace in ["harpoon", "fleet-system", "shop", "web"] {
         cluster.ensure_namespace(namespace);
     }
-    // Kinds of OpenShift and of the Prometheus Operator.
-    let foreign = ["SecurityContextConstraints", "PodMonitor"];
-    let known = |object: &Value| !foreign.contains(&object["kind"].as_str().unwrap());
+    let known = |object: &Value| !FOREIGN.contains(&object["kind"].as_str().unwrap());
     install_definitions(cluster);
     // Its PodDisruptionBudget is of a version that Kubernetes 1.20 does not have.
     let mut sets = all_variants(&["--kube-version=1.20.0"]);

@@ -108,6 +108,7 @@ const RULES: &[Rule] = &[
             "model/node_facts",
             "app/node_run",
             "app/agent",
+            "app/controller",
             "app/status",
             "runtime/oci/partial",
             "runtime/cri/progress",

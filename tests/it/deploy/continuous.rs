@@ -6,7 +6,9 @@ use std::fs;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::{all_variants, assert_holds, chart, deploy, parse, rendered, template_with, text_of};
+use super::{
+    FOREIGN, all_variants, assert_holds, chart, deploy, parse, rendered, template_with, text_of,
+};
 use crate::bed::{self, Kubernetes};
 
 /// The values files of this mode.
@@ -393,9 +395,7 @@ fn current_api_server_accepts_continuous_mode() {
     for namespace in ["harpoon", "fleet-system", "shop", "web"] {
         cluster.ensure_namespace(namespace);
     }
-    let known = |object: &Value| {
-        !["SecurityContextConstraints", "PodMonitor"].contains(&object["kind"].as_str().unwrap())
-    };
+    let known = |object: &Value| !FOREIGN.contains(&object["kind"].as_str().unwrap());
     let api = "--api-versions=admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy";
     let mut sets = all_variants(&[api]);
     for file in ["continuous.yaml", "continuous-admission-policy.yaml"] {
