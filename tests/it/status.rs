@@ -346,6 +346,7 @@ fn interrupted_watch_exits_with_130() {
 }
 
 #[test]
+#[expect(clippy::print_stdout, reason = "it prints what it measures")]
 fn large_fleet_is_read_in_pages() {
     let cluster = old();
     let nodes = std::env::var("STATUS_NODES").map_or(1_200, |nodes| nodes.parse().unwrap());
