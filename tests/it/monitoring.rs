@@ -287,6 +287,8 @@ fn real_prometheus_alerts_and_fills_dashboard() {
     let more = bed::registry().push(&bed::unique("monitoring/more"));
     stage.apply("more", &more.reference);
     let mut without: Vec<_> = queries();
+    let unknown = "sum(harpoon_unknown)";
+    assert_eq!(stage.prometheus.value(unknown), None, "the check can fail");
     let end = Instant::now() + PATIENCE;
     while !without.is_empty() {
         assert!(Instant::now() < end, "without data: {without:#?}");
