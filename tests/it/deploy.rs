@@ -236,7 +236,7 @@ fn api_server_accepts_every_variant() {
 
 /// Installs harpoon's definitions on a shared API server, as a user does.
 fn install_definitions(cluster: &Kubernetes) {
-    // API servers before Kubernetes 1.25 do not know the CEL rules, which kubectl would refuse.
+    // API servers before Kubernetes 1.23 do not know the CEL rules, which kubectl would refuse.
     for arguments in [
         ["apply", "--validate=false"],
         ["wait", "--for=condition=Established"],
