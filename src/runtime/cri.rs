@@ -24,7 +24,7 @@ use crate::model::failure::FailureKind;
 use crate::model::image_size::{LayerStorage, Usage};
 use crate::model::reference::{Reference, served_at};
 use crate::model::stored_image::StoredImage;
-use crate::runtime::containerd::Seals;
+use crate::runtime::containerd::{Pins, Seals};
 use crate::runtime::grpc::{failure, message, unexplained, words};
 use crate::runtime::image_service::Status as Presence;
 use crate::runtime::image_service::{ImageService, Progress, RuntimeError, RuntimeInfo};
@@ -50,6 +50,7 @@ pub struct Cri {
     images: ImageServiceClient<Channel>,
     downloads: Option<progress::Downloads>,
     seals: Option<Box<Seals>>,
+    pins: Option<Pins>,
 }
 
 impl Cri {
@@ -65,17 +66,24 @@ impl Cri {
         let seals = downloads
             .is_some()
             .then(|| Box::new(Seals::new(channel.clone())));
+        let pins = downloads.is_some().then(|| Pins::new(channel.clone()));
         Ok(Self {
             info,
             images: ImageServiceClient::new(channel).max_decoding_message_size(MESSAGE_MAX),
             downloads,
             seals,
+            pins,
         })
     }
 
     /// The seals of its images; only containerd has them.
     pub fn seals(&self) -> Option<&Seals> {
         self.seals.as_deref()
+    }
+
+    /// The pins of its images; only containerd has them.
+    pub fn pins(&self) -> Option<&Pins> {
+        self.pins.as_ref()
     }
 
     async fn image_status(&self, image: &Reference) -> Result<Option<Image>, RuntimeError> {
