@@ -237,7 +237,7 @@ impl Pins {
         change: &Change,
         changes: &mut PinChanges,
     ) -> Result<(), RuntimeError> {
-        match self.client.label(&image.name, change.labels()).await {
+        match self.client.label(image, change.labels()).await {
             Ok(true) if matches!(change, Change::Pin(_)) => changes.pinned.push(image.name.clone()),
             Ok(true) => changes.unpinned.push(image.name.clone()),
             Ok(false) => {}
@@ -254,18 +254,20 @@ fn has_name(image: &CriImage, names: &BTreeMap<String, String>) -> bool {
 }
 
 impl Client {
-    /// Writes these labels of the image under the name, and leaves its others; returns whether the name is there.
+    /// Writes these labels of the image's name, and leaves its others; returns whether the name is there.
     async fn label(
         &self,
-        name: &str,
+        image: &Image,
         labels: HashMap<String, String>,
     ) -> Result<bool, RuntimeError> {
         let paths = labels.keys().map(|key| format!("labels.{key}")).collect();
         let mut images = self.images();
         let asked = images.update(request(UpdateImageRequest {
             image: Some(Image {
-                name: name.to_owned(),
+                name: image.name.clone(),
                 labels,
+                // The mask excludes it, but containerd 2.1 crashes if it is not set.
+                target: Some(image.target.clone().unwrap_or_default()),
                 ..Image::default()
             }),
             update_mask: Some(FieldMask { paths }),
