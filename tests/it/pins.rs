@@ -20,7 +20,7 @@ use harpoon::runtime::docker::Docker;
 use harpoon::runtime::image_service::{ImageService as _, Progress};
 use harpoon::runtime::sealing::SealingRuntime;
 
-use crate::bed::{self, Containerd, Registry, block_on, eventually, unique};
+use crate::bed::{self, Containerd, Harpoon, Registry, block_on, eventually, unique};
 use crate::sealed::channel;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -231,6 +231,44 @@ fn pins_of_others_stay() {
     let pinned: Vec<_> = all.iter().filter(|(_, name)| name.is_pinned).collect();
     assert_eq!(pinned.len(), 1, "{all:?}");
     assert_eq!(*pinned[0].0, pause);
+}
+
+#[test]
+fn release_command_unpins() {
+    let containerd = own();
+    let repository = unique("pins-release");
+    let push = |tag: &str| {
+        bed::registry()
+            .push(&format!("{repository}-{tag}:1"))
+            .reference
+    };
+    let (web, api) = (push("web"), push("api"));
+    pull(containerd, &web);
+    pull(containerd, &api);
+    set(containerd, &[&web, &api]);
+    let release = ["release", "--output=json", "--runtime-endpoint"];
+    let harpoon = Harpoon::new(release).arg(containerd.endpoint());
+    let missing = "registry.example/no:1";
+    let output = harpoon.clone().args(["--", &web, missing]).run().expect(0);
+    assert_eq!(
+        output.json()["released"],
+        serde_json::json!([web]),
+        "{output}"
+    );
+    let warning = "neither sealed nor pinned on this node";
+    assert!(output.stderr.contains(warning), "{output}");
+    assert_pinned(containerd, &[&api], "released one");
+    let output = harpoon.clone().run().expect(0);
+    assert_eq!(
+        output.json()["released"],
+        serde_json::json!([api]),
+        "{output}"
+    );
+    assert_pinned(containerd, &[], "released all");
+    let all = names(containerd);
+    assert!(all.values().all(|name| !name.is_pinned), "{all:?}");
+    let output = harpoon.run().expect(0);
+    assert_eq!(output.json()["released"], serde_json::json!([]), "{output}");
 }
 
 #[test]
