@@ -5,7 +5,7 @@
 //! restarted; in the meantime, calls fail as `unavailable`. No proxy setting applies to a socket.
 
 use std::borrow::Cow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -123,6 +123,17 @@ impl Cri {
                 ),
             )),
         }
+    }
+
+    /// The directory of its image store that it reports, on the node.
+    pub(super) async fn store_directory(&self) -> Result<Option<PathBuf>, RuntimeError> {
+        let mut images = self.images.clone();
+        let asked = images.image_fs_info(ImageFsInfoRequest::default());
+        let answer = self.answer(asked, "ImageFsInfo", unexplained);
+        let filesystems = answer.await?.into_inner().image_filesystems.into_iter();
+        let mut directories = filesystems.filter_map(|fs| Some(fs.fs_id?.mountpoint));
+        let directory = directories.find(|directory| directory.starts_with('/'));
+        Ok(directory.map(PathBuf::from))
     }
 
     async fn pull_image(

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::credentials::secret::Credential;
 use crate::model::failure::FailureKind;
-use crate::model::image_size::{LayerStorage, Usage};
+use crate::model::image_size::{ImageFs, LayerStorage, Usage};
 use crate::model::reference::Reference;
 use crate::model::seal::SealPolicy;
 use crate::model::stored_image::StoredImage;
@@ -13,6 +13,7 @@ use crate::model::text::sanitize;
 use crate::runtime::containerd::{Keep, Pins, Seal, Seals};
 use crate::runtime::cri::Cri;
 use crate::runtime::detect::{Runtime, of_daemon};
+use crate::runtime::image_fs::ImageFsError;
 use crate::runtime::image_service::{ImageService, Progress, RuntimeError, RuntimeInfo, Status};
 
 /// A runtime, and which of its images are sealed.
@@ -97,6 +98,14 @@ impl SealingRuntime {
                 sanitize(&info.name), sanitize(&info.version)
             )
         }))
+    }
+
+    /// The file system of the runtime's image store.
+    ///
+    /// # Errors
+    /// As [`Runtime::image_fs`].
+    pub async fn image_fs(&self) -> Result<ImageFs, ImageFsError> {
+        self.runtime.image_fs().await
     }
 
     /// The seals that count; none where nothing is to be sealed, or where containerd does not tell.
