@@ -70,7 +70,7 @@ fuzz: ## Run every fuzzer for 60 seconds on libFuzzer; TIME=N
 	testbed/install build
 	fuzz/run $(or $(TIME),60)
 
-demo: ## Show plan and run on a private containerd, registry and API server (5 minutes the first time)
+demo: ## Show plan, run and continuous mode on a private containerd, registry and API server (5 minutes the first time)
 	@echo "make demo: installs packages, builds kube-apiserver and harpoon, then starts a private containerd, registry and API server."
 	@echo "           About 5 minutes the first time, seconds later. Everything is stopped and removed at the end."
 	testbed/install demo

@@ -233,7 +233,10 @@ async fn store(
 }
 
 /// The budget in bytes.
-async fn budget(runtime: Option<&SealingRuntime>, limit: DiskLimit) -> Result<u64> {
+///
+/// # Errors
+/// If it is a percentage, and the runtime's image store is not visible.
+pub(crate) async fn budget(runtime: Option<&SealingRuntime>, limit: DiskLimit) -> Result<u64> {
     let percent = match limit {
         DiskLimit::Bytes(bytes) => return Ok(bytes),
         DiskLimit::Percent(percent) => percent,
@@ -428,13 +431,13 @@ impl Run {
         self.started += shutdown.or_deadline(None).before(turn).await?;
         let end = shutdown.or_deadline(self.deadline());
 
-        let mut keyring = std::mem::take(&mut self.keyring);
+        let keyring = std::mem::take(&mut self.keyring);
         let platform = platform(&self.settings.runtime, source.node());
         let runtime = runtime.for_platform(&platform);
         let keep = self.settings.seal.keep(self.settings.pull.pull_timeout);
         let runtime = SealingRuntime::new(runtime, self.settings.seal.policy, keep);
         let found = end.before(Box::pin(candidates::find(source))).await??;
-        keyring::set_pull_secrets(&mut keyring, found.pull_secrets);
+        keyring::set_pull_secrets(&keyring, found.pull_secrets);
         let probe = RegistryProbe::new(&keyring, platform, self.settings.pull.registry_concurrency);
         let questions = Questions {
             store: self.settings.store,

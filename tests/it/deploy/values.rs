@@ -19,6 +19,9 @@ const OWN: &[&str] = &[
     "CREDENTIAL_PROVIDER_BIN_DIR",
 ];
 
+/// Settings of `harpoon agent` alone.
+const OF_AGENT: &[&str] = &["RESYNC"];
+
 fn run_variables() -> Vec<String> {
     let of_run = settings()
         .into_iter()
@@ -38,6 +41,7 @@ fn schema_has_every_setting() {
     known.extend(OWN);
     known.sort_unstable();
     let mut expected = run_variables();
+    expected.extend(OF_AGENT.iter().map(|name| (*name).to_owned()));
     expected.sort_unstable();
     assert_eq!(known, expected);
 }
