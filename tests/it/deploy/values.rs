@@ -335,6 +335,8 @@ fn wrong_values_are_refused() {
         (json!({"settings": {"LIMIT": "0"}}), "LIMIT"),
         (json!({"settings": {"PULL_TIMEOUT": "5x"}}), "PULL_TIMEOUT"),
         (json!({"settings": {"DISK_BUDGET": "."}}), "DISK_BUDGET"),
+        (json!({"settings": {"DISK_BUDGET": "0%"}}), "DISK_BUDGET"),
+        (json!({"settings": {"DISK_BUDGET": "101%"}}), "DISK_BUDGET"),
         (
             json!({"settings": {"STAGGER": "5m"}, "nodeRelevance": false}),
             "settings.STAGGER requires nodeRelevance",
