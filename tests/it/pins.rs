@@ -23,6 +23,8 @@ use harpoon::runtime::sealing::SealingRuntime;
 use crate::bed::{self, Containerd, Harpoon, Registry, block_on, eventually, unique};
 use crate::sealed::channel;
 
+mod marks;
+
 const LIMIT: Duration = Duration::from_secs(60);
 const PINNED: &str = "io.cri-containerd.pinned=pinned";
 const MARK: &str = "harpoon.dev/pinned=";

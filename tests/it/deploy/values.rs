@@ -302,6 +302,15 @@ fn overrides_reach_every_object() {
 }
 
 #[test]
+fn budget_may_be_a_percentage() {
+    for budget in ["1%", "30%", "100%"] {
+        let objects = rendered(&json!({"settings": {"DISK_BUDGET": budget}}));
+        let run = &pod(&objects)["initContainers"][0];
+        assert_eq!(named(&run["env"], "DISK_BUDGET")["value"], budget);
+    }
+}
+
+#[test]
 fn wrong_values_are_refused() {
     for (values, named) in [
         (json!({"runtime": "podman"}), "runtime"),
