@@ -88,7 +88,7 @@ mod tests {
             let setting = settings.iter().find(|s| s.flag == flag);
             setting.map(|s| s.commands.join(" ")).unwrap_or_default()
         };
-        assert_eq!(settings.len(), 36);
+        assert_eq!(settings.len(), 37);
         for (flag, expected) in [
             ("namespaces", "run plan"),
             ("images-file", "run plan"),
@@ -104,10 +104,11 @@ mod tests {
             ("seal-ttl", "run pull plan"),
             ("runtime-endpoint", "run pull plan agent seals release"),
             ("private-registry", "run pull plan agent"),
-            ("log-level", "run pull plan agent seals release"),
+            ("log-level", "run pull plan agent controller seals release"),
             ("startup-taints", "run plan agent"),
             ("resync", "agent"),
-            ("metrics-address", "agent"),
+            ("metrics-address", "agent controller"),
+            ("leader-election-lease", "controller"),
         ] {
             assert_eq!(commands(flag), expected, "--{flag}");
         }

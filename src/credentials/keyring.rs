@@ -81,6 +81,12 @@ impl Keyring {
         *self.scoped.write().unwrap_or_else(PoisonError::into_inner) = scoped;
     }
 
+    /// Grows whenever a docker config file has another content than before.
+    pub fn changes(&self) -> u64 {
+        let files = self.settings.docker_configs.iter();
+        files.map(ConfigFile::changes).sum()
+    }
+
     /// The configurations that are only for this image.
     fn scoped(&self, image: &Reference) -> Option<Vec<Arc<DockerConfig>>> {
         let scoped = self.scoped.read().unwrap_or_else(PoisonError::into_inner);

@@ -173,6 +173,13 @@ impl SealingRuntime {
         }
     }
 
+    /// Forgets the names that [`SealingRuntime::settle`] has not removed.
+    pub fn forget_kept(&self) {
+        if let Some(seals) = self.seals() {
+            seals.forget_kept();
+        }
+    }
+
     /// The normalised references of images that were sealed by this runtime and have a name all the same.
     pub fn still_named(&self) -> HashSet<String> {
         self.seals().map(Seals::still_named).unwrap_or_default()

@@ -32,7 +32,7 @@ fn controller(cluster: &Kubernetes) -> Harpoon {
 /// A cluster with its controller.
 struct Controlled {
     cluster: Kubernetes,
-    running: Running,
+    running: Shown,
 }
 
 impl Deref for Controlled {
@@ -43,10 +43,21 @@ impl Deref for Controlled {
     }
 }
 
-impl Drop for Controlled {
+/// A controller whose log is shown if the test fails.
+struct Shown(Running);
+
+impl Deref for Shown {
+    type Target = Running;
+
+    fn deref(&self) -> &Running {
+        &self.0
+    }
+}
+
+impl Drop for Shown {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("--- the controller's log\n{}---", self.running.stderr());
+            eprintln!("--- the controller's log\n{}---", self.0.stderr());
         }
     }
 }
@@ -56,7 +67,10 @@ impl Controlled {
         cluster.install_definitions();
         let running = controller(&cluster).start();
         running.wait_for("planned 0 ImagePrefetches", SOON);
-        Self { cluster, running }
+        Self {
+            cluster,
+            running: Shown(running),
+        }
     }
 }
 
@@ -415,14 +429,14 @@ fn placements_follow_workloads() {
     );
     let labels = json!({"app": "web"});
     let pod = json!({"containers": [{"name": "main", "image": image}], "runtimeClassName": class,
-        "nodeSelector": {"disk": "ssd", "empty": ""}, "tolerations": [{"key": "dedicated", "operator": "Exists"}]});
+        "nodeSelector": {"disk": "ssd"}, "tolerations": [{"key": "dedicated", "operator": "Exists"}]});
     cluster.create(
         &format!("/apis/apps/v1/namespaces/{namespace}/deployments"),
         json!({"metadata": {"name": "web"}, "spec": {"replicas": 1, "selector": {"matchLabels": labels},
             "template": {"metadata": {"labels": labels}, "spec": pod}}}),
     );
     let path = prefetch(&cluster, &name, workloads(&namespace));
-    let placement = json!({"nodeSelector": {"disk": "ssd", "empty": "", "sandbox": "gvisor"},
+    let placement = json!({"nodeSelector": {"disk": "ssd", "sandbox": "gvisor"},
         "tolerations": [{"key": "dedicated", "operator": "Exists"}]});
     eventually("planned", SOON, || {
         planned(&cluster, &name)

@@ -71,6 +71,7 @@ const BAD: &[(&str, &str, &str)] = &[
     ("fail-on", "sometimes", "any, all or never"),
     ("resync", "0s", "above zero"),
     ("metrics-address", "localhost", "0.0.0.0:9464"),
+    ("leader-election-lease", "My_Lease", "name of a Lease"),
     ("output", "yaml", "text or json"),
     ("log-format", "xml", "text or json"),
     ("log-level", "loud", "debug"),
@@ -84,9 +85,10 @@ fn command_of(flag: &str) -> &'static [&'static str] {
             .as_ref()
             .is_some_and(|s| s.commands.iter().any(|c| c == command))
     };
-    match accepts("run") {
-        true => &["run"],
-        false => &["agent", "--node-name=n"],
+    match () {
+        () if accepts("run") => &["run"],
+        () if accepts("agent") => &["agent", "--node-name=n"],
+        () => &["controller"],
     }
 }
 
@@ -234,7 +236,10 @@ fn help_names_settings_and_variables() {
             .expect(0)
             .stdout
     };
-    let help = help(&["--help"]) + &help(&["plan", "--help"]) + &help(&["agent", "--help"]);
+    let help = help(&["--help"])
+        + &help(&["plan", "--help"])
+        + &help(&["agent", "--help"])
+        + &help(&["controller", "--help"]);
     let words: Vec<_> = help.split_whitespace().collect();
     for setting in settings() {
         assert!(

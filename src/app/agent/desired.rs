@@ -96,7 +96,7 @@ mod tests {
 
     const PLANNED: &str = "2026-01-01T00:00:00Z";
 
-    fn image(image: &str, spec: Value) -> Arc<Planned> {
+    fn image(image: &str, spec: &Value) -> Arc<Planned> {
         let mut object = json!({
             "apiVersion": "harpoon.dev/v1alpha1", "kind": "PlannedImage",
             "metadata": {"name": names::planned_image(image)}, "spec": {"image": image, "prefetches": ["shop"]}
@@ -137,9 +137,9 @@ mod tests {
     #[test]
     fn most_used_images_come_first() {
         let images = [
-            image("r.io/b:1", json!({"pods": 3})),
-            image("r.io/c:1", json!({"pods": 9})),
-            image("r.io/a:1", json!({"pods": 3})),
+            image("r.io/b:1", &json!({"pods": 3})),
+            image("r.io/c:1", &json!({"pods": 9})),
+            image("r.io/a:1", &json!({"pods": 3})),
         ];
         let order = ["r.io/c:1", "r.io/a:1", "r.io/b:1"];
         assert_eq!(names_of(&images, &node(&[])), order);
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn unused_images_are_not_desired() {
-        let unused = [image("r.io/a:1", json!({"prefetches": []}))];
+        let unused = [image("r.io/a:1", &json!({"prefetches": []}))];
         assert!(names_of(&unused, &node(&[])).is_empty());
         assert!(revisions(&unused).is_empty());
     }
@@ -156,7 +156,7 @@ mod tests {
     fn any_placement_is_enough() {
         let gpu = json!({"nodeSelector": {"pool": "gpu"}, "tolerations": [{"operator": "Exists"}]});
         let arm = json!({"nodeSelector": {"kubernetes.io/arch": "arm64"}});
-        let images = [image("r.io/a:1", json!({"placements": [gpu, arm]}))];
+        let images = [image("r.io/a:1", &json!({"placements": [gpu, arm]}))];
         assert_eq!(names_of(&images, &node(&[("pool", "gpu")])).len(), 1);
         let mut arm = node(&[("kubernetes.io/arch", "arm64")]);
         assert_eq!(names_of(&images, &arm).len(), 1);
@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn new_nodes_wait_for_no_slot() {
         let rollout = json!({"type": "Linear", "window": "1h", "startTime": PLANNED});
-        let images = [image("r.io/a:1", json!({"rollout": rollout}))];
+        let images = [image("r.io/a:1", &json!({"rollout": rollout}))];
         let node = node(&[]);
         let planned = humantime::parse_rfc3339(PLANNED).unwrap();
         let start = |here: &Here<'_>| desired(&images, here)[0].start;
@@ -205,9 +205,9 @@ mod tests {
         let images = [
             image(
                 "r.io/a:1",
-                json!({"prefetches": ["shop", "gpu"], "placements": [{"os": "windows"}]}),
+                &json!({"prefetches": ["shop", "gpu"], "placements": [{"os": "windows"}]}),
             ),
-            image("r.io/b:1", json!({})),
+            image("r.io/b:1", &json!({})),
         ];
         assert!(!names_of(&images, &node(&[])).contains(&"r.io/a:1".to_owned()));
         let revisions = revisions(&images);

@@ -99,62 +99,86 @@ async fn budget(agent: &Agent, runtime: &SealingRuntime) -> Option<DiskBudget> {
 
 /// Plans whenever something has changed, a slot is reached or the runtime is to be compared again.
 async fn plan(agent: &Agent, runtime: &SealingRuntime, feed: &Feed) -> Infallible {
-    let mut secrets = Secrets::new();
-    // Everything is checked at once.
-    let mut resync = Instant::now();
+    let mut planner = Planner {
+        agent,
+        runtime,
+        feed,
+        secrets: Secrets::new(),
+        files: agent.keyring.changes(),
+        // Everything is checked at once.
+        resync: Instant::now(),
+    };
     loop {
         if agent.state().can_decide() {
-            let is_due = Instant::now() >= resync;
-            if is_due {
-                resync = Instant::now() + jittered(agent.settings.resync);
-            }
-            plan_once(agent, runtime, feed, &mut secrets, is_due).await;
+            planner.plan().await;
             agent.told.notify_one();
         }
-        let next = agent.state().next_start(SystemTime::now(), Instant::now());
-        let next = next.map(|left| Instant::now() + left);
-        let next = next.into_iter().chain(secrets.next()).min();
-        let next = next.map_or(resync, |next| next.min(resync));
         tokio::select! {
             () = agent.planned.notified() => sleep(BURST).await,
             // Until enough is known, only news matter.
-            () = sleep_until(next), if agent.state().can_decide() => {}
+            () = sleep_until(planner.next()), if agent.state().can_decide() => {}
         }
     }
 }
 
-async fn plan_once(
-    agent: &Agent,
-    runtime: &SealingRuntime,
-    feed: &Feed,
-    secrets: &mut Secrets,
-    is_due: bool,
-) {
-    let (chances, references, policies, wanted) = {
-        let mut state = agent.state();
-        let chances = state.decide();
-        if std::mem::take(&mut state.is_refused) {
-            secrets.refused();
+struct Planner<'a> {
+    agent: &'a Agent,
+    runtime: &'a SealingRuntime,
+    feed: &'a Feed,
+    secrets: Secrets,
+    /// How often the files with credentials had changed.
+    files: u64,
+    /// The time of the next comparison with the runtime.
+    resync: Instant,
+}
+
+impl Planner<'_> {
+    async fn plan(&mut self) {
+        let is_due = Instant::now() >= self.resync;
+        if is_due {
+            self.resync = Instant::now() + jittered(self.agent.settings.resync);
         }
-        (
-            chances,
-            state.references(is_due),
-            state.seal_policies(),
-            state.pull_secrets(),
-        )
-    };
-    runtime.set_policies(policies);
-    look_up(agent, runtime, &references).await;
-    let changed = secrets
-        .follow(&agent.cluster, &agent.keyring, &wanted)
-        .await;
-    let mut state = agent.state();
-    state.secret_problems = secrets.problems();
-    state.end_first_fill();
-    feed.set(state.plan(SystemTime::now(), Instant::now()));
-    drop(state);
-    let retried = changed.iter().map(ToString::to_string).chain(chances);
-    feed.retry(retried);
+        let (mut retried, references, policies, wanted) = {
+            let mut state = self.agent.state();
+            let chances = state.decide();
+            if std::mem::take(&mut state.is_refused) {
+                self.secrets.refused();
+            }
+            let references = state.references(is_due);
+            (
+                chances,
+                references,
+                state.seal_policies(),
+                state.pull_secrets(),
+            )
+        };
+        self.runtime.set_policies(policies);
+        look_up(self.agent, self.runtime, &references).await;
+        let Agent {
+            cluster, keyring, ..
+        } = self.agent;
+        let changed = self.secrets.follow(cluster, keyring, &wanted).await;
+        retried.extend(changed.iter().map(ToString::to_string));
+        let files = keyring.changes();
+        let mut state = self.agent.state();
+        if files != std::mem::replace(&mut self.files, files) {
+            retried.extend(state.failed());
+        }
+        state.secret_problems = self.secrets.problems();
+        state.end_first_fill();
+        self.feed.set(state.plan(SystemTime::now(), Instant::now()));
+        drop(state);
+        self.feed.retry(retried);
+    }
+
+    /// The time of the next plan without any news.
+    fn next(&self) -> Instant {
+        let start = self.agent.state();
+        let start = start.next_start(SystemTime::now(), Instant::now());
+        let start = start.map(|left| Instant::now() + left);
+        let next = start.into_iter().chain(self.secrets.next()).min();
+        next.map_or(self.resync, |next| next.min(self.resync))
+    }
 }
 
 /// Asks the runtime about these images.
@@ -210,6 +234,7 @@ async fn settle(agent: &Agent, runtime: &SealingRuntime) -> Infallible {
     loop {
         agent.sealed.notified().await;
         runtime.settle().await;
+        runtime.forget_kept();
     }
 }
 

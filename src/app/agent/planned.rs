@@ -112,7 +112,7 @@ mod tests {
 
     use super::*;
 
-    fn planned(spec: serde_json::Value) -> Planned {
+    fn planned(spec: &serde_json::Value) -> Planned {
         let object = json!({
             "apiVersion": "harpoon.dev/v1alpha1", "kind": "PlannedImage",
             "metadata": {"name": "web", "uid": "1"}, "spec": spec
@@ -122,24 +122,24 @@ mod tests {
 
     #[test]
     fn broken_fields_have_defaults() {
-        let image = planned(json!({
+        let image = planned(&json!({
             "image": "web:1", "pods": -3,
             "rollout": {"type": "Linear", "window": "soon", "startTime": "yesterday", "nodes": -1}
         }));
         assert_eq!(&*image.image, "docker.io/library/web:1");
         assert_eq!((image.pods, image.nodes, image.planned), (0, 1, None));
         assert_eq!(image.rollout, Rollout::Linear(Duration::from_secs(120)));
-        let broken = planned(json!({"image": "a b"}));
+        let broken = planned(&json!({"image": "a b"}));
         assert!(broken.reference.is_err());
         assert_eq!(&*broken.image, "a b");
     }
 
     #[test]
     fn changed_secret_is_new_chance() {
-        let one = planned(json!({"image": "web:1"}));
-        let more = planned(json!({"image": "web:1", "pods": 7}));
+        let one = planned(&json!({"image": "web:1"}));
+        let more = planned(&json!({"image": "web:1", "pods": 7}));
         assert!(!more.is_new_chance(&one));
         let secrets = json!([{"namespace": "shop", "name": "regcred"}]);
-        assert!(planned(json!({"image": "web:1", "pullSecrets": secrets})).is_new_chance(&one));
+        assert!(planned(&json!({"image": "web:1", "pullSecrets": secrets})).is_new_chance(&one));
     }
 }

@@ -219,6 +219,14 @@ impl State {
         secrets
     }
 
+    /// The images whose pulls have failed.
+    pub(super) fn failed(&self) -> Vec<String> {
+        let failed = self.images().filter(|image| image.failure.is_some());
+        failed
+            .map(|image| image.planned.image.to_string())
+            .collect()
+    }
+
     /// The plan of the images whose pulls may start by `now`.
     pub(super) fn plan(&self, now: SystemTime, instant: Instant) -> Plan {
         let mut facts = Facts::default();
@@ -267,7 +275,8 @@ impl State {
                 // The runtime is away; it is asked again.
                 Err(error)
                     if matches!(error.kind, FailureKind::Unavailable | FailureKind::Timeout) => {}
-                // The pull decides.
+                // The pull decides, unless the image was there.
+                Err(_) if image.is_here() => {}
                 Err(_) => image.is_absent(asked),
             }
         }

@@ -385,7 +385,7 @@ impl Verdict {
             true => "Updating".to_owned(),
             false => self.reason.clone(),
         };
-        // Server-side apply of Kubernetes 1.20 makes an empty text null, which the schema refuses: no message is empty.
+        // The message of each says why, also where nothing is wrong.
         [
             (
                 "Ready",

@@ -7,8 +7,8 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::{Api, Client, ResourceExt};
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::{Api, Client};
 use serde_json::json;
 
 use super::merge::Desired;
@@ -209,57 +209,13 @@ async fn apply(
         "spec": spec,
     });
     let params = PatchParams::apply(MANAGER).force();
-    let applied = api.patch(name, &params, &Patch::Apply(&object)).await;
-    let is_stored = |stored: &PlannedImage| {
-        let known = stored.annotations();
-        let kept = OWN
-            .iter()
-            .all(|key| known.get(*key) == annotations.get(key));
-        stored.spec == *spec && kept
-    };
-    let stored = match applied {
-        Ok(stored) if is_stored(&stored) => stored,
-        // Server-side apply of Kubernetes 1.20 makes an empty text null, such as the value of a label, which the schema refuses.
-        Ok(_) => overwrite(api, name, spec, annotations).await?,
-        Err(kube::Error::Api(status)) if status.code == 422 => {
-            overwrite(api, name, spec, annotations).await?
-        }
-        Err(error) => return Err(error),
-    };
+    let stored = api.patch(name, &params, &Patch::Apply(&object)).await?;
     let mut planned = observe::planned(&stored, None);
     // Otherwise it would be written again and again.
     if planned.spec != *spec {
         planned.written = Some(Box::new(spec.clone()));
     }
     Ok(Written::Applied(Box::new(planned)))
-}
-
-/// The annotations that the controller sets and removes.
-const OWN: [&str; 2] = [ROLLOUT_BRAKE, UNUSED_SINCE];
-
-/// Creates or replaces the object as it is now.
-async fn overwrite(
-    api: &Api<PlannedImage>,
-    name: &str,
-    spec: &PlannedImageSpec,
-    annotations: &BTreeMap<&str, String>,
-) -> Result<PlannedImage, kube::Error> {
-    let params = PostParams {
-        field_manager: Some(MANAGER.to_owned()),
-        ..PostParams::default()
-    };
-    let known = api.get_opt(name).await?;
-    let is_new = known.is_none();
-    let mut object = known.unwrap_or_else(|| PlannedImage::new(name, spec.clone()));
-    object.spec = spec.clone();
-    let all = object.annotations_mut();
-    all.retain(|key, _| !OWN.contains(&key.as_str()));
-    let own = annotations.iter();
-    all.extend(own.map(|(key, value)| ((*key).to_owned(), value.clone())));
-    match is_new {
-        true => api.create(&params, &object).await,
-        false => api.replace(name, &params, &object).await,
-    }
 }
 
 /// When which write may be tried: at most ten a second, and after a failure with a jittered back-off.

@@ -103,6 +103,8 @@ impl Publisher {
             let about = ObjectReference {
                 api_version: Some("harpoon.dev/v1alpha1".to_owned()),
                 kind: Some("ImagePrefetch".to_owned()),
+                // Where events on objects without a namespace are; Kubernetes 1.20 refuses them without it.
+                namespace: Some("default".to_owned()),
                 name: Some(name.to_owned()),
                 uid: Some(uid.to_owned()),
                 ..ObjectReference::default()

@@ -266,11 +266,8 @@ impl State {
             match namespaces {
                 Namespaces::These(names) => {
                     for name in names {
-                        self.is_readable(kind, Scope::Namespace(name.clone()))
-                            .or_else(|why| match self.is_readable(kind, Scope::All) {
-                                Ok(()) => Ok(()),
-                                Err(other) => Err(why.or(other)),
-                            })?;
+                        let own = self.is_readable(kind, Scope::Namespace(name.clone()));
+                        own.or_else(|why| self.is_readable(kind, Scope::All).map_err(|_| why))?;
                     }
                 }
                 Namespaces::All | Namespaces::Selected(_) => self.is_readable(kind, Scope::All)?,

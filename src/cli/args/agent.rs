@@ -1,6 +1,5 @@
 //! Settings of `harpoon agent`.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::Args;
@@ -10,8 +9,9 @@ use super::credentials::CredentialArgs;
 use super::output::LogArgs;
 use super::pulling::LimitArgs;
 use super::runtime::{EndpointArgs, node_name, platform};
+use super::serve::ServingArgs;
 use super::store::BudgetArgs;
-use super::values::{Parsed, single, time_above_zero};
+use super::values::{single, time_above_zero};
 use crate::app::agent::Settings;
 use crate::app::settings::RuntimeSettings;
 use crate::model::platform::Platform;
@@ -54,15 +54,6 @@ struct NodeArgs {
     resync: Duration,
 }
 
-/// The HTTP server of agent and controller.
-#[derive(Args)]
-#[command(next_help_heading = "Output")]
-pub(crate) struct ServingArgs {
-    /// Address of the HTTP server for /metrics, /healthz and /readyz
-    #[arg(long, env, value_name = "ADDRESS", default_value = "0.0.0.0:9464", value_parser = single(address))]
-    pub(crate) metrics_address: SocketAddr,
-}
-
 impl AgentArgs {
     pub(crate) fn settings(self) -> Settings {
         Settings {
@@ -78,9 +69,4 @@ impl AgentArgs {
             resync: self.node.resync,
         }
     }
-}
-
-fn address(text: &str) -> Parsed<SocketAddr> {
-    text.parse()
-        .map_err(|_| "expected an IP address and a port, such as 0.0.0.0:9464 or [::]:9464".into())
 }

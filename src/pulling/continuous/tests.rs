@@ -4,6 +4,7 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::model::candidate::Candidate;
+use crate::model::image_size::{LayerStorage, Size, Usage};
 use crate::planning::plan::{Facts, Policy, select};
 use crate::pulling::scripted::{Answer, Scripted, scripted};
 
@@ -200,6 +201,52 @@ async fn full_disk_holds_new_pulls() {
     })
     .await;
     assert!(bed.attempts("a").len() > 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn evicted_images_leave_space() {
+    // At first 40 of 100 bytes are left; a minute later, everything is.
+    let usage = [60, 60, 60, 0];
+    let service = scripted(
+        &[("a", &[Answer::Pulled]), ("b", &[Answer::Pulled])],
+        &usage,
+    );
+    let candidates = ["a", "b"].map(Candidate::listed).into();
+    let name = |image: &str| {
+        Reference::parse(image)
+            .expect("image")
+            .normalized()
+            .to_owned()
+    };
+    let facts = Facts {
+        sizes: [("a", 50), ("b", 30)]
+            .map(|(i, bytes)| (name(i), Ok(Size::Packed(bytes))))
+            .into(),
+        ..Facts::default()
+    };
+    let plan = select(candidates, &Policy::default()).against(facts);
+    let taken = Usage {
+        bytes: 60,
+        ..Usage::default()
+    };
+    let budget = DiskBudget::new(100, LayerStorage::Packed, taken);
+    let (feed, keyring) = (Feed::default(), Keyring::default());
+    let finished = Mutex::new(Vec::new());
+    let see = |event: Event<'_>| {
+        if let Event::Finished { report, .. } = event {
+            let line = format!("{} {}", report.image, report.outcome.as_str());
+            finished.lock().expect("lock").push(line);
+        }
+    };
+    feed.set(plan);
+    let options = options();
+    tokio::select! {
+        never = keep_pulling(&feed, &service, &keyring, &options, Some(budget), &see) => match never {},
+        () = seconds(600) => {}
+    }
+    let finished = finished.into_inner().expect("lock");
+    assert_eq!(finished[..2], ["a skipped", "b pulled"]);
+    assert_eq!(finished.last().map(String::as_str), Some("a pulled"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -25,7 +25,7 @@ fn matching_nodes_get_the_image() {
     ];
     let agents = machines.each_ref().map(Machine::start);
     let names = ["selected", "tolerating", "amd64", "any"];
-    let images = names.map(|name| push(name));
+    let images = names.map(push);
     let [selected, tolerating, amd64, any] = &images;
     let everything = json!([{"operator": "Exists"}]);
     for (image, placements) in [

@@ -85,6 +85,36 @@ fn corrected_secret_is_used() {
 }
 
 #[test]
+fn rotated_file_ends_the_pause() {
+    let machine = Machine::new(cluster(), containerd());
+    let registry = bed::registry_with_password();
+    let image = registry.push(&format!("{}:1", unique("agent"))).reference;
+    let directory = bed::directory();
+    let file = directory.path().join("config.json");
+    let write = |password: &str| {
+        let auth = STANDARD.encode(format!("{USER}:{password}"));
+        let config = json!({"auths": {registry.address(): {"auth": auth}}});
+        std::fs::write(&file, config.to_string()).unwrap();
+    };
+    write("wrong");
+    let agent = machine.harpoon().env("REGISTRY_CONFIG", &file).start();
+    machine.plan(&image, &json!({}));
+    machine.wait_for(&agent, "the refusal is reported", || {
+        machine.status()["failures"][0]["reason"] == "unauthorized"
+    });
+    write(PASSWORD);
+    let began = Instant::now();
+    machine.wait_for(&agent, "the image comes", || containerd().has(&image));
+    // The next comparison with the runtime, not the end of the pause.
+    assert!(
+        began.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        began.elapsed()
+    );
+    machine.wait_ready(&agent);
+}
+
+#[test]
 fn forbidden_secret_explains_the_failure() {
     let machine = Machine::new(cluster(), containerd());
     let namespace = cluster().namespace();

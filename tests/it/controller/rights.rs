@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{SOON, controller, images, object_of, prefetch, set_image, wait_for, workloads};
+use super::{SOON, Shown, controller, images, object_of, prefetch, set_image, wait_for, workloads};
 use crate::bed::{Kubernetes, eventually, unique};
 
 #[test]
@@ -28,10 +28,11 @@ fn forbidden_namespace_degrades_its_prefetch() {
     let image = |name: &str, tag: u32| format!("registry.example/{name}:{tag}");
     cluster.deployment(&open, "web", 1, &image("open", 1));
     cluster.deployment(&closed, "web", 1, &image("closed", 1));
-    let running = controller(&cluster);
-    let config = running.home().join("kubeconfig");
+    let harpoon = controller(&cluster);
+    let config = harpoon.home().join("kubeconfig");
     cluster.write_kubeconfig(&config, cluster.server(), &token, &open);
-    let running = running.env("KUBECONFIG", &config).start();
+    let harpoon = harpoon.env("KUBECONFIG", &config);
+    let running = Shown(harpoon.start());
     prefetch(&cluster, "open", workloads(&open));
     let path = prefetch(&cluster, "closed", workloads(&closed));
     let everything = prefetch(&cluster, "everything", json!({"source": {"workloads": {}}}));
@@ -59,7 +60,12 @@ fn forbidden_namespace_degrades_its_prefetch() {
     let binding = cluster.get(&bindings)["items"][0]["metadata"]["name"].clone();
     cluster.delete(&format!("{bindings}/{}", binding.as_str().unwrap()));
     drop(running);
-    let running = controller(&cluster).env("KUBECONFIG", &config).start();
+    let list = format!("/apis/apps/v1/namespaces/{closed}/deployments");
+    eventually("the right is lost", SOON, || {
+        cluster.status(&list, &token) == 403
+    });
+    let running = Shown(harpoon.start());
+    running.wait_for("leading", SOON);
     wait_for(&cluster, &path, "Degraded", ("True", "Forbidden"));
     std::thread::sleep(std::time::Duration::from_secs(4));
     assert_eq!(images(&cluster, "closed"), [image("closed", 1)]);
