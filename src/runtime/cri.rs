@@ -52,7 +52,7 @@ pub struct Cri {
     images: ImageServiceClient<Channel>,
     downloads: Option<progress::Downloads>,
     seals: Option<Box<Seals>>,
-    pins: Option<Pins>,
+    pins: Option<Box<Pins>>,
 }
 
 impl Cri {
@@ -68,7 +68,9 @@ impl Cri {
         let seals = downloads
             .is_some()
             .then(|| Box::new(Seals::new(channel.clone())));
-        let pins = downloads.is_some().then(|| Pins::new(channel.clone()));
+        let pins = downloads
+            .is_some()
+            .then(|| Box::new(Pins::new(channel.clone())));
         Ok(Self {
             info,
             runtime: RuntimeServiceClient::new(channel.clone()),
@@ -86,7 +88,7 @@ impl Cri {
 
     /// The pins of its images; only containerd has them.
     pub fn pins(&self) -> Option<&Pins> {
-        self.pins.as_ref()
+        self.pins.as_deref()
     }
 
     /// The version that it reports now; a cheap request that tells whether it responds.
