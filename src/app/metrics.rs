@@ -232,6 +232,7 @@ impl AgentMetrics {
     }
 
     /// A pin or a seal was given up.
+    #[allow(dead_code, reason = "for the retention of images, which lands next")]
     pub(crate) fn released(&self, cause: ReleaseCause) {
         self.cause(cause).inc();
     }

@@ -7,10 +7,8 @@ pub(crate) mod candidates;
 pub(crate) mod continuous;
 pub(crate) mod controller;
 pub(crate) mod keyring;
-#[allow(dead_code, reason = "agent and controller use it, which land next")]
 pub(crate) mod metrics;
 pub(crate) mod node_run;
-#[allow(dead_code, reason = "agent and controller use it, which land next")]
 pub(crate) mod serve;
 pub mod settings;
 pub(crate) mod shutdown;

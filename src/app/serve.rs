@@ -63,6 +63,7 @@ impl Readiness {
     }
 
     /// Returns whether every check passes.
+    #[cfg(test)]
     pub(crate) fn is_ready(&self) -> bool {
         self.with(|checks| checks.iter().all(|check| check.failure.is_none()))
     }

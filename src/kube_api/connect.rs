@@ -82,7 +82,6 @@ impl Cluster {
     }
 
     /// The number of requests that the client has sent.
-    #[allow(dead_code, reason = "agent and controller use it, which land next")]
     pub(crate) fn requests(&self) -> &RequestCounts {
         &self.requests
     }

@@ -497,7 +497,7 @@ livenessProbe:
     port: metrics
   periodSeconds: 20
   timeoutSeconds: 5
-  failureThreshold: 6
+  failureThreshold: 3
 readinessProbe:
   httpGet:
     path: /readyz

@@ -31,7 +31,10 @@ const PING_AGAIN: Duration = Duration::from_millis(500);
 /// Fills the node with whatever runtime responds, without end.
 pub(super) async fn keep(agent: &Agent) -> Infallible {
     loop {
-        let runtime = find(agent).await;
+        let runtime = tokio::select! {
+            runtime = find(agent) => runtime,
+            never = decide(agent) => match never {},
+        };
         let info = runtime.info().clone();
         agent.state().found_runtime(info);
         agent.told.notify_one();
@@ -49,6 +52,19 @@ pub(super) async fn keep(agent: &Agent) -> Infallible {
 /// Why the runtime counts as lost.
 #[derive(Debug)]
 pub(super) struct Lost(String);
+
+/// Decides what the node needs, so that it can be reported, while no runtime responds.
+async fn decide(agent: &Agent) -> Infallible {
+    loop {
+        agent.planned.notified().await;
+        let mut state = agent.state();
+        if state.can_decide() {
+            state.decide();
+        }
+        drop(state);
+        agent.told.notify_one();
+    }
+}
 
 async fn find(agent: &Agent) -> Runtime {
     let mut said: Option<Instant> = None;

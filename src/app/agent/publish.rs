@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, warn};
 
 use super::Agent;
-use super::status::{Counts, counts, status};
+use super::status::{Counts, RUNTIME_UNAVAILABLE, counts, status};
 use crate::api::v1alpha1::{NodePrefetch, NodePrefetchStatus};
 use crate::app::metrics::ImageState;
 use crate::kube_api::error::TransportError;
@@ -100,7 +100,7 @@ impl<'a> Writer<'a> {
             self.written = None;
         }
         let is_first = !state.first_fill.is_known();
-        if !is_first && !state.can_decide() {
+        if !is_first && !state.has_decided() {
             return None;
         }
         let now = SystemTime::now();
@@ -216,8 +216,9 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// Returns whether the status says something that others wait for: the node has settled, its failures or its condition have
-/// changed, or it has seen other images.
+/// Returns whether the status says something that others wait for: the node has settled, its failures have changed, or its
+/// runtime has gone or come. Whatever a busy node has to say otherwise, it says when it has settled: one write for each change of
+/// the plan.
 fn is_urgent(written: &NodePrefetchStatus, status: &NodePrefetchStatus, is_busy: bool) -> bool {
     let failures = |status: &NodePrefetchStatus| {
         let failures = status.failures.iter();
@@ -228,20 +229,23 @@ fn is_urgent(written: &NodePrefetchStatus, status: &NodePrefetchStatus, is_busy:
         let ready = status.conditions.first();
         ready.map(|ready| (ready.status.clone(), ready.reason.clone()))
     };
-    let counts = |status: &NodePrefetchStatus| {
-        (
-            status.desired,
-            status.present,
-            status.failed,
-            status.prefetches.clone(),
-        )
+    let is_away = |status: &NodePrefetchStatus| {
+        let ready = status.conditions.first();
+        ready.is_some_and(|ready| ready.reason == RUNTIME_UNAVAILABLE)
     };
-    let has_settled = !is_busy && counts(written) != counts(status);
-    has_settled
-        || failures(written) != failures(status)
-        || condition(written) != condition(status)
-        || written.first_fill_seconds != status.first_fill_seconds
-        || written.runtime != status.runtime
+    let counts = |status: &NodePrefetchStatus| {
+        let entries = status.prefetches.clone();
+        (status.desired, status.present, status.failed, entries)
+    };
+    let is_settled_news = || {
+        counts(written) != counts(status)
+            || condition(written) != condition(status)
+            || written.first_fill_seconds != status.first_fill_seconds
+            || written.runtime != status.runtime
+    };
+    failures(written) != failures(status)
+        || is_away(written) != is_away(status)
+        || !is_busy && is_settled_news()
 }
 
 impl Agent {
@@ -310,6 +314,17 @@ mod tests {
         }
     }
 
+    fn with_reason(status: &NodePrefetchStatus, reason: &str) -> NodePrefetchStatus {
+        NodePrefetchStatus {
+            conditions: vec![Condition {
+                status: "False".to_owned(),
+                reason: reason.to_owned(),
+                ..Condition::default()
+            }],
+            ..status.clone()
+        }
+    }
+
     #[test]
     fn settled_nodes_and_failures_are_urgent() {
         let written = status(3, &["not_found"]);
@@ -328,17 +343,9 @@ mod tests {
             (status(4, &["not_found"]), false, true),
             (status(4, &["rate_limited"]), true, true),
             (status(4, &[]), true, true),
-            (
-                NodePrefetchStatus {
-                    conditions: vec![Condition {
-                        status: "False".to_owned(),
-                        ..Condition::default()
-                    }],
-                    ..written.clone()
-                },
-                true,
-                true,
-            ),
+            (with_reason(&written, "Pulling"), true, false),
+            (with_reason(&written, "Pulling"), false, true),
+            (with_reason(&written, RUNTIME_UNAVAILABLE), true, true),
         ] {
             assert_eq!(is_urgent(&written, &news, is_busy), expected, "{news:?}");
         }

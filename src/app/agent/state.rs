@@ -95,6 +95,8 @@ pub(super) struct State {
     images: HashMap<Arc<str>, Image>,
     /// Those images in the order of their pulls.
     order: Vec<Arc<str>>,
+    /// The revisions of the prefetches when that was decided; `None` before.
+    revisions: Option<BTreeMap<String, String>>,
     /// The runtime that answers.
     pub(super) runtime: Option<RuntimeInfo>,
     /// The runtime that answered last.
@@ -150,6 +152,7 @@ impl State {
             is_first_fill: !self.first_fill.is_over(),
         };
         let desired = desired::desired(self.objects.values(), &here);
+        self.revisions = Some(desired::revisions(self.objects.values()));
         self.order = desired
             .iter()
             .map(|d| Arc::clone(&d.planned.image))
@@ -189,9 +192,14 @@ impl State {
         references.collect()
     }
 
-    /// The revision of each prefetch.
+    /// The revision of each prefetch, of the images that the rest is about.
     pub(super) fn revisions(&self) -> BTreeMap<String, String> {
-        desired::revisions(self.objects.values())
+        self.revisions.clone().unwrap_or_default()
+    }
+
+    /// Returns whether it was decided what the node needs.
+    pub(super) fn has_decided(&self) -> bool {
+        self.revisions.is_some()
     }
 
     /// The largest number of nodes that an image tells; 1 if none does.
@@ -405,7 +413,7 @@ impl State {
     /// Ends the first fill once every image is there or has failed.
     pub(super) fn end_first_fill(&mut self) {
         let is_open = |image: &Image| image.is_missing() && !image.has_failed;
-        if self.can_decide() && self.runtime.is_some() && !self.images().any(is_open) {
+        if self.has_decided() && self.runtime.is_some() && !self.images().any(is_open) {
             self.first_fill.end();
         }
     }

@@ -20,6 +20,8 @@ const MAX_MESSAGE: usize = 240;
 const MAX_BYTES: usize = 4000;
 /// The only condition.
 const READY: &str = "Ready";
+/// Its reason while no runtime responds.
+pub(super) const RUNTIME_UNAVAILABLE: &str = "RuntimeUnavailable";
 
 /// The numbers of images in each state. Every image is in one of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -43,7 +45,7 @@ impl Counts {
         *count += 1;
     }
 
-    fn desired(self) -> usize {
+    pub(super) fn desired(self) -> usize {
         self.present + self.pulling + self.waiting + self.failed
     }
 }
@@ -152,7 +154,7 @@ fn ready(
     let (is_ready, reason, message) = match first {
         _ if state.runtime.is_none() => {
             let message = "the container runtime does not respond".to_owned();
-            (false, "RuntimeUnavailable", message)
+            (false, RUNTIME_UNAVAILABLE, message)
         }
         Some(failure) if counts.failed > 0 => {
             let message = format!("{} images failed", counts.failed);

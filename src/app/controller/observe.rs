@@ -76,6 +76,33 @@ pub(super) struct Node {
     pub(super) has_reported: bool,
 }
 
+#[cfg(test)]
+impl Node {
+    /// A node that has reported.
+    pub(super) fn new(
+        entries: BTreeMap<String, NodePrefetchEntry>,
+        failures: Vec<Failure>,
+        changed: Instant,
+    ) -> Self {
+        Self {
+            entries,
+            failures,
+            changed,
+            resource_version: String::new(),
+            has_reported: true,
+        }
+    }
+
+    /// Adds a failure.
+    pub(super) fn fail(&mut self, image: &str, kind: FailureKind, message: &str) {
+        self.failures.push(Failure {
+            image: image.to_owned(),
+            kind,
+            message: message.to_owned(),
+        });
+    }
+}
+
 /// An image that failed on a node.
 #[derive(Debug, Clone)]
 pub(super) struct Failure {

@@ -6,6 +6,7 @@ use std::fs;
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use super::values::{valid_settings, variables_of};
 use super::{all_variants, assert_holds, chart, deploy, parse, rendered, template_with, text_of};
 use crate::bed::{self, Kubernetes};
 
@@ -274,6 +275,21 @@ fn settings_reach_the_agent() {
     assert_eq!(names("Deployment"), controller);
     let mounts = &pod(&objects, "DaemonSet")["containers"][0]["volumeMounts"];
     assert_eq!(mounts[0]["mountPath"], "/opt/cri");
+}
+
+#[test]
+fn settings_of_continuous_mode_are_the_agents() {
+    let mut settings = valid_settings();
+    for (name, value) in [("SEAL", "never"), ("SEAL_TTL", "24h"), ("RESYNC", "5m")] {
+        settings[name] = json!(value);
+    }
+    let of_agent = variables_of("agent");
+    for (name, value) in settings.as_object().unwrap() {
+        let output = chart(&json!({"mode": "continuous", "settings": {name: value}}));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let is_accepted = output.status.success();
+        assert_eq!(is_accepted, of_agent.contains(name), "{name}: {stderr}");
+    }
 }
 
 #[test]

@@ -94,6 +94,23 @@ async fn unknown_images_are_not_pulled() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn revisions_are_those_decided_about() {
+    let mut state = state(&[A]);
+    let before = state.revisions();
+    assert_eq!(before.len(), 1);
+    // The counts do not include the new image yet, so that the revision must not either.
+    state.apply(planned(B, &json!({})));
+    assert_eq!(
+        (state.revisions(), counts(&state).desired()),
+        (before.clone(), 1)
+    );
+    state.decide();
+    assert_ne!(state.revisions(), before);
+    assert_eq!(counts(&state).desired(), 2);
+    assert!(!State::new().has_decided());
+}
+
+#[tokio::test(start_paused = true)]
 async fn first_fill_ends_with_failures() {
     let mut state = state(&[A, B]);
     look_up(&mut state, false, |_| false);
