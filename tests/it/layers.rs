@@ -36,6 +36,7 @@ const RULES: &[Rule] = &[
             "planning/plan",
             "planning/node_match",
             "planning/disk_budget",
+            "planning/disk_marks",
         ],
         // A node's age is computed where the node is known.
         except: &["model/node_facts"],
