@@ -36,6 +36,7 @@ const RULES: &[Rule] = &[
             "planning/plan",
             "planning/node_match",
             "planning/disk_budget",
+            "planning/disk_marks",
         ],
         // A node's age is computed where the node is known.
         except: &["model/node_facts"],
@@ -100,7 +101,8 @@ const RULES: &[Rule] = &[
     },
     // Time limits are kept by the monotonic clock: one that is set, forwards or back, ends nothing and prolongs nothing. The
     // exceptions: the date in a Retry-After, which is bounded; a node's age; the ages that `harpoon status` shows; a leftover's age; a blob's age; a lease's expiry; what a bar shows;
-    // the slot of a rollout and the time of a report, which other processes read.
+    // the slot of a rollout and the time of a report, which other processes read; so are the time since when an image is unused, that of
+    // a condition and those of the controller's Lease.
     Rule {
         within: &[""],
         except: &[
@@ -108,7 +110,9 @@ const RULES: &[Rule] = &[
             "model/node_facts",
             "app/node_run",
             "app/agent",
-            "app/controller",
+            "app/controller/apply",
+            "app/controller/leader",
+            "app/controller/reconcile",
             "app/status",
             "runtime/oci/partial",
             "runtime/cri/progress",

@@ -30,6 +30,7 @@ use crate::app::settings::{PullSettings, RuntimeSettings};
 use crate::app::shutdown::Shutdown;
 use crate::credentials::keyring::Keyring;
 use crate::kube_api::connect::{self, Cluster};
+use crate::model::image_size::DiskLimit;
 
 mod connection;
 mod desired;
@@ -57,8 +58,8 @@ pub(crate) struct Settings {
     /// Keys of further taints that are gone once the node has started.
     pub(crate) startup_taints: Vec<String>,
     pub(crate) pull: PullSettings,
-    /// The maximum size of the runtime's image store in bytes.
-    pub(crate) disk_budget: Option<u64>,
+    /// The maximum size of the runtime's image store.
+    pub(crate) disk_budget: Option<DiskLimit>,
     /// Where metrics and health are served.
     pub(crate) metrics_address: SocketAddr,
     /// The time between two comparisons with the runtime.

@@ -1,4 +1,5 @@
-//! containerd's own API beside the CRI, on the same socket: it seals images, so that they are on the node without a name.
+//! containerd's own API beside the CRI, on the same socket: it seals images, so that they are on the node without a name, and
+//! pins images, so that the kubelet keeps them.
 //!
 //! A seal is a lease on an image's manifest. containerd's gc labels hold the configuration, the layers and the snapshots below
 //! it. Every lease of harpoon expires. No name that harpoon did not make is ever removed.
@@ -24,12 +25,16 @@ use crate::runtime::grpc::unexplained;
 use crate::runtime::image_service::RuntimeError;
 
 mod config;
+mod events;
 mod graph;
 mod leases;
 mod names;
+mod pins;
 mod seal;
 mod transfer;
 
+pub use events::Removal;
+pub use pins::{PinChanges, Pins};
 pub use seal::{Keep, Seal, Seals};
 
 /// The CRI plugin keeps everything in this namespace of containerd.
