@@ -58,7 +58,7 @@ type InFlight<T> = Option<LocalBoxFuture<'static, T>>;
 type WriteOutcome = (Change, Result<Written, kube::Error>);
 type StatusOutcome = (
     String,
-    ImagePrefetchStatus,
+    Vec<events::Notice>,
     Result<AnyPrefetch, kube::Error>,
 );
 
@@ -561,6 +561,9 @@ impl Reconciler {
             return;
         };
         self.written.insert(name.clone(), (status.clone(), now));
+        // The watch may tell of the new status before the response to the write is here.
+        let known = self.state.prefetches.items.get(&name);
+        let before = known.map_or_else(Vec::new, |known| known.status.conditions.clone());
         let api: Api<AnyPrefetch> = Api::all(self.client.clone());
         self.status_write = Some(Box::pin(async move {
             let object = json!({
@@ -576,17 +579,17 @@ impl Reconciler {
                 Ok(outcome) => outcome,
                 Err(elapsed) => Err(kube::Error::Service(elapsed.into())),
             };
-            (name, status, outcome)
+            let notices = events::notices(&before, &status.conditions);
+            (name, notices, outcome)
         }));
     }
 
-    fn wrote_status(&mut self, (name, status, outcome): StatusOutcome) {
+    fn wrote_status(&mut self, (name, notices, outcome): StatusOutcome) {
         // Further ones may be due.
         self.is_summed_up = false;
         let known = self.state.prefetches.items.get_mut(&name);
         match (outcome, known) {
             (Ok(object), Some(known)) => {
-                let notices = events::notices(&known.status.conditions, &status.conditions);
                 self.events.publish(notices, &name, &known.uid);
                 let stored = object.read();
                 if stored.uid == known.uid {
