@@ -15,6 +15,7 @@ use crate::discovery::workloads::{NamedSecret, SecretError, SecretWarning, named
 use crate::kube_api::connect::Cluster;
 use crate::model::digest::Digest;
 use crate::model::text::sanitize;
+use crate::retry::backoff;
 
 /// The time between two reads of all secrets, less up to a fifth of it as jitter.
 const PERIOD: Duration = Duration::from_secs(300);
@@ -88,7 +89,7 @@ impl Secrets {
             .await;
         if is_due {
             self.read = Instant::now();
-            self.next = self.read + PERIOD.mul_f64(1.0 - fastrand::f64() / 5.0);
+            self.next = self.read + backoff::shortened(PERIOD, 0.2);
         }
         let mut changed = Vec::new();
         for (answer, secret) in answers {

@@ -22,6 +22,7 @@ use crate::model::seal::SealPolicy;
 use crate::model::stored_image::StoredImage;
 use crate::planning::node_match::Node;
 use crate::planning::plan::{Facts, Moved, Plan, Policy, select};
+use crate::retry::backoff;
 use crate::runtime::image_service::{RuntimeInfo, Status};
 
 /// The first and the longest pause before an image is pulled again that was removed repeatedly.
@@ -518,7 +519,7 @@ impl Image {
                     self.gone = 0;
                 }
                 self.gone += 1;
-                self.resting = (self.gone > 1).then(|| asked + pause(self.gone - 1));
+                self.resting = (self.gone > 1).then(|| asked + backoff::pause(GONE, self.gone - 1));
                 self.presence = Presence::Removed;
                 self.moved = None;
             }
@@ -545,13 +546,6 @@ impl Image {
         self.failure = Some(Failure { reason, message });
         self.has_failed = true;
     }
-}
-
-/// The pause before an image is pulled again that was removed so many times: exponential, less up to half of it as jitter.
-fn pause(times: u32) -> Duration {
-    let (first, longest) = GONE;
-    let doubled = first.saturating_mul(2_u32.saturating_pow(times.saturating_sub(1)));
-    doubled.min(longest).mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 
 #[cfg(test)]

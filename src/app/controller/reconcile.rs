@@ -49,8 +49,6 @@ const MAX_CLASSES: usize = 100;
 const CLASSES_REFRESH: Duration = Duration::from_secs(600);
 /// The longest wait of a plan for RuntimeClasses.
 const CLASSES_WAIT: Duration = Duration::from_secs(5);
-/// Time limit of one write of a status.
-const WRITE_LIMIT: Duration = Duration::from_secs(10);
 /// Number of events that are taken in before anything else is done.
 const BATCH: usize = 4096;
 
@@ -575,10 +573,7 @@ impl Reconciler {
             let params = PatchParams::apply(MANAGER).force();
             let patch = Patch::Apply(&object);
             let write = api.patch_status(&name, &params, &patch);
-            let outcome = match tokio::time::timeout(WRITE_LIMIT, write).await {
-                Ok(outcome) => outcome,
-                Err(elapsed) => Err(kube::Error::Service(elapsed.into())),
-            };
+            let outcome = apply::in_time(write).await;
             let notices = events::notices(&before, &status.conditions);
             (name, notices, outcome)
         }));
