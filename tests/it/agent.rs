@@ -16,7 +16,7 @@ mod outages;
 mod secrets;
 
 const API: &str = "/apis/harpoon.dev/v1alpha1";
-/// How long anything may take that takes a second or two on an idle machine.
+/// The time limit for anything that takes a second or two on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The API server of tests that do not break it. All agents there see the images of all tests, so that each test has Nodes and

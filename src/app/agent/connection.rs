@@ -50,7 +50,7 @@ pub(super) async fn keep(agent: &Agent) -> Infallible {
     }
 }
 
-/// Why the runtime counts as lost.
+/// The reason why the runtime counts as lost.
 #[derive(Debug)]
 pub(super) struct Lost(String);
 

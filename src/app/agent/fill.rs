@@ -129,7 +129,7 @@ struct Planner<'a> {
     runtime: &'a SealingRuntime,
     feed: &'a Feed,
     secrets: Secrets,
-    /// How often the files with credentials had changed.
+    /// Number of changes of the files with credentials, at the last plan.
     files: u64,
     /// The time of the next comparison with the runtime.
     resync: Instant,

@@ -67,7 +67,7 @@ struct Writer<'a> {
     api: Api<NodePrefetch>,
     /// The Node that owns the object which was written.
     owner: Option<String>,
-    /// What was written last.
+    /// The status that was written last.
     written: Option<NodePrefetchStatus>,
     /// No write before this.
     earliest: Instant,

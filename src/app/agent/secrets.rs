@@ -30,9 +30,9 @@ const AT_ONCE: usize = 4;
 #[derive(Debug)]
 pub(super) struct Secrets {
     known: HashMap<PullSecret, Known>,
-    /// When all were read.
+    /// The time of the last read of all.
     read: Instant,
-    /// When all are read again.
+    /// The time of the next read of all.
     next: Instant,
 }
 
@@ -56,7 +56,7 @@ impl Secrets {
         }
     }
 
-    /// When all secrets are read again, if there are any.
+    /// The time of the next read of all secrets, if there are any.
     pub(super) fn next(&self) -> Option<Instant> {
         (!self.known.is_empty()).then_some(self.next)
     }

@@ -21,7 +21,7 @@ const MESSAGE_MAX: usize = 1024;
 /// Characters of an image's name that a status shows.
 const IMAGE_MAX: usize = 512;
 
-/// What is known of an ImagePrefetch beside its nodes.
+/// The state of an ImagePrefetch beside its nodes.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Standing {
     /// Its images are known; the number of them, and the malformed ones for people.
@@ -254,7 +254,7 @@ fn state(entry: &NodePrefetchEntry, is_current: bool, is_stale: bool) -> NodeSta
     }
 }
 
-/// What the conditions say.
+/// The content of the conditions.
 struct Verdict {
     is_ready: bool,
     is_progressing: bool,

@@ -228,7 +228,7 @@ async fn apply(
     Ok(Written::Applied(Box::new(planned)))
 }
 
-/// When which write may be tried: at most ten a second, and after a failure with a jittered back-off.
+/// The pace of writes: at most ten a second, and a jittered back-off after a failure.
 #[derive(Debug)]
 pub(super) struct Pace {
     tokens: f64,

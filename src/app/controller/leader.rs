@@ -36,7 +36,7 @@ pub(super) struct Election {
     name: String,
     /// Unique for each process.
     identity: String,
-    /// What was seen of another's Lease, and when it last changed.
+    /// Another's Lease as it was seen, and the time of its last change.
     seen: Option<(LeaseSpec, Instant)>,
     fence: Fence,
 }

@@ -56,7 +56,7 @@ const QUOTED_MAX: usize = 300;
 /// The settings of the controller.
 #[derive(Debug, Clone)]
 pub(crate) struct ControllerSettings {
-    /// Where metrics and health are served.
+    /// The address of metrics and health.
     pub(crate) metrics_address: SocketAddr,
     /// The name of the Lease.
     pub(crate) lease: String,

@@ -160,7 +160,7 @@ impl<T: Clone> Table<T> {
     }
 }
 
-/// What is known of the cluster.
+/// The observed state of the cluster.
 pub(super) struct State {
     pub(super) prefetches: Table<Prefetch>,
     pub(super) planned: Table<Planned>,
@@ -171,14 +171,14 @@ pub(super) struct State {
     pub(super) refusals: BTreeMap<Option<WatchKey>, Refusal>,
 }
 
-/// What a change concerns.
+/// The parts of the state that a change concerns.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Changed {
     /// The images that are wanted.
     pub(super) demand: bool,
     /// The PlannedImages.
     pub(super) planned: bool,
-    /// What nodes report.
+    /// The reports of nodes.
     pub(super) nodes: bool,
 }
 

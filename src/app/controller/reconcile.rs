@@ -93,7 +93,7 @@ pub(super) struct Reconciler {
     brakes: Brakes,
     aggregate_at: Instant,
     is_summed_up: bool,
-    /// When a status that may not be written yet has to be looked at again.
+    /// The time to look again at a status that may not be written yet.
     status_at: Option<Instant>,
     statuses: VecDeque<(String, ImagePrefetchStatus)>,
     /// The last status that was written for each ImagePrefetch, and when.
