@@ -57,10 +57,10 @@ docs: ## Build the docs site with mdBook, in target/docs
 	testbed/install docs
 	MDBOOK_BUILD__CREATE_MISSING=false $(MDBOOK) build docs
 
-bench: ## Measure and rewrite docs/benchmarks.md (45 minutes); ONLY=NAME for one part, RUNS=N (5)
+bench: ## Measure and rewrite docs/benchmarks.md (90 minutes); ONLY=NAME for one part, RUNS=N (5), NODES="100 1000 5000" for scale
 	testbed/install test bench
 	$(CARGO) build --locked --release
-	HARPOON_BIN=$(CURDIR)/target/$(HOST)/release/harpoon testbed/run $(CARGO) bench --locked --profile dev --bench bench -- $(ONLY) $(addprefix --runs ,$(RUNS))
+	NODES="$(NODES)" HARPOON_BIN=$(CURDIR)/target/$(HOST)/release/harpoon testbed/run $(CARGO) bench --locked --bench bench -- $(ONLY) $(addprefix --runs ,$(RUNS))
 
 soak: ## Run harpoon 2,000 times with random faults on one containerd; SOAK=N
 	testbed/install

@@ -23,6 +23,7 @@ mod measure;
 mod oci;
 mod page;
 mod planning;
+mod scale;
 mod shaping;
 mod warm;
 
@@ -37,12 +38,16 @@ const ALL: &[(&str, Benchmark)] = &[
     ("planning", planning::run),
     ("footprint", footprint::run),
     ("guard", guard::run),
+    ("scale", scale::run),
 ];
 
 fn main() {
     let mut runs = 5;
     let mut chosen = Vec::new();
-    let mut arguments = std::env::args().skip(1);
+    let mut arguments = std::env::args().skip(1).peekable();
+    if arguments.peek().is_some_and(|first| first == scale::AGENTS) {
+        return scale::agents(arguments.skip(1));
+    }
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             // Passed by cargo.

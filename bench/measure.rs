@@ -122,6 +122,11 @@ pub fn peak_of(pid: u32) -> f64 {
     field(Path::new(&format!("/proc/{pid}/status")), "VmHWM:").unwrap() as f64 / 1024.0
 }
 
+/// Resident memory of a process, in MiB.
+pub fn memory_of(pid: u32) -> f64 {
+    field(Path::new(&format!("/proc/{pid}/status")), "VmRSS:").unwrap() as f64 / 1024.0
+}
+
 /// A field of `/proc/PID/status` in KiB.
 fn field(status: &Path, name: &str) -> Option<u64> {
     let text = std::fs::read_to_string(status).ok()?;

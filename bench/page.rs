@@ -64,6 +64,16 @@ impl Part {
         });
     }
 
+    /// A table of texts: the first column names the row.
+    pub fn texts(&mut self, titles: &[String], rows: &[Vec<String>]) {
+        writeln!(self.text, "| {} |", titles.join(" | ")).unwrap();
+        writeln!(self.text, "|{}", " --- |".repeat(titles.len())).unwrap();
+        for row in rows {
+            writeln!(self.text, "| {} |", row.join(" | ")).unwrap();
+        }
+        self.text.push('\n');
+    }
+
     fn table_of(
         &mut self,
         what: &str,

@@ -1,5 +1,7 @@
 //! `harpoon agent`: keeps the planned images on this node. The node side of continuous mode.
 
+use std::ffi::OsString;
+
 use anyhow::{Context, Result};
 
 use super::Exit;
@@ -19,4 +21,17 @@ pub(super) fn main(mut args: AgentArgs) -> Result<Exit> {
         Box::pin(agent::run(settings, keyring, &shutdown)).await
     })?;
     Ok(Exit::Done)
+}
+
+/// Runs the agent with these arguments, of which the first is the name of the program, until the future is dropped. For programs
+/// that run many agents: logs go to the subscriber of the caller, and signals are not handled.
+///
+/// # Errors
+/// If the arguments are invalid, or the agent cannot start.
+pub async fn run_agent(arguments: Vec<OsString>) -> Result<()> {
+    let mut args = AgentArgs::parse(arguments)?;
+    let credentials = std::mem::take(&mut args.credentials);
+    let keyring = keyring::keyring(&credentials.settings(|name| std::env::var_os(name))?)?;
+    let never = Shutdown::default();
+    Box::pin(agent::run(args.settings(), keyring, &never)).await
 }

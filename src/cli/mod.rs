@@ -26,6 +26,7 @@ mod seals;
 mod settings;
 mod status;
 
+pub use agent::run_agent;
 use args::Subcommands;
 pub use settings::{Setting, settings};
 

@@ -1,8 +1,9 @@
 //! Settings of `harpoon agent`.
 
+use std::ffi::OsString;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Command, FromArgMatches};
 
 use super::cluster::TaintArgs;
 use super::credentials::CredentialArgs;
@@ -55,6 +56,12 @@ struct NodeArgs {
 }
 
 impl AgentArgs {
+    /// Parses the arguments of the command alone, of which the first is the name of the program.
+    pub(crate) fn parse(arguments: Vec<OsString>) -> Result<Self, clap::Error> {
+        let command = Self::augment_args(Command::new("agent"));
+        Self::from_arg_matches(&command.try_get_matches_from(arguments)?)
+    }
+
     pub(crate) fn settings(self) -> Settings {
         Settings {
             runtime: RuntimeSettings {

@@ -1,0 +1,113 @@
+//! The agents of many nodes: harpoon's own agent, many times in a process.
+//!
+//! A process may open a limited number of files, and an agent needs up to six, so that there is a process for every
+//! [`PER_PROCESS`] agents.
+
+use std::ffi::OsString;
+use std::io::Read;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use super::runtimes::socket;
+
+/// Number of agents in a process.
+const PER_PROCESS: usize = 2_500;
+/// Number of threads that run them.
+const THREADS: usize = 2;
+/// The first argument of this program when it runs agents.
+pub const ARGUMENT: &str = "run-agents";
+
+/// Processes with agents. They end when it is dropped.
+pub struct Fleet(Vec<Child>);
+
+impl Fleet {
+    /// Starts the agents of nodes `0..nodes`, all at once.
+    pub fn start(kubeconfig: &Path, sockets: &Path, nodes: usize) -> Self {
+        let starts = (0..nodes).step_by(PER_PROCESS);
+        let start = |first: usize| {
+            let mut command = Command::new(std::env::current_exe().unwrap());
+            command
+                .env_clear()
+                .env("HOME", sockets)
+                .env("KUBECONFIG", kubeconfig)
+                .arg(ARGUMENT)
+                .arg(sockets)
+                .args([first, nodes.min(first + PER_PROCESS)].map(|n| n.to_string()))
+                .stdin(Stdio::piped());
+            command.spawn().unwrap()
+        };
+        Self(starts.map(start).collect())
+    }
+
+    /// The processes.
+    pub fn pids(&self) -> Vec<u32> {
+        self.0.iter().map(Child::id).collect()
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// The name of a node.
+pub fn node(n: usize) -> String {
+    format!("node-{n:04}")
+}
+
+/// The address of the metrics of a node's agent: each has a loopback address of its own.
+pub fn metrics(n: usize) -> String {
+    format!("127.1.{}.{}:9464", n / 250, n % 250 + 1)
+}
+
+/// The command line of a node's agent, with the name of the program.
+pub fn arguments(n: usize, sockets: &Path) -> Vec<OsString> {
+    let endpoint = format!("unix://{}", socket(sockets, n).display());
+    let arguments = [
+        "agent",
+        "--node-name",
+        &node(n),
+        "--runtime-endpoint",
+        &endpoint,
+        "--metrics-address",
+        &metrics(n),
+    ];
+    arguments.map(OsString::from).into()
+}
+
+/// Runs agents until standard input is closed: `SOCKETS FIRST END`.
+pub fn main(mut given: impl Iterator<Item = String>) {
+    let sockets = given.next().expect("SOCKETS");
+    let mut number = || given.next().and_then(|n| n.parse::<usize>().ok());
+    let (first, end) = (number().expect("FIRST"), number().expect("END"));
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::ERROR)
+        .with_writer(std::io::stderr)
+        .init();
+    for thread in 0..THREADS {
+        let sockets = sockets.clone();
+        std::thread::spawn(move || run((first + thread..end).step_by(THREADS), &sockets));
+    }
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+}
+
+/// Runs these agents on this thread.
+fn run(nodes: impl Iterator<Item = usize>, sockets: &str) {
+    let tokio = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let agents = tokio::task::LocalSet::new();
+    for n in nodes {
+        let arguments = arguments(n, Path::new(sockets));
+        agents.spawn_local(async move {
+            let ended = Box::pin(harpoon::cli::run_agent(arguments)).await;
+            panic!("the agent of {} ended: {ended:?}", node(n));
+        });
+    }
+    tokio.block_on(agents);
+}
