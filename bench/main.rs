@@ -14,6 +14,7 @@
 
 #[path = "../tests/it/bed/mod.rs"]
 mod bed;
+mod dashboard;
 mod discovery;
 mod fill;
 mod footprint;
@@ -23,6 +24,7 @@ mod measure;
 mod oci;
 mod page;
 mod planning;
+mod plot;
 mod scale;
 mod shaping;
 mod warm;
@@ -39,6 +41,7 @@ const ALL: &[(&str, Benchmark)] = &[
     ("footprint", footprint::run),
     ("guard", guard::run),
     ("scale", scale::run),
+    ("dashboard", dashboard::run),
 ];
 
 fn main() {

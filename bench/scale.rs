@@ -16,9 +16,9 @@ use super::bed::{Kubernetes, eventually};
 use super::measure::{cpu_of, harpoon, median, memory_of, peak_of};
 use super::page::Part;
 
-mod fleet;
+pub mod fleet;
 mod objects;
-mod runtimes;
+pub mod runtimes;
 mod server;
 mod watch;
 
@@ -38,7 +38,7 @@ const DEPLOYMENTS: (usize, usize) = (20_000, 4);
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(900);
 /// The time for which a settled cluster is measured.
-const IDLE: Duration = Duration::from_secs(120);
+const IDLE: Duration = Duration::from_secs(60);
 const CONTROLLER_KINDS: [&str; 4] = ["imageprefetches", "plannedimages", "leases", "events"];
 
 /// Measures, and writes the part of the page.
@@ -104,8 +104,13 @@ impl Figures {
             format!("{:.1} s, {:.1} s", cost.cpu[0], cost.cpu[1]),
         );
         self.add(
-            &format!("{phase}: requests, bytes"),
-            format!("{:.0}, {:.1} MB", cost.requests(), cost.bytes / 1e6),
+            &format!("{phase}: requests, events of watches, bytes"),
+            format!(
+                "{:.0}, {:.0}, {:.1} MB",
+                cost.requests(),
+                cost.watch_events,
+                cost.bytes / 1e6
+            ),
         );
         self.add(
             &format!("{phase}: API server memory, peak"),
@@ -135,13 +140,13 @@ fn figures(nodes: usize, runs: usize) -> Figures {
 }
 
 /// A controller, and what it logs.
-struct Controller {
+pub struct Controller {
     child: Child,
     log: Arc<Mutex<String>>,
 }
 
 impl Controller {
-    fn start(cluster: &Kubernetes) -> Self {
+    pub fn start(cluster: &Kubernetes) -> Self {
         let mut command = harpoon(["controller", "--metrics-address", "127.0.0.1:0"]);
         command.env("KUBECONFIG", cluster.kubeconfig());
         command.stdin(Stdio::null()).stdout(Stdio::null());
@@ -159,6 +164,13 @@ impl Controller {
 
     fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The address of its metrics, once it serves them.
+    pub fn metrics(&self) -> Option<String> {
+        let log = self.log.lock().unwrap();
+        let (_, address) = log.split_once("health on ")?;
+        address.split_whitespace().next().map(str::to_owned)
     }
 
     fn leads(&self) -> bool {
@@ -243,7 +255,11 @@ impl Stage {
         let began = Instant::now();
         let since = rfc3339(std::time::SystemTime::now());
         let sockets = self.runtimes.directory();
-        self.fleet = Some(Fleet::start(self.cluster.kubeconfig(), sockets, self.nodes));
+        self.fleet = Some(Fleet::start(
+            self.cluster.kubeconfig(),
+            sockets,
+            0..self.nodes,
+        ));
         let mut told = std::collections::BTreeSet::new();
         let all = watch.until(PATIENCE, |object| {
             let at = object["status"]["heartbeatTime"].as_str();
@@ -550,7 +566,7 @@ fn fill(cluster: &Kubernetes, nodes: usize, deployments: usize) {
     eprintln!("   filled in {:.0?}", began.elapsed());
 }
 
-fn node_object(n: usize) -> Value {
+pub fn node_object(n: usize) -> Value {
     let name = node(n);
     json!({"metadata": {"name": name, "labels": {
         "kubernetes.io/arch": "amd64", "kubernetes.io/os": "linux", "kubernetes.io/hostname": name,

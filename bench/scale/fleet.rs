@@ -5,6 +5,7 @@
 
 use std::ffi::OsString;
 use std::io::Read;
+use std::ops::Range;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -21,9 +22,9 @@ pub const ARGUMENT: &str = "run-agents";
 pub struct Fleet(Vec<Child>);
 
 impl Fleet {
-    /// Starts the agents of nodes `0..nodes`, all at once.
-    pub fn start(kubeconfig: &Path, sockets: &Path, nodes: usize) -> Self {
-        let starts = (0..nodes).step_by(PER_PROCESS);
+    /// Starts the agents of these nodes, all at once.
+    pub fn start(kubeconfig: &Path, sockets: &Path, nodes: Range<usize>) -> Self {
+        let starts = nodes.clone().step_by(PER_PROCESS);
         let start = |first: usize| {
             let mut command = Command::new(std::env::current_exe().unwrap());
             command
@@ -32,7 +33,7 @@ impl Fleet {
                 .env("KUBECONFIG", kubeconfig)
                 .arg(ARGUMENT)
                 .arg(sockets)
-                .args([first, nodes.min(first + PER_PROCESS)].map(|n| n.to_string()))
+                .args([first, nodes.end.min(first + PER_PROCESS)].map(|n| n.to_string()))
                 .stdin(Stdio::piped());
             command.spawn().unwrap()
         };

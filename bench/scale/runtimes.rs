@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
-use std::future::{Ready, ready};
+use std::future::ready;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::{Duration, Instant};
@@ -32,6 +32,10 @@ pub const IMAGE_BYTES: u64 = 200_000_000;
 pub const PULL: Duration = Duration::from_secs(8);
 /// Number of pulls that a peer with the image serves at once.
 pub const UPLOADS: usize = 2;
+/// An image whose reference contains this does not exist.
+pub const MISSING: &str = "/missing/";
+/// The registry of an image whose reference contains this limits the rate.
+pub const LIMITED: &str = "/limited/";
 
 /// The runtimes of all nodes.
 pub struct Runtimes {
@@ -170,7 +174,14 @@ impl Node {
         images
     }
 
-    async fn pull(&self, reference: String) -> String {
+    async fn pull(&self, reference: String) -> Result<String, Status> {
+        if reference.contains(MISSING) {
+            return Err(Status::not_found(format!("{reference}: not found")));
+        }
+        if reference.contains(LIMITED) {
+            let message = format!("{reference}: unexpected status: 429 Too Many Requests");
+            return Err(Status::unknown(message));
+        }
         let begin = |pulls: &mut Pulls| pulls.begin();
         let from_registry = begin(self.shared.pulls().entry(reference.clone()).or_default());
         tokio::time::sleep(PULL.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
@@ -179,7 +190,7 @@ impl Node {
         }
         let id = image(&reference).id;
         self.own.lock().unwrap().insert(reference);
-        id
+        Ok(id)
     }
 }
 
@@ -211,34 +222,37 @@ async fn answer(request: Request<Incoming>, node: Arc<Node>) -> Result<Response<
     let name = |spec: Option<ImageSpec>| spec.unwrap_or_default().image;
     let answer = match request.uri().path() {
         "/runtime.v1.RuntimeService/Version" => {
-            unary(request, |_: VersionRequest| ready(version())).await
+            unary(request, |_: VersionRequest| ready(Ok(version()))).await
         }
         "/runtime.v1.ImageService/ListImages" => {
             let list = |_: ListImagesRequest| {
-                ready(ListImagesResponse {
+                ready(Ok(ListImagesResponse {
                     images: node.list(),
-                })
+                }))
             };
             unary(request, list).await
         }
         "/runtime.v1.ImageService/ImageStatus" => {
             let status = |asked: ImageStatusRequest| {
                 let image = node.status(&name(asked.image));
-                ready(ImageStatusResponse {
+                ready(Ok(ImageStatusResponse {
                     image,
                     ..ImageStatusResponse::default()
-                })
+                }))
             };
             unary(request, status).await
         }
         "/runtime.v1.ImageService/ImageFsInfo" => {
-            unary(request, |_: ImageFsInfoRequest| file_system(&node)).await
+            unary(request, |_: ImageFsInfoRequest| {
+                ready(Ok(file_system(&node)))
+            })
+            .await
         }
         "/runtime.v1.ImageService/PullImage" => {
             let node = Arc::clone(&node);
             let pull = move |asked: PullImageRequest| async move {
-                let image_ref = node.pull(name(asked.image)).await;
-                PullImageResponse { image_ref }
+                let image_ref = node.pull(name(asked.image)).await?;
+                Ok::<_, Status>(PullImageResponse { image_ref })
             };
             unary(request, pull).await
         }
@@ -253,12 +267,12 @@ where
     M: prost::Message + Default + Send + 'static,
     R: prost::Message + Default + Send + 'static,
     F: FnOnce(M) -> A,
-    A: Future<Output = R>,
+    A: Future<Output = Result<R, Status>>,
 {
     let mut answer = Some(answer);
     let service = tower::service_fn(move |request: tonic::Request<M>| {
         let answered = answer.take().expect("one message a call")(request.into_inner());
-        async move { Ok::<_, Status>(tonic::Response::new(answered.await)) }
+        async move { answered.await.map(tonic::Response::new) }
     });
     let mut grpc = Grpc::new(ProstCodec::<R, M>::default());
     grpc.unary(service, request).await
@@ -273,11 +287,11 @@ fn version() -> VersionResponse {
     }
 }
 
-fn file_system(node: &Node) -> Ready<ImageFsInfoResponse> {
+fn file_system(node: &Node) -> ImageFsInfoResponse {
     let everywhere = node.shared.everywhere.read().unwrap().len();
     let images = everywhere + node.own.lock().unwrap().len();
     let value = images as u64 * IMAGE_BYTES;
-    ready(ImageFsInfoResponse {
+    ImageFsInfoResponse {
         image_filesystems: vec![FilesystemUsage {
             fs_id: Some(FilesystemIdentifier {
                 mountpoint: "/var/lib/stand-in".into(),
@@ -286,5 +300,5 @@ fn file_system(node: &Node) -> Ready<ImageFsInfoResponse> {
             ..FilesystemUsage::default()
         }],
         ..ImageFsInfoResponse::default()
-    })
+    }
 }

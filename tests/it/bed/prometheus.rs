@@ -27,6 +27,30 @@ impl Prometheus {
         values.reduce(|one: f64, other| if one.is_nan() { other } else { one })
     }
 
+    /// The series of a query between two times in seconds: labels, and times with values.
+    pub fn range(
+        &self,
+        query: &str,
+        (from, to): (f64, f64),
+        step: f64,
+    ) -> Vec<(Value, Vec<(f64, f64)>)> {
+        let query = form_urlencoded::byte_serialize(query.as_bytes()).collect::<String>();
+        let answer = self.get(&format!(
+            "/api/v1/query_range?query={query}&start={from}&end={to}&step={step}"
+        ));
+        assert_eq!(answer["status"], "success", "{query}: {answer}");
+        let series = answer["data"]["result"].as_array().unwrap().iter();
+        let series = series.map(|series| {
+            let values = series["values"].as_array().unwrap().iter();
+            let point = |value: &Value| {
+                let text = value[1].as_str().unwrap();
+                (value[0].as_f64().unwrap(), text.parse().unwrap())
+            };
+            (series["metric"].clone(), values.map(point).collect())
+        });
+        series.collect()
+    }
+
     /// The names of the alerts that fire, sorted.
     pub fn firing(&self) -> Vec<String> {
         let answer = self.get("/api/v1/alerts");
