@@ -94,6 +94,10 @@ pub enum Reason {
     Limit,
     /// It exceeds `--disk-budget`.
     DiskBudget,
+    /// The image file system would be above `--disk-high-percent`, or is.
+    DiskPressure,
+    /// It was removed from the node again and again.
+    Evicted,
 }
 
 impl Reason {
@@ -106,6 +110,8 @@ impl Reason {
             Self::NodeMismatch => "node_mismatch",
             Self::Limit => "limit",
             Self::DiskBudget => "disk_budget",
+            Self::DiskPressure => "disk_pressure",
+            Self::Evicted => "evicted",
         }
     }
 }

@@ -62,6 +62,16 @@ impl DiskMarks {
         }
     }
 
+    /// The high mark as a percentage of the capacity.
+    pub fn high_percent(&self) -> u8 {
+        self.high_percent
+    }
+
+    /// Returns whether the usage was above the high mark, and not below the resume mark since.
+    pub fn is_yielding(&self) -> bool {
+        self.is_yielding
+    }
+
     /// The usage in bytes above which harpoon yields.
     pub fn high(&self, fs: ImageFs) -> u64 {
         fs.percent(self.high_percent)

@@ -277,4 +277,8 @@ impl ImageService for SealingRuntime {
     async fn usage(&self) -> Result<Usage, RuntimeError> {
         self.runtime.usage().await
     }
+
+    async fn file_system(&self) -> Option<ImageFs> {
+        self.image_fs().await.ok()
+    }
 }

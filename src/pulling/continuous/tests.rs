@@ -54,7 +54,7 @@ impl Bed {
             }
         };
         tokio::select! {
-            never = keep_pulling(&self.feed, &self.service, &keyring, options, None, &see) => match never {},
+            never = keep_pulling(&self.feed, &self.service, &keyring, options, None, None, &see) => match never {},
             () = story => {}
         }
     }
@@ -241,7 +241,7 @@ async fn evicted_images_leave_space() {
     feed.set(plan);
     let options = options();
     tokio::select! {
-        never = keep_pulling(&feed, &service, &keyring, &options, Some(budget), &see) => match never {},
+        never = keep_pulling(&feed, &service, &keyring, &options, Some(budget), None, &see) => match never {},
         () = seconds(600) => {}
     }
     let finished = finished.into_inner().expect("lock");
