@@ -207,9 +207,7 @@ impl<'a, S: ImageService, O: Fn(Event<'_>) + Sync> Run<'a, S, O> {
             let (attempt, result) = match self.attempt(index, image, reference, state).await {
                 Attempt::Ended(attempt, result) => (attempt, result),
                 Attempt::Skipped(reason, message) => {
-                    return image
-                        .report(Outcome::Skipped)
-                        .because(reason, message);
+                    return image.report(Outcome::Skipped).because(reason, message);
                 }
             };
             let error = match result {

@@ -42,6 +42,7 @@ const BAD: &[(&str, &str, &str)] = &[
     ("watch-cache", "1", "true or false"),
     ("startup-taints", "booting=true:NoSchedule", "taint keys"),
     ("disk-budget", "20GB", "20Gi"),
+    ("disk-high-percent", "5", "10 to 100"),
     ("refresh", "perhaps", "true or false"),
     ("registry-concurrency", "1001", "1 to 1000"),
     ("stagger", "5", "90s"),

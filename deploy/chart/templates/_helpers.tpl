@@ -451,7 +451,9 @@ securityContext:
 {{- define "harpoon.checkMode" -}}
 {{- if eq .Values.mode "once" }}
 {{- if .Values.prefetch }}{{ fail "prefetch requires mode: continuous" }}{{ end }}
-{{- if hasKey .Values.settings "RESYNC" }}{{ fail "settings.RESYNC requires mode: continuous" }}{{ end }}
+{{- range list "RESYNC" "DISK_HIGH_PERCENT" }}
+{{- if hasKey $.Values.settings . }}{{ fail (printf "settings.%s requires mode: continuous" .) }}{{ end }}
+{{- end }}
 {{- else if eq .Values.mode "continuous" }}
 {{- range list "NAMESPACES" "WORKLOADS" "SELECTOR" "INCLUDE_IDLE" "WATCH_CACHE" "ONLY" "IGNORE" "LIMIT" "SEAL" "REFRESH" }}
 {{- if hasKey $.Values.settings . }}{{ fail (printf "settings.%s has no meaning with mode: continuous: the spec of an ImagePrefetch says it; see prefetch" .) }}{{ end }}

@@ -9,6 +9,7 @@ use tracing::{info, warn};
 
 use super::Agent;
 use super::connection::{self, Lost};
+use super::retention::{self, Retention};
 use super::secrets::Secrets;
 use crate::app::node_run;
 use crate::app::settings::SealSettings;
@@ -35,6 +36,8 @@ const SEAL_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 const HOUR: Duration = Duration::from_secs(3600);
 /// The time between the start and the first renewal.
 const FIRST_RENEWAL: Duration = Duration::from_secs(60);
+/// The shortest time between two comparisons with the runtime because of deleted images.
+const AFTER_REMOVAL: Duration = Duration::from_secs(1);
 /// The time between two reads of the disk usage, without pulls and with pulls.
 const USAGE: Duration = Duration::from_secs(600);
 const USAGE_BUSY: Duration = Duration::from_secs(30);
@@ -62,7 +65,17 @@ pub(super) async fn fill(agent: &Agent, runtime: Runtime) -> Lost {
     let see = |event: Event<'_>| agent.see(&event);
     let pulling = async {
         let budget = budget(agent, &runtime).await;
-        keep_pulling(&feed, &runtime, &agent.keyring, &options, budget, &see).await
+        let marks = agent.marks_in_use();
+        keep_pulling(
+            &feed,
+            &runtime,
+            &agent.keyring,
+            &options,
+            budget,
+            marks,
+            &see,
+        )
+        .await
     };
     agent.checks.runtime.pass();
     tokio::select! {
@@ -73,6 +86,7 @@ pub(super) async fn fill(agent: &Agent, runtime: Runtime) -> Lost {
         never = Box::pin(renew(agent, &runtime)) => match never {},
         never = Box::pin(settle(agent, &runtime)) => match never {},
         never = Box::pin(measure(agent, &runtime)) => match never {},
+        never = Box::pin(retention::removals(agent, &runtime)) => match never {},
     }
 }
 
@@ -104,9 +118,11 @@ async fn plan(agent: &Agent, runtime: &SealingRuntime, feed: &Feed) -> Infallibl
         runtime,
         feed,
         secrets: Secrets::new(),
+        retention: Retention::new(agent, runtime),
         files: agent.keyring.changes(),
         // Everything is checked at once.
         resync: Instant::now(),
+        compared: None,
     };
     loop {
         if agent.state().can_decide() {
@@ -126,16 +142,25 @@ struct Planner<'a> {
     runtime: &'a SealingRuntime,
     feed: &'a Feed,
     secrets: Secrets,
+    retention: Retention<'a>,
     /// How often the files with credentials had changed.
     files: u64,
     /// The time of the next comparison with the runtime.
     resync: Instant,
+    /// The time of the last one.
+    compared: Option<Instant>,
 }
 
 impl Planner<'_> {
     async fn plan(&mut self) {
-        let is_due = Instant::now() >= self.resync;
+        let now = Instant::now();
+        if std::mem::take(&mut self.agent.state().is_stale) {
+            let earliest = self.compared.map_or(now, |at| at + AFTER_REMOVAL);
+            self.resync = self.resync.min(earliest);
+        }
+        let is_due = now >= self.resync;
         if is_due {
+            self.compared = Some(now);
             self.resync = Instant::now() + jittered(self.agent.settings.resync);
         }
         let (mut retried, references, policies, wanted) = {
@@ -154,6 +179,7 @@ impl Planner<'_> {
         };
         self.runtime.set_policies(policies);
         look_up(self.agent, self.runtime, &references).await;
+        retried.extend(self.retention.keep(is_due).await);
         let Agent {
             cluster, keyring, ..
         } = self.agent;
@@ -223,7 +249,8 @@ async fn refresh(agent: &Agent, probe: &RegistryProbe<'_>) -> Infallible {
 async fn renew(agent: &Agent, runtime: &SealingRuntime) -> Infallible {
     sleep(FIRST_RENEWAL).await;
     loop {
-        let sealed = agent.state().sealed();
+        let mut sealed = agent.state().protected_by_seals();
+        sealed.retain(|image| agent.marks().may_protect(image.normalized()));
         runtime.renew(&sealed.iter().collect::<Vec<_>>()).await;
         sleep(jittered(HOUR)).await;
     }

@@ -95,6 +95,8 @@ pub(super) struct State {
     images: HashMap<Arc<str>, Image>,
     /// Those images in the order of their pulls.
     order: Vec<Arc<str>>,
+    /// The images that no prefetch uses any more, which stay protected for a time.
+    pub(super) kept: Vec<Arc<Planned>>,
     /// The revisions of the prefetches when that was decided; `None` before.
     revisions: Option<BTreeMap<String, String>>,
     /// The runtime that answers.
@@ -102,6 +104,14 @@ pub(super) struct State {
     /// The runtime that answered last.
     pub(super) last_runtime: Option<RuntimeInfo>,
     pub(super) usage: Option<u64>,
+    /// The size of the image file system.
+    pub(super) capacity: Option<u64>,
+    /// Why nothing is pulled: the usage is above the high mark, or was and is not below the resume mark since.
+    pub(super) yielding: Option<String>,
+    /// Why pins have no effect, where images are to be pinned.
+    pub(super) pins_ignored: Option<String>,
+    /// An image was deleted: the runtime is to be compared soon.
+    pub(super) is_stale: bool,
     /// A pull was refused though a pull secret is named for its image: the Secret may have changed.
     pub(super) is_refused: bool,
     /// Pull secrets that cannot be used, each with the reason.
@@ -153,6 +163,7 @@ impl State {
         };
         let desired = desired::desired(self.objects.values(), &here);
         self.revisions = Some(desired::revisions(self.objects.values()));
+        self.kept = desired::kept(self.objects.values(), node);
         self.order = desired
             .iter()
             .map(|d| Arc::clone(&d.planned.image))
@@ -239,7 +250,9 @@ impl State {
     pub(super) fn plan(&self, now: SystemTime, instant: Instant) -> Plan {
         let mut facts = Facts::default();
         let mut candidates = Vec::new();
-        for image in self.images().filter(|image| image.may_start(now, instant)) {
+        let is_held = |image: &Image| self.yielding.is_some() && image.is_missing();
+        let images = self.images().filter(|image| image.may_start(now, instant));
+        for image in images.filter(|image| !is_held(image)) {
             let name = image.planned.image.to_string();
             if let Presence::Present(stored, _) = &image.presence {
                 facts.presence.insert(name.clone(), stored.clone());
@@ -322,6 +335,61 @@ impl State {
             _ => None,
         });
         sealed.collect()
+    }
+
+    /// The images whose seals are renewed: those that are there, and those that are only kept.
+    pub(super) fn protected_by_seals(&self) -> Vec<Reference> {
+        let kept = self.kept.iter();
+        let kept = kept.filter_map(|planned| planned.reference.clone().ok());
+        self.sealed().into_iter().chain(kept).collect()
+    }
+
+    /// Returns whether an image of any node's plan has this normalised reference.
+    pub(super) fn is_planned(&self, image: &str) -> bool {
+        self.objects
+            .values()
+            .any(|planned| &*planned.image == image)
+    }
+
+    /// Returns whether the node needs the image.
+    pub(super) fn needs(&self, image: &str) -> bool {
+        self.images.contains_key(image)
+    }
+
+    /// Nothing is pulled, for this reason: what is not there counts as failed. `None` ends that; returns the images that may be
+    /// pulled again then.
+    pub(super) fn set_yielding(&mut self, why: Option<String>) -> Vec<String> {
+        let is_over = self.yielding.is_some() && why.is_none();
+        if let Some(message) = &why {
+            let held = self.images.values_mut().filter(|image| {
+                image.presence != Presence::Unknown && image.is_missing() && !image.is_here()
+            });
+            for image in held.filter(|image| image.planned.reference.is_ok()) {
+                image.is_started = false;
+                image.has_failed = true;
+                image.failure = Some(Failure {
+                    reason: Reason::DiskPressure,
+                    message: message.clone(),
+                });
+            }
+        }
+        self.yielding = why;
+        match is_over {
+            true => self.fits_again(),
+            false => Vec::new(),
+        }
+    }
+
+    /// There is space again: forgets the failures for lack of it, and returns their images.
+    pub(super) fn fits_again(&mut self) -> Vec<String> {
+        let mut again = Vec::new();
+        for (name, image) in &mut self.images {
+            let is_pressed = |failure: &mut Failure| failure.reason == Reason::DiskPressure;
+            if image.failure.take_if(is_pressed).is_some() {
+                again.push(name.to_string());
+            }
+        }
+        again
     }
 
     /// An attempt at the image begins.
@@ -518,13 +586,30 @@ impl Image {
                     self.gone = 0;
                 }
                 self.gone += 1;
-                self.resting = (self.gone > 1).then(|| asked + pause(self.gone - 1));
                 self.presence = Presence::Removed;
                 self.moved = None;
+                if self.gone > 1 && self.is_missing() {
+                    self.rest(asked);
+                }
             }
             Presence::Unknown => self.presence = Presence::Absent,
             Presence::Absent | Presence::Removed => {}
         }
+    }
+
+    /// The image was removed repeatedly: it is pulled again after a pause.
+    fn rest(&mut self, now: Instant) {
+        let pause = pause(self.gone - 1);
+        self.resting = Some(now + pause);
+        self.has_failed = true;
+        self.failure = Some(Failure {
+            reason: Reason::Evicted,
+            message: format!(
+                "removed from the node {} times; pulled again in {}",
+                self.gone,
+                humantime::format_duration(Duration::from_secs(pause.as_secs().max(1)))
+            ),
+        });
     }
 
     fn fail(&mut self, report: &ImageReport, problems: &HashMap<PullSecret, String>) {

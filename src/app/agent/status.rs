@@ -18,8 +18,12 @@ const MAX_IMAGE: usize = 300;
 const MAX_MESSAGE: usize = 240;
 /// The size of a status in bytes beyond which failures are left out.
 const MAX_BYTES: usize = 4000;
-/// The only condition.
+/// The condition that is always there, and first.
 const READY: &str = "Ready";
+/// The condition of a node on which harpoon yields the disk.
+const DISK_PRESSURE: &str = "DiskPressure";
+/// The condition of a node whose runtime does not pin images that are to be pinned.
+const PINS_IGNORED: &str = "PinsIgnored";
 /// Its reason while no runtime responds.
 pub(super) const RUNTIME_UNAVAILABLE: &str = "RuntimeUnavailable";
 
@@ -67,7 +71,7 @@ pub(super) fn status(
     let runtime = state.last_runtime.as_ref();
     let first_fill = state.first_fill.duration();
     let mut status = NodePrefetchStatus {
-        conditions: vec![ready(state, all, before, now)],
+        conditions: conditions(state, all, before, now),
         desired: number(all.desired()),
         present: number(all.present),
         pulling: number(all.pulling + all.waiting),
@@ -84,7 +88,7 @@ pub(super) fn status(
         image_store: state.usage.map(|used| ImageStore {
             harpoon_bytes: Some(bytes(state.bytes())),
             used_bytes: Some(bytes(used)),
-            capacity_bytes: None,
+            capacity_bytes: state.capacity.map(bytes),
         }),
         heartbeat_time: time(now),
     };
@@ -168,11 +172,40 @@ fn ready(
         _ => (true, "Complete", "all images are present".to_owned()),
     };
     let status = if is_ready { "True" } else { "False" };
-    let conditions = before.into_iter().flat_map(|status| &status.conditions);
-    let same = conditions.filter(|known| known.kind == READY && known.status == status);
+    condition((READY, status, reason), message, before, now)
+}
+
+/// All conditions; those of special states only while they last.
+fn conditions(
+    state: &State,
+    counts: Counts,
+    before: Option<&NodePrefetchStatus>,
+    now: SystemTime,
+) -> Vec<Condition> {
+    let mut conditions = vec![ready(state, counts, before, now)];
+    for (kind, reason, message) in [
+        (DISK_PRESSURE, "AboveHighMark", &state.yielding),
+        (PINS_IGNORED, "NotSupported", &state.pins_ignored),
+    ] {
+        if let Some(message) = message {
+            let message = clip(&sanitize(message), MAX_MESSAGE);
+            conditions.push(condition((kind, "True", reason), message, before, now));
+        }
+    }
+    conditions
+}
+
+fn condition(
+    (kind, status, reason): (&str, &str, &str),
+    message: String,
+    before: Option<&NodePrefetchStatus>,
+    now: SystemTime,
+) -> Condition {
+    let known = before.into_iter().flat_map(|status| &status.conditions);
+    let same = known.filter(|known| known.kind == kind && known.status == status);
     let since = same.map(|known| known.last_transition_time.clone()).next();
     Condition {
-        kind: READY.to_owned(),
+        kind: kind.to_owned(),
         status: status.to_owned(),
         reason: reason.to_owned(),
         message,
@@ -197,6 +230,8 @@ fn camel_case(reason: Reason) -> &'static str {
             FailureKind::Other => "Other",
         },
         Reason::DiskBudget => "DiskBudget",
+        Reason::DiskPressure => DISK_PRESSURE,
+        Reason::Evicted => "Evicted",
         Reason::Ignored | Reason::NotOnly | Reason::NodeMismatch | Reason::Limit => "Skipped",
     }
 }

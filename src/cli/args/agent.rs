@@ -10,7 +10,7 @@ use super::output::LogArgs;
 use super::pulling::LimitArgs;
 use super::runtime::{EndpointArgs, node_name, platform};
 use super::serve::ServingArgs;
-use super::store::BudgetArgs;
+use super::store::{BudgetArgs, DiskMarkArgs};
 use super::values::{single, time_above_zero};
 use crate::app::agent::Settings;
 use crate::app::settings::RuntimeSettings;
@@ -23,6 +23,8 @@ pub(crate) struct AgentArgs {
     taints: TaintArgs,
     #[command(flatten)]
     budget: BudgetArgs,
+    #[command(flatten)]
+    marks: DiskMarkArgs,
     #[command(flatten)]
     endpoint: EndpointArgs,
     #[command(flatten)]
@@ -65,6 +67,7 @@ impl AgentArgs {
             startup_taints: self.taints.keys(),
             pull: self.limits.settings(),
             disk_budget: self.budget.disk_budget,
+            disk_high_percent: self.marks.high_percent(),
             metrics_address: self.serving.metrics_address,
             resync: self.node.resync,
         }

@@ -278,9 +278,35 @@ fn settings_reach_the_agent() {
 }
 
 #[test]
+fn image_file_system_is_mounted_read_only() {
+    let directory = "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs";
+    let values = json!({"mode": "continuous", "continuous": {"imageFilesystem": directory}});
+    let objects = rendered(&values);
+    let agent = pod(&objects, "DaemonSet");
+    let find = |list: &Value| {
+        let mut all = list.as_array().unwrap().iter();
+        all.find(|entry| entry["name"] == "imagefs").cloned()
+    };
+    let mount = json!({"name": "imagefs", "mountPath": directory, "readOnly": true});
+    assert_eq!(find(&agent["containers"][0]["volumeMounts"]), Some(mount));
+    let volume = find(&agent["volumes"]).unwrap();
+    assert_eq!(
+        volume["hostPath"],
+        json!({"path": directory, "type": "Directory"})
+    );
+    let without = rendered(&json!({"mode": "continuous"}));
+    assert_eq!(find(&pod(&without, "DaemonSet")["volumes"]), None);
+}
+
+#[test]
 fn settings_of_continuous_mode_are_the_agents() {
     let mut settings = valid_settings();
-    for (name, value) in [("SEAL", "never"), ("SEAL_TTL", "24h"), ("RESYNC", "5m")] {
+    for (name, value) in [
+        ("SEAL", "never"),
+        ("SEAL_TTL", "24h"),
+        ("RESYNC", "5m"),
+        ("DISK_HIGH_PERCENT", "75"),
+    ] {
         settings[name] = json!(value);
     }
     let of_agent = variables_of("agent");
@@ -308,6 +334,14 @@ fn wrong_continuous_values_are_refused() {
         (
             json!({"settings": {"RESYNC": "1m"}}),
             "settings.RESYNC requires mode: continuous",
+        ),
+        (
+            json!({"settings": {"DISK_HIGH_PERCENT": 75}}),
+            "settings.DISK_HIGH_PERCENT requires mode: continuous",
+        ),
+        (
+            continuous(json!({"settings": {"DISK_HIGH_PERCENT": 5}})),
+            "DISK_HIGH_PERCENT",
         ),
         (
             continuous(json!({"images": ["nginx"]})),

@@ -34,7 +34,7 @@ fn unseal(containerd: &'static Containerd, image: &str) {
 }
 
 /// Fills the file system by a file of a neighbour's, up to this percentage.
-fn fill(containerd: &'static Containerd, percent: u8) {
+pub(crate) fn fill(containerd: &'static Containerd, percent: u8) {
     let file = containerd.store().join("neighbour");
     let own = fs::metadata(&file).map_or(0, |file| file.len());
     let now = image_fs(containerd);
