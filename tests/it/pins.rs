@@ -89,7 +89,7 @@ pub(crate) fn evict(containerd: &'static Containerd, image: &str) {
     });
 }
 
-/// Whether the CRI reports the image under this name as pinned.
+/// Returns whether the CRI reports the image under this name as pinned.
 fn cri_pins(containerd: &'static Containerd, image: &str) -> bool {
     let image = image.to_owned();
     block_on(async move {
@@ -267,7 +267,7 @@ fn release_command_unpins() {
     let warning = "neither sealed nor pinned on this node";
     assert!(output.stderr.contains(warning), "{output}");
     assert_pinned(containerd, &[&api], "released one");
-    let output = harpoon.clone().run().expect(0);
+    let output = harpoon.run().expect(0);
     assert_eq!(
         output.json()["released"],
         serde_json::json!([api]),

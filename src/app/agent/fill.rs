@@ -24,6 +24,7 @@ use crate::planning::plan::Moved;
 use crate::planning::registry_probe::RegistryProbe;
 use crate::pulling::continuous::{Feed, keep_pulling};
 use crate::pulling::executor::{Event, Options};
+use crate::retry::backoff::shortened;
 use crate::runtime::detect::Runtime;
 use crate::runtime::image_service::ImageService;
 use crate::runtime::sealing::SealingRuntime;
@@ -38,6 +39,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 const FIRST_RENEWAL: Duration = Duration::from_secs(60);
 /// The shortest time between two comparisons with the runtime because of deleted images.
 const AFTER_REMOVAL: Duration = Duration::from_secs(1);
+/// The part of a time that is less as jitter.
+const JITTER: f64 = 0.2;
 /// The time between two reads of the disk usage, without pulls and with pulls.
 const USAGE: Duration = Duration::from_secs(600);
 const USAGE_BUSY: Duration = Duration::from_secs(30);
@@ -99,7 +102,7 @@ async fn budget(agent: &Agent, runtime: &SealingRuntime) -> Option<DiskBudget> {
             Ok(bytes) => break bytes,
             Err(error) => warn!("pulling nothing: {}", sanitize(&format!("{error:#}"))),
         }
-        sleep(jittered(agent.settings.resync)).await;
+        sleep(shortened(agent.settings.resync, JITTER)).await;
     };
     let usage = runtime.usage().await.unwrap_or_else(|error| {
         warn!(
@@ -143,7 +146,7 @@ struct Planner<'a> {
     feed: &'a Feed,
     secrets: Secrets,
     retention: Retention<'a>,
-    /// How often the files with credentials had changed.
+    /// Number of changes of the files with credentials, at the last plan.
     files: u64,
     /// The time of the next comparison with the runtime.
     resync: Instant,
@@ -161,7 +164,7 @@ impl Planner<'_> {
         let is_due = now >= self.resync;
         if is_due {
             self.compared = Some(now);
-            self.resync = Instant::now() + jittered(self.agent.settings.resync);
+            self.resync = now + shortened(self.agent.settings.resync, JITTER);
         }
         let (mut retried, references, policies, wanted) = {
             let mut state = self.agent.state();
@@ -222,7 +225,7 @@ async fn look_up(agent: &Agent, runtime: &SealingRuntime, references: &[Referenc
 /// Looks for tags that have moved.
 async fn refresh(agent: &Agent, probe: &RegistryProbe<'_>) -> Infallible {
     loop {
-        sleep(jittered(HOUR)).await;
+        sleep(shortened(HOUR, JITTER)).await;
         let movable = agent.state().movable();
         let moved = probe
             .moved(movable.iter().map(|(image, stored)| (image, stored)))
@@ -252,7 +255,7 @@ async fn renew(agent: &Agent, runtime: &SealingRuntime) -> Infallible {
         let mut sealed = agent.state().protected_by_seals();
         sealed.retain(|image| agent.marks().may_protect(image.normalized()));
         runtime.renew(&sealed.iter().collect::<Vec<_>>()).await;
-        sleep(jittered(HOUR)).await;
+        sleep(shortened(HOUR, JITTER)).await;
     }
 }
 
@@ -276,14 +279,9 @@ async fn measure(agent: &Agent, runtime: &SealingRuntime) -> Infallible {
         sleep(USAGE_BUSY).await;
         tokio::select! {
             () = agent.pulled.notified() => {}
-            () = sleep(jittered(USAGE)) => {}
+            () = sleep(shortened(USAGE, JITTER)) => {}
         }
     }
-}
-
-/// A time less up to a fifth of it.
-fn jittered(time: Duration) -> Duration {
-    time.mul_f64(1.0 - fastrand::f64() / 5.0)
 }
 
 impl Agent {

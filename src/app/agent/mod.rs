@@ -65,13 +65,13 @@ pub(crate) struct Settings {
     pub(crate) disk_budget: Option<DiskLimit>,
     /// Percentage of the image file system above which nothing is pulled or protected; 100 for none.
     pub(crate) disk_high_percent: u8,
-    /// Where metrics and health are served.
+    /// The address of metrics and health.
     pub(crate) metrics_address: SocketAddr,
     /// The time between two comparisons with the runtime.
     pub(crate) resync: Duration,
 }
 
-/// What the parts of the agent share.
+/// The state that the parts of the agent share.
 struct Agent {
     settings: Settings,
     cluster: Cluster,

@@ -20,7 +20,7 @@ const DOUBLING_PERIOD: &str = "15s";
 /// The longest window that the brake makes.
 const LONGEST_WINDOW: Duration = Duration::from_secs(24 * 3600);
 
-/// What one ImagePrefetch asks for.
+/// The demand of one ImagePrefetch.
 pub(super) enum Demanded<'a> {
     /// These images.
     Resolved(&'a ImagePrefetchSpec, &'a Resolved),
@@ -28,7 +28,7 @@ pub(super) enum Demanded<'a> {
     Held,
 }
 
-/// What the PlannedImage of an image has to be.
+/// The desired PlannedImage of an image.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Desired {
     pub(super) spec: PlannedImageSpec,
@@ -38,7 +38,7 @@ pub(super) struct Desired {
     pub(super) is_widened: bool,
 }
 
-/// What newly planned images get.
+/// The values that newly planned images get.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Planning<'a> {
     /// The time in RFC 3339.
@@ -235,6 +235,11 @@ fn finish(
     // An image that comes back after it was unused starts a rollout of its own, as nodes may have lost it.
     let known = known.filter(|known| !known.spec.prefetches.is_empty());
     let brake = if known.is_some() { brake } else { 0 };
+    if let Some(known) = known
+        && is_similar(known.spec.pods, spec.pods)
+    {
+        spec.pods = known.spec.pods;
+    }
     spec.rollout.start_time = match known {
         Some(known) if !known.spec.rollout.start_time.is_empty() => {
             known.spec.rollout.start_time.clone()
@@ -259,6 +264,13 @@ fn finish(
         brake,
         is_widened,
     }
+}
+
+/// Returns whether two numbers of pods are alike, so that the order of images stays: an autoscaler changes the number all day,
+/// and each write is sent to all nodes.
+fn is_similar(one: i64, other: i64) -> bool {
+    let (least, most) = (one.min(other), one.max(other));
+    least > 0 && most < least.saturating_mul(2)
 }
 
 /// Doubles the times of a rollout so many times; a negative number halves them.
