@@ -35,6 +35,8 @@ const ATTEMPTS: u32 = 5;
 const INTERVAL: Duration = Duration::from_millis(250);
 /// The longest time without a look.
 const TICK: Duration = Duration::from_secs(10);
+/// Time for which a missing right is told after it was missing last.
+const REMEMBERED: Duration = Duration::from_secs(600);
 /// The first and the longest pause after a write that failed.
 const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -55,7 +57,8 @@ pub(super) struct Guard {
     paced: Instant,
     /// When a node may be written again after a failure, and the pause; apart for writes that open its gate, which nothing delays.
     pauses: BTreeMap<(String, bool), (Instant, Duration)>,
-    refusals: BTreeMap<&'static str, Refusal>,
+    /// The rights that a write lacked, and when it did so last.
+    refusals: BTreeMap<&'static str, (Refusal, Instant)>,
     /// Number of nodes that are held, and for each ImagePrefetch.
     held: usize,
     held_by: BTreeMap<String, usize>,
@@ -112,11 +115,11 @@ impl Guard {
 
     /// A right that a write lacked.
     pub(super) fn refusal(&self) -> Option<&Refusal> {
-        self.refusals.values().next()
+        self.refusals.values().map(|(refusal, _)| refusal).next()
     }
 
     /// Looks at all nodes and starts what has to be written. `may_tell` is false while little is known: then gates are opened at their
-    /// timeout, and nothing else is written. Returns whether the numbers of held nodes have changed.
+    /// timeout, and nothing else is written. Returns whether the numbers of held nodes or the missing rights have changed.
     pub(super) fn look(
         &mut self,
         machines: &BTreeMap<String, Machine>,
@@ -131,6 +134,10 @@ impl Guard {
         self.due = now + TICK;
         self.pauses
             .retain(|(name, _), _| machines.get(name).is_some_and(Machine::is_concerned));
+        let refusals = self.refusals.len();
+        self.refusals
+            .retain(|_, (_, at)| now.saturating_duration_since(*at) < REMEMBERED);
+        let has_forgotten = refusals != self.refusals.len();
         let mut held = 0;
         let mut held_by: BTreeMap<String, usize> = BTreeMap::new();
         let mut actions = Vec::new();
@@ -159,7 +166,7 @@ impl Guard {
         }
         let before = (self.held, std::mem::replace(&mut self.held_by, held_by));
         self.held = held;
-        (self.held, &self.held_by) != (before.0, &before.1)
+        has_forgotten || (self.held, &self.held_by) != (before.0, &before.1)
     }
 
     fn start(&mut self, action: Action, now: Instant) {
@@ -209,7 +216,7 @@ impl Guard {
         let opens = action.opens();
         let is_opened = opened.is_ok() && !action.taints.is_empty();
         let is_told = told.is_ok() && action.condition.is_some();
-        let before = self.refusals.clone();
+        let before: Vec<_> = self.refusals.keys().copied().collect();
         let mut has_failed = false;
         for (resource, is_asked, outcome) in [
             ("nodes", !action.taints.is_empty(), opened),
@@ -260,7 +267,7 @@ impl Guard {
                 machine.condition = action.condition;
             }
         }
-        self.refusals != before
+        !self.refusals.keys().eq(&before)
     }
 
     fn failed(&mut self, resource: &'static str, node: &str, error: kube::Error) {
@@ -274,10 +281,10 @@ impl Guard {
                 reason: "Forbidden",
                 message,
             };
-            if self.refusals.get(resource) != Some(&refusal) {
+            if !self.refusals.contains_key(resource) {
                 warn!("{}; retrying", refusal.message);
-                self.refusals.insert(resource, refusal);
             }
+            self.refusals.insert(resource, (refusal, Instant::now()));
             return;
         }
         warn!(

@@ -109,10 +109,8 @@ fn gate_opens_when_images_are_there() {
         ..gate("shop")
     };
     assert!(decided(&node, &[unsettled], Some(&done), at).0);
-    let foreign = Node {
-        owner: Some("another".to_owned()),
-        ..done.clone()
-    };
+    let mut foreign = done.clone();
+    foreign.owner = Some("another".to_owned());
     assert!(decided(&node, &gates, Some(&foreign), at).0);
     // One of two is not enough; one without images needs no agent.
     assert!(decided(&node, &[gate("shop"), gate("more")], Some(&done), at).0);
