@@ -40,11 +40,12 @@ fn report(cluster: &Kubernetes, node: &str, entries: Value, failures: Value) {
     cluster.patch(&format!("{NODES}/{node}/status"), json!({"status": status}));
 }
 
-/// The keys of a node's taints.
+/// The keys of a node's taints, without those that the API server adds to new nodes.
 fn taints(cluster: &Kubernetes, node: &str) -> Vec<String> {
     let taints = cluster.get(&format!("/api/v1/nodes/{node}"))["spec"]["taints"].take();
     let keys = taints.as_array().into_iter().flatten();
     keys.map(|taint| taint["key"].as_str().unwrap().to_owned())
+        .filter(|key| !key.starts_with("node.kubernetes.io/"))
         .collect()
 }
 
