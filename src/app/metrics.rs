@@ -248,6 +248,7 @@ impl AgentMetrics {
 pub(crate) struct ControllerMetrics {
     planned_images: Gauge,
     nodes: Family<State, Gauge>,
+    nodes_held: Gauge,
     reconcile: Histogram,
 }
 
@@ -257,6 +258,7 @@ impl ControllerMetrics {
         let metrics = Self {
             planned_images: Gauge::default(),
             nodes: Family::default(),
+            nodes_held: Gauge::default(),
             reconcile: Histogram::new(RECONCILE_SECONDS),
         };
         let mut to = registry(requests);
@@ -269,6 +271,11 @@ impl ControllerMetrics {
             "harpoon_controller_nodes",
             "Nodes with an agent, by state over all prefetches",
             metrics.nodes.clone(),
+        );
+        to.register(
+            "harpoon_controller_nodes_held",
+            "Nodes that the node gate keeps tainted",
+            metrics.nodes_held.clone(),
         );
         to.register(
             "harpoon_controller_reconcile_seconds",
@@ -290,6 +297,11 @@ impl ControllerMetrics {
     pub(crate) fn set_nodes(&self, state: NodeState, nodes: usize) {
         let state = state.as_str();
         set(&self.nodes.get_or_create(&State { state }), nodes);
+    }
+
+    /// The number of nodes that the node gate keeps tainted.
+    pub(crate) fn set_nodes_held(&self, nodes: usize) {
+        set(&self.nodes_held, nodes);
     }
 
     /// A reconciliation took this time.
@@ -373,6 +385,7 @@ mod tests {
             "harpoon_controller_planned_images 7",
             "harpoon_controller_nodes{state=\"complete\"} 5",
             "harpoon_controller_nodes{state=\"unknown\"} 0",
+            "harpoon_controller_nodes_held 0",
             "harpoon_controller_reconcile_seconds_count 1",
         ] {
             assert!(text.contains(&format!("\n{line}\n")), "{line}: {text}");

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use crate::bed::{Harpoon, Kubernetes, Running, eventually, unique};
 
 mod failover;
+mod gate;
 mod nodes;
 mod rights;
 

@@ -426,7 +426,18 @@ hostNetwork: true
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .Values.tolerations }}
+{{- $tolerations := .Values.tolerations | default list }}
+{{- /* Agents have to run on the nodes that the gate holds. */}}
+{{- if include "harpoon.nodeGate" . }}
+{{- $all := false }}
+{{- range $tolerations }}{{ if and (eq (toString .operator) "Exists") (not .key) (or (not .effect) (eq (toString .effect) "NoSchedule")) }}{{ $all = true }}{{ end }}{{ end }}
+{{- if not $all }}
+{{- range list "harpoon.dev/not-prefetched" "startup-taint.cluster-autoscaler.kubernetes.io/harpoon" }}
+{{- $tolerations = append $tolerations (dict "key" . "operator" "Exists" "effect" "NoSchedule") }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- with $tolerations }}
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -506,4 +517,9 @@ readinessProbe:
     port: metrics
   periodSeconds: 5
   timeoutSeconds: 5
+{{- end }}
+
+{{- /* "true" if the controller may open the node gate. */}}
+{{- define "harpoon.nodeGate" -}}
+{{- if and (eq .Values.mode "continuous") (or .Values.continuous.nodeGate (hasKey (.Values.prefetch | default dict) "nodeGate")) }}true{{ end }}
 {{- end }}

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use super::gate::Held;
 use super::observe::{Node, Planned, Refusal};
 use crate::api::v1alpha1::{
     Condition, ImageFailure, ImagePrefetchStatus, NodeCounts, NodePrefetchEntry,
@@ -78,12 +79,13 @@ impl<'a> Index<'a> {
         self.by_prefetch.get(prefetch).map_or(0, BTreeSet::len)
     }
 
-    fn revision(&self, prefetch: &str) -> &str {
+    /// The revision of an ImagePrefetch's set of PlannedImages.
+    pub(super) fn revision(&self, prefetch: &str) -> &str {
         self.revisions.get(prefetch).unwrap_or(&self.empty)
     }
 
     /// Returns whether an ImagePrefetch has an image.
-    fn has(&self, prefetch: &str, image: &str) -> bool {
+    pub(super) fn has(&self, prefetch: &str, image: &str) -> bool {
         let prefetches = self.by_image.get(image).copied().unwrap_or_default();
         prefetches.iter().any(|name| name == prefetch)
     }
@@ -118,6 +120,8 @@ pub(super) struct Subject<'a> {
     pub(super) standing: &'a Standing,
     /// True if PlannedImages of it have to be written yet.
     pub(super) is_pending: bool,
+    /// The state of its node gate, if it has one.
+    pub(super) gate: Option<Held<'a>>,
 }
 
 /// The status of an ImagePrefetch. Conditions keep their time where their status is that of `before`.
@@ -133,7 +137,10 @@ pub(super) fn status(
         Standing::Resolved { images, .. } => *images,
         _ => index.count(subject.name),
     };
-    let verdict = Verdict::of(subject, images, &sums);
+    let mut verdict = Verdict::of(subject, images, &sums);
+    if let Some(gate) = subject.gate {
+        verdict.add_gate(gate);
+    }
     let conditions = verdict.conditions().map(|(kind, status, reason, message)| {
         let message = clip_bytes(&sanitize(&message), MESSAGE_MAX);
         Condition {
@@ -262,9 +269,21 @@ struct Verdict {
     degraded: Option<(String, String)>,
     reason: String,
     message: String,
+    /// What the node gate adds to the message of Progressing.
+    held: String,
 }
 
 impl Verdict {
+    /// Adds what the node gate lacks, unless something else is wrong, and the nodes that it holds.
+    fn add_gate(&mut self, gate: Held<'_>) {
+        if let (None, Some(refusal)) = (&self.degraded, gate.refusal) {
+            self.degraded = Some((refusal.reason.to_owned(), refusal.message.clone()));
+        }
+        if gate.nodes > 0 {
+            self.held = format!("; nodes held by the node gate: {}", gate.nodes);
+        }
+    }
+
     fn of(subject: Subject<'_>, images: usize, sums: &Sums) -> Self {
         let updates = subject.is_pending || sums.counts.updating > 0;
         let not_ready = |reason: &str, message: String, is_progressing: bool, is_degraded: bool| {
@@ -275,6 +294,7 @@ impl Verdict {
                 degraded,
                 reason: reason.to_owned(),
                 message,
+                held: String::new(),
             }
         };
         let malformed = match subject.standing {
@@ -361,6 +381,7 @@ impl Verdict {
             degraded: None,
             reason: reason.to_owned(),
             message,
+            held: String::new(),
         }
     }
 
@@ -387,7 +408,7 @@ impl Verdict {
                 "Progressing",
                 text(self.is_progressing),
                 progress,
-                self.message.clone(),
+                format!("{}{}", self.message, self.held),
             ),
             ("Degraded", text(degraded), why.0, why.1),
         ]

@@ -300,13 +300,10 @@ async fn pulls_stay_below_high_mark() {
         &[("a", &[Trickles(10)]), ("b", &[Pulled]), ("c", &[Pulled])],
         &[0],
     );
-    let fs = |used| {
-        Some(ImageFs {
-            capacity: 1000,
-            used,
-        })
-    };
-    *service.fs.lock().expect("lock") = fs(700);
+    *service.fs.lock().expect("lock") = Some(ImageFs {
+        capacity: 1000,
+        used: 700,
+    });
     // Only two of the three fit together, and the large one never.
     let images = [("a", 60), ("b", 60), ("c", 500)];
     let candidates = images.map(|(image, _)| Candidate::listed(image)).into();

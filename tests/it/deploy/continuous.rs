@@ -213,6 +213,39 @@ fn rights_follow_from_continuous_values() {
 }
 
 #[test]
+fn node_gate_adds_rights_and_tolerations() {
+    let gate = ["*: get,list,watch,patch nodes. ", "*: patch nodes/status. "];
+    let of_nodes = |objects: &[Value]| -> BTreeSet<String> {
+        let mut rights = rights(objects, "harpoon-controller");
+        rights.retain(|right| right.contains(" nodes"));
+        rights
+    };
+    let expected = BTreeSet::from(gate.map(str::to_owned));
+    for values in [
+        json!({"mode": "continuous", "continuous": {"nodeGate": true}, "tolerations": [{"key": "a", "operator": "Exists"}]}),
+        json!({"mode": "continuous", "prefetch": {"images": ["a"], "nodeGate": {"timeout": "5m"}}, "tolerations": []}),
+    ] {
+        let objects = rendered(&values);
+        assert_eq!(of_nodes(&objects), expected);
+        check_rights(&objects, "harpoon-agent", &AGENT);
+        let tolerations = pod(&objects, "DaemonSet")["tolerations"].to_string();
+        for key in [
+            "harpoon.dev/not-prefetched",
+            "startup-taint.cluster-autoscaler.kubernetes.io/harpoon",
+        ] {
+            assert!(tolerations.contains(key), "{tolerations}");
+        }
+    }
+    // By default there is no right, and agents tolerate everything.
+    let objects = rendered(&json!({"mode": "continuous", "continuous": {"nodeGate": false}}));
+    assert!(of_nodes(&objects).is_empty());
+    let all = json!([{"operator": "Exists"}]);
+    assert_eq!(pod(&objects, "DaemonSet")["tolerations"], all);
+    let objects = rendered(&json!({"mode": "continuous", "continuous": {"nodeGate": true}}));
+    assert_eq!(pod(&objects, "DaemonSet")["tolerations"], all);
+}
+
+#[test]
 fn modes_share_no_pods_or_accounts() {
     let names = |mode: &str| -> BTreeSet<String> {
         let objects = rendered(&json!({"mode": mode})).into_iter();
