@@ -140,20 +140,30 @@ impl SealingRuntime {
         self.runtime.image_fs().await
     }
 
-    /// The seals that count; none where nothing is to be sealed, or where containerd does not tell.
-    async fn whole_seals(&self) -> HashMap<String, Seal> {
+    /// The seals that count; none where nothing is to be sealed.
+    async fn whole_seals(&self) -> Result<HashMap<String, Seal>, RuntimeError> {
         let (Some(seals), true) = (self.seals(), self.may_seal()) else {
-            return HashMap::new();
+            return Ok(HashMap::new());
         };
-        match seals.list().await {
-            Ok(mut seals) => {
-                seals.retain(|_, seal| seal.is_whole);
-                seals
-            }
-            Err(error) => {
-                tracing::warn!("failed to list seals: {}", sanitize(&error.message));
-                HashMap::new()
-            }
+        let mut seals = seals.list().await?;
+        seals.retain(|_, seal| seal.is_whole);
+        Ok(seals)
+    }
+
+    /// Seals the image that its name stands for, and leaves the name, where the runtime can. A failure is logged.
+    pub async fn hold(&self, image: &Reference) {
+        let Some(seals) = self.seals() else { return };
+        match seals.hold(image, self.keep).await {
+            Ok(true) => tracing::info!(
+                image = image.as_written(),
+                "sealed, and left the name of somebody else"
+            ),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(
+                image = image.as_written(),
+                "failed to seal: {}",
+                sanitize(&error.message)
+            ),
         }
     }
 
@@ -222,12 +232,33 @@ impl ImageService for SealingRuntime {
 
     async fn statuses(&self, images: &[&Reference]) -> Vec<Status> {
         let (mut statuses, seals) = tokio::join!(self.runtime.statuses(images), self.whole_seals());
+        let may_be_sealed = |image: &Reference| self.policy(image) != SealPolicy::Never;
+        let seals = match seals {
+            Ok(seals) => seals,
+            Err(error) => {
+                tracing::warn!("failed to list seals: {}", sanitize(&error.message));
+                // What has no name may be sealed.
+                let unknown = images.iter().zip(&mut statuses);
+                unknown
+                    .filter(|(image, status)| may_be_sealed(image) && matches!(status, Ok(None)))
+                    .for_each(|(_, status)| *status = Err(error.clone()));
+                return statuses;
+            }
+        };
         for (image, status) in images.iter().zip(&mut statuses) {
-            let Some(seal) = seals.get(image.normalized()) else {
+            let Some(seal) = seals
+                .get(image.normalized())
+                .filter(|_| may_be_sealed(image))
+            else {
                 continue;
             };
             match status {
-                Ok(Some(named)) => named.is_sealed = true,
+                // Its tag may have moved since.
+                Ok(Some(named)) => {
+                    let mut digests = named.digest.iter().chain(&named.known).peekable();
+                    named.is_sealed =
+                        digests.peek().is_none() || digests.any(|d| *d == seal.digest);
+                }
                 status => {
                     *status = Ok(Some(StoredImage {
                         digest: Some(seal.digest.clone()),

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::bed::faulty::{Fault, Gate, Proxy};
 use crate::bed::{self, Containerd, Harpoon, Kubernetes, Running, containerd, eventually, unique};
 
+mod changes;
 mod costs;
 mod nodes;
 mod outages;

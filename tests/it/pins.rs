@@ -112,6 +112,11 @@ pub(crate) struct Named {
 }
 
 impl Named {
+    /// The digest of its manifest or index.
+    pub(crate) fn target(&self) -> &str {
+        &self.target
+    }
+
     /// Whether it names the same image.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         self.target == other.target
@@ -331,6 +336,7 @@ fn docker_cannot_pin() {
         let keep = Keep {
             seal: LIMIT,
             pull: LIMIT,
+            by_agent: false,
         };
         let runtime = SealingRuntime::new(Runtime::Docker(docker), SealPolicy::Auto, keep);
         assert!(!runtime.supports_pins());

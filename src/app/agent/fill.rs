@@ -25,6 +25,7 @@ use crate::planning::registry_probe::RegistryProbe;
 use crate::pulling::continuous::{Feed, keep_pulling};
 use crate::pulling::executor::{Event, Options};
 use crate::retry::backoff::shortened;
+use crate::runtime::containerd::Keep;
 use crate::runtime::detect::Runtime;
 use crate::runtime::image_service::ImageService;
 use crate::runtime::sealing::SealingRuntime;
@@ -54,7 +55,11 @@ pub(super) async fn fill(agent: &Agent, runtime: Runtime) -> Lost {
     let pull = &agent.settings.pull;
     let platform = agent.platform();
     let runtime = runtime.for_platform(&platform);
-    let runtime = SealingRuntime::new(runtime, seals.policy, seals.keep(pull.pull_timeout));
+    let keep = Keep {
+        by_agent: true,
+        ..seals.keep(pull.pull_timeout)
+    };
+    let runtime = SealingRuntime::new(runtime, seals.policy, keep);
     let probe = RegistryProbe::new(&agent.keyring, platform, pull.registry_concurrency);
     let options = Options {
         concurrency: pull.concurrency,

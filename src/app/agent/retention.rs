@@ -15,7 +15,7 @@ use crate::model::reference::Reference;
 use crate::model::text::sanitize;
 use crate::planning::disk_budget::on_disk;
 use crate::planning::disk_marks::{Decision, DiskMarks, PlannedImage};
-use crate::runtime::containerd::Removal;
+use crate::runtime::containerd::{Removal, Seal};
 use crate::runtime::image_service::{ImageService, RuntimeError};
 use crate::runtime::sealing::SealingRuntime;
 
@@ -69,7 +69,7 @@ impl<'a> Retention<'a> {
         let mut again = Vec::new();
         if is_due {
             again = self.follow_disk().await;
-            self.release_unused().await;
+            self.follow_seals().await;
         } else {
             let mut state = self.agent.state();
             // Images that are new in the plan wait too.
@@ -157,8 +157,8 @@ impl<'a> Retention<'a> {
         }
     }
 
-    /// Releases the seals of images that are in no plan any more; while the disk is full, of those that are only kept too.
-    async fn release_unused(&self) {
+    /// Seals what is to be sealed and has a name, and releases the seals that are not wanted any more.
+    async fn follow_seals(&self) {
         let Some(seals) = self.runtime.seals() else {
             return;
         };
@@ -169,22 +169,31 @@ impl<'a> Retention<'a> {
                 return;
             }
         };
+        let to_hold = {
+            let (state, marks) = (self.agent.state(), self.agent.marks());
+            let mut to_hold = match state.yielding {
+                Some(_) => Vec::new(),
+                None => state.to_hold(|image| found.contains_key(image)),
+            };
+            to_hold.retain(|image| marks.may_protect(image.normalized()));
+            to_hold
+        };
+        for image in &to_hold {
+            self.runtime.hold(image).await;
+        }
+        if let Err(error) = seals.take_off_replaced().await {
+            warn!("failed to release seals: {}", sanitize(&error.message));
+        }
         let unused: Vec<_> = {
             let state = self.agent.state();
-            let is_kept = |name: &str| state.kept.iter().any(|kept| &*kept.image == name);
-            let is_full = state.yielding.is_some();
-            let names = found.into_keys();
-            let unused = names.filter(|name| !state.is_planned(name) || is_full && is_kept(name));
+            let unused = found.values().filter(|seal| is_unused(&state, seal));
             unused
-                .filter_map(|name| Reference::of(&name.into()).ok())
+                .filter_map(|seal| Reference::of(&(&*seal.image).into()).ok())
                 .collect()
         };
         match self.release(&unused).await {
             Ok(released) => released.iter().for_each(|image| {
-                info!(
-                    image,
-                    "released the seal: the image is not planned any more"
-                );
+                info!(image, "released the seal: it is not planned any more");
                 self.agent.metrics.released(ReleaseCause::Unused);
             }),
             Err(error) => warn!("failed to release seals: {}", sanitize(&error.message)),
@@ -265,6 +274,16 @@ impl<'a> Retention<'a> {
             }
         }
     }
+}
+
+/// Returns whether a seal is to be released: an agent's whose image has left the plan or is planned without a seal and has its
+/// name; while the disk is full, any of an image that is only kept. Seals of runs expire.
+fn is_unused(state: &State, seal: &Seal) -> bool {
+    let name = &*seal.image;
+    let is_kept = || state.kept.iter().any(|kept| &*kept.image == name);
+    let is_full = state.yielding.is_some();
+    let is_open = state.is_open(name);
+    (seal.is_of_agent && (!state.is_planned(name) || is_open)) || (is_full && is_kept())
 }
 
 /// The message while harpoon yields.

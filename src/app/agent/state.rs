@@ -178,11 +178,7 @@ impl State {
                     if planned.is_new_chance(&image.planned) {
                         chances.push(name.to_string());
                     }
-                    Image {
-                        planned,
-                        start,
-                        ..image
-                    }
+                    image.replanned(planned, start)
                 }
                 None => Image::new(planned, start),
             };
@@ -345,6 +341,30 @@ impl State {
         self.sealed().into_iter().chain(kept).collect()
     }
 
+    /// The images that have a name and no seal of what it stands for, though they are to be sealed: all that always are, and
+    /// those of these that may be.
+    pub(super) fn to_hold(&self, has_seal: impl Fn(&str) -> bool) -> Vec<Reference> {
+        let is_due = |image: &&Image| {
+            let is_unsealed =
+                matches!(&image.presence, Presence::Present(stored, _) if !stored.is_sealed);
+            is_unsealed
+                && match image.planned.seal {
+                    SealPolicy::Always => true,
+                    SealPolicy::Auto => has_seal(&image.planned.image),
+                    SealPolicy::Never => false,
+                }
+        };
+        let due = self.images().filter(is_due);
+        due.filter_map(|image| image.planned.reference.clone().ok())
+            .collect()
+    }
+
+    /// Returns whether the image has its name, and is not to be sealed.
+    pub(super) fn is_open(&self, image: &str) -> bool {
+        let image = self.images.get(image);
+        image.is_some_and(|image| image.is_here() && image.planned.seal == SealPolicy::Never)
+    }
+
     /// Returns whether an image of any node's plan has this normalised reference.
     pub(super) fn is_planned(&self, image: &str) -> bool {
         self.objects
@@ -505,6 +525,19 @@ impl Image {
             failure,
             resting: None,
             gone: 0,
+        }
+    }
+
+    /// The same image, planned otherwise.
+    fn replanned(mut self, planned: Arc<Planned>, start: Option<SystemTime>) -> Self {
+        // A seal counts as presence unless it is not wanted.
+        if planned.seal != self.planned.seal {
+            self.presence = Presence::Unknown;
+        }
+        Self {
+            planned,
+            start,
+            ..self
         }
     }
 

@@ -20,6 +20,8 @@ pub(super) const DIGEST: &str = "harpoon.dev/digest";
 pub(super) const BYTES: &str = "harpoon.dev/bytes";
 /// The number of layers whose compressed form was there when the image was sealed.
 pub(super) const LAYERS: &str = "harpoon.dev/layers";
+/// The mark of a seal that an agent keeps: only those go when their image leaves the plan.
+pub(super) const AGENT: &str = "harpoon.dev/agent";
 /// The image that is being pulled under the lease.
 const PULL: &str = "harpoon.dev/pull";
 /// containerd frees what a lease holds after this time.

@@ -5,7 +5,7 @@ use super::*;
 use crate::bed::Runtime as _;
 use crate::pins::{evict, marks::fill, names, own, pull};
 
-const PIN: &str = "Pin";
+pub(super) const PIN: &str = "Pin";
 const MB: u64 = 1_000_000;
 
 fn retained(policy: &str) -> Value {

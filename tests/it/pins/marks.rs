@@ -17,6 +17,7 @@ fn image_fs(containerd: &'static Containerd) -> ImageFs {
         let keep = Keep {
             seal: LIMIT,
             pull: LIMIT,
+            by_agent: false,
         };
         let runtime = Runtime::Cri(connect(containerd).await);
         let runtime = SealingRuntime::new(runtime, SealPolicy::Auto, keep);
