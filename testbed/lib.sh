@@ -138,6 +138,15 @@ space() { # DIR BYTES
   mountpoint -q "$1" || mount -t tmpfs -o "size=$2" tmpfs "$1"
 }
 
+# Gives a daemon's store a disk of its own: ext4 on a file that takes only what is written.
+disk() { # DIR BYTES
+  mkdir -p "$1"
+  mountpoint -q "$1" && return
+  truncate -s "$2" "$1.disk"
+  mkfs.ext4 -q -F -E lazy_itable_init=1 "$1.disk"
+  mount -o loop "$1.disk" "$1"
+}
+
 unmount_below() { # DIR
   local target
   awk -v dir="$1/" 'index($2, dir) == 1 { print $2 }' /proc/self/mounts | sort -r | while read -r target; do

@@ -190,6 +190,12 @@ impl Containerd {
         Self(Daemon::start("containerd", &handler))
     }
 
+    /// One whose store is a disk of its own with this many bytes.
+    pub fn with_disk(bytes: u64) -> Self {
+        let bytes = bytes.to_string();
+        Self(Daemon::start("containerd", &["--disk", &bytes]))
+    }
+
     /// One that drops layers when they are unpacked.
     pub fn discarding() -> Self {
         Self(Daemon::start("containerd", &["--discard"]))
