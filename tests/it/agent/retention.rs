@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::changes::seals;
 use super::*;
+use crate::bed::faulty::Seen;
 use crate::bed::{CrioStandIn, Runtime as _};
 use crate::pins::marks::{fill, image_fs};
 use crate::pins::{evict, names, own, pull};
@@ -250,6 +251,30 @@ fn seal_of_a_run_stays() {
     assert_eq!(seals(containerd).len(), 1, "{:?}", seals(containerd));
     assert!(seals(containerd).contains_key(&image));
     assert!(containerd.leases().contains(&"backup".to_owned()));
+}
+
+#[test]
+fn sizes_are_requested_near_the_mark() {
+    let containerd: &'static Containerd = Box::leak(Box::new(Containerd::with_disk(500 * MB)));
+    let machine = Machine::new(cluster(), containerd);
+    let agent = machine.harpoon().env("DISK_HIGH_PERCENT", "80").start();
+    let proxy = Proxy::start(bed::registry().url(), |_| Fault::Pass);
+    let pull = |name: &str| {
+        let name = format!("{}:1", unique(name));
+        bed::registry().push(&name);
+        let image = proxy.reference(&name);
+        machine.plan(&image, &json!({}));
+        machine.wait_for(&agent, "the image comes", || containerd.has(&image));
+        let requests = |is_ours: bool| {
+            let by_us =
+                |seen: &Seen| format!("{:?}", seen.headers.get("user-agent")).contains("harpoon");
+            proxy.count(|seen| seen.is_manifest() && by_us(seen) == is_ours)
+        };
+        (requests(true), requests(false) > 0)
+    };
+    assert_eq!(pull("far"), (0, true));
+    fill(containerd, 50);
+    assert_eq!(pull("near"), (1, true));
 }
 
 /// The highest usage of a file system while it exists, read all the time.
