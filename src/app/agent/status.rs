@@ -7,7 +7,7 @@ use super::state::{Failure, Image, State};
 use crate::api::v1alpha1::{
     Condition, ImageStore, NodeFailure, NodePrefetchEntry, NodePrefetchStatus,
 };
-use crate::app::continuous::status::{condition, number};
+use crate::app::continuous::status::{DISK_PRESSURE, condition, number};
 use crate::model::outcome::Reason;
 use crate::model::text::clip_sanitized;
 
@@ -20,8 +20,6 @@ const MAX_MESSAGE: usize = 240;
 const MAX_BYTES: usize = 4000;
 /// The condition that is always there, and first.
 const READY: &str = "Ready";
-/// The condition of a node on which harpoon yields the disk.
-const DISK_PRESSURE: &str = "DiskPressure";
 /// The condition of a node whose runtime does not pin images that are to be pinned.
 const PINS_IGNORED: &str = "PinsIgnored";
 /// Its reason while no runtime responds.

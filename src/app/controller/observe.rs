@@ -12,6 +12,7 @@ use kube::{Resource, ResourceExt};
 
 use super::gate::{GateNode, Machine};
 use super::prefetch::AnyPrefetch;
+use super::pressure::Pressure;
 use super::resolve::{Demand, Namespaces, Source};
 use super::watches::{Needs, Watches};
 use crate::api::v1alpha1::{
@@ -67,6 +68,8 @@ pub(super) struct Node {
     pub(super) has_reported: bool,
     /// The uid of the Node that owns the object.
     pub(super) owner: Option<String>,
+    /// Its disk is above the high mark.
+    pub(super) pressure: Option<Pressure>,
 }
 
 #[cfg(test)]
@@ -84,6 +87,7 @@ impl Node {
             resource_version: String::new(),
             has_reported: true,
             owner: None,
+            pressure: None,
         }
     }
 
@@ -389,6 +393,7 @@ fn node(object: &NodePrefetch, known: Option<&Node>, is_listed: bool, now: Insta
             .iter()
             .find(|owner| owner.kind == "Node")
             .map(|owner| owner.uid.clone()),
+        pressure: Pressure::of(&status.conditions),
         has_reported: !status.heartbeat_time.is_empty() || !status.prefetches.is_empty(),
         resource_version,
     }
