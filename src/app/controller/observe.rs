@@ -22,6 +22,7 @@ use crate::api::v1alpha1::{
 use crate::discovery::workloads::inventory::{Class, Inventory, WatchKey};
 use crate::discovery::workloads::{Scope, Watched};
 use crate::model::failure::FailureKind;
+use crate::model::outcome::Reason;
 use crate::model::text::clip_sanitized;
 use crate::model::workload_kind::WorkloadKind;
 
@@ -95,7 +96,7 @@ impl Node {
     pub(super) fn fail(&mut self, image: &str, kind: FailureKind, message: &str) {
         self.failures.push(Failure {
             image: image.to_owned(),
-            kind,
+            reason: Reason::Failure(kind),
             message: message.to_owned(),
         });
     }
@@ -105,7 +106,7 @@ impl Node {
 #[derive(Debug, Clone)]
 pub(super) struct Failure {
     pub(super) image: String,
-    pub(super) kind: FailureKind,
+    pub(super) reason: Reason,
     pub(super) message: String,
 }
 
@@ -380,10 +381,9 @@ fn node(object: &NodePrefetch, known: Option<&Node>, is_listed: bool, now: Insta
         failures: failures
             .map(|failure| Failure {
                 image: failure.image.clone(),
-                kind: FailureKind::ALL
-                    .into_iter()
-                    .find(|kind| kind.as_str() == failure.reason)
-                    .unwrap_or(FailureKind::Other),
+                reason: Reason::of_nodes()
+                    .find(|reason| reason.as_str() == failure.reason)
+                    .unwrap_or(Reason::Failure(FailureKind::Other)),
                 message: clip_sanitized(&failure.message, MESSAGE_MAX),
             })
             .collect(),

@@ -6,9 +6,9 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::nodes::time_ago;
-use super::{NODES, SOON, Shown, controller};
-use crate::bed::{Kubernetes, eventually};
+use super::nodes::{current, entry, time_ago};
+use super::{NODES, SOON, Shown, controller, images, list, prefetch, wait_for};
+use crate::bed::{Kubernetes, eventually, unique};
 
 const MESSAGE: &str = "83% of the image file system is used: pulls wait until it is below 75%";
 
@@ -38,13 +38,16 @@ fn report(cluster: &Kubernetes, node: &str, since: Option<&str>) {
 fn events(cluster: &Kubernetes) -> Vec<Value> {
     let mut events = cluster.get("/apis/events.k8s.io/v1/events")["items"].take();
     let mut events = std::mem::take(events.as_array_mut().unwrap());
-    events.retain(|event| event["reason"] == "DiskPressure");
+    events
+        .retain(|event| event["reason"] == "DiskPressure" && event["regarding"]["kind"] == "Node");
     events
 }
 
 fn leads(cluster: &Kubernetes) -> Shown {
     let running = Shown(controller(cluster).start());
-    eventually("it leads", SOON, || running.stderr().contains("planned 0"));
+    eventually("it leads", SOON, || {
+        running.stderr().contains("ImagePrefetches on")
+    });
     running
 }
 
@@ -69,6 +72,16 @@ fn full_disk_is_told_once() {
         (&event["type"], &event["note"]),
         (&json!("Warning"), &json!(MESSAGE))
     );
+
+    // An image that waits is named with this reason.
+    let (name, image) = (unique("shop"), "registry.example/shop:1");
+    let path = prefetch(&cluster, &name, list(&[image]));
+    eventually("planned", SOON, || images(&cluster, &name) == [image]);
+    let entry = entry(&name, &current(&cluster, &name), [1, 0, 0, 1]);
+    let failure = json!({"image": image, "reason": "disk_pressure", "message": MESSAGE});
+    let status = json!({"prefetches": [entry], "failures": [failure], "desired": 1, "failed": 1});
+    cluster.patch(&format!("{NODES}/full/status"), json!({"status": status}));
+    wait_for(&cluster, &path, "Degraded", ("True", "DiskPressure"));
 
     // The next leader knows of it.
     first.signal(Signal::KILL);

@@ -217,7 +217,7 @@ fn restricted_level_admits_image_volumes() {
     let policies = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies";
     let policy = json!({"metadata": {"name": name}, "spec": {"failurePolicy": "Fail",
         "matchConstraints": {
-            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+            "objectSelector": {}, "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
             "resourceRules": [{"apiGroups": ["apps"], "apiVersions": ["*"], "operations": ["CREATE"], "resources": ["daemonsets"]}]},
         "variables": [
             {"name": "pod", "expression": "object.spec.template.spec"},

@@ -244,7 +244,9 @@ fn protect_images(release: &Release<'_>) {
             "spec": spec});
         cluster.apply(&prefetch.to_string());
     }
-    ["pinned", "sealed"].map(|name| release.wait_for_prefetch(name));
+    for name in ["pinned", "sealed"] {
+        release.wait_for_prefetch(name);
+    }
     cluster.wait_for(NAMESPACE, "one is pinned, one is sealed", || {
         let (pins, seals) = protected(cluster);
         (pins > 0 && seals == 1).then_some(())
