@@ -134,6 +134,7 @@ pub(crate) struct AgentMetrics {
     first_fill: LateGauge,
     image_store: Family<Owner, Gauge>,
     released: Family<Cause, Counter>,
+    disk_pressure: Gauge,
 }
 
 impl AgentMetrics {
@@ -147,6 +148,7 @@ impl AgentMetrics {
             first_fill: Family::default(),
             image_store: Family::default(),
             released: Family::default(),
+            disk_pressure: Gauge::default(),
         };
         let mut to = registry(requests);
         to.register(
@@ -183,6 +185,11 @@ impl AgentMetrics {
             "harpoon_released",
             "Pins and seals that were given up, by cause",
             metrics.released.clone(),
+        );
+        to.register(
+            "harpoon_disk_pressure",
+            "1 while the disk is above the high mark or has not fallen to the resume mark, otherwise 0",
+            metrics.disk_pressure.clone(),
         );
         // A state or cause that did not occur is 0, not absent.
         for state in ImageState::ALL {
@@ -231,8 +238,12 @@ impl AgentMetrics {
         }
     }
 
+    /// Whether harpoon yields the disk.
+    pub(crate) fn set_disk_pressure(&self, is_yielding: bool) {
+        self.disk_pressure.set(i64::from(is_yielding));
+    }
+
     /// A pin or a seal was given up.
-    #[allow(dead_code, reason = "for the retention of images, which lands next")]
     pub(crate) fn released(&self, cause: ReleaseCause) {
         self.cause(cause).inc();
     }
@@ -350,6 +361,8 @@ mod tests {
         metrics.set_first_fill(Duration::from_millis(1500));
         metrics.set_image_store(1 << 30, 2 << 30);
         metrics.released(ReleaseCause::Disk);
+        assert!(text(&registry).contains("\nharpoon_disk_pressure 0\n"));
+        metrics.set_disk_pressure(true);
         let text = text(&registry);
         for line in [
             concat!(
@@ -369,6 +382,7 @@ mod tests {
             "harpoon_image_store_bytes{owner=\"all\"} 2147483648",
             "harpoon_released_total{cause=\"disk\"} 1",
             "harpoon_released_total{cause=\"unused\"} 0",
+            "harpoon_disk_pressure 1",
         ] {
             assert!(text.contains(&format!("\n{line}\n")), "{line}: {text}");
         }

@@ -14,3 +14,4 @@ pub mod settings;
 pub(crate) mod shutdown;
 pub mod start_delay;
 pub(crate) mod telemetry;
+pub(crate) mod wait;

@@ -83,6 +83,9 @@ pub(super) enum Subcommands {
     Crds,
     /// Sleep until SIGTERM or SIGINT, as the DaemonSet's main container
     Pause,
+    /// Wait until a DaemonSet is ready on all its nodes, as the chart does after an uninstall
+    #[command(hide = true)]
+    WaitForDaemonset(WaitArgs),
     /// Print a shell completion script
     Completions {
         /// Shell to generate the script for
@@ -178,6 +181,17 @@ pub(super) struct ReleaseArgs {
     pub(super) runtime: EndpointArgs,
     #[command(flatten)]
     pub(super) output: OutputArgs,
+}
+
+/// The arguments of `harpoon wait-for-daemonset`.
+#[derive(Args)]
+pub(super) struct WaitArgs {
+    /// Name of the DaemonSet, in the pod's own namespace
+    #[arg(value_name = "NAME")]
+    pub(super) name: String,
+    /// Longest wait
+    #[arg(long, value_name = "SECONDS", default_value_t = 240)]
+    pub(super) seconds: u64,
 }
 
 /// The command line without the environment, for reflection and completion.

@@ -24,6 +24,7 @@ mod pull;
 mod run;
 mod seals;
 mod settings;
+mod wait;
 
 use args::Subcommands;
 pub use settings::{Setting, settings};
@@ -113,6 +114,7 @@ pub fn main() -> ExitCode {
         Some(Subcommands::Release(args)) => seals::release(*args),
         Some(Subcommands::Crds) => crds::main(),
         Some(Subcommands::Pause) => pause::main(),
+        Some(Subcommands::WaitForDaemonset(args)) => wait::main(&args),
         Some(Subcommands::Completions { shell }) => completions::main(shell),
     };
     ended(result, leaves_message)

@@ -13,6 +13,7 @@ use crate::bed::{self, Containerd, Harpoon, Kubernetes, Running, Runtime, eventu
 
 mod failures;
 mod nodes;
+mod retention;
 mod workloads;
 
 const API: &str = "/apis/harpoon.dev/v1alpha1";

@@ -20,6 +20,7 @@ use crate::bed::{Harpoon, Kubernetes, Running, eventually, unique};
 mod failover;
 mod gate;
 mod nodes;
+mod pressure;
 mod rights;
 
 const PREFETCHES: &str = "/apis/harpoon.dev/v1alpha1/imageprefetches";

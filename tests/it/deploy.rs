@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::bed::{self, Harpoon, Kubernetes};
 
+mod cleanup;
 mod continuous;
 mod generated;
 mod image_volumes;

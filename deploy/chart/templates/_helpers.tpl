@@ -2,7 +2,7 @@
 {{- define "harpoon.defaults" -}}
 {{- $values := .Values }}
 {{- $maps := list "settings" "image" "serviceAccount" "priorityClass" "updateStrategy" "openshift" "securityContext" "podSecurityContext"
-    "commonLabels" "podLabels" "podAnnotations" "prefetch" "continuous" "imageVolumes" }}
+    "commonLabels" "podLabels" "podAnnotations" "prefetch" "continuous" "imageVolumes" "cleanup" }}
 {{- range $maps }}{{ if not (kindIs "map" (get $values .)) }}{{ $_ := set $values . dict }}{{ end }}{{ end }}
 {{- range $map := list "serviceAccount" "priorityClass" }}
 {{- if not (hasKey (get $values $map) "create") }}{{ $_ := set (get $values $map) "create" true }}{{ end }}

@@ -77,6 +77,8 @@ impl<'a> Retention<'a> {
                 state.set_yielding(Some(why));
             }
         }
+        let is_yielding = self.agent.state().yielding.is_some();
+        self.agent.metrics.set_disk_pressure(is_yielding);
         self.pin().await;
         again
     }

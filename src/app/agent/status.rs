@@ -7,8 +7,7 @@ use super::state::{Failure, Image, State};
 use crate::api::v1alpha1::{
     Condition, ImageStore, NodeFailure, NodePrefetchEntry, NodePrefetchStatus,
 };
-use crate::app::continuous::status::{condition, number};
-use crate::model::outcome::Reason;
+use crate::app::continuous::status::{DISK_PRESSURE, condition, number};
 use crate::model::text::clip_sanitized;
 
 /// The most failures in a status.
@@ -20,8 +19,6 @@ const MAX_MESSAGE: usize = 240;
 const MAX_BYTES: usize = 4000;
 /// The condition that is always there, and first.
 const READY: &str = "Ready";
-/// The condition of a node on which harpoon yields the disk.
-const DISK_PRESSURE: &str = "DiskPressure";
 /// The condition of a node whose runtime does not pin images that are to be pinned.
 const PINS_IGNORED: &str = "PinsIgnored";
 /// Its reason while no runtime responds.
@@ -159,7 +156,7 @@ fn ready(
         }
         Some(failure) if counts.failed > 0 => {
             let message = format!("{} images failed", counts.failed);
-            (false, camel_case(failure.reason), message)
+            (false, failure.reason.condition_reason(), message)
         }
         _ if missing > 0 => (
             false,
@@ -195,17 +192,6 @@ fn conditions(
     conditions
 }
 
-/// A reason as conditions spell it.
-fn camel_case(reason: Reason) -> &'static str {
-    match reason {
-        Reason::Failure(kind) => kind.condition_reason(),
-        Reason::DiskBudget => "DiskBudget",
-        Reason::DiskPressure => DISK_PRESSURE,
-        Reason::Evicted => "Evicted",
-        Reason::Ignored | Reason::NotOnly | Reason::NodeMismatch | Reason::Limit => "Skipped",
-    }
-}
-
 /// A time as the API server writes it.
 pub(super) fn time(at: SystemTime) -> String {
     humantime::format_rfc3339_seconds(at).to_string()
@@ -225,7 +211,7 @@ mod tests {
     use crate::app::agent::planned::Planned;
     use crate::app::agent::state::LocalNode;
     use crate::model::node_facts::NodeFacts;
-    use crate::model::outcome::{ImageReport, Outcome};
+    use crate::model::outcome::{ImageReport, Outcome, Reason};
     use crate::planning::node_match::Node;
 
     /// A node with these images and prefetches, all of which have failed.

@@ -10,7 +10,6 @@ use crate::api::v1alpha1::{
 };
 use crate::app::continuous::names;
 use crate::app::continuous::status::{condition, number};
-use crate::model::failure::FailureKind;
 use crate::model::text::{clip_bytes, clip_sanitized, sanitize};
 
 /// Time without a report after which a node is unknown.
@@ -109,7 +108,7 @@ struct Sums {
     outdated: i64,
     reported: i64,
     failures: Vec<ImageFailure>,
-    worst: Option<FailureKind>,
+    worst: Option<&'static str>,
 }
 
 /// An ImagePrefetch to be summed up.
@@ -198,7 +197,7 @@ fn sums(prefetch: &str, index: &Index<'_>, nodes: &BTreeMap<String, Node>, now: 
         ..NodePrefetchEntry::default()
     };
     let mut sums = Sums::default();
-    let mut failures: BTreeMap<(&str, FailureKind), ImageFailure> = BTreeMap::new();
+    let mut failures: BTreeMap<(&str, &'static str), ImageFailure> = BTreeMap::new();
     for (name, node) in nodes {
         let entry = node.entries.get(prefetch).unwrap_or(&none);
         let is_current = node.has_reported && entry.revision == revision;
@@ -219,27 +218,27 @@ fn sums(prefetch: &str, index: &Index<'_>, nodes: &BTreeMap<String, Node>, now: 
     }
     let mut failures = Vec::from_iter(failures);
     failures.sort_by_key(|(_, failure)| std::cmp::Reverse(failure.nodes));
-    sums.worst = failures.first().map(|((_, kind), _)| *kind);
+    sums.worst = failures.first().map(|((_, reason), _)| *reason);
     let shown = failures.into_iter().take(MAX_FAILURES);
     sums.failures = shown.map(|(_, failure)| failure).collect();
     sums
 }
 
 fn note_failures<'a>(
-    failures: &mut BTreeMap<(&'a str, FailureKind), ImageFailure>,
+    failures: &mut BTreeMap<(&'a str, &'static str), ImageFailure>,
     prefetch: &str,
     index: &Index<'_>,
     (name, node): (&str, &'a Node),
 ) {
     let mut seen = BTreeSet::new();
     for failure in &node.failures {
-        let key = (failure.image.as_str(), failure.kind);
+        let key = (failure.image.as_str(), failure.reason.condition_reason());
         if !index.has(prefetch, &failure.image) || !seen.insert(key) {
             continue;
         }
         let known = failures.entry(key).or_insert_with(|| ImageFailure {
             image: clip_sanitized(&failure.image, IMAGE_MAX),
-            reason: failure.kind.condition_reason().to_owned(),
+            reason: failure.reason.condition_reason().to_owned(),
             message: match failure.message.as_str() {
                 "" => "no message".to_owned(),
                 message => message.to_owned(),
@@ -318,13 +317,8 @@ impl Verdict {
         if !malformed.is_empty() {
             return not_ready("InvalidSpec", malformed.clone(), updates, true);
         }
-        if let (Some(kind), Some(failure)) = (sums.worst, sums.failures.first()) {
-            return not_ready(
-                kind.condition_reason(),
-                failing(failure, sums),
-                updates,
-                true,
-            );
+        if let (Some(reason), Some(failure)) = (sums.worst, sums.failures.first()) {
+            return not_ready(reason, failing(failure, sums), updates, true);
         }
         if subject.is_pending {
             let message = "the images are being planned".to_owned();

@@ -17,6 +17,8 @@ use crate::model::text::clip_bytes;
 const WAITING: usize = 64;
 /// Maximum size of a note in bytes, which the API server checks.
 const NOTE_MAX: usize = 1000;
+/// The namespace of events on objects without a namespace; Kubernetes 1.20 refuses them without it.
+pub(super) const NAMESPACE: &str = "default";
 
 /// A change of a condition that people want to know of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,8 +126,7 @@ impl Publisher {
         let about = ObjectReference {
             api_version: Some(version.to_owned()),
             kind: Some(kind.to_owned()),
-            // Where events on objects without a namespace are; Kubernetes 1.20 refuses them without it.
-            namespace: Some("default".to_owned()),
+            namespace: Some(NAMESPACE.to_owned()),
             name: Some(name.to_owned()),
             uid: Some(uid.to_owned()),
             ..ObjectReference::default()

@@ -298,7 +298,7 @@ fn failures(gate: &Gate, report: Option<&Node>, index: &Index<'_>) -> Vec<String
             format!(
                 "image {} failed ({})",
                 clip_bytes(&failure.image, MESSAGE_MAX / 4),
-                failure.kind.condition_reason()
+                failure.reason.condition_reason()
             )
         })
         .collect()

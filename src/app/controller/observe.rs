@@ -12,6 +12,7 @@ use kube::{Resource, ResourceExt};
 
 use super::gate::{GateNode, Machine};
 use super::prefetch::AnyPrefetch;
+use super::pressure::Pressure;
 use super::resolve::{Demand, Namespaces, Source};
 use super::watches::{Needs, Watches};
 use crate::api::v1alpha1::{
@@ -21,6 +22,7 @@ use crate::api::v1alpha1::{
 use crate::discovery::workloads::inventory::{Class, Inventory, WatchKey};
 use crate::discovery::workloads::{Scope, Watched};
 use crate::model::failure::FailureKind;
+use crate::model::outcome::Reason;
 use crate::model::text::clip_sanitized;
 use crate::model::workload_kind::WorkloadKind;
 
@@ -67,6 +69,8 @@ pub(super) struct Node {
     pub(super) has_reported: bool,
     /// The uid of the Node that owns the object.
     pub(super) owner: Option<String>,
+    /// Its disk is above the high mark.
+    pub(super) pressure: Option<Pressure>,
 }
 
 #[cfg(test)]
@@ -84,6 +88,7 @@ impl Node {
             resource_version: String::new(),
             has_reported: true,
             owner: None,
+            pressure: None,
         }
     }
 
@@ -91,7 +96,7 @@ impl Node {
     pub(super) fn fail(&mut self, image: &str, kind: FailureKind, message: &str) {
         self.failures.push(Failure {
             image: image.to_owned(),
-            kind,
+            reason: Reason::Failure(kind),
             message: message.to_owned(),
         });
     }
@@ -101,7 +106,7 @@ impl Node {
 #[derive(Debug, Clone)]
 pub(super) struct Failure {
     pub(super) image: String,
-    pub(super) kind: FailureKind,
+    pub(super) reason: Reason,
     pub(super) message: String,
 }
 
@@ -376,10 +381,9 @@ fn node(object: &NodePrefetch, known: Option<&Node>, is_listed: bool, now: Insta
         failures: failures
             .map(|failure| Failure {
                 image: failure.image.clone(),
-                kind: FailureKind::ALL
-                    .into_iter()
-                    .find(|kind| kind.as_str() == failure.reason)
-                    .unwrap_or(FailureKind::Other),
+                reason: Reason::of_nodes()
+                    .find(|reason| reason.as_str() == failure.reason)
+                    .unwrap_or(Reason::Failure(FailureKind::Other)),
                 message: clip_sanitized(&failure.message, MESSAGE_MAX),
             })
             .collect(),
@@ -389,6 +393,7 @@ fn node(object: &NodePrefetch, known: Option<&Node>, is_listed: bool, now: Insta
             .iter()
             .find(|owner| owner.kind == "Node")
             .map(|owner| owner.uid.clone()),
+        pressure: Pressure::of(&status.conditions),
         has_reported: !status.heartbeat_time.is_empty() || !status.prefetches.is_empty(),
         resource_version,
     }

@@ -25,6 +25,7 @@ use super::leader::Fence;
 use super::merge::{self, Demanded, Desired, Planning};
 use super::observe::{Changed, Seen, State};
 use super::prefetch::AnyPrefetch;
+use super::pressure::Teller;
 use super::resolve::{self, Demand, Resolved};
 use super::shown;
 use super::watches::{Needs, Watches};
@@ -103,6 +104,7 @@ pub(super) struct Reconciler {
     status_write: InFlight<StatusOutcome>,
 
     guard: Guard,
+    teller: Teller,
 
     classes_read: Option<Instant>,
     classes: InFlight<Vec<(String, Option<Class>)>>,
@@ -123,6 +125,7 @@ impl Reconciler {
             cluster,
             events: Publisher::start(client.clone(), identity, fence.clone()),
             guard: Guard::new(client.clone(), now),
+            teller: Teller::new(client.clone(), identity, now),
             client,
             fence,
             state: State::new(include_idle),
@@ -167,6 +170,7 @@ impl Reconciler {
                 (change, outcome) = finished(&mut self.write) => self.wrote(&change, outcome),
                 outcome = finished(&mut self.status_write) => self.wrote_status(outcome),
                 outcome = self.guard.finished() => self.wrote_node(outcome),
+                told = self.teller.finished() => self.teller.take_in(told, Instant::now()),
                 classes = finished(&mut self.classes) => self.take_in(Seen::Classes(classes)),
                 () = tokio::time::sleep_until(wake) => {}
             }
@@ -175,6 +179,7 @@ impl Reconciler {
             self.plan(now, metrics);
             self.start_write(now);
             self.guard_nodes(now, metrics);
+            self.tell_of_pressure(now);
             self.aggregate(now, metrics);
             self.start_status_write(now);
             if self.has_planned {
@@ -191,6 +196,9 @@ impl Reconciler {
             next = next.max(now + TICK);
         }
         next = next.min(self.guard.next(now));
+        if let Some(look) = self.teller.next() {
+            next = next.min(look);
+        }
         if let Some(status) = self.status_at {
             next = next.min(status.max(self.aggregate_at));
         }
@@ -223,6 +231,9 @@ impl Reconciler {
             self.is_summed_up &= !(changed.nodes || changed.planned);
             if changed != Changed::default() {
                 self.guard.touch();
+            }
+            if changed.nodes {
+                self.teller.touch(Instant::now());
             }
             taken += 1;
             next = match taken < BATCH {
@@ -510,6 +521,14 @@ impl Reconciler {
             self.is_summed_up = false;
         }
         metrics.set_nodes_held(self.guard.held());
+    }
+
+    /// Tells of nodes whose disk is above the high mark.
+    fn tell_of_pressure(&mut self, now: Instant) {
+        let is_leading = self.fence.is_leading();
+        let nodes = &self.state.nodes.items;
+        self.teller
+            .look(nodes, is_leading, (now, SystemTime::now()));
     }
 
     fn wrote_node(&mut self, outcome: Outcome) {

@@ -283,7 +283,7 @@ fn missing_right_degrades_gated_prefetch() {
         message.contains("\"list\" and \"watch\" on \"nodes\""),
         "{message}"
     );
-    wait_for(&cluster, &free, "Degraded", ("False", "Updating"));
+    wait_for(&cluster, &free, "Degraded", ("False", "NoAgents"));
     assert_eq!(planned(&cluster, "gated").len(), 1);
     let rule = |resource: &str, verbs: Value| json!([{"apiGroups": [""], "resources": [resource], "verbs": verbs}]);
     cluster.grant(
