@@ -315,6 +315,15 @@ impl ControllerMetrics {
         set(&self.nodes_held, nodes);
     }
 
+    /// Sets all numbers to zero.
+    pub(crate) fn reset(&self) {
+        self.set_planned_images(0);
+        self.set_nodes_held(0);
+        for state in NodeState::ALL {
+            self.set_nodes(state, 0);
+        }
+    }
+
     /// A reconciliation took this time.
     pub(crate) fn reconciled(&self, duration: Duration) {
         self.reconcile.observe(duration.as_secs_f64());

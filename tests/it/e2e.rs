@@ -19,6 +19,7 @@ use super::bed::{Cluster, Process, run, text, tool, unique};
 mod confined;
 mod continuous;
 mod gain;
+mod gate;
 mod installed;
 mod rights;
 mod sealed;
@@ -56,6 +57,11 @@ const STEPS: &[(&str, Step)] = &[
         "continuous mode from install to uninstall",
         continuous::whole_life,
     ),
+    (
+        "a node gate holds pods until images are there",
+        gate::holds_pods,
+    ),
+    ("a node gate opens whatever fails", gate::fails_open),
     ("what a pod gains", gain::measured),
     ("what a pod of a private image gains", gain::private),
 ];

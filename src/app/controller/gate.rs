@@ -32,8 +32,9 @@ const LONGEST: Duration = Duration::from_secs(24 * 3600);
 const DEFAULT: Duration = Duration::from_secs(600);
 /// Maximum size of a message in bytes.
 const MESSAGE_MAX: usize = 1000;
-/// Maximum number of failed images that a message names.
+/// Maximum number of failed images of an ImagePrefetch, and of ImagePrefetches, that a message names.
 const MAX_NAMED: usize = 3;
+const MAX_GATES: usize = 10;
 
 /// The images are there.
 const COMPLETE: &str = "Complete";
@@ -122,10 +123,14 @@ impl Machine {
     /// The rest of a timeout.
     fn left(&self, gate: &Gate, clock: Clock) -> Duration {
         let known = clock.now.saturating_duration_since(self.seen);
-        let created = self.created.filter(|_| gate.is_known);
-        let age = created.and_then(|created| clock.wall.duration_since(created).ok());
+        let age = self
+            .created
+            .and_then(|created| clock.wall.duration_since(created).ok());
         let timeout = gate.timeout.min(LONGEST);
-        timeout.saturating_sub(known.max(age.unwrap_or_default()))
+        // No gate that is not known yet is longer.
+        let by_age = if gate.is_known { timeout } else { LONGEST };
+        let by_age = by_age.saturating_sub(age.unwrap_or_default());
+        timeout.saturating_sub(known).min(by_age)
     }
 }
 
@@ -235,6 +240,7 @@ pub(super) fn decide<'a>(
     if waiting.is_empty() {
         let said: Vec<String> = expired
             .iter()
+            .take(MAX_GATES)
             .map(|gate| said(gate, report, index))
             .collect();
         return match gates {
@@ -254,6 +260,7 @@ pub(super) fn decide<'a>(
         .any(|gate| !failures(gate, report, index).is_empty());
     let said: Vec<String> = waiting
         .iter()
+        .take(MAX_GATES)
         .map(|gate| match failures(gate, report, index).is_empty() {
             // Counts change too often.
             true => format!("ImagePrefetch {}", gate.name),

@@ -118,6 +118,8 @@ pub(crate) async fn run(settings: &ControllerSettings, shutdown: &Shutdown) -> R
             () = election.hold() => warn!("no longer leading: the Lease could not be renewed"),
             () = reconciler.run(&metrics, &liveness, &ready) => {}
         }
+        // Another one tells them now.
+        metrics.reset();
     }
     election.release().await;
     info!("stopped");
