@@ -20,6 +20,7 @@ mod confined;
 mod continuous;
 mod gain;
 mod installed;
+mod retention;
 mod rights;
 mod sealed;
 mod variants;
@@ -55,6 +56,10 @@ const STEPS: &[(&str, Step)] = &[
     (
         "continuous mode from install to uninstall",
         continuous::whole_life,
+    ),
+    (
+        "sealed and pinned images on a full disk",
+        retention::full_disk,
     ),
     ("what a pod gains", gain::measured),
     ("what a pod of a private image gains", gain::private),

@@ -14,8 +14,8 @@ const DEFINITIONS: [&str; 3] = [
 ];
 
 /// A release of the chart, which is uninstalled with its definitions when the value is dropped.
-struct Release<'a> {
-    turn: &'a Turn<'a>,
+pub(super) struct Release<'a> {
+    pub(super) turn: &'a Turn<'a>,
 }
 
 impl Drop for Release<'_> {
@@ -58,7 +58,7 @@ impl Release<'_> {
 
     /// `helm install` or `helm upgrade` with these values.
     #[track_caller]
-    fn apply(&self, verb: &str, values: &Value) {
+    pub(super) fn apply(&self, verb: &str, values: &Value) {
         let (repository, tag) = self.turn.cluster.harpoon().rsplit_once(':').unwrap();
         let mut values = values.clone();
         values["image"] = json!({"repository": repository, "tag": tag});
@@ -97,7 +97,7 @@ impl Release<'_> {
     }
 
     #[track_caller]
-    fn wait_for_rollout(&self, workload: &str) {
+    pub(super) fn wait_for_rollout(&self, workload: &str) {
         let status = [
             "rollout",
             "status",
@@ -111,7 +111,7 @@ impl Release<'_> {
 
     /// As a script does before a release: `kubectl wait`.
     #[track_caller]
-    fn wait_for_prefetch(&self, name: &str) {
+    pub(super) fn wait_for_prefetch(&self, name: &str) {
         let wait = [
             "wait",
             "--for=condition=Ready",
