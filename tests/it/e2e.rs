@@ -21,6 +21,7 @@ mod continuous;
 mod gain;
 mod gate;
 mod installed;
+mod retention;
 mod rights;
 mod sealed;
 mod variants;
@@ -62,6 +63,10 @@ const STEPS: &[(&str, Step)] = &[
         gate::holds_pods,
     ),
     ("a node gate opens whatever fails", gate::fails_open),
+    (
+        "sealed and pinned images on a full disk",
+        retention::full_disk,
+    ),
     ("what a pod gains", gain::measured),
     ("what a pod of a private image gains", gain::private),
 ];

@@ -32,7 +32,7 @@ pub mod token;
 pub use cluster::Kubernetes;
 pub use crio::{Crio, CrioStandIn};
 pub use daemons::{Containerd, Docker, Image, Pushed, Registry, Runtime};
-pub use node::{Cluster, Logged, Process, text, uptime};
+pub use node::{Cluster, Listed, Logged, Process, text, uptime};
 pub use program::{Harpoon, Output, Running, Terminal, program};
 
 /// The user of [`registry_with_password()`].
