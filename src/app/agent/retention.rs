@@ -106,7 +106,7 @@ impl<'a> Retention<'a> {
             state.capacity = Some(fs.capacity);
             let can_pin = self.runtime.supports_pins() && state.pins_ignored.is_none();
             let keeps = self.runtime.layer_storage();
-            let decision = decide(&mut marks, &state, fs, &in_use, (can_pin, keeps));
+            let decision = decide(&mut marks, &state, fs, in_use.as_ref(), (can_pin, keeps));
             let why = decision.is_yielding.then(|| above(&marks, fs));
             if why.is_some() != state.yielding.is_some() {
                 match &why {
@@ -133,15 +133,16 @@ impl<'a> Retention<'a> {
         self.agent.state().fits_again()
     }
 
-    /// The digests of images of which containers were made; of all that are known, if the runtime does not tell.
-    async fn in_use(&self) -> HashSet<String> {
+    /// The digests of images of which containers were made; `None` if the runtime does not tell now.
+    async fn in_use(&self) -> Option<HashSet<String>> {
         let Some(pins) = self.runtime.pins() else {
-            return HashSet::new();
+            return Some(HashSet::new());
         };
-        pins.in_use().await.unwrap_or_else(|error| {
+        let asked = pins.in_use().await;
+        let failed = |error: &RuntimeError| {
             warn!("failed to list containers: {}", sanitize(&error.message));
-            HashSet::new()
-        })
+        };
+        asked.inspect_err(failed).ok()
     }
 
     /// Takes the seals off these images. Their pins go with the next [`Retention::pin`].
@@ -298,12 +299,13 @@ fn above(marks: &DiskMarks, fs: ImageFs) -> String {
     )
 }
 
-/// Decides by the marks about the images that the node needs. What a container uses frees nothing.
+/// Decides by the marks about the images that the node needs. What a container uses frees nothing; if that is unknown, nothing is
+/// given up.
 fn decide(
     marks: &mut DiskMarks,
     state: &State,
     fs: ImageFs,
-    in_use: &HashSet<String>,
+    in_use: Option<&HashSet<String>>,
     (can_pin, keeps): (bool, LayerStorage),
 ) -> Decision {
     let plan: Vec<_> = state
@@ -321,11 +323,8 @@ fn decide(
                 let is_pinned = can_pin
                     && image.planned.retention == RetentionPolicy::Pin
                     && marks.may_protect(name);
-                let is_used = stored
-                    .digest
-                    .iter()
-                    .chain(&stored.known)
-                    .any(|d| in_use.contains(d));
+                let mut digests = stored.digest.iter().chain(&stored.known);
+                let is_used = in_use.is_none_or(|used| digests.any(|d| used.contains(d)));
                 planned.is_present = true;
                 planned.is_protected = stored.is_sealed || is_pinned;
                 planned.bytes = match stored.bytes {

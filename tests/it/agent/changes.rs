@@ -1,5 +1,9 @@
 //! Random changes of the plan, evictions and restarts on a real API server and containerd: what the agent protects equals the plan
 //! at the end. `HARPOON_CHANGES` is the number of changes, `HARPOON_SEED` repeats those of a run.
+#![expect(
+    clippy::print_stderr,
+    reason = "the figures, for who asks with --nocapture"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
