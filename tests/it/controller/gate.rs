@@ -299,6 +299,8 @@ fn missing_right_degrades_gated_prefetch() {
     // The condition is refused, and the taint goes nevertheless.
     eventually("opened", SOON * 2, || taints(&cluster, "held").is_empty());
     assert_eq!(told(&cluster, "held").0, " ");
-    let message = super::condition(&cluster, &path, "Degraded").2;
-    assert!(message.contains("\"nodes/status\""), "{message}");
+    eventually("the missing right is named", SOON, || {
+        let message = super::condition(&cluster, &path, "Degraded").2;
+        message.contains("\"nodes/status\"")
+    });
 }
