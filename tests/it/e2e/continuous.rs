@@ -240,6 +240,7 @@ fn protect_images(release: &Release<'_>) {
         let mut spec = spec;
         let image = cluster.push(&format!("{}:1", unique(name))).reference;
         spec["source"] = json!({"images": [image]});
+        spec["rollout"] = json!({"type": "Immediate"});
         let prefetch = json!({"apiVersion": "harpoon.dev/v1alpha1", "kind": "ImagePrefetch", "metadata": {"name": name},
             "spec": spec});
         cluster.apply(&prefetch.to_string());
