@@ -21,12 +21,34 @@ struct Gated<'a> {
 
 impl Drop for Gated<'_> {
     fn drop(&mut self) {
-        let kubectl = tool("kubectl");
         let cluster = self.release.turn.cluster;
-        let mut untaint = cluster.inside(text(&json!(kubectl.get_program().to_str())));
-        untaint.arg("--kubeconfig").arg(cluster.api.kubeconfig());
+        let kubectl = |arguments: &[&str]| {
+            let kubectl = tool("kubectl");
+            let mut command = cluster.inside(kubectl.get_program().to_str().unwrap());
+            command.arg("--kubeconfig").arg(cluster.api.kubeconfig());
+            command.args(arguments).output()
+        };
+        if std::thread::panicking() {
+            let log = |workload| ["logs", workload, "-n", NAMESPACE, "--tail=50"];
+            for arguments in [
+                &[
+                    "get",
+                    "node",
+                    "node-1",
+                    "-o",
+                    "jsonpath={.spec} {.status.conditions}",
+                ][..],
+                &["get", "npf,pli", "-o", "yaml"],
+                &log("daemonset/harpoon-agent"),
+                &log(CONTROLLER),
+            ] {
+                let told = kubectl(arguments).map(|output| output.stdout);
+                let told = String::from_utf8_lossy(&told.unwrap_or_default()).into_owned();
+                eprintln!("--- {arguments:?}\n{told}");
+            }
+        }
         let taint = format!("{GATE}:NoSchedule-");
-        _ = untaint.args(["taint", "nodes", "--all", &taint]).output();
+        _ = kubectl(&["taint", "nodes", "--all", &taint]);
     }
 }
 
@@ -190,7 +212,7 @@ pub(super) fn fails_open(turn: &Turn<'_>) {
     turn.idle("web");
     let broken = cluster.reference(&format!("{}:1", unique("broken")));
 
-    let left = Duration::from_secs(40);
+    let left = Duration::from_secs(60);
     let end = Instant::now() + left;
     gated.known_gate("broken", &broken, left);
     gated.taint();
@@ -222,7 +244,7 @@ pub(super) fn fails_open(turn: &Turn<'_>) {
     gated.told("True", "NoGate");
 
     // Both controllers are killed, and the kubelet starts them again.
-    let left = Duration::from_secs(30);
+    let left = Duration::from_secs(60);
     let end = Instant::now() + left;
     gated.known_gate("killed", &broken, left);
     gated.taint();
