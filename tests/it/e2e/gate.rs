@@ -74,12 +74,14 @@ impl<'a> Gated<'a> {
         self.cluster().api.get("/api/v1/nodes/node-1")
     }
 
-    /// Applies an ImagePrefetch of one image, whose gate opens this long from now.
+    /// Applies an ImagePrefetch of one image, whose gate opens this long from now. The node has had its first fill, and would wait
+    /// for its slot otherwise.
     fn gate(&self, name: &str, image: &str, left: Duration) {
         let created = self.node()["metadata"]["creationTimestamp"].take();
         let created = humantime::parse_rfc3339(text(&created)).unwrap();
         let timeout = SystemTime::now().duration_since(created).unwrap() + left;
         let spec = json!({"source": {"images": [image]}, "retention": {"keepAfterUnused": "0s"},
+            "rollout": {"type": "Immediate"},
             "nodeGate": {"timeout": format!("{}s", timeout.as_secs())}});
         let prefetch = json!({"apiVersion": "harpoon.dev/v1alpha1", "kind": "ImagePrefetch",
             "metadata": {"name": name}, "spec": spec});
