@@ -30,8 +30,9 @@ pub(super) const CONDITION: &str = "ImagesPrefetched";
 /// The longest timeout, and that of a gate whose own is not known.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 const DEFAULT: Duration = Duration::from_secs(600);
-/// Maximum size of a message in bytes.
+/// Maximum size of a message in bytes, and of a reason that is read.
 const MESSAGE_MAX: usize = 1000;
+const REASON_MAX: usize = 100;
 /// Maximum number of failed images of an ImagePrefetch, and of ImagePrefetches, that a message names.
 const MAX_NAMED: usize = 3;
 const MAX_GATES: usize = 10;
@@ -102,8 +103,8 @@ impl Machine {
                 .find(|condition| text(condition, "type") == CONDITION)
                 .map(|condition| Told {
                     is_open: text(condition, "status") == "True",
-                    reason: text(condition, "reason").to_owned(),
-                    message: text(condition, "message").to_owned(),
+                    reason: clip_bytes(text(condition, "reason"), REASON_MAX),
+                    message: clip_bytes(text(condition, "message"), MESSAGE_MAX),
                     since: condition["lastTransitionTime"].as_str().map(str::to_owned),
                 }),
             uid,
@@ -287,6 +288,7 @@ fn said(gate: &Gate, report: Option<&Node>, index: &Index<'_>) -> String {
     let entry = report.and_then(|node| node.entries.get(&gate.name));
     let what = match (report, entry) {
         _ if !failures.is_empty() => failures.join(", "),
+        _ if !gate.is_settled => "the images are not planned yet".to_owned(),
         (None, _) => "the agent has not reported".to_owned(),
         (_, Some(entry)) if entry.revision == gate.revision => {
             format!("{} of {} images are present", entry.present, entry.desired)

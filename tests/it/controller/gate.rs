@@ -350,6 +350,25 @@ fn others_changes_of_taints_stay() {
 }
 
 #[test]
+fn fought_over_taint_goes_ever_slower() {
+    let cluster = Controlled::start(Kubernetes::start());
+    join(&cluster, "fought", json!([taint(GATE)]));
+    let began = Instant::now();
+    let mut removals = 0;
+    while began.elapsed() < Duration::from_secs(12) {
+        if taints(&cluster, "fought").is_empty() {
+            removals += 1;
+            let again = json!({"spec": {"taints": [taint(GATE)]}});
+            cluster.patch("/api/v1/nodes/fought", again);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    eprintln!("removed {removals} times in 12 s");
+    assert!((2..=6).contains(&removals), "{removals}");
+    eventually("opened", SOON * 2, || taints(&cluster, "fought").is_empty());
+}
+
+#[test]
 fn missing_right_degrades_gated_prefetch() {
     let cluster = Kubernetes::start();
     cluster.install_definitions();

@@ -21,12 +21,34 @@ struct Gated<'a> {
 
 impl Drop for Gated<'_> {
     fn drop(&mut self) {
-        let kubectl = tool("kubectl");
         let cluster = self.release.turn.cluster;
-        let mut untaint = cluster.inside(text(&json!(kubectl.get_program().to_str())));
-        untaint.arg("--kubeconfig").arg(cluster.api.kubeconfig());
+        let kubectl = |arguments: &[&str]| {
+            let kubectl = tool("kubectl");
+            let mut command = cluster.inside(kubectl.get_program().to_str().unwrap());
+            command.arg("--kubeconfig").arg(cluster.api.kubeconfig());
+            command.args(arguments).output()
+        };
+        if std::thread::panicking() {
+            let log = |workload| ["logs", workload, "-n", NAMESPACE, "--tail=50"];
+            for arguments in [
+                &[
+                    "get",
+                    "node",
+                    "node-1",
+                    "-o",
+                    "jsonpath={.spec} {.status.conditions}",
+                ][..],
+                &["get", "npf,pli", "-o", "yaml"],
+                &log("daemonset/harpoon-agent"),
+                &log(CONTROLLER),
+            ] {
+                let told = kubectl(arguments).map(|output| output.stdout);
+                let told = String::from_utf8_lossy(&told.unwrap_or_default()).into_owned();
+                eprintln!("--- {arguments:?}\n{told}");
+            }
+        }
         let taint = format!("{GATE}:NoSchedule-");
-        _ = untaint.args(["taint", "nodes", "--all", &taint]).output();
+        _ = kubectl(&["taint", "nodes", "--all", &taint]);
     }
 }
 
@@ -52,12 +74,14 @@ impl<'a> Gated<'a> {
         self.cluster().api.get("/api/v1/nodes/node-1")
     }
 
-    /// Applies an ImagePrefetch of one image, whose gate opens this long from now.
+    /// Applies an ImagePrefetch of one image, whose gate opens this long from now. The node has had its first fill, and would wait
+    /// for its slot otherwise.
     fn gate(&self, name: &str, image: &str, left: Duration) {
         let created = self.node()["metadata"]["creationTimestamp"].take();
         let created = humantime::parse_rfc3339(text(&created)).unwrap();
         let timeout = SystemTime::now().duration_since(created).unwrap() + left;
         let spec = json!({"source": {"images": [image]}, "retention": {"keepAfterUnused": "0s"},
+            "rollout": {"type": "Immediate"},
             "nodeGate": {"timeout": format!("{}s", timeout.as_secs())}});
         let prefetch = json!({"apiVersion": "harpoon.dev/v1alpha1", "kind": "ImagePrefetch",
             "metadata": {"name": name}, "spec": spec});
@@ -190,7 +214,7 @@ pub(super) fn fails_open(turn: &Turn<'_>) {
     turn.idle("web");
     let broken = cluster.reference(&format!("{}:1", unique("broken")));
 
-    let left = Duration::from_secs(40);
+    let left = Duration::from_secs(60);
     let end = Instant::now() + left;
     gated.known_gate("broken", &broken, left);
     gated.taint();
@@ -222,7 +246,7 @@ pub(super) fn fails_open(turn: &Turn<'_>) {
     gated.told("True", "NoGate");
 
     // Both controllers are killed, and the kubelet starts them again.
-    let left = Duration::from_secs(30);
+    let left = Duration::from_secs(60);
     let end = Instant::now() + left;
     gated.known_gate("killed", &broken, left);
     gated.taint();
