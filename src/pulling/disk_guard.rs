@@ -102,7 +102,8 @@ impl<'a> Store<'a> {
         }
     }
 
-    /// Returns whether the file system stays below the high mark with the image. An image of unknown size counts nothing.
+    /// Returns whether the file system stays below the high mark with the image. The registry is asked for the size only where
+    /// that matters, because it counts such requests as pulls. An image whose size it does not tell counts nothing.
     async fn below_mark(
         &self,
         marks: &Mutex<DiskMarks>,
@@ -114,6 +115,12 @@ impl<'a> Store<'a> {
         let Some(fs) = service.file_system().await else {
             return Some(Ok(()));
         };
+        let assumed = lock(marks).assumed(fs, self.coming(number), image.normalized());
+        if let (None, Some(bytes)) = (size, assumed)
+            && self.comes(marks, fs, number, image, bytes)
+        {
+            return Some(Ok(()));
+        }
         let size = match size {
             Some(size) => Some(size.clone()),
             None if lock(marks).is_yielding() => None,

@@ -359,10 +359,12 @@ impl State {
             .collect()
     }
 
-    /// Returns whether the image has its name, and is not to be sealed.
+    /// Returns whether the image is not to be sealed, and is not to be pulled under its name either: it is there, or was removed for
+    /// good.
     pub(super) fn is_open(&self, image: &str) -> bool {
-        let image = self.images.get(image);
-        image.is_some_and(|image| image.is_here() && image.planned.seal == SealPolicy::Never)
+        let never = |image: &&Image| image.planned.seal == SealPolicy::Never;
+        let image = self.images.get(image).filter(never);
+        image.is_some_and(|image| !image.is_missing())
     }
 
     /// Returns whether an image of any node's plan has this normalised reference.

@@ -92,9 +92,37 @@ fn lost_image_needs_more_space() {
     marks.decide(fs(650), &gone);
     assert!(!marks.admits(fs(650), 0, "a", 100) && marks.admits(fs(600), 0, "a", 100));
     assert!(marks.admits(fs(650), 0, "b", 100));
+    // It is known how large it was, whatever its registry tells.
+    assert!(!marks.admits(fs(650), 0, "a", 0) && marks.admits(fs(600), 0, "a", 0));
     // What leaves the plan is forgotten.
     marks.decide(fs(650), &[]);
     assert!(marks.admits(fs(650), 0, "a", 100));
+}
+
+#[test]
+fn size_matters_near_the_mark() {
+    let mut marks = DiskMarks::new(HIGH);
+    for (used, in_progress, assumed) in [
+        (0, 0, Some(250)),
+        (300, 0, Some(250)),
+        (50, 250, Some(250)),
+        (50, 251, None),
+        (301, 0, None),
+        (900, u64::MAX, None),
+    ] {
+        assert_eq!(marks.assumed(fs(used), in_progress, "a"), assumed, "{used}");
+    }
+    // An image that the disk was too small for.
+    marks.decide(fs(850), &[image("a", 100, 1)]);
+    marks.decide(
+        fs(100),
+        &[PlannedImage {
+            is_present: false,
+            ..image("a", 100, 1)
+        }],
+    );
+    assert_eq!(marks.assumed(fs(100), 0, "a"), None);
+    assert!(marks.assumed(fs(100), 0, "b").is_some());
 }
 
 /// An image of a simulated node.

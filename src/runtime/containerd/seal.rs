@@ -35,7 +35,7 @@ pub struct Keep {
 impl Keep {
     /// The labels of a seal, besides those of the image.
     fn labels(self) -> HashMap<String, String> {
-        let mark = self.by_agent.then(|| (leases::AGENT, "true"));
+        let mark = self.by_agent.then_some((leases::AGENT, "true"));
         let mark = mark.into_iter();
         mark.map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
     }

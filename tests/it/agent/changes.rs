@@ -1,5 +1,9 @@
 //! Random changes of the plan, evictions and restarts on a real API server and containerd: what the agent protects equals the plan
 //! at the end. `HARPOON_CHANGES` is the number of changes, `HARPOON_SEED` repeats those of a run.
+#![expect(
+    clippy::print_stderr,
+    reason = "the figures, for who asks with --nocapture"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -162,8 +166,8 @@ impl History<'_> {
             .collect()
     }
 
-    /// What differs from the plan; empty if nothing does. An image that is left need not be there.
-    fn differences(&self, is_left: impl Fn(&String, &Wanted) -> bool) -> String {
+    /// What differs from the plan; empty if nothing does. Resting images need not be there.
+    fn differences(&self, resting: &BTreeSet<String>, may_be_removed: bool) -> String {
         let names = names(self.containerd);
         let seals = seals(self.containerd);
         let mut found = String::new();
@@ -172,15 +176,18 @@ impl History<'_> {
         }
         for (image, wanted) in &self.plan {
             let seals = seals.get(image).map_or(&[][..], Vec::as_slice);
-            let may_be_gone = !wanted.is_used || is_left(image, wanted);
+            let is_left = resting.contains(image) || (may_be_removed && wanted.policy == "None");
+            let may_be_gone = !wanted.is_used || is_left;
             let is_right = match (wanted.seal, seals) {
+                // An image that nobody uses keeps the seal that it had.
+                (_, [_]) if !wanted.is_used => true,
                 ("Always", [digest]) => {
                     let named = names.get(image);
                     named.is_none_or(|named| named.target() == digest)
                 }
                 ("Always", []) => may_be_gone,
-                // It was planned otherwise before, and nothing is done for an image that nobody uses.
-                ("Never", [_]) => !wanted.is_used,
+                // It waits to be pulled under its name.
+                ("Never", [_]) => resting.contains(image),
                 ("Never", []) => names.contains_key(image) || may_be_gone,
                 _ => false,
             };
@@ -213,12 +220,12 @@ impl History<'_> {
     fn settle(&self, is_new: bool) {
         let end = Instant::now() + SETTLED;
         loop {
-            let resting = self.resting();
-            // What was removed stays removed, or rests after the second time.
-            let is_left = |image: &String, wanted: &Wanted| {
-                !is_new && (wanted.policy == "None" || resting.contains(image))
+            // What was removed rests after the second time, or stays removed.
+            let resting = match is_new {
+                true => BTreeSet::new(),
+                false => self.resting(),
             };
-            let found = self.differences(is_left);
+            let found = self.differences(&resting, !is_new);
             if found.is_empty() {
                 return;
             }

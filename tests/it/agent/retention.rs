@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::changes::seals;
 use super::*;
+use crate::bed::faulty::Seen;
 use crate::bed::{CrioStandIn, Runtime as _};
 use crate::pins::marks::{fill, image_fs};
 use crate::pins::{evict, names, own, pull};
@@ -180,43 +181,50 @@ fn moved_tag_moves_the_pin() {
     machine.wait_ready(&agent);
 }
 
+/// Has the agent of a runtime that cannot pin follow a plan that pins an image; `has` and `remove` are about that image.
+fn ignores_pins(
+    endpoint: &str,
+    name: &str,
+    image: &str,
+    has: impl Fn() -> bool,
+    remove: impl Fn(),
+) {
+    let machine = Machine::new(cluster(), containerd());
+    let agent = machine.of(endpoint, "1s").start();
+    let object = machine.plan(image, &retained(PIN));
+    machine.wait_for(&agent, "it is told that pins do nothing", || {
+        condition(&machine, "PinsIgnored").is_some_and(|condition| {
+            let expected =
+                format!("{name} has no API to pin images: retention policy Pin acts as Keep");
+            has() && condition["message"] == expected
+        })
+    });
+    machine.wait_ready(&agent);
+    // As with `Keep`, it is pulled again.
+    remove();
+    assert!(!has());
+    machine.wait_for(&agent, "the image is back", has);
+    unplan(cluster(), &object);
+    machine.wait_for(&agent, "the condition goes", || {
+        condition(&machine, "PinsIgnored").is_none()
+    });
+}
+
 #[test]
 fn other_runtimes_ignore_pins() {
-    let crio = CrioStandIn::start(&[]);
-    let image = push("agent-pin");
-    crio.offer(&image, 10_000);
-    let (crio_endpoint, docker) = (crio.endpoint(), bed::docker());
-    for (endpoint, runtime) in [(&*crio_endpoint, "cri-o"), (docker.endpoint(), "docker")] {
-        let machine = Machine::new(cluster(), containerd());
-        let agent = machine.of(endpoint, "1s").start();
-        let object = machine.plan(&image, &retained(PIN));
-        let has = || match runtime {
-            "docker" => docker.images().contains(&image),
-            _ => crio.images().contains(&image),
-        };
-        machine.wait_for(&agent, "the image comes", has);
-        machine.wait_for(&agent, "it is told that pins do nothing", || {
-            condition(&machine, "PinsIgnored").is_some_and(|condition| {
-                let message = condition["message"].as_str().unwrap();
-                message
-                    == format!(
-                        "{runtime} has no API to pin images: retention policy Pin acts as Keep"
-                    )
-            })
+    let image = &push("agent-pin");
+    let (crio, docker) = (CrioStandIn::start(&[]), bed::docker());
+    crio.offer(image, 10_000);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let has = || crio.images().contains(image);
+            ignores_pins(&crio.endpoint(), "cri-o", image, has, || crio.remove(image));
         });
-        machine.wait_ready(&agent);
-        // As with `Keep`, it is pulled again.
-        match runtime {
-            "docker" => docker.remove(&image),
-            _ => crio.remove(&image),
-        }
-        assert!(!has());
-        machine.wait_for(&agent, "the image is back", has);
-        unplan(cluster(), &object);
-        machine.wait_for(&agent, "the condition goes", || {
-            condition(&machine, "PinsIgnored").is_none()
+        let has = || docker.images().contains(image);
+        ignores_pins(docker.endpoint(), "docker", image, has, || {
+            docker.remove(image)
         });
-    }
+    });
 }
 
 #[test]
@@ -250,6 +258,30 @@ fn seal_of_a_run_stays() {
     assert_eq!(seals(containerd).len(), 1, "{:?}", seals(containerd));
     assert!(seals(containerd).contains_key(&image));
     assert!(containerd.leases().contains(&"backup".to_owned()));
+}
+
+#[test]
+fn sizes_are_requested_near_the_mark() {
+    let containerd: &'static Containerd = Box::leak(Box::new(Containerd::with_disk(500 * MB)));
+    let machine = Machine::new(cluster(), containerd);
+    let agent = machine.harpoon().env("DISK_HIGH_PERCENT", "80").start();
+    let proxy = Proxy::start(bed::registry().url(), |_| Fault::Pass);
+    let pull = |name: &str| {
+        let name = format!("{}:1", unique(name));
+        bed::registry().push(&name);
+        let image = proxy.reference(&name);
+        machine.plan(&image, &json!({}));
+        machine.wait_for(&agent, "the image comes", || containerd.has(&image));
+        let requests = |is_ours: bool| {
+            let by_us =
+                |seen: &Seen| format!("{:?}", seen.headers.get("user-agent")).contains("harpoon");
+            proxy.count(|seen| seen.is_manifest() && by_us(seen) == is_ours)
+        };
+        (requests(true), requests(false) > 0)
+    };
+    assert_eq!(pull("far"), (0, true));
+    fill(containerd, 50);
+    assert_eq!(pull("near"), (1, true));
 }
 
 /// The highest usage of a file system while it exists, read all the time.

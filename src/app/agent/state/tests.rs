@@ -373,3 +373,33 @@ async fn unused_image_is_kept_protected() {
     let sealed = state.protected_by_seals();
     assert_eq!(sealed.len(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn changed_seal_is_looked_up_again() {
+    let mut state = state(&[A]);
+    look_up(&mut state, false, |_| true);
+    let names = |images: Vec<Reference>| {
+        let names = images.iter().map(Reference::normalized);
+        names.map(str::to_owned).collect::<Vec<_>>()
+    };
+    // With `Auto`, only a tag that has moved away from its seal.
+    assert_eq!(names(state.to_hold(|_| false)), [""; 0]);
+    assert_eq!(names(state.to_hold(|_| true)), [A]);
+    for (seal, held, is_open) in [("Always", &[A][..], false), ("Never", &[], true)] {
+        state.apply(planned(A, &json!({"seal": seal})));
+        state.decide();
+        // Not before the runtime was asked.
+        assert!(!state.is_open(A) && state.to_hold(|_| true).is_empty());
+        look_up(&mut state, false, |_| true);
+        assert_eq!(names(state.to_hold(|_| false)), held);
+        assert_eq!(state.is_open(A), is_open);
+    }
+    look_up(&mut state, true, |_| false);
+    assert!(!state.is_open(A), "it is to be pulled under its name first");
+    state.apply(planned(
+        A,
+        &json!({"seal": "Never", "retention": {"policy": "None"}}),
+    ));
+    state.decide();
+    assert!(state.is_open(A));
+}
