@@ -12,6 +12,8 @@ use crate::model::image_size::ImageFs;
 pub const RESUME_BELOW: u8 = 5;
 /// Percentage of the capacity that an image of unknown size is taken to need, where twice as much is left.
 const ASSUMED: u8 = 25;
+/// Percentage of the capacity that an image counts whose size its registry does not tell.
+const UNKNOWN: u8 = 5;
 /// Maximum number of times that the space for a lost image is doubled.
 const DOUBLINGS_MAX: u32 = 6;
 
@@ -174,6 +176,11 @@ impl DiskMarks {
         let bytes = fs.percent(ASSUMED);
         let is_far = left >= bytes.saturating_mul(2) && !self.lost.contains_key(name);
         (is_far && !self.is_yielding).then_some(bytes)
+    }
+
+    /// The estimate for an image whose size cannot be requested, such as from a registry that only the runtime reaches.
+    pub fn unknown(fs: ImageFs) -> u64 {
+        fs.percent(UNKNOWN)
     }
 
     /// Returns whether the image may be pinned or sealed now.

@@ -103,7 +103,7 @@ impl<'a> Store<'a> {
     }
 
     /// Returns whether the file system stays below the high mark with the image. The registry is asked for the size only where
-    /// that matters, because it counts such requests as pulls. An image whose size it does not tell counts nothing.
+    /// that matters, because it counts such requests as pulls.
     async fn below_mark(
         &self,
         marks: &Mutex<DiskMarks>,
@@ -127,7 +127,8 @@ impl<'a> Store<'a> {
             None => self.size(number, image).await.ok(),
         };
         let keeps = service.layer_storage();
-        let mut need = size.as_ref().map_or(0, |size| on_disk(size, keeps));
+        let unknown = DiskMarks::unknown(fs);
+        let mut need = size.as_ref().map_or(unknown, |size| on_disk(size, keeps));
         if let Some(size) = &size
             && !self.comes(marks, fs, number, image, need)
             && let Ok(usage) = service.usage().await

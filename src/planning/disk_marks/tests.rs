@@ -51,6 +51,15 @@ fn least_important_images_go_first() {
 }
 
 #[test]
+fn unknown_sizes_stop_below_mark() {
+    let marks = DiskMarks::new(HIGH);
+    let unknown = DiskMarks::unknown(fs(0));
+    assert!(marks.admits(fs(750), 0, "a", unknown));
+    assert!(!marks.admits(fs(751), 0, "a", unknown));
+    assert!(!marks.admits(fs(710), unknown, "b", unknown));
+}
+
+#[test]
 fn resumes_five_points_below() {
     let mut marks = DiskMarks::new(HIGH);
     let plan = [image("a", 50, 1)];
