@@ -319,9 +319,13 @@ impl Node<'_> {
         self.install("upgrade", 100);
         self.wait_for("it is sealed", || self.is_sealed(&images.sealed));
         self.cluster.kubectl(&["delete", "ipf", "many"]);
-        self.cluster.collect_unpinned();
-        self.cluster.fill(90);
-        self.wait_for("a pod is evicted", || !self.cluster.evicted().is_empty());
+        self.wait_for("a pod is evicted", || {
+            // The neighbour takes what the kubelet frees.
+            if self.cluster.used_percent() < 88 {
+                self.cluster.fill(90);
+            }
+            !self.cluster.evicted().is_empty()
+        });
         assert!(self.is_sealed(&images.sealed));
     }
 }
