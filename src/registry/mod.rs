@@ -8,6 +8,7 @@ mod auth;
 #[cfg(test)]
 pub(crate) mod capture;
 pub mod digest;
+pub mod endpoint;
 mod error;
 pub mod manifest;
 pub(crate) mod select;
@@ -27,6 +28,7 @@ use crate::model::reference::Reference;
 
 use crate::credentials::secret::{Credential, Login};
 use auth::Tokens;
+use endpoint::Endpoint;
 pub use error::{ClientError, Error};
 use manifest::{DOCKER_LIST, DOCKER_MANIFEST, Descriptor, Manifest, OCI_INDEX, OCI_MANIFEST};
 pub use select::Chosen;
@@ -108,7 +110,20 @@ impl Client {
     pub fn with_options(options: &Options) -> Result<Self, ClientError> {
         Ok(Self {
             inner: Arc::new(Inner {
-                transport: Transport::new(options)?,
+                transport: Transport::new(options, None)?,
+                tokens: Tokens::default(),
+            }),
+        })
+    }
+
+    /// Creates a client whose requests to a registry all go to this server of it. Its credentials must be meant for that server.
+    ///
+    /// # Errors
+    /// If TLS cannot be set up.
+    pub fn at(endpoint: Endpoint, options: &Options) -> Result<Self, ClientError> {
+        Ok(Self {
+            inner: Arc::new(Inner {
+                transport: Transport::new(options, Some(endpoint))?,
                 tokens: Tokens::default(),
             }),
         })

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::go_duration;
+use crate::model::go_duration;
 use crate::credentials::docker_config::Entry;
 use crate::credentials::keyring::pattern::Pattern;
 use crate::credentials::secret::{Credential, Login, Secret};

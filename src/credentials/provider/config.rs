@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::account::Account;
-use super::{Cache, LIMIT, Provider, go_duration};
+use super::{Cache, LIMIT, Provider};
 use crate::credentials::docker_config::{ConfigFileError, read_bounded};
 use crate::credentials::keyring::pattern::Pattern;
 use crate::credentials::secret::Secret;
