@@ -8,6 +8,7 @@ pub mod app;
 pub mod cli;
 pub mod credentials;
 pub mod discovery;
+pub mod fill;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod fake_http;
