@@ -61,10 +61,12 @@ impl Host {
         }
     }
 
-    /// Returns whether a credential would be sent over plain http to another machine.
+    /// Returns whether requests go to another machine over plain http.
     pub(super) fn is_plain(&self) -> bool {
-        let endpoint = self.endpoint.as_ref();
-        endpoint.is_some_and(|endpoint| endpoint.base.scheme() == "http")
+        let base = self.endpoint.as_ref().map(|endpoint| &endpoint.base);
+        base.is_some_and(|base| {
+            base.scheme() == "http" && !base.host_str().is_some_and(is_local)
+        })
     }
 }
 

@@ -16,6 +16,7 @@ pub(crate) mod select;
 pub(crate) mod standin;
 mod transport;
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -87,6 +88,13 @@ impl Default for Options {
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Its tokens are left out.
+        f.debug_struct("Client").finish_non_exhaustive()
+    }
 }
 
 struct Inner {

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crate::credentials::secret::Credential;
 use crate::model::failure::FailureKind;
@@ -10,7 +11,7 @@ use crate::model::reference::Reference;
 use crate::model::seal::SealPolicy;
 use crate::model::stored_image::StoredImage;
 use crate::model::text::sanitize;
-use crate::runtime::containerd::{Keep, Seal, Seals};
+use crate::runtime::containerd::{Keep, Seal, Seals, Store};
 use crate::runtime::cri::Cri;
 use crate::runtime::detect::{Runtime, of_daemon};
 use crate::runtime::image_service::{ImageService, Progress, RuntimeError, RuntimeInfo, Status};
@@ -55,6 +56,34 @@ impl SealingRuntime {
     /// The seals of the runtime's images; only containerd has them.
     pub fn seals(&self) -> Option<&Seals> {
         self.containerd().map(|(_, seals)| seals)
+    }
+
+    /// The store of containerd's content and snapshots; `None` of other runtimes.
+    pub fn store(&self) -> Option<Store> {
+        self.seals().map(Seals::store)
+    }
+
+    /// Returns whether an image that is pulled with this credential is to be sealed.
+    pub fn is_to_seal(&self, credential: Option<&Credential>) -> bool {
+        self.policy
+            .seals(credential.is_some_and(|c| c.is_pull_secret))
+    }
+
+    /// The lifetime of what a pull that was killed leaves.
+    pub fn leftover_lifetime(&self) -> Duration {
+        self.keep.pull
+    }
+
+    /// Seals an image whose content and snapshots a lease of harpoon's holds; `None` where the runtime cannot seal.
+    ///
+    /// # Errors
+    /// When something of the image is missing, or containerd fails.
+    pub async fn seal_held(
+        &self,
+        image: &Reference,
+        digest: &str,
+    ) -> Option<Result<StoredImage, RuntimeError>> {
+        Some(self.seals()?.seal_held(image, digest, self.keep).await)
     }
 
     /// The seals that count; none where nothing is to be sealed, or where containerd does not tell.
@@ -157,9 +186,7 @@ impl ImageService for SealingRuntime {
         credential: Option<&Credential>,
         progress: &Progress,
     ) -> Result<StoredImage, RuntimeError> {
-        let is_sealed = self
-            .policy
-            .seals(credential.is_some_and(|c| c.is_pull_secret));
+        let is_sealed = self.is_to_seal(credential);
         let containerd = match self.containerd() {
             Some(containerd) if is_sealed => containerd,
             None if is_sealed => {

@@ -1,4 +1,5 @@
-//! containerd's own API beside the CRI, on the same socket: it seals images, so that they are on the node without a name.
+//! containerd's own API beside the CRI, on the same socket: it seals images, so that they are on the node without a name, and stores
+//! content and snapshots of images that harpoon has fetched and unpacked itself.
 //!
 //! A seal is a lease on an image's manifest. containerd's gc labels hold the configuration, the layers and the snapshots below
 //! it. Every lease of harpoon expires. No name that harpoon did not make is ever removed.
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use containerd_client::services::v1::containers_client::ContainersClient;
 use containerd_client::services::v1::content_client::ContentClient;
+use containerd_client::services::v1::diff_client::DiffClient;
 use containerd_client::services::v1::images_client::ImagesClient;
 use containerd_client::services::v1::introspection_client::IntrospectionClient;
 use containerd_client::services::v1::leases_client::LeasesClient;
@@ -28,9 +30,12 @@ mod graph;
 mod leases;
 mod names;
 mod seal;
+mod store;
 mod transfer;
 
+pub use config::{Config, HostDir};
 pub use seal::{Keep, Seal, Seals};
+pub use store::{BlobReader, BlobWriter, Labels, Prepared, Store};
 
 /// The CRI plugin keeps everything in this namespace of containerd.
 const NAMESPACE: &str = "k8s.io";
@@ -52,6 +57,10 @@ impl Client {
 
     fn snapshots(&self) -> SnapshotsClient<Channel> {
         SnapshotsClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_MAX)
+    }
+
+    fn diff(&self) -> DiffClient<Channel> {
+        DiffClient::new(self.channel.clone())
     }
 
     fn images(&self) -> ImagesClient<Channel> {
