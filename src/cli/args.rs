@@ -13,6 +13,7 @@ use crate::app::settings::{CONTAINER_RUNTIME_ENDPOINT, variables};
 
 mod cluster;
 mod credentials;
+mod fill;
 mod output;
 mod pulling;
 mod quantity;
@@ -24,6 +25,7 @@ mod values;
 
 use cluster::ClusterArgs;
 use credentials::{ClusterCredentialArgs, CredentialArgs};
+use fill::FillArgs;
 use output::OutputArgs;
 use pulling::{PullingArgs, StartArgs};
 use runtime::{EndpointArgs, RuntimeArgs};
@@ -102,6 +104,8 @@ pub(super) struct RunArgs {
     #[command(flatten)]
     pub(super) seal: SealArgs,
     #[command(flatten)]
+    pub(super) fill: FillArgs,
+    #[command(flatten)]
     pub(super) start: StartArgs,
     #[command(flatten)]
     pub(super) output: OutputArgs,
@@ -123,6 +127,8 @@ pub(super) struct PullArgs {
     pub(super) pulling: PullingArgs,
     #[command(flatten)]
     pub(super) seal: SealArgs,
+    #[command(flatten)]
+    pub(super) fill: FillArgs,
     #[command(flatten)]
     pub(super) output: OutputArgs,
 }

@@ -10,6 +10,7 @@ use crate::app::settings::SettingError;
 use crate::app::telemetry;
 use crate::model::text::{clip_bytes, sanitize};
 use crate::report::termination;
+use crate::fill::FillError;
 use crate::runtime::detect::FindError;
 
 mod args;
@@ -54,7 +55,7 @@ impl Exit {
 fn error_code(error: &Error) -> u8 {
     if error.is::<SettingError>() {
         2
-    } else if error.is::<FindError>() {
+    } else if error.is::<FindError>() || error.is::<FillError>() {
         3
     } else if let Some(Interrupted(signal)) = error.downcast_ref() {
         Exit::Interrupted(*signal).code()
