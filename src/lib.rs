@@ -8,10 +8,10 @@ pub mod app;
 pub mod cli;
 pub mod credentials;
 pub mod discovery;
-pub mod fill;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod fake_http;
+pub mod fill;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod kube_api;

@@ -64,7 +64,21 @@ pub enum UnpackError {
 impl UnpackError {
     /// Returns whether containerd's Diff service has to decide about this layer: it may well be able to apply it.
     pub fn needs_diff_service(&self) -> bool {
-        matches!(self, Self::Unsupported { .. } | Self::Malformed { .. })
+        match self {
+            Self::Unsupported { .. } | Self::Malformed { .. } => true,
+            // The layer's own fault, or a right that this process lacks, unless the disk is.
+            Self::Filesystem { errno, .. } => !matches!(
+                *errno,
+                Errno::NOSPC
+                    | Errno::DQUOT
+                    | Errno::IO
+                    | Errno::ROFS
+                    | Errno::NOMEM
+                    | Errno::MFILE
+                    | Errno::NFILE
+            ),
+            _ => false,
+        }
     }
 
     /// Returns whether the file system is full, or the user's quota exhausted.
