@@ -8,9 +8,9 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior,
 
 use crate::app::settings::SettingError;
 use crate::app::telemetry;
+use crate::fill::FillError;
 use crate::model::text::{clip_bytes, sanitize};
 use crate::report::termination;
-use crate::fill::FillError;
 use crate::runtime::detect::FindError;
 
 mod args;

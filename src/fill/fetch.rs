@@ -63,7 +63,9 @@ pub(super) struct Found {
 impl Found {
     /// The digest of the reference.
     pub(super) fn root(&self) -> &Digest {
-        self.indexes.first().map_or(&self.manifest.digest, |i| &i.digest)
+        self.indexes
+            .first()
+            .map_or(&self.manifest.digest, |i| &i.digest)
     }
 }
 
@@ -90,9 +92,9 @@ impl Fetcher {
                 let reason = "a credential would be sent over plain http".to_owned();
                 return Err(Unsupported(reason).into());
             }
-            let client = self.client(&host).map_err(|error| {
-                Failure::Unsupported(crate::model::text::chain(&error))
-            })?;
+            let client = self
+                .client(&host)
+                .map_err(|error| Failure::Unsupported(crate::model::text::chain(&error)))?;
             servers.push(Server {
                 client,
                 access: Access { image, credential },
@@ -319,11 +321,15 @@ impl<C: Fn(u64) + Sync> Download<'_, C> {
             let before = *at;
             match self.read(at, may_part).await {
                 Ok(()) => {}
-                Err(Stop::Registry(error)) if matches!(error, registry::Error::Range { .. }) && may_part => {
+                Err(Stop::Registry(error))
+                    if matches!(error, registry::Error::Range { .. }) && may_part =>
+                {
                     // One response may succeed where several do not.
                     may_part = false;
                 }
-                Err(Stop::Registry(error)) if error.is_cut() && *at > before && resumes < RESUMES => {
+                Err(Stop::Registry(error))
+                    if error.is_cut() && *at > before && resumes < RESUMES =>
+                {
                     resumes += 1;
                     tracing::debug!(digest = %self.descriptor.digest, at, "download interrupted, resuming");
                 }

@@ -26,7 +26,9 @@ pub enum FillMode {
 
 /// The reason why `--fill fast` is not possible.
 #[derive(Debug, thiserror::Error)]
-#[error("no usable container runtime for --fill fast (FILL): {0}; it requires containerd with the overlayfs snapshotter, and its root directory mounted writable at the same path")]
+#[error(
+    "no usable container runtime for --fill fast (FILL): {0}; it requires containerd with the overlayfs snapshotter, and its root directory mounted writable at the same path"
+)]
 pub struct FillError(String);
 
 /// A runtime, and the means to fill it.

@@ -155,13 +155,17 @@ impl Pull<'_> {
         let bytes = bytes.fold(0, u64::saturating_add);
         *self.done.lock().unwrap_or_else(PoisonError::into_inner) = (0, bytes);
         self.progress.set(0, bytes);
-        let first_missing = missing.first().map_or(self.layers.len(), |layer| layer.index);
+        let first_missing = missing
+            .first()
+            .map_or(self.layers.len(), |layer| layer.index);
         let is_there = |layer: &Layer| watch::Sender::new(layer.index < first_missing);
         let committed: Vec<_> = self.layers.iter().map(is_there).collect();
         let mut order = missing;
         // The largest first: it takes longest. A layer waits for those below only when it is unpacked.
         order.sort_by_key(|layer| std::cmp::Reverse(layer.descriptor.size));
-        let all = order.into_iter().map(|layer| self.layer(layer, &committed, cancel));
+        let all = order
+            .into_iter()
+            .map(|layer| self.layer(layer, &committed, cancel));
         try_join_all(all).await?;
         self.put_manifests(found, config).await
     }
@@ -331,7 +335,10 @@ impl Pull<'_> {
         unpacked: Unpacked,
     ) -> Result<bool, Failure> {
         let labels = layer.snapshot_labels();
-        let Some(prepared) = self.prepare("extract", layer, &layer.parent, labels).await? else {
+        let Some(prepared) = self
+            .prepare("extract", layer, &layer.parent, labels)
+            .await?
+        else {
             return Ok(true);
         };
         let (upper, below) = prepared.directories().ok_or_else(odd_mounts)?;
@@ -358,11 +365,7 @@ impl Pull<'_> {
             return Ok(());
         };
         let descriptor = &layer.descriptor;
-        let content = (
-            &*descriptor.media_type,
-            &descriptor.digest,
-            descriptor.size,
-        );
+        let content = (&*descriptor.media_type, &descriptor.digest, descriptor.size);
         let store = &self.filler.store;
         let applied = store.apply(&self.lease, content, &prepared, self.image);
         let applied = applied.await?;

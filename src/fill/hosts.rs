@@ -64,9 +64,7 @@ impl Host {
     /// Returns whether requests go to another machine over plain http.
     pub(super) fn is_plain(&self) -> bool {
         let base = self.endpoint.as_ref().map(|endpoint| &endpoint.base);
-        base.is_some_and(|base| {
-            base.scheme() == "http" && !base.host_str().is_some_and(is_local)
-        })
+        base.is_some_and(|base| base.scheme() == "http" && !base.host_str().is_some_and(is_local))
     }
 }
 
@@ -101,7 +99,9 @@ pub(super) fn hosts(dir: &HostDir, registry: &str) -> Result<Vec<Host>, Unsuppor
 
 /// The names of a registry's directory, in the order in which containerd looks for them.
 fn directories(registry: &str) -> Vec<String> {
-    let with_port = registry.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+    let with_port = registry
+        .rsplit_once(':')
+        .filter(|(host, _)| !host.is_empty());
     let with_port = with_port.map(|(host, port)| format!("{host}_{port}_"));
     let own = [registry.to_owned(), DEFAULT.to_owned()];
     with_port.into_iter().chain(own).collect()

@@ -7,9 +7,7 @@ use super::Failure;
 use crate::model::digest::Digest;
 use crate::model::reference::Reference;
 use crate::model::text::excerpt;
-use crate::registry::manifest::{
-    DOCKER_CONFIG, Descriptor, ImageManifest, Index, OCI_CONFIG,
-};
+use crate::registry::manifest::{DOCKER_CONFIG, Descriptor, ImageManifest, Index, OCI_CONFIG};
 use crate::runtime::containerd::Labels;
 
 /// Labels that containerd's garbage collection follows, and those that its pull reads.
@@ -174,7 +172,9 @@ mod tests {
     fn manifest(layers: &[(&str, u8)]) -> ImageManifest {
         let layers: Vec<_> = layers
             .iter()
-            .map(|(kind, n)| serde_json::json!({"mediaType": kind, "digest": digest(*n), "size": 1}))
+            .map(
+                |(kind, n)| serde_json::json!({"mediaType": kind, "digest": digest(*n), "size": 1}),
+            )
             .collect();
         let config = serde_json::json!({"mediaType": OCI_CONFIG, "digest": digest(0), "size": 1});
         let text = serde_json::json!({"schemaVersion": 2, "config": config, "layers": layers});

@@ -38,7 +38,9 @@ impl From<registry::Error> for Failure {
     fn from(error: registry::Error) -> Self {
         let is_format = matches!(
             error,
-            registry::Error::Schema1 | registry::Error::Algorithm { .. } | registry::Error::Scheme { .. }
+            registry::Error::Schema1
+                | registry::Error::Algorithm { .. }
+                | registry::Error::Scheme { .. }
         );
         // The runtime may have a proxy, or another network.
         if is_format || error.is_unreachable() {

@@ -105,10 +105,7 @@ pub(super) struct Transport {
 }
 
 impl Transport {
-    pub(super) fn new(
-        options: &Options,
-        endpoint: Option<Endpoint>,
-    ) -> Result<Self, ClientError> {
+    pub(super) fn new(options: &Options, endpoint: Option<Endpoint>) -> Result<Self, ClientError> {
         let tls = tls_config(endpoint.as_ref())?;
         let build = |builder: reqwest::ClientBuilder| {
             builder

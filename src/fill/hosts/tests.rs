@@ -46,10 +46,7 @@ fn parsed(text: &str, registry: &str) -> Result<Vec<Host>, Unsupported> {
 fn unconfigured_registry_is_asked_itself() {
     let certs = Certs::new();
     certs.put("other.example/hosts.toml", "server = \"https://x.example\"");
-    assert_eq!(
-        certs.hosts("registry.example").unwrap(),
-        [Host::own()]
-    );
+    assert_eq!(certs.hosts("registry.example").unwrap(), [Host::own()]);
     let none = HostDir {
         path: String::new(),
         is_certain: true,

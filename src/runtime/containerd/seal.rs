@@ -87,8 +87,14 @@ impl Seals {
         keep: Keep,
     ) -> Result<StoredImage, RuntimeError> {
         let whole = self.client.graph_of(digest).await?.whole(digest);
-        let gone = || RuntimeError::new(FailureKind::Other, "the image was removed while it was sealed");
-        self.seal(image, digest, &whole.ok_or_else(gone)?, keep).await
+        let gone = || {
+            RuntimeError::new(
+                FailureKind::Other,
+                "the image was removed while it was sealed",
+            )
+        };
+        self.seal(image, digest, &whole.ok_or_else(gone)?, keep)
+            .await
     }
 
     /// Pulls the image without a name and seals it; `None` where that takes a pull through the CRI, to be made between
