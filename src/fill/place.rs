@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use rustix::fs::{self, CWD, Dir, FileType, Gid, Mode, RenameFlags, Uid, XattrFlags};
+use rustix::fs::{self, CWD, Dir, FileType, Gid, Mode, RenameFlags, Uid};
 use rustix::io::Errno;
 
 use crate::runtime::containerd::{Config, Labels, Store};
@@ -54,7 +54,8 @@ async fn try_snapshot(store: &Store, lease: &str) -> Result<(), String> {
     tried
 }
 
-/// Tries in an empty directory what unpacking does.
+/// Tries in an empty directory what unpacking does. Attributes that the kernel reserves are not needed: a layer that has them is
+/// unpacked by containerd.
 fn try_directory(directory: &Path) -> Result<(), String> {
     let shown = directory.display();
     if !directory.is_dir() {
@@ -73,8 +74,6 @@ fn try_directory(directory: &Path) -> Result<(), String> {
     step("write to another user's directory", fs::mkdir(inside, mode))?;
     let mode = Mode::from_raw_mode(0o711);
     step("change another user's directory", fs::chmod(&one, mode))?;
-    let opaque = fs::setxattr(&one, "trusted.overlay.opaque", b"y", XattrFlags::empty());
-    step("set trusted extended attributes", opaque)?;
     let whiteout = directory.join("whiteout");
     let none = fs::makedev(0, 0);
     let made = fs::mknodat(CWD, whiteout, FileType::CharacterDevice, mode, none);

@@ -1,12 +1,22 @@
 //! Faults of registries during fast fill.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::*;
 
 /// Runs once against a registry with this fault at layers; returns outcome, reason, message.
 fn told(fault: impl Fn(u64) -> Fault + Send + Sync + 'static, retries: u32) -> (String, Output) {
+    told_of(2, fault, retries)
+}
+
+fn told_of(
+    layers: usize,
+    fault: impl Fn(u64) -> Fault + Send + Sync + 'static,
+    retries: u32,
+) -> (String, Output) {
     let containerd = bed::containerd();
     let name = format!("{}:1", unique("fault"));
-    let pushed = registry().image(&name).layers(2).size(600_000).push();
+    let pushed = registry().image(&name).layers(layers).size(600_000).push();
     let proxy = Proxy::start(registry().url(), move |seen| match seen.is_blob() {
         true => fault(pushed.bytes),
         false => Fault::Pass,
@@ -33,19 +43,32 @@ fn rate_limit_is_reported() {
     assert!(told.starts_with("failed rate_limited"), "{told}: {output}");
 }
 
-#[test]
-fn wrong_content_is_refused() {
-    let wrong = |_| Fault::Answer {
+fn wrong(bytes: usize) -> Fault {
+    Fault::Answer {
         status: 200,
         headers: vec![("content-type", "application/octet-stream".into())],
-        body: "not this blob".into(),
-    };
-    let (told, output) = told(wrong, 0);
+        body: "x".repeat(bytes),
+    }
+}
+
+#[test]
+fn longer_content_is_refused() {
+    let (told, output) = told(|_| wrong(1_000_000), 0);
     assert!(told.starts_with("failed other"), "{told}: {output}");
-    assert!(
-        told.contains("mismatch") || told.contains("bytes"),
-        "{told}"
-    );
+    assert!(told.contains("size mismatch"), "{told}");
+}
+
+#[test]
+fn wrong_digest_is_refused() {
+    // The configuration is requested first.
+    let count = AtomicUsize::new(0);
+    let fault = move |bytes: u64| match count.fetch_add(1, Ordering::Relaxed) {
+        0 => Fault::Pass,
+        _ => wrong(usize::try_from(bytes).unwrap()),
+    };
+    let (told, output) = told_of(1, fault, 0);
+    assert!(told.starts_with("failed other"), "{told}: {output}");
+    assert!(told.contains("mismatch"), "{told}");
 }
 
 #[test]

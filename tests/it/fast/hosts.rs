@@ -74,10 +74,8 @@ fn unknown_settings_are_for_the_runtime() {
     registry().push(&name);
     let proxy = Proxy::start(registry().url(), |_| Fault::Pass);
     let image = format!("{REGISTRY}/{name}");
-    put(
-        &containerd,
-        &format!("server = \"{}\"\nunknown = 1\n", proxy.url()),
-    );
+    let text = format!("[host.\"{}\"]\nunknown = \"1\"\n", proxy.url());
+    put(&containerd, &text);
     let output = fast(&containerd, &[&image]).run().expect(0);
     assert!(
         output.stderr.contains("unsupported field unknown"),
