@@ -83,7 +83,7 @@ pub(crate) fn secret_refused() -> SettingError {
 }
 
 /// Replaces the pull secrets of the cluster. Each is used only for the images of the workloads that name it.
-pub(crate) fn set_pull_secrets(keyring: &mut Keyring, secrets: Vec<ImageSecret>) {
+pub(crate) fn set_pull_secrets(keyring: &Keyring, secrets: Vec<ImageSecret>) {
     keyring.set_scoped(secrets.into_iter().filter_map(|secret| {
         let image = Reference::of(&secret.image).ok()?;
         Some((image.normalized().to_owned(), secret.config))

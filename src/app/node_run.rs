@@ -399,7 +399,7 @@ impl Run {
         self.started += shutdown.or_deadline(None).before(turn).await?;
         let end = shutdown.or_deadline(self.deadline());
 
-        let mut keyring = std::mem::take(&mut self.keyring);
+        let keyring = std::mem::take(&mut self.keyring);
         let platform = platform(&self.settings.runtime, source.node());
         let runtime = runtime.for_platform(&platform);
         let keep = self.settings.seal.keep(self.settings.pull.pull_timeout);
@@ -410,7 +410,7 @@ impl Run {
         }
         let runtime = filling.sealing();
         let found = end.before(Box::pin(candidates::find(source))).await??;
-        keyring::set_pull_secrets(&mut keyring, found.pull_secrets);
+        keyring::set_pull_secrets(&keyring, found.pull_secrets);
         let probe = RegistryProbe::new(&keyring, platform, self.settings.pull.registry_concurrency);
         let questions = Questions {
             store: self.settings.store,

@@ -11,7 +11,9 @@ use clap_complete::Shell;
 
 use crate::app::settings::{CONTAINER_RUNTIME_ENDPOINT, variables};
 
+mod agent;
 mod cluster;
+mod controller;
 mod credentials;
 mod fill;
 mod output;
@@ -20,10 +22,13 @@ mod quantity;
 mod runtime;
 mod seal;
 mod selection;
+mod serve;
 mod store;
 mod values;
 
+pub(super) use agent::AgentArgs;
 use cluster::ClusterArgs;
+pub(super) use controller::ControllerArgs;
 use credentials::{ClusterCredentialArgs, CredentialArgs};
 use fill::FillArgs;
 use output::OutputArgs;
@@ -68,6 +73,10 @@ pub(super) enum Subcommands {
     Pull(Box<PullArgs>),
     /// Show which images run would pull or skip, and why; pull nothing
     Plan(Box<PlanArgs>),
+    /// Keep the images that the controller has planned for this node: the node side of continuous mode
+    Agent(Box<AgentArgs>),
+    /// Plan the images of all ImagePrefetches and sum up what the agents report: the cluster side of continuous mode
+    Controller(Box<ControllerArgs>),
     /// List this node's sealed images
     Seals(Box<SealsArgs>),
     /// Give up seals on this node, so that the runtime may delete the images

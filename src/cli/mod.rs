@@ -13,8 +13,10 @@ use crate::model::text::{clip_bytes, sanitize};
 use crate::report::termination;
 use crate::runtime::detect::FindError;
 
+mod agent;
 mod args;
 mod completions;
+mod controller;
 mod crds;
 mod outcome;
 mod pause;
@@ -106,6 +108,8 @@ pub fn main() -> ExitCode {
         Some(Subcommands::Run(args)) => run::main(*args, started),
         Some(Subcommands::Pull(args)) => pull::main(*args, started),
         Some(Subcommands::Plan(args)) => plan::main(*args),
+        Some(Subcommands::Agent(args)) => agent::main(*args),
+        Some(Subcommands::Controller(args)) => controller::main(*args),
         Some(Subcommands::Seals(args)) => seals::list(*args),
         Some(Subcommands::Release(args)) => seals::release(*args),
         Some(Subcommands::Crds) => crds::main(),

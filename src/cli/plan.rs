@@ -59,7 +59,7 @@ pub(super) fn main(args: PlanArgs) -> Result<Exit> {
                 SealingRuntime::new(runtime, seal.policy, seal.keep(Duration::ZERO))
             });
             let found = candidates::find(source).await?;
-            keyring::set_pull_secrets(&mut keyring, found.pull_secrets);
+            keyring::set_pull_secrets(&keyring, found.pull_secrets);
             let probe = RegistryProbe::new(&keyring, platform, QUESTIONS);
             let selection = node_run::select(found.candidates, &policy, runtime.as_ref());
             let (runtime_ref, sizes) = (runtime.as_ref(), found.sizes);

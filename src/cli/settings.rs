@@ -88,7 +88,7 @@ mod tests {
             let setting = settings.iter().find(|s| s.flag == flag);
             setting.map(|s| s.commands.join(" ")).unwrap_or_default()
         };
-        assert_eq!(settings.len(), 34);
+        assert_eq!(settings.len(), 37);
         for (flag, expected) in [
             ("namespaces", "run plan"),
             ("images-file", "run plan"),
@@ -97,14 +97,18 @@ mod tests {
             ("sizes", "plan"),
             ("stagger", "run"),
             ("stagger-min-age", "run"),
-            ("concurrency", "run pull"),
+            ("concurrency", "run pull agent"),
             ("fail-on", "run pull"),
             ("refresh", "run pull plan"),
             ("seal", "run pull plan"),
             ("seal-ttl", "run pull plan"),
-            ("runtime-endpoint", "run pull plan seals release"),
-            ("private-registry", "run pull plan"),
-            ("log-level", "run pull plan seals release"),
+            ("runtime-endpoint", "run pull plan agent seals release"),
+            ("private-registry", "run pull plan agent"),
+            ("log-level", "run pull plan agent controller seals release"),
+            ("startup-taints", "run plan agent"),
+            ("resync", "agent"),
+            ("metrics-address", "agent controller"),
+            ("leader-election-lease", "controller"),
         ] {
             assert_eq!(commands(flag), expected, "--{flag}");
         }

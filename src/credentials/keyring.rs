@@ -4,7 +4,7 @@
 //! `PRIVATE_REGISTRY`, which is stricter. A source that fails is reported and does not prevent the use of the others.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -41,9 +41,11 @@ pub struct Settings {
 #[derive(Debug, Default)]
 pub struct Keyring {
     settings: Settings,
-    /// Configurations by the image's normalised name.
-    scoped: HashMap<String, Vec<Arc<DockerConfig>>>,
+    /// Configurations by the image's normalised name. They can be replaced while pulls look them up.
+    scoped: RwLock<Scoped>,
 }
+
+type Scoped = HashMap<String, Vec<Arc<DockerConfig>>>;
 
 /// The credentials of a keyring for one image.
 #[derive(Debug, Default)]
@@ -61,21 +63,34 @@ impl Keyring {
     pub fn new(settings: Settings) -> Self {
         Self {
             settings,
-            scoped: HashMap::new(),
+            scoped: RwLock::default(),
         }
     }
 
     /// Replaces the configurations that are each for one image, named as [`Reference::normalized`] does; a long-lived keyring
     /// holds only those in use. Within a configuration, only entries that match the image are used. Several configurations for
     /// one image are matched as one, as the kubelet does with a pod's pull secrets.
-    pub fn set_scoped(&mut self, configs: impl IntoIterator<Item = (String, Arc<DockerConfig>)>) {
-        self.scoped = HashMap::new();
+    pub fn set_scoped(&self, configs: impl IntoIterator<Item = (String, Arc<DockerConfig>)>) {
+        let mut scoped = Scoped::new();
         for (image, config) in configs {
-            let known = self.scoped.entry(image).or_default();
+            let known = scoped.entry(image).or_default();
             if !known.iter().any(|known| Arc::ptr_eq(known, &config)) {
                 known.push(config);
             }
         }
+        *self.scoped.write().unwrap_or_else(PoisonError::into_inner) = scoped;
+    }
+
+    /// Grows whenever a docker config file has another content than before.
+    pub fn changes(&self) -> u64 {
+        let files = self.settings.docker_configs.iter();
+        files.map(ConfigFile::changes).sum()
+    }
+
+    /// The configurations that are only for this image.
+    fn scoped(&self, image: &Reference) -> Option<Vec<Arc<DockerConfig>>> {
+        let scoped = self.scoped.read().unwrap_or_else(PoisonError::into_inner);
+        scoped.get(image.normalized()).cloned()
     }
 
     /// The credentials for an image. Dropping the future ends the programs that it runs.
@@ -107,14 +122,14 @@ impl Keyring {
         found.add(provided.credentials.iter());
         found.problems.extend(provided.problems);
         found.is_incomplete |= provided.is_incomplete;
-        if let Some(configs) = self.scoped.get(image.normalized()) {
+        if let Some(configs) = self.scoped(image) {
             let of_secrets = matching(configs.iter().flat_map(|c| c.entries()), image);
             let of_secrets = of_secrets.map(|credential| Credential {
                 is_pull_secret: true,
                 ..credential.clone()
             });
             found.add(&of_secrets.collect::<Vec<_>>());
-            for config in configs {
+            for config in &configs {
                 found.problems.extend(config.problems_for(image));
             }
         }
@@ -124,7 +139,7 @@ impl Keyring {
     /// The pull secret that is tried first for an image, unless a file or variable has a credential that is tried before it. No
     /// program is run: what a helper or a provider may have is left out.
     pub fn pull_secret(&self, image: &Reference) -> Option<Arc<str>> {
-        let configs = self.scoped.get(image.normalized())?;
+        let configs = self.scoped(image)?;
         let secret = matching(configs.iter().flat_map(|c| c.entries()), image).next()?;
         let private = self.settings.private.as_ref();
         let files = self.settings.docker_configs.iter();

@@ -92,7 +92,7 @@ impl FillingRuntime {
         credential: Option<&Credential>,
         filled: &Filled,
     ) -> Result<StoredImage, RuntimeError> {
-        let is_sealed = self.runtime.is_to_seal(credential);
+        let is_sealed = self.runtime.is_to_seal(image, credential);
         if is_sealed
             && let Some(sealed) = self.runtime.seal_held(image, filled.digest.as_str()).await
         {

@@ -8,10 +8,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use hyper_util::client::proxy::matcher::Matcher;
+use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use tokio::runtime::Handle;
 
+use super::counted::RequestCounts;
 use super::error::{ConnectError, KubeconfigProblem, TransportError};
 use crate::model::failure::FailureKind;
 use crate::retry::backoff;
@@ -29,6 +31,7 @@ pub struct Cluster {
     /// Scheme, host and port.
     pub(crate) server: String,
     pub(crate) patience: Patience,
+    requests: RequestCounts,
 }
 
 /// Time limits for an API server, and the pauses between attempts.
@@ -78,6 +81,11 @@ impl Cluster {
         &self.client
     }
 
+    /// The number of requests that the client has sent.
+    pub(crate) fn requests(&self) -> &RequestCounts {
+        &self.requests
+    }
+
     /// Creates the client. Requires a tokio runtime. May run a credential plugin, so it may block.
     pub(crate) fn from_config(mut config: Config) -> Result<Self, ConnectError> {
         config.connect_timeout = Some(CONNECT_TIMEOUT);
@@ -90,13 +98,17 @@ impl Cluster {
         ));
         let server = server_name(&config.cluster_url);
         let default_namespace = config.default_namespace.trim().to_owned();
-        let client = Client::try_from(config)
-            .map_err(|error| ConnectError::Client(TransportError(error)))?;
+        let requests = RequestCounts::default();
+        let client = ClientBuilder::try_from(config)
+            .map_err(|error| ConnectError::Client(TransportError(error)))?
+            .with_layer(&requests)
+            .build();
         Ok(Self {
             client,
             default_namespace,
             server,
             patience: Patience::default(),
+            requests,
         })
     }
 }

@@ -6,6 +6,7 @@
 const QUOTED_MAX: usize = 300;
 
 pub mod connect;
+pub(crate) mod counted;
 pub(crate) mod decode;
 pub mod error;
 pub(crate) mod get;

@@ -5,7 +5,7 @@
 use std::fmt;
 
 /// The reason why an image could not be pulled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FailureKind {
     /// The reference does not follow the grammar of image references.
     InvalidReference,

@@ -196,6 +196,13 @@ impl DiskBudget {
         self.there.extend(usage.blobs);
     }
 
+    /// Replaces the count by the usage that the store reports; for a time without pulls.
+    pub fn recount(&mut self, usage: Usage) {
+        self.counted = usage.bytes;
+        self.told = usage.bytes;
+        self.there = usage.blobs;
+    }
+
     /// Reserves space for the image, under a number chosen by the caller; returns the bytes.
     ///
     /// # Errors

@@ -3,9 +3,11 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
+use tokio::time::Instant;
 use tracing::warn;
 
 use crate::model::failure::FailureKind;
@@ -17,6 +19,9 @@ use crate::planning::plan::{size_unknown, too_large};
 use crate::planning::registry_probe::RegistryProbe;
 use crate::runtime::image_service::{ImageService, RuntimeError};
 
+/// Time without a pull after which a store's own count is complete. Runtimes count up to ten seconds late.
+const COUNTED: Duration = Duration::from_secs(30);
+
 /// The remaining space for the pulls of one run.
 pub(crate) struct Store<'a> {
     room: Option<Mutex<DiskBudget>>,
@@ -25,6 +30,8 @@ pub(crate) struct Store<'a> {
     sizes: Mutex<HashMap<usize, Size>>,
     /// An image was pulled, or failed.
     changed: Notify,
+    /// The end of the last pull, where the store's own count replaces ours: images leave the store too.
+    ended: Option<Mutex<Instant>>,
 }
 
 /// The reason why an image is not admitted.
@@ -43,7 +50,22 @@ impl<'a> Store<'a> {
             probe,
             sizes: Mutex::default(),
             changed: Notify::new(),
+            ended: None,
         }
+    }
+
+    /// The same for pulling without end, during which images leave the store too.
+    pub(crate) fn lasting(room: Option<DiskBudget>, probe: Option<&'a RegistryProbe<'a>>) -> Self {
+        Self {
+            ended: Some(Mutex::new(Instant::now())),
+            ..Self::new(room, probe)
+        }
+    }
+
+    /// Returns whether the store's count is complete by now.
+    fn is_counted(&self) -> bool {
+        let ended = self.ended.as_ref();
+        ended.is_some_and(|ended| lock(ended).elapsed() > COUNTED)
     }
 
     /// Returns whether the image may be pulled now; `None` if that depends on the outcome of pulls in progress.
@@ -73,6 +95,7 @@ impl<'a> Store<'a> {
         let usage = service.usage().await;
         let mut room = lock(room);
         match usage {
+            Ok(usage) if room.is_still() && self.is_counted() => room.recount(usage),
             Ok(usage) => room.observe(usage),
             Err(error) => warn!(
                 "failed to get disk usage from the runtime, using harpoon's own count: {}",
@@ -123,6 +146,9 @@ impl<'a> Store<'a> {
                 room.broken(number);
             }
             lock(&self.sizes).remove(&number);
+            if let Some(ended) = &self.ended {
+                *lock(ended) = Instant::now();
+            }
             self.changed.notify_waiters();
         }
     }

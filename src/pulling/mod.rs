@@ -1,8 +1,12 @@
-//! Runs a plan on a runtime and enforces the disk budget.
+//! Runs a plan on a runtime, once or continuously, and enforces the disk budget.
 //!
 //! It never knows a concrete runtime or Kubernetes.
 
+pub mod continuous;
 mod disk_guard;
 pub mod executor;
 mod outage;
 mod queue;
+mod run;
+#[cfg(test)]
+mod scripted;

@@ -3,7 +3,7 @@
 //! A stalled registry must not block the images of others. A registry that sent nothing for [`Limits::quiet`] counts as stalled,
 //! and its pulls do not count against the limit for other registries. Stalled pulls may resume, so all of them together are
 //! bounded too: twice the limit, and beyond it one for each registry without any pull in progress. While registries send, pulls
-//! start in the plan's order and never exceed the limit.
+//! start in the plan's order and never exceed the limit. The order of waiting pulls can change.
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
@@ -33,13 +33,24 @@ pub(crate) struct Limits {
 /// The waiting pulls and those in progress.
 pub(crate) struct Queue {
     limits: Limits,
-    lanes: Mutex<Lanes>,
+    state: Mutex<State>,
     changed: Notify,
 }
 
+/// The pulls and their order.
+#[derive(Default)]
+struct State {
+    lanes: Lanes,
+    /// The places of pulls whose number is not their place.
+    places: HashMap<usize, usize>,
+    /// Time before which no pull starts.
+    held: Option<Instant>,
+}
+
+/// By registry; only those with pulls, and those that are held.
 type Lanes = HashMap<String, Lane>;
 
-/// The pulls from one registry, by their index in the plan.
+/// The pulls from one registry, by their numbers.
 struct Lane {
     waiting: BTreeMap<usize, Waiting>,
     running: BTreeMap<usize, Running>,
@@ -63,22 +74,23 @@ struct Running {
 pub(crate) struct Slot<'q> {
     queue: &'q Queue,
     registry: &'q str,
-    place: usize,
+    number: usize,
 }
 
 impl Queue {
     pub(crate) fn new(limits: Limits) -> Self {
         Self {
             limits,
-            lanes: Mutex::default(),
+            state: Mutex::default(),
             changed: Notify::new(),
         }
     }
 
-    /// Waits until the pull with this index in the plan may start; [`Queue::run`] decides that.
+    /// Waits until the pull with this number may start; [`Queue::run`] decides that. The number is also the pull's place, unless
+    /// [`Queue::reorder`] gives it another.
     pub(crate) async fn slot<'q>(
         &'q self,
-        place: usize,
+        number: usize,
         registry: &'q str,
         progress: &Arc<Progress>,
     ) -> Slot<'q> {
@@ -87,14 +99,14 @@ impl Queue {
             progress: Arc::clone(progress),
             start,
         };
-        lane(&mut self.lock(), registry)
+        lane(&mut self.lock().lanes, registry)
             .waiting
-            .insert(place, waiting);
+            .insert(number, waiting);
         // Created now, so that a waiter that is dropped leaves the queue.
         let slot = Slot {
             queue: self,
             registry,
-            place,
+            number,
         };
         self.changed.notify_one();
         // The other end is dropped only with the slot.
@@ -104,9 +116,20 @@ impl Queue {
 
     /// Delays pulls from the registry by this time from now, unless they are delayed longer already.
     pub(crate) fn hold(&self, registry: &str, wait: Duration) {
-        let mut lanes = self.lock();
-        let lane = lane(&mut lanes, registry);
+        let mut state = self.lock();
+        let lane = lane(&mut state.lanes, registry);
         lane.held = lane.held.max(Instant::now().checked_add(wait));
+    }
+
+    /// Delays all pulls by this time from now, unless they are delayed longer already.
+    pub(crate) fn hold_all(&self, wait: Duration) {
+        let mut state = self.lock();
+        state.held = state.held.max(Instant::now().checked_add(wait));
+    }
+
+    /// Replaces the places of pulls, by their numbers.
+    pub(crate) fn reorder(&self, places: HashMap<usize, usize>) {
+        self.lock().places = places;
     }
 
     /// Starts pulls for as long as it is polled.
@@ -122,20 +145,37 @@ impl Queue {
 
     /// Starts the pulls that may start; returns the time at which more may start without an event.
     fn start(&self, now: Instant) -> Option<Instant> {
-        let mut lanes = self.lock();
+        let mut state = self.lock();
+        let State {
+            lanes,
+            places,
+            held,
+        } = &mut *state;
         for lane in lanes.values_mut() {
             lane.listen(now);
         }
-        while let Some(lane) = self.next(&mut lanes, now) {
-            lane.start_first(now);
+        lanes.retain(|_, lane| lane.is_used(now));
+        let held = held.filter(|end| *end > now);
+        if held.is_none() {
+            while let Some((number, lane)) = self.next(lanes, places, now) {
+                lane.start(number, now);
+            }
         }
         let waiting = lanes.values().filter(|lane| !lane.waiting.is_empty());
         let again = waiting.map(|lane| lane.held.filter(|end| *end > now).unwrap_or(now + TICK));
-        again.min().map(|again| again.min(now + TICK))
+        again.min().map(|again| match held {
+            Some(end) => again.max(end),
+            None => again.min(now + TICK),
+        })
     }
 
-    /// The registry whose first waiting pull is the next to start.
-    fn next<'l>(&self, lanes: &'l mut Lanes, now: Instant) -> Option<&'l mut Lane> {
+    /// The next pull to start, and its registry.
+    fn next<'l>(
+        &self,
+        lanes: &'l mut Lanes,
+        places: &HashMap<usize, usize>,
+        now: Instant,
+    ) -> Option<(usize, &'l mut Lane)> {
         let Limits {
             at_once, of_one, ..
         } = self.limits;
@@ -154,13 +194,13 @@ impl Queue {
         lanes
             .values_mut()
             .filter(|lane| may_start(lane))
-            .filter_map(|lane| Some((*lane.waiting.first_key_value()?.0, lane)))
-            .min_by_key(|(place, _)| *place)
-            .map(|(_, lane)| lane)
+            .filter_map(|lane| Some((lane.first(places)?, lane)))
+            .min_by_key(|((place, _), _)| *place)
+            .map(|((_, number), lane)| (number, lane))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Lanes> {
-        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -203,10 +243,27 @@ impl Lane {
         self.running.values().filter(is_busy).count()
     }
 
-    fn start_first(&mut self, now: Instant) {
-        if let Some((place, Waiting { progress, start })) = self.waiting.pop_first() {
+    /// The place and the number of its first waiting pull.
+    fn first(&self, places: &HashMap<usize, usize>) -> Option<(usize, usize)> {
+        if places.is_empty() {
+            let number = *self.waiting.first_key_value()?.0;
+            return Some((number, number));
+        }
+        let numbers = self.waiting.keys();
+        let placed = numbers.map(|number| (*places.get(number).unwrap_or(number), *number));
+        placed.min()
+    }
+
+    /// Returns whether it has pulls, or is held.
+    fn is_used(&self, now: Instant) -> bool {
+        let is_held = self.held.is_some_and(|end| end > now);
+        is_held || !self.waiting.is_empty() || !self.running.is_empty()
+    }
+
+    fn start(&mut self, number: usize, now: Instant) {
+        if let Some(Waiting { progress, start }) = self.waiting.remove(&number) {
             let seen = progress.get();
-            self.running.insert(place, Running { progress, seen });
+            self.running.insert(number, Running { progress, seen });
             self.heard = now;
             let _ = start.send(());
         }
@@ -215,9 +272,9 @@ impl Lane {
 
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
-        if let Some(lane) = self.queue.lock().get_mut(self.registry) {
-            lane.waiting.remove(&self.place);
-            lane.running.remove(&self.place);
+        if let Some(lane) = self.queue.lock().lanes.get_mut(self.registry) {
+            lane.waiting.remove(&self.number);
+            lane.running.remove(&self.number);
         }
         self.queue.changed.notify_one();
     }

@@ -11,9 +11,10 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
+use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
     AuthConfig, Image, ImageFsInfoRequest, ImageSpec, ImageStatusRequest, ListImagesRequest,
-    PodSandboxConfig, PodSandboxMetadata, PullImageRequest,
+    PodSandboxConfig, PodSandboxMetadata, PullImageRequest, VersionRequest,
 };
 use tonic::Status;
 use tonic::transport::Channel;
@@ -47,6 +48,7 @@ const SANDBOX_NAME: &str = "harpoon";
 #[derive(Debug)]
 pub struct Cri {
     info: RuntimeInfo,
+    runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
     downloads: Option<progress::Downloads>,
     seals: Option<Box<Seals>>,
@@ -67,6 +69,7 @@ impl Cri {
             .then(|| Box::new(Seals::new(channel.clone())));
         Ok(Self {
             info,
+            runtime: RuntimeServiceClient::new(channel.clone()),
             images: ImageServiceClient::new(channel).max_decoding_message_size(MESSAGE_MAX),
             downloads,
             seals,
@@ -76,6 +79,17 @@ impl Cri {
     /// The seals of its images; only containerd has them.
     pub fn seals(&self) -> Option<&Seals> {
         self.seals.as_deref()
+    }
+
+    /// The version that it reports now; a cheap request that tells whether it responds.
+    ///
+    /// # Errors
+    /// If it does not respond.
+    pub async fn version(&self) -> Result<String, RuntimeError> {
+        let mut runtime = self.runtime.clone();
+        let asked = runtime.version(VersionRequest::default());
+        let answer = self.answer(asked, "Version", unexplained).await?;
+        Ok(answer.into_inner().runtime_version)
     }
 
     async fn image_status(&self, image: &Reference) -> Result<Option<Image>, RuntimeError> {

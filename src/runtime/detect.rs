@@ -74,6 +74,19 @@ pub enum Runtime {
 }
 
 impl Runtime {
+    /// Returns whether the runtime that was found still responds: `false` if another version does.
+    ///
+    /// # Errors
+    /// If it does not respond.
+    pub async fn is_same(&self) -> Result<bool, RuntimeError> {
+        let version = match self {
+            Self::Cri(cri) => cri.version().await?,
+            Self::Docker(docker) => docker.version().await?,
+            Self::Oci(_) => return Ok(true),
+        };
+        Ok(version == self.info().version)
+    }
+
     /// The runtime for images of another platform, if it pulls itself, as into an image layout. A daemon uses its machine's
     /// platform.
     #[must_use]

@@ -134,6 +134,23 @@ impl Docker {
         })
     }
 
+    /// The version that it reports now; a cheap request that tells whether it responds.
+    ///
+    /// # Errors
+    /// If it does not respond.
+    pub async fn version(&self) -> Result<String, RuntimeError> {
+        let answer = tokio::time::timeout(self.time_limit, self.client.version()).await;
+        let error = match answer {
+            Ok(Ok(answer)) => return Ok(answer.version.unwrap_or_default()),
+            Ok(Err(error)) => root(&error),
+            Err(_) => humantime::format_duration(self.time_limit).to_string(),
+        };
+        Err(RuntimeError::new(
+            FailureKind::Unavailable,
+            format!("no response from Docker Engine (version): {error}"),
+        ))
+    }
+
     async fn inspect(&self, image: &Reference) -> Result<Option<ImageInspect>, RuntimeError> {
         let name = explicit(image);
         let answer = tokio::time::timeout(self.time_limit, self.client.inspect_image(&name));

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use crate::credentials::secret::Credential;
@@ -21,6 +22,8 @@ use crate::runtime::image_service::{ImageService, Progress, RuntimeError, Runtim
 pub struct SealingRuntime {
     runtime: Runtime,
     policy: SealPolicy,
+    /// The policies of images that have one of their own, by normalised reference.
+    policies: RwLock<HashMap<String, SealPolicy>>,
     keep: Keep,
     has_warned: AtomicBool,
 }
@@ -31,18 +34,47 @@ impl SealingRuntime {
         Self {
             runtime,
             policy,
+            policies: RwLock::default(),
             keep,
             has_warned: AtomicBool::new(false),
         }
     }
 
+    /// The runtime without its seals.
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    /// Replaces the policies of single images, by normalised reference. The others keep the runtime's policy.
+    pub fn set_policies(&self, policies: HashMap<String, SealPolicy>) {
+        *self
+            .policies
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = policies;
+    }
+
+    fn policy(&self, image: &Reference) -> SealPolicy {
+        let policies = self.policies.read().unwrap_or_else(PoisonError::into_inner);
+        let own = policies.get(image.normalized()).copied();
+        own.unwrap_or(self.policy)
+    }
+
+    /// Returns whether any image may be sealed.
+    fn may_seal(&self) -> bool {
+        let policies = self.policies.read().unwrap_or_else(PoisonError::into_inner);
+        let mut policies = policies.values().chain([&self.policy]);
+        policies.any(|policy| *policy != SealPolicy::Never)
+    }
+
     /// The reason why no image can be pulled: all are to be sealed, and this runtime cannot.
     pub fn cannot_seal(&self) -> Option<String> {
         let is_needed = self.policy == SealPolicy::Always && self.seals().is_none();
-        is_needed.then(|| {
-            let name = sanitize(&self.info().name);
-            format!("{name} cannot seal images: --seal always (SEAL) requires containerd")
-        })
+        is_needed.then(|| self.lacks_seals("--seal always (SEAL)"))
+    }
+
+    fn lacks_seals(&self, setting: &str) -> String {
+        let name = sanitize(&self.info().name);
+        format!("{name} cannot seal images: {setting} requires containerd")
     }
 
     /// containerd's CRI server and its seals.
@@ -63,10 +95,10 @@ impl SealingRuntime {
         self.seals().map(Seals::store)
     }
 
-    /// Returns whether an image that is pulled with this credential is to be sealed.
-    pub fn is_to_seal(&self, credential: Option<&Credential>) -> bool {
-        self.policy
-            .seals(credential.is_some_and(|c| c.is_pull_secret))
+    /// Returns whether the image, pulled with this credential, is to be sealed.
+    pub fn is_to_seal(&self, image: &Reference, credential: Option<&Credential>) -> bool {
+        let policy = self.policy(image);
+        policy.seals(credential.is_some_and(|c| c.is_pull_secret))
     }
 
     /// The lifetime of what a pull that was killed leaves.
@@ -88,7 +120,7 @@ impl SealingRuntime {
 
     /// The seals that count; none where nothing is to be sealed, or where containerd does not tell.
     async fn whole_seals(&self) -> HashMap<String, Seal> {
-        let (Some(seals), true) = (self.seals(), self.policy != SealPolicy::Never) else {
+        let (Some(seals), true) = (self.seals(), self.may_seal()) else {
             return HashMap::new();
         };
         match seals.list().await {
@@ -116,6 +148,13 @@ impl SealingRuntime {
     pub async fn settle(&self) {
         if let Some(seals) = self.seals() {
             seals.settle().await;
+        }
+    }
+
+    /// Forgets the names that [`SealingRuntime::settle`] has not removed.
+    pub fn forget_kept(&self) {
+        if let Some(seals) = self.seals() {
+            seals.forget_kept();
         }
     }
 
@@ -186,11 +225,13 @@ impl ImageService for SealingRuntime {
         credential: Option<&Credential>,
         progress: &Progress,
     ) -> Result<StoredImage, RuntimeError> {
-        let is_sealed = self.is_to_seal(credential);
+        let is_sealed = self.is_to_seal(image, credential);
         let containerd = match self.containerd() {
             Some(containerd) if is_sealed => containerd,
             None if is_sealed => {
-                if let Some(why) = self.cannot_seal() {
+                let why = self.cannot_seal();
+                let own = (policy == SealPolicy::Always).then(|| self.lacks_seals("seal: Always"));
+                if let Some(why) = why.or(own) {
                     return Err(RuntimeError::new(FailureKind::Other, why));
                 }
                 self.warn_once();

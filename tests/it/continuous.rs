@@ -217,6 +217,11 @@ impl Machine {
     }
 }
 
+/// A unique name with a tag, as containerd lists it.
+fn named(name: &str) -> String {
+    format!("{}:1", unique(name))
+}
+
 fn list(images: &[&str]) -> Value {
     json!({"source": {"images": images}, "rollout": {"type": "Immediate"}})
 }

@@ -7,8 +7,9 @@ use std::process::Output;
 
 use serde_json::{Value, json};
 
-use crate::bed::{self, Harpoon};
+use crate::bed::{self, Harpoon, Kubernetes};
 
+mod continuous;
 mod generated;
 mod kustomize;
 mod rights;
@@ -41,6 +42,16 @@ fn template(release: &str, namespace: &str, values: &Path) -> Output {
         .unwrap_or_else(|e| panic!("{command:?}: {e}: run testbed/install"))
 }
 
+/// The same of the release `harpoon` with further options.
+fn template_with(values: &Path, options: &[&str]) -> Output {
+    let mut command = bed::tool("helm");
+    command
+        .args(["template", "harpoon", "--namespace", "harpoon"])
+        .arg(deploy("chart"));
+    command.arg("--values").arg(values).args(options);
+    command.output().unwrap()
+}
+
 /// The same with values of this test.
 fn chart(values: &Value) -> Output {
     let directory = bed::directory();
@@ -62,18 +73,25 @@ fn rendered(values: &Value) -> Vec<Value> {
 }
 
 /// The objects of every values file in `deploy/chart/ci/`, one for each kind of installation, by the file's name.
-fn variants() -> BTreeMap<String, Vec<Value>> {
+fn all_variants(options: &[&str]) -> BTreeMap<String, Vec<Value>> {
     let files = fs::read_dir(deploy("chart/ci")).unwrap();
     let variants: BTreeMap<_, _> = files
         .map(|file| {
             let path = file.unwrap().path();
             let name = path.file_name().unwrap().to_str().unwrap();
             let name = name.strip_suffix("-values.yaml").expect("a values file");
-            let objects = parse(&text_of(template("harpoon", "harpoon", &path)));
+            let objects = parse(&text_of(template_with(&path, options)));
             (name.to_owned(), objects)
         })
         .collect();
     assert!(variants.len() >= 10, "{:?}", variants.keys());
+    variants
+}
+
+/// Those of the mode `once`.
+fn variants() -> BTreeMap<String, Vec<Value>> {
+    let mut variants = all_variants(&[]);
+    variants.retain(|name, _| !name.starts_with("continuous"));
     variants
 }
 
@@ -185,10 +203,14 @@ fn api_server_accepts_every_variant() {
     for namespace in ["harpoon", "fleet-system", "shop", "web"] {
         cluster.ensure_namespace(namespace);
     }
-    // An OpenShift kind, which no other API server supports.
-    let known = |object: &Value| object["kind"] != "SecurityContextConstraints";
-    let mut sets: BTreeMap<String, Vec<Value>> = variants();
+    // Kinds of OpenShift and of the Prometheus Operator.
+    let foreign = ["SecurityContextConstraints", "PodMonitor"];
+    let known = |object: &Value| !foreign.contains(&object["kind"].as_str().unwrap());
+    install_definitions(cluster);
+    // Its PodDisruptionBudget is of a version that Kubernetes 1.20 does not have.
+    let mut sets = all_variants(&["--kube-version=1.20.0"]);
     let files = generated::FILES.iter().map(|(file, _)| *file);
+    let files = files.filter(|file| !file.starts_with("continuous"));
     sets.extend(files.map(|file| (file.to_owned(), parse(&committed(file)))));
     for (variant, mut objects) in sets {
         objects.retain(known);
@@ -209,6 +231,20 @@ fn api_server_accepts_every_variant() {
             let place = format!("{variant}: {}", object["kind"].as_str().unwrap());
             assert_holds(answer, object, &place);
         }
+    }
+}
+
+/// Installs harpoon's definitions on a shared API server, as a user does.
+fn install_definitions(cluster: &Kubernetes) {
+    // API servers before Kubernetes 1.23 do not know the CEL rules, which kubectl would refuse.
+    for arguments in [
+        ["apply", "--validate=false"],
+        ["wait", "--for=condition=Established"],
+    ] {
+        let mut kubectl = bed::tool("kubectl");
+        kubectl.arg("--kubeconfig").arg(cluster.kubeconfig());
+        kubectl.args(arguments).arg("-f").arg(deploy("crds.yaml"));
+        bed::run(&mut kubectl);
     }
 }
 

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use super::bed::{Cluster, Process, run, text, tool, unique};
 
 mod confined;
+mod continuous;
 mod gain;
 mod installed;
 mod rights;
@@ -50,6 +51,10 @@ const STEPS: &[(&str, Step)] = &[
     (
         "the kubelet and harpoon pull a sealed image at once",
         sealed::pulls_at_once,
+    ),
+    (
+        "continuous mode from install to uninstall",
+        continuous::whole_life,
     ),
     ("what a pod gains", gain::measured),
     ("what a pod of a private image gains", gain::private),

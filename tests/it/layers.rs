@@ -100,13 +100,15 @@ const RULES: &[Rule] = &[
         forbids: &["k8s_cri", "containerd_client"],
     },
     // Time limits are kept by the monotonic clock: one that is set, forwards or back, ends nothing and prolongs nothing. The
-    // exceptions: the date in a Retry-After, which is bounded; a node's age; a leftover's age; a blob's age; a lease's expiry; what a bar shows.
+    // exceptions: the date in a Retry-After, which is bounded; a node's age; a leftover's age; a blob's age; a lease's expiry; what a bar shows;
+    // the slot of a rollout and the time of a report, which other processes read.
     Rule {
         within: &[""],
         except: &[
             "retry/retry_after",
             "model/node_facts",
             "app/node_run",
+            "app/agent",
             "runtime/oci/partial",
             "runtime/cri/progress",
             "runtime/cri/content",

@@ -8,10 +8,12 @@
     reason = "tests say what failed by panicking"
 )]
 
+mod agent;
 mod api;
 mod bed;
 mod commands;
 mod continuous;
+mod controller;
 mod credentials;
 mod cri;
 mod crio;

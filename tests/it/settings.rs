@@ -69,17 +69,36 @@ const BAD: &[(&str, &str, &str)] = &[
     ("seal", "often", "auto, never or always"),
     ("seal-ttl", "0s", "90s"),
     ("fail-on", "sometimes", "any, all or never"),
+    ("resync", "0s", "above zero"),
+    ("metrics-address", "localhost", "0.0.0.0:9464"),
+    ("leader-election-lease", "My_Lease", "name of a Lease"),
     ("output", "yaml", "text or json"),
     ("log-format", "xml", "text or json"),
     ("log-level", "loud", "debug"),
 ];
 
+/// A command that accepts the setting, with what it requires.
+fn command_of(flag: &str) -> &'static [&'static str] {
+    let setting = settings().into_iter().find(|setting| setting.flag == flag);
+    let accepts = |command: &str| {
+        setting
+            .as_ref()
+            .is_some_and(|s| s.commands.iter().any(|c| c == command))
+    };
+    match () {
+        () if accepts("run") => &["run"],
+        () if accepts("agent") => &["agent", "--node-name=n"],
+        () => &["controller"],
+    }
+}
+
 #[test]
 fn bad_values_are_refused_everywhere() {
     for (flag, value, accepted) in BAD {
         let variable = flag.to_uppercase().replace('-', "_");
-        let by_flag = Harpoon::new(["run".to_owned(), format!("--{flag}={value}")]);
-        let by_variable = Harpoon::new(["run"]).env(&variable, *value);
+        let command = command_of(flag);
+        let by_flag = Harpoon::new(command.iter().copied()).arg(format!("--{flag}={value}"));
+        let by_variable = Harpoon::new(command.iter().copied()).env(&variable, *value);
         for harpoon in [by_flag, by_variable] {
             let output = harpoon.run().expect(2);
             let begin = format!("error: invalid value {value:?} for --{flag} ({variable}");
@@ -217,7 +236,10 @@ fn help_names_settings_and_variables() {
             .expect(0)
             .stdout
     };
-    let help = help(&["--help"]) + &help(&["plan", "--help"]);
+    let help = help(&["--help"])
+        + &help(&["plan", "--help"])
+        + &help(&["agent", "--help"])
+        + &help(&["controller", "--help"]);
     let words: Vec<_> = help.split_whitespace().collect();
     for setting in settings() {
         assert!(

@@ -2,7 +2,7 @@
 {{- define "harpoon.defaults" -}}
 {{- $values := .Values }}
 {{- $maps := list "settings" "image" "serviceAccount" "priorityClass" "updateStrategy" "openshift" "securityContext" "podSecurityContext"
-    "commonLabels" "podLabels" "podAnnotations" }}
+    "commonLabels" "podLabels" "podAnnotations" "prefetch" "continuous" }}
 {{- range $maps }}{{ if not (kindIs "map" (get $values .)) }}{{ $_ := set $values . dict }}{{ end }}{{ end }}
 {{- range $map := list "serviceAccount" "priorityClass" }}
 {{- if not (hasKey (get $values $map) "create") }}{{ $_ := set (get $values $map) "create" true }}{{ end }}
@@ -13,7 +13,22 @@
 {{- end }}
 {{- if kindIs "invalid" $values.runtime }}{{ $_ := set $values "runtime" "containerd" }}{{ end }}
 {{- if kindIs "invalid" $values.cloud }}{{ $_ := set $values "cloud" "" }}{{ end }}
+{{- if kindIs "invalid" $values.mode }}{{ $_ := set $values "mode" "once" }}{{ end }}
+{{- range $key, $value := include "harpoon.continuousDefaults" . | fromYaml }}
+{{- if kindIs "invalid" (index $values.continuous $key) }}{{ $_ := set $values.continuous $key $value }}{{ end }}
+{{- end }}
+{{- if not (hasKey $values.continuous.controller "replicas") }}{{ $_ := set $values.continuous.controller "replicas" 2 }}{{ end }}
 {{- if kindIs "invalid" $values.image.repository }}{{ $_ := set $values.image "repository" "registry.example/harpoon" }}{{ end }}
+{{- end }}
+
+{{- define "harpoon.continuousDefaults" -}}
+workloadKinds: [Deployment, StatefulSet, DaemonSet, Job, CronJob]
+namespaces: []
+pullSecrets: []
+metricsAddress: 0.0.0.0:9464
+admissionPolicy: auto
+podMonitor: false
+controller: {}
 {{- end }}
 
 {{/* Name of the chart. */}}
@@ -53,6 +68,20 @@
 {{- toYaml (merge (include "harpoon.selectorLabels" . | fromYaml) $own .Values.commonLabels) }}
 {{- end }}
 
+{{/* The same of an object of one part of continuous mode. Takes root and part, `agent` or `controller`. */}}
+{{- define "harpoon.partLabels" -}}
+{{- toYaml (merge (dict "app.kubernetes.io/component" .part) (include "harpoon.labels" .root | fromYaml)) }}
+{{- end }}
+
+{{/* Labels that select the pods of one part. */}}
+{{- define "harpoon.partSelector" -}}
+{{- toYaml (merge (dict "app.kubernetes.io/component" .part) (include "harpoon.selectorLabels" .root | fromYaml)) }}
+{{- end }}
+
+{{- define "harpoon.partPodLabels" -}}
+{{- toYaml (merge (dict "app.kubernetes.io/component" .part) (include "harpoon.podLabels" .root | fromYaml)) }}
+{{- end }}
+
 {{- define "harpoon.podLabels" -}}
 {{- $own := dict "app.kubernetes.io/component" "node" }}
 {{- toYaml (merge (include "harpoon.selectorLabels" . | fromYaml) $own .Values.podLabels .Values.commonLabels) }}
@@ -72,6 +101,13 @@
 
 {{- define "harpoon.serviceAccount" -}}
 {{- .Values.serviceAccount.name | default (ternary (include "harpoon.fullname" .) "default" .Values.serviceAccount.create) }}
+{{- end }}
+
+{{/* Name of the ServiceAccount of one part. */}}
+{{- define "harpoon.partAccount" -}}
+{{- $values := .root.Values.serviceAccount }}
+{{- if and (not $values.create) (not $values.name) }}{{ fail "serviceAccount.create: false requires serviceAccount.name with mode: continuous; NAME-agent and NAME-controller are used" }}{{ end }}
+{{- printf "%s-%s" ($values.name | default (include "harpoon.fullname" .root)) .part }}
 {{- end }}
 
 {{/* Name of the PriorityClass, empty for none. */}}
@@ -156,8 +192,16 @@ bottlerocket:
 {{- toYaml (merge (deepCopy .Values.securityContext) $own) }}
 {{- end }}
 
-{{/* A role and its binding. Takes root, suffix, namespace ("" for the whole cluster) and rules. */}}
+{{/* A role and its binding. Takes root, suffix, namespace ("" for the whole cluster) and rules, and in continuous mode the part. */}}
 {{- define "harpoon.grant" -}}
+{{- $labels := include "harpoon.labels" .root }}
+{{- $account := "" }}
+{{- if .part }}
+{{- $labels = include "harpoon.partLabels" . }}
+{{- $account = include "harpoon.partAccount" . }}
+{{- else }}
+{{- $account = include "harpoon.serviceAccount" .root }}
+{{- end }}
 {{- $kind := ternary "Role" "ClusterRole" (ne .namespace "") }}
 {{- /* In another namespace than its own, a release meets others of its name. */}}
 {{- $isOwn := eq .namespace (include "harpoon.namespace" .root) }}
@@ -171,7 +215,7 @@ metadata:
   namespace: {{ . | quote }}
   {{- end }}
   labels:
-    {{- include "harpoon.labels" .root | nindent 4 }}
+    {{- $labels | nindent 4 }}
 rules:
   {{- toYaml .rules | nindent 2 }}
 ---
@@ -183,13 +227,281 @@ metadata:
   namespace: {{ . | quote }}
   {{- end }}
   labels:
-    {{- include "harpoon.labels" .root | nindent 4 }}
+    {{- $labels | nindent 4 }}
 roleRef:
   apiGroup: rbac.authorization.k8s.io
   kind: {{ $kind }}
   name: {{ $name | quote }}
 subjects:
   - kind: ServiceAccount
-    name: {{ include "harpoon.serviceAccount" .root | quote }}
+    name: {{ $account | quote }}
     namespace: {{ include "harpoon.namespace" .root | quote }}
+{{- end }}
+
+{{/* Environment variables of the container that pulls, besides NODE_NAME: the settings and the paths of credentials. */}}
+{{- define "harpoon.env" -}}
+{{- $cloud := get (include "harpoon.cloud" . | fromYaml) .Values.cloud }}
+{{- range $variable, $value := .Values.settings }}
+- name: {{ $variable | quote }}
+  value: {{ include "harpoon.text" $value | quote }}
+{{- if eq $variable "PRIVATE_REGISTRY" }}
+- name: PRIVATE_REGISTRY_AUTH
+  valueFrom:
+    secretKeyRef:
+      name: "{{ include "harpoon.fullname" $ }}-private-registry"
+      key: auth
+{{- end }}
+{{- end }}
+{{- if .Values.registrySecret }}
+- name: REGISTRY_CONFIG
+  value: /registry/config.json
+{{- end }}
+{{- with $cloud }}
+- name: CREDENTIAL_PROVIDER_CONFIG
+  value: {{ .config }}
+- name: CREDENTIAL_PROVIDER_BIN_DIR
+  value: {{ .plugins }}
+{{- end }}
+{{- with .Values.extraEnv }}
+{{- toYaml . | nindent 0 }}
+{{- end }}
+{{- end }}
+
+{{/* Volume mounts of the container that pulls. */}}
+{{- define "harpoon.mounts" -}}
+{{- $cloud := get (include "harpoon.cloud" . | fromYaml) .Values.cloud }}
+{{- $pki := has .Values.cloud (list "eks" "aks") }}
+{{- $mount := include "harpoon.mount" . }}
+- name: runtime
+  mountPath: {{ $mount }}
+  readOnly: true
+{{- if .Values.images }}
+- name: images
+  mountPath: /config
+  readOnly: true
+{{- else }}
+- name: token
+  mountPath: /var/run/secrets/kubernetes.io/serviceaccount
+  readOnly: true
+{{- end }}
+{{- if .Values.registrySecret }}
+- name: registry
+  mountPath: /registry
+  readOnly: true
+{{- end }}
+{{- with $cloud }}
+- name: provider
+  mountPath: {{ .plugins }}
+  readOnly: true
+{{- range $name, $path := .files }}
+- name: {{ $name | quote }}
+  mountPath: {{ $path }}
+  readOnly: true
+{{- end }}
+- name: certificates
+  mountPath: /etc/ssl/certs
+  readOnly: true
+{{- end }}
+{{- if $pki }}
+# The RHEL family and Azure Linux keep the files there that /etc/ssl/certs links to.
+- name: pki
+  mountPath: /etc/pki
+  readOnly: true
+{{- end }}
+{{- if .Values.tokenAudiences }}
+- name: tokens
+  mountPath: /var/run/secrets/harpoon.dev/tokens
+  readOnly: true
+{{- end }}
+{{- with .Values.extraVolumeMounts }}
+{{- toYaml . | nindent 0 }}
+{{- end }}
+{{- end }}
+
+{{/* Volumes of the pods that pull. */}}
+{{- define "harpoon.volumes" -}}
+{{- $cloud := get (include "harpoon.cloud" . | fromYaml) .Values.cloud }}
+{{- $pki := has .Values.cloud (list "eks" "aks") }}
+{{- $mount := include "harpoon.mount" . }}
+- name: runtime
+  hostPath:
+    path: {{ $mount }}
+    type: {{ ternary "Socket" "Directory" (eq $mount (include "harpoon.socket" .)) }}
+{{- if .Values.images }}
+- name: images
+  configMap:
+    name: "{{ include "harpoon.fullname" . }}-images"
+{{- else }}
+- name: token
+  {{- include "harpoon.token" . | nindent 2 }}
+{{- end }}
+{{- with .Values.registrySecret }}
+- name: registry
+  secret:
+    secretName: {{ . | quote }}
+    items:
+      - key: .dockerconfigjson
+        path: config.json
+{{- end }}
+{{- with $cloud }}
+- name: provider
+  hostPath:
+    path: {{ .plugins }}
+    type: Directory
+{{- range $name, $path := .files }}
+- name: {{ $name | quote }}
+  hostPath:
+    path: {{ $path }}
+    type: File
+{{- end }}
+- name: certificates
+  hostPath:
+    path: /etc/ssl/certs
+    type: Directory
+{{- end }}
+{{- if $pki }}
+- name: pki
+  hostPath:
+    path: /etc/pki
+    type: DirectoryOrCreate
+{{- end }}
+{{- with .Values.tokenAudiences }}
+- name: tokens
+  projected:
+    sources:
+      {{- range $n, $audience := . }}
+      - serviceAccountToken:
+          path: token-{{ $n }}
+          audience: {{ $audience | quote }}
+          expirationSeconds: 600
+      {{- end }}
+      # Annotations that a provider requires are set as podAnnotations.
+      - downwardAPI:
+          items:
+            - path: annotations
+              fieldRef:
+                fieldPath: metadata.annotations
+{{- end }}
+{{- with .Values.extraVolumes }}
+{{- toYaml . | nindent 0 }}
+{{- end }}
+{{- end }}
+
+{{/* Image of a container. */}}
+{{- define "harpoon.containerImage" -}}
+image: {{ include "harpoon.image" . | quote }}
+{{- with .Values.image.pullPolicy }}
+imagePullPolicy: {{ . | quote }}
+{{- end }}
+{{- end }}
+
+{{/* Old revisions and update strategy of a DaemonSet. */}}
+{{- define "harpoon.updates" -}}
+{{- if not (kindIs "invalid" .Values.revisionHistoryLimit) }}
+revisionHistoryLimit: {{ int64 .Values.revisionHistoryLimit }}
+{{- end }}
+{{- $strategy := .Values.updateStrategy }}
+{{- if eq ($strategy.type | default "") "OnDelete" }}{{ $strategy = omit $strategy "rollingUpdate" }}{{ end }}
+{{- with $strategy }}
+updateStrategy:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* Scheduling, network and security context of the pods that pull. */}}
+{{- define "harpoon.nodePod" -}}
+{{- $cloud := get (include "harpoon.cloud" . | fromYaml) .Values.cloud }}
+{{- with include "harpoon.priorityClass" . }}
+priorityClassName: {{ . | quote }}
+{{- end }}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- if $cloud }}
+# The plugins call the node's metadata service, which a pod's own network may not reach.
+hostNetwork: true
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.podSecurityContext }}
+securityContext:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* Refuses variables that the chart sets itself. */}}
+{{- define "harpoon.checkEnv" -}}
+{{- $taken := concat (keys .Values.settings) (list "NODE_NAME" "REGISTRY_CONFIG" "CREDENTIAL_PROVIDER_CONFIG" "CREDENTIAL_PROVIDER_BIN_DIR" "PRIVATE_REGISTRY_AUTH") }}
+{{- if ne .Values.mode "once" }}{{ $taken = append $taken "METRICS_ADDRESS" }}{{ end }}
+{{- range .Values.extraEnv }}{{ if has .name $taken }}{{ fail (printf "extraEnv: the chart sets %s itself" .name) }}{{ end }}{{ end }}
+{{- end }}
+
+{{/* Refuses values that have no meaning with the mode. */}}
+{{- define "harpoon.checkMode" -}}
+{{- if eq .Values.mode "once" }}
+{{- if .Values.prefetch }}{{ fail "prefetch requires mode: continuous" }}{{ end }}
+{{- if hasKey .Values.settings "RESYNC" }}{{ fail "settings.RESYNC requires mode: continuous" }}{{ end }}
+{{- else }}
+{{- range list "NAMESPACES" "WORKLOADS" "SELECTOR" "INCLUDE_IDLE" "WATCH_CACHE" "ONLY" "IGNORE" "LIMIT" "SEAL" "REFRESH" }}
+{{- if hasKey $.Values.settings . }}{{ fail (printf "settings.%s has no meaning with mode: continuous: the spec of an ImagePrefetch says it; see prefetch" .) }}{{ end }}
+{{- end }}
+{{- range list "DEADLINE" "FAIL_ON" "OUTPUT" "STAGGER" "STAGGER_MIN_AGE" "SEAL_TTL" }}
+{{- if hasKey $.Values.settings . }}{{ fail (printf "settings.%s has no meaning with mode: continuous" .) }}{{ end }}
+{{- end }}
+{{- if hasKey .Values.settings "PULL_SECRETS" }}{{ fail "settings.PULL_SECRETS has no meaning with mode: continuous: name the Secrets in continuous.pullSecrets" }}{{ end }}
+{{- if .Values.secretNames }}{{ fail "secretNames has no meaning with mode: continuous: name the Secrets in continuous.pullSecrets" }}{{ end }}
+{{- if .Values.images }}{{ fail "images has no meaning with mode: continuous: list the images in prefetch.images" }}{{ end }}
+{{- if and .Values.prefetch (not (or (hasKey .Values.prefetch "workloads") (hasKey .Values.prefetch "images"))) }}{{ fail "prefetch requires workloads or images" }}{{ end }}
+{{- if and (hasKey .Values.prefetch "workloads") (hasKey .Values.prefetch "images") }}{{ fail "prefetch: workloads and images exclude each other" }}{{ end }}
+{{- end }}
+{{- end }}
+
+{{/* The token of a ServiceAccount, as a volume without its name. */}}
+{{- define "harpoon.token" -}}
+projected:
+  sources:
+    - serviceAccountToken:
+        path: token
+        expirationSeconds: {{ ternary 600 3600 (eq .Values.mode "once") }}
+    - configMap:
+        name: kube-root-ca.crt
+        items:
+          - key: ca.crt
+            path: ca.crt
+    - downwardAPI:
+        items:
+          - path: namespace
+            fieldRef:
+              fieldPath: metadata.namespace
+{{- end }}
+
+{{/* Port and probes of a container of continuous mode. */}}
+{{- define "harpoon.probes" -}}
+ports:
+  - name: metrics
+    containerPort: {{ last (splitList ":" .Values.continuous.metricsAddress) }}
+livenessProbe:
+  httpGet:
+    path: /healthz
+    port: metrics
+  periodSeconds: 20
+  timeoutSeconds: 5
+  failureThreshold: 3
+readinessProbe:
+  httpGet:
+    path: /readyz
+    port: metrics
+  periodSeconds: 5
+  timeoutSeconds: 5
 {{- end }}

@@ -145,10 +145,10 @@ pub struct Condition {
     /// True, False or Unknown.
     pub status: String,
     /// The reason of the last transition, in CamelCase.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
     /// Details for people.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
     /// The time of the last change of the status.
     #[serde(default, skip_serializing_if = "String::is_empty")]

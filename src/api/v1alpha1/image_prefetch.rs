@@ -254,14 +254,18 @@ pub struct NodeCounts {
 #[schemars(inline)]
 pub struct ImageFailure {
     /// The image.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub image: String,
     /// The kind of failure in CamelCase, such as NotFound.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub reason: String,
     /// The message of one of the nodes.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
     /// Number of nodes on which it failed.
     pub nodes: i64,
     /// One of these nodes.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub example_node: String,
 }
 

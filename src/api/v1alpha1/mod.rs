@@ -2,6 +2,8 @@
 //!
 //! Durations are text such as `2m`, `1h30m` or `24h`, times are RFC 3339. Both are parsed where they are used, so that one object
 //! with an unusable value does not prevent the decoding of the others.
+//!
+//! Empty texts of a status are not written: Kubernetes 1.20 takes an empty text in a list for `null` and rejects it.
 
 mod common;
 mod crds;

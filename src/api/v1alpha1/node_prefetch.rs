@@ -79,8 +79,10 @@ pub struct NodePrefetchStatus {
 #[schemars(inline)]
 pub struct NodePrefetchEntry {
     /// The name of the ImagePrefetch.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
     /// Hash of the names of its PlannedImages that the agent has seen.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub revision: String,
     /// Number of its images that the node needs.
     pub desired: i64,
@@ -98,10 +100,13 @@ pub struct NodePrefetchEntry {
 #[schemars(inline)]
 pub struct NodeFailure {
     /// The image.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub image: String,
     /// The kind of failure, such as not_found.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub reason: String,
     /// The message of the runtime or registry.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
 }
 

@@ -37,9 +37,8 @@ pub(crate) struct ClusterArgs {
         default_missing_value = "true", action = ArgAction::Set, value_parser = single(switch))]
     watch_cache: bool,
 
-    /// Keys of additional taints to ignore, because they are removed once the node has started
-    #[arg(long, env, value_name = "KEYS", value_parser = list(startup_taints))]
-    startup_taints: Option<List<String>>,
+    #[command(flatten)]
+    taints: TaintArgs,
 
     /// File with one image per line, # for comments; if it exists, the cluster is not scanned
     #[arg(long, env, value_name = "PATH", default_value = "/config/images", value_parser = single(path))]
@@ -48,6 +47,21 @@ pub(crate) struct ClusterArgs {
     /// True if the user named the images file, which then must exist.
     #[arg(skip)]
     pub(crate) images_file_given: bool,
+}
+
+/// Taints of starting nodes.
+#[derive(Args)]
+#[command(next_help_heading = "Images")]
+pub(crate) struct TaintArgs {
+    /// Keys of additional taints to ignore, because they are removed once the node has started
+    #[arg(long, env, value_name = "KEYS", value_parser = list(startup_taints))]
+    startup_taints: Option<List<String>>,
+}
+
+impl TaintArgs {
+    pub(crate) fn keys(self) -> Vec<String> {
+        self.startup_taints.map(|keys| keys.0).unwrap_or_default()
+    }
 }
 
 impl ClusterArgs {
@@ -66,7 +80,7 @@ impl ClusterArgs {
                 include_idle: self.include_idle,
                 pull_secrets: credentials.pull_secrets,
                 node: runtime.node_name.clone(),
-                startup_taints: self.startup_taints.map(|keys| keys.0).unwrap_or_default(),
+                startup_taints: self.taints.keys(),
                 node_age: false,
                 sizes: false,
                 platform: runtime.platform.clone(),

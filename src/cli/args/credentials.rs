@@ -14,7 +14,7 @@ use crate::credentials::secret::Secret;
 const PRIVATE_REGISTRY_AUTH: &str = "PRIVATE_REGISTRY_AUTH";
 
 /// Credentials that the command line and the environment name.
-#[derive(Args)]
+#[derive(Default, Args)]
 #[command(next_help_heading = "Credentials")]
 pub(crate) struct CredentialArgs {
     /// Private registry, HOST or HOST/PATH; the variable PRIVATE_REGISTRY_AUTH holds its credential, base64 of user:password

@@ -14,6 +14,14 @@ pub(crate) struct OutputArgs {
     #[arg(long, env, value_name = "FORMAT", default_value = "text", value_parser = single(format))]
     pub(crate) output: Format,
 
+    #[command(flatten)]
+    logs: LogArgs,
+}
+
+/// Formats of the logs.
+#[derive(Args)]
+#[command(next_help_heading = "Output")]
+pub(crate) struct LogArgs {
     /// Format of the logs on standard error: text or json
     #[arg(long, env, value_name = "FORMAT", default_value = "text", value_parser = single(format))]
     log_format: Format,
@@ -34,6 +42,12 @@ pub(crate) enum Format {
 
 impl OutputArgs {
     pub(crate) fn logs(&self) -> LogSettings {
+        self.logs.settings()
+    }
+}
+
+impl LogArgs {
+    pub(crate) fn settings(&self) -> LogSettings {
         LogSettings {
             json: self.log_format == Format::Json,
             level: self.log_level,

@@ -8,10 +8,10 @@ use super::RuntimeArgs;
 use super::values::{Parsed, single, time, time_above_zero, whole};
 use crate::app::settings::{PullSettings, SettingError, StartSettings};
 
-/// Limits of pulling.
+/// Limits of pulls.
 #[derive(Args)]
 #[command(next_help_heading = "Pulling")]
-pub(crate) struct PullingArgs {
+pub(crate) struct LimitArgs {
     /// Maximum number of concurrent pulls
     #[arg(long, env, value_name = "N", default_value = "4", value_parser = single(concurrency))]
     concurrency: usize,
@@ -27,6 +27,14 @@ pub(crate) struct PullingArgs {
     /// Maximum number of retries of an image after retryable failures
     #[arg(long, env, value_name = "N", default_value = "3", value_parser = single(retries))]
     retries: u32,
+}
+
+/// Limits of a run.
+#[derive(Args)]
+#[command(next_help_heading = "Pulling")]
+pub(crate) struct PullingArgs {
+    #[command(flatten)]
+    limits: LimitArgs,
 
     /// Time limit for the whole run, excluding the delay of --stagger; unfinished images are reported as failed
     #[arg(long, env, value_name = "TIME", value_parser = single(time_above_zero))]
@@ -61,14 +69,23 @@ pub(crate) struct StartArgs {
     stagger_min_age: Duration,
 }
 
-impl PullingArgs {
+impl LimitArgs {
     pub(crate) fn settings(&self) -> PullSettings {
         PullSettings {
             concurrency: self.concurrency,
             registry_concurrency: self.registry_concurrency.unwrap_or(self.concurrency),
             pull_timeout: self.pull_timeout,
-            deadline: self.deadline,
+            deadline: None,
             retries: self.retries,
+        }
+    }
+}
+
+impl PullingArgs {
+    pub(crate) fn settings(&self) -> PullSettings {
+        PullSettings {
+            deadline: self.deadline,
+            ..self.limits.settings()
         }
     }
 }

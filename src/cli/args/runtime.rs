@@ -56,12 +56,12 @@ fn endpoint(text: &str) -> Parsed<Endpoint> {
     Endpoint::parse(text).map_err(|_| expected.into())
 }
 
-fn platform(text: &str) -> Parsed<Platform> {
+pub(super) fn platform(text: &str) -> Parsed<Platform> {
     let expected = "expected OS/ARCHITECTURE or OS/ARCHITECTURE/VARIANT, such as linux/arm64";
     Platform::parse(text).ok_or_else(|| expected.into())
 }
 
-fn node_name(text: &str) -> Parsed<String> {
+pub(super) fn node_name(text: &str) -> Parsed<String> {
     match is_subdomain(text) {
         true => Ok(text.to_owned()),
         false => Err(

@@ -10,9 +10,8 @@ use crate::app::settings::StoreSettings;
 #[derive(Args)]
 #[command(next_help_heading = "Selection")]
 pub(crate) struct StoreArgs {
-    /// Maximum size of the runtime's image store, such as 20Gi; images that would exceed it are not pulled
-    #[arg(long, env, value_name = "BYTES", value_parser = single(bytes))]
-    disk_budget: Option<u64>,
+    #[command(flatten)]
+    budget: BudgetArgs,
 
     /// Pull images again if their tag has moved in the registry, for tag latest and imagePullPolicy Always
     #[arg(long, env, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "false",
@@ -23,10 +22,19 @@ pub(crate) struct StoreArgs {
 impl StoreArgs {
     pub(crate) fn settings(&self) -> StoreSettings {
         StoreSettings {
-            disk_budget: self.disk_budget,
+            disk_budget: self.budget.disk_budget,
             refresh: self.refresh,
         }
     }
+}
+
+/// The disk budget.
+#[derive(Args)]
+#[command(next_help_heading = "Selection")]
+pub(crate) struct BudgetArgs {
+    /// Maximum size of the runtime's image store, such as 20Gi; images that would exceed it are not pulled
+    #[arg(long, env, value_name = "BYTES", value_parser = single(bytes))]
+    pub(crate) disk_budget: Option<u64>,
 }
 
 /// Additional output of `plan`.

@@ -24,6 +24,8 @@ pub struct ConfigFile {
 struct State {
     config: Option<Arc<DockerConfig>>,
     watch: FileWatch,
+    /// How often another content was read.
+    changes: u64,
 }
 
 impl ConfigFile {
@@ -62,7 +64,11 @@ impl ConfigFile {
         Self {
             paths,
             is_named,
-            state: Mutex::new(State { config, watch }),
+            state: Mutex::new(State {
+                config,
+                watch,
+                changes: 0,
+            }),
         }
     }
 
@@ -76,6 +82,7 @@ impl ConfigFile {
                         info!("reloaded {} after a change", sanitize(config.name()));
                     }
                     state.config = config.map(|config| Arc::new(told(config)));
+                    state.changes += 1;
                 }
                 Err(problem) => warn!(
                     "failed to read changed credentials, keeping the previous ones: {}",
@@ -84,6 +91,13 @@ impl ConfigFile {
             }
         }
         state.config.clone()
+    }
+
+    /// How often another content was read, by now.
+    pub(crate) fn changes(&self) -> u64 {
+        self.current();
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.changes
     }
 
     fn read_again(&self) -> Result<Option<DockerConfig>, String> {
@@ -159,6 +173,7 @@ mod tests {
         symlink("v2", path("..data_tmp")).unwrap();
         fs::rename(path("..data_tmp"), path("..data")).unwrap();
         assert_eq!(registry(&file).await, "b.example");
+        assert_eq!(file.changes(), 1);
     }
 
     #[tokio::test(start_paused = true)]

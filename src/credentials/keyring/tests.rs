@@ -144,7 +144,7 @@ async fn sources_keep_order_without_repeated_logins() {
     let auths = |password: &str| {
         format!(r#"{{"auths":{{"r.example":{{"username":"robot","password":"{password}"}}}}}}"#)
     };
-    let mut keyring = Keyring::new(Settings {
+    let keyring = Keyring::new(Settings {
         private: Some(private("r.example")),
         docker_configs: vec![
             config("one", &auths("1")).into(),
@@ -181,7 +181,7 @@ async fn scoped_credentials_serve_their_image_only() {
         r#"{"auths":{"r.example/team":{"auth":"dTpi"},"docker.io/org":{"auth":"dTpvcmc="}}}"#,
     );
     let (a, b) = (Arc::new(a), Arc::new(b));
-    let mut keyring = Keyring::default();
+    let keyring = Keyring::default();
     let names = [
         "r.example/team/x:1",
         "docker.io/org/app:latest",
@@ -208,12 +208,18 @@ async fn scoped_credentials_serve_their_image_only() {
 async fn unused_scoped_credentials_are_forgotten() {
     let json = r#"{"auths":{"r.example":{"auth":"dTph"}}}"#;
     let secret = Arc::new(config("Secret shop/a", json));
-    let mut keyring = Keyring::default();
+    let keyring = Keyring::default();
     for cycle in 0..3 {
         let name = format!("r.example/x:{cycle}");
         keyring.set_scoped([(name.clone(), Arc::clone(&secret))]);
         assert_eq!(tried(&keyring, &name).await, ["Secret shop/a a"]);
-        assert_eq!((keyring.scoped.len(), Arc::strong_count(&secret)), (1, 2));
+        assert_eq!(
+            (
+                keyring.scoped.read().unwrap().len(),
+                Arc::strong_count(&secret)
+            ),
+            (1, 2)
+        );
     }
     assert!(tried(&keyring, "r.example/x:0").await.is_empty());
     keyring.set_scoped([]);
@@ -248,7 +254,7 @@ async fn secrets_are_never_printed() {
         "s.example":{"identitytoken":"hunter2"},
         "https://robot:hunter2@t.example":{"auth":"hunter2"},
         "u.example":{"username":"robot","password":["hunter2"]}}}"#;
-    let mut keyring = Keyring::new(Settings {
+    let keyring = Keyring::new(Settings {
         private: Some(Private::parse("r.example", &Secret::new("cm9ib3Q6aHVudGVyMg==")).unwrap()),
         docker_configs: vec![config("one", json).into()],
         providers: None,

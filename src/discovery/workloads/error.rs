@@ -10,7 +10,7 @@ use crate::model::candidate::Workload;
 use crate::model::workload_kind::WorkloadKind;
 
 /// The scope of a list: one namespace, or all of them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scope {
     /// Every namespace of the cluster.
     All,

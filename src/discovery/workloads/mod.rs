@@ -1,7 +1,8 @@
 //! Candidates from the workloads of a Kubernetes cluster.
 //!
-//! [`discover`] lists the workloads and maps their pod templates to candidates. It never writes to the cluster and uses no
-//! watches. The requests are those of `kube_api`.
+//! [`discover`] lists the workloads and maps their pod templates to candidates. A long-lived process keeps an
+//! [`inventory`] of what it watches instead, which maps them in the same way. It never writes to the cluster. The requests are
+//! those of `kube_api`.
 //!
 //! | file | does | I/O |
 //! | --- | --- | --- |
@@ -10,8 +11,11 @@
 //! | `name.rs` | names and other texts of bounded length | none |
 //! | `node_images.rs` | image sizes that other nodes report | network |
 //! | `scheduling.rs` | the scheduling fields of templates and nodes | none |
+//! | `watched_node.rs` | a Node as a watch reads it | none |
 //! | `requirements.rs` | the requirements of a template on a node | none |
 //! | `object.rs` | the fields that are read of an object, and their meaning | none |
+//! | `watched.rs` | the same fields, as `kube`'s watcher decodes them | none |
+//! | `inventory.rs` | the objects that a long-lived process watches | none |
 //! | `accumulate.rs` | maps objects to images, their users and their owners | none |
 //! | `sightings.rs` | images of a workload's pods that its template lacks | none |
 //! | `strings.rs` | interned texts | none |
@@ -20,6 +24,7 @@
 //! | `error.rs` | warnings and errors | none |
 
 mod accumulate;
+pub mod inventory;
 mod lists;
 mod name;
 mod node;
@@ -30,10 +35,15 @@ mod pulls;
 mod requirements;
 mod scheduling;
 mod sightings;
+mod watched;
+mod watched_node;
 
 pub use error::{DiscoverError, Scope, Warning};
-pub use node::{NodeError, NodeWarning};
+pub use node::{NodeError, NodeWarning, read_classes};
 pub use pull_secrets::{ImageSecret, SecretError, SecretWarning};
+pub(crate) use pull_secrets::{NamedSecret, named_secret};
+pub use watched::Watched;
+pub(crate) use watched_node::WatchedNode;
 
 #[cfg(any(test, fuzzing))]
 mod fuzz;

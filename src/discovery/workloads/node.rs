@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 
+use super::inventory::Class;
 use super::object::Facts;
-use super::requirements::requirements;
+use super::requirements::workload_requirements;
 use super::scheduling::{NodeObject, RuntimeClass, Scheduling};
 use crate::kube_api::connect::Cluster;
 use crate::kube_api::error::ListError;
@@ -128,15 +129,7 @@ impl LocalNode {
         let class = facts.template.runtime_class_name.as_str();
         self.know(cluster, class).await;
         let class = self.classes.get(class).and_then(Option::as_ref);
-        let mut requirements = requirements(&facts.template, class);
-        // The node of a pod says nothing about the node of its controller's next pod. A static pod's controller is its Node.
-        let controller = facts.metadata.controller().map(|c| c.kind.as_str());
-        if kind == WorkloadKind::Pods && controller.is_some_and(|kind| kind != "Node") {
-            requirements.node_name.clear();
-        }
-        if kind == WorkloadKind::Pods && controller == Some("DaemonSet") {
-            unpin(&mut requirements);
-        }
+        let requirements = workload_requirements(kind, facts, class);
         let message = node_match::mismatch(&requirements, &self.node)?;
         if let Some(known) = self.messages.get(message.as_str()) {
             return Some(Arc::clone(known));
@@ -171,17 +164,25 @@ impl LocalNode {
     }
 }
 
-/// Drops the fields of the required node affinity with which the DaemonSet controller assigns each pod to its node. A term with
-/// no other field then requires nothing.
-fn unpin(requirements: &mut node_match::Requirements) {
-    let Some(terms) = &mut requirements.affinity else {
-        return;
-    };
-    let was_pinned = terms.iter().any(|term| !term.fields.is_empty());
-    terms.iter_mut().for_each(|term| term.fields.clear());
-    if was_pinned && terms.iter().any(|term| term.labels.is_empty()) {
-        requirements.affinity = None;
+/// Reads RuntimeClasses, one after the other. One that cannot be read is `None`; the reason is logged.
+pub async fn read_classes(
+    cluster: &Cluster,
+    names: impl IntoIterator<Item = String>,
+) -> Vec<(String, Option<Class>)> {
+    let mut read = Vec::new();
+    for name in names {
+        let class = match runtime_class(cluster, &name).await {
+            Ok(class) => Some(Class(Some(class))),
+            Err(NodeError::Missing) => Some(Class(None)),
+            Err(error) => {
+                let name = name.clone();
+                tracing::warn!("{}", NodeWarning::RuntimeClass { name, error });
+                None
+            }
+        };
+        read.push((name, class));
     }
+    read
 }
 
 /// RuntimeClasses are in `node.k8s.io/v1` since Kubernetes 1.20.

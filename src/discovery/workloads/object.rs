@@ -23,7 +23,7 @@ const MAX_ACTIVE: usize = 100;
 const MAX_PULL_SECRETS: usize = 100;
 
 /// The facts about one workload.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Facts {
     pub(super) metadata: Metadata,
     /// The desired number of pods.
@@ -103,6 +103,58 @@ impl Facts {
         }
     }
 
+    /// The facts about a watched object, whose kind its watch knows.
+    pub(super) fn of_watched(kind: WorkloadKind, object: AnyObject) -> Self {
+        let AnyObject {
+            metadata,
+            spec,
+            status,
+        } = object;
+        let AnySpec {
+            replicas,
+            parallelism,
+            suspend,
+            template,
+            job_template,
+            pod,
+        } = spec;
+        let templated = |template| Templated {
+            replicas,
+            parallelism,
+            suspend,
+            template,
+        };
+        match kind {
+            WorkloadKind::Pods => Self::of_pod(Object {
+                metadata,
+                spec: pod,
+                status: status.rest,
+            }),
+            WorkloadKind::CronJobs => Self::of_cron_job(Object {
+                metadata,
+                spec: CronJobSpec {
+                    suspend,
+                    job_template,
+                },
+                status: CronJobStatus {
+                    active: status.active.0,
+                },
+            }),
+            WorkloadKind::Jobs => Self::of_job(Object {
+                metadata,
+                spec: templated(template),
+                status: status.rest,
+            }),
+            WorkloadKind::DaemonSets => {
+                let scheduled = status.rest.desired_number_scheduled;
+                Self::of_template(metadata, template, pods(Some(scheduled)))
+            }
+            WorkloadKind::Deployments | WorkloadKind::StatefulSets | WorkloadKind::ReplicaSets => {
+                Self::of_template(metadata, template, pods(replicas))
+            }
+        }
+    }
+
     /// A workload that runs indefinitely.
     fn of_template(metadata: Metadata, template: Template, pods: u64) -> Self {
         Self {
@@ -133,8 +185,81 @@ struct Object<S, T = Status> {
     status: T,
 }
 
-/// The identity and the owners of an object.
+/// A watched object of any kind: `kube` decodes it without knowing the kind, so that all fields that any kind has are read.
+#[derive(Debug)]
+pub(super) struct AnyObject {
+    pub(super) metadata: Metadata,
+    pub(super) spec: AnySpec,
+    pub(super) status: AnyStatus,
+}
+
+/// The spec of any kind.
 #[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct AnySpec {
+    #[serde(default)]
+    replicas: Option<i64>,
+    #[serde(default)]
+    parallelism: Option<i64>,
+    #[serde(default, deserialize_with = "or_default")]
+    suspend: bool,
+    #[serde(default, deserialize_with = "or_default")]
+    template: Template,
+    #[serde(default, deserialize_with = "or_default")]
+    job_template: JobTemplate,
+    #[serde(flatten)]
+    pod: PodSpec,
+}
+
+/// The status of any kind.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct AnyStatus {
+    #[serde(default, deserialize_with = "or_default")]
+    active: Active,
+    #[serde(flatten)]
+    rest: Status,
+}
+
+/// `status.active`: the running Jobs of a CronJob, or the number of a Job's pods, which is not read.
+#[derive(Debug, Default)]
+struct Active(Vec<ObjectReference>);
+
+impl<'de> Deserialize<'de> for Active {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(ActiveVisitor)
+    }
+}
+
+struct ActiveVisitor;
+
+impl<'de> Visitor<'de> for ActiveVisitor {
+    type Value = Active;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array of references or a number")
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Active, E> {
+        Ok(Active::default())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Active, E> {
+        Ok(Active::default())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Active, A::Error> {
+        let mut found = Vec::new();
+        while let Some(reference) = seq.next_element::<ObjectReference>()? {
+            if found.len() < MAX_ACTIVE {
+                found.push(reference);
+            }
+        }
+        Ok(Active(found))
+    }
+}
+
+/// The identity and the owners of an object.
+#[derive(Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Metadata {
     #[serde(default, deserialize_with = "or_default")]
@@ -146,7 +271,7 @@ pub(super) struct Metadata {
     #[serde(default)]
     pub(super) deletion_timestamp: Option<IgnoredAny>,
     #[serde(default, deserialize_with = "or_default")]
-    owner_references: Vec<OwnerReference>,
+    pub(super) owner_references: Vec<OwnerReference>,
     #[serde(default, deserialize_with = "or_default")]
     pub(super) labels: Labels,
 }
@@ -159,14 +284,14 @@ impl Metadata {
 }
 
 /// The one label that is read.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, PartialEq, Deserialize)]
 pub(super) struct Labels {
     #[serde(default, rename = "pod-template-hash", deserialize_with = "or_default")]
     pub(super) pod_template_hash: Name,
 }
 
 /// An entry of `metadata.ownerReferences`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct OwnerReference {
     #[serde(default, deserialize_with = "or_default")]
@@ -216,7 +341,7 @@ struct JobTemplate {
 }
 
 /// The spec of a pod, or of a template's pods.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct PodSpec {
     #[serde(default, deserialize_with = "or_default")]
@@ -274,7 +399,7 @@ impl PodSpec {
     }
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Container {
     #[serde(default, deserialize_with = "or_default")]
@@ -285,14 +410,14 @@ struct Container {
     resources: Resources,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, PartialEq, Deserialize)]
 struct Volume {
     /// An image volume (KEP-4639).
     #[serde(default)]
     image: Option<ImageVolume>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ImageVolume {
     #[serde(default, deserialize_with = "or_default")]

@@ -21,7 +21,10 @@ use crate::credentials::secret::Secret;
 use crate::kube_api::connect::Cluster;
 use crate::kube_api::error::ListError;
 use crate::kube_api::get::{self, GetFault};
+use crate::model::digest::Digest;
+use crate::model::dns_name::{is_label, is_subdomain};
 use crate::model::text::sanitize;
+use crate::registry::digest::sha256;
 
 /// Maximum number of concurrent requests. Low, since every node sends them.
 const AT_ONCE: usize = 4;
@@ -185,6 +188,49 @@ pub(super) struct PullSecrets {
     pub(super) of_images: Vec<(u32, Arc<DockerConfig>)>,
     /// The problems with the secrets. Logged already.
     pub(super) warnings: Vec<SecretWarning>,
+}
+
+/// One pull secret.
+#[derive(Debug)]
+pub(crate) struct NamedSecret {
+    /// Its credentials, under its displayed name: `Secret shop/registry`.
+    pub(crate) config: Arc<DockerConfig>,
+    /// The digest of its content, which tells whether it has changed.
+    pub(crate) digest: Digest,
+}
+
+/// Reads one pull secret.
+///
+/// # Errors
+/// If it cannot be used; with a message for people.
+pub(crate) async fn named_secret(
+    cluster: &Cluster,
+    namespace: &str,
+    name: &str,
+) -> Result<NamedSecret, SecretWarning> {
+    let full = format!("{namespace}/{name}");
+    let unread = |error| SecretWarning::Unread {
+        kind: SECRET.kind,
+        name: full.clone(),
+        error,
+    };
+    // The names go into the path of a request.
+    if !is_label(namespace) || !is_subdomain(name) {
+        return Err(unread(SecretError::Missing));
+    }
+    let reader = Reader {
+        cluster,
+        stopped: AtomicBool::new(false),
+        not_asked: 0,
+        warnings: Vec::new(),
+    };
+    let config = reader.ask(SECRET, &full, config).await.map_err(unread)?;
+    let digest = sha256(config.json.expose().as_bytes());
+    let config = config.parse(&format!("{} {full}", SECRET.kind));
+    Ok(NamedSecret {
+        config: Arc::new(config.map_err(SecretWarning::Content)?),
+        digest,
+    })
 }
 
 struct Reader<'a> {

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::object::PodSpec;
+use super::object::{Facts, PodSpec};
 use super::scheduling::{Resources, Scheduling, Toleration};
+use crate::model::workload_kind::WorkloadKind;
 use crate::planning::node_match::{self, Requirements};
 
 /// The requirements of a template on a node, merged with its RuntimeClass. The RuntimeClass admission plugin merges the two when
@@ -26,6 +27,37 @@ pub(super) fn requirements(template: &PodSpec, class: Option<&Scheduling>) -> Re
             .collect(),
         os: template.os.name.as_str().to_owned(),
         extended_resources: needed.map(|(name, _)| name.to_owned()).collect(),
+    }
+}
+
+/// The requirements of a workload's next pods on a node.
+pub(super) fn workload_requirements(
+    kind: WorkloadKind,
+    facts: &Facts,
+    class: Option<&Scheduling>,
+) -> Requirements {
+    let mut requirements = requirements(&facts.template, class);
+    // The node of a pod says nothing about the node of its controller's next pod. A static pod's controller is its Node.
+    let controller = facts.metadata.controller().map(|c| c.kind.as_str());
+    if kind == WorkloadKind::Pods && controller.is_some_and(|kind| kind != "Node") {
+        requirements.node_name.clear();
+    }
+    if kind == WorkloadKind::Pods && controller == Some("DaemonSet") {
+        unpin(&mut requirements);
+    }
+    requirements
+}
+
+/// Drops the fields of the required node affinity with which the DaemonSet controller assigns each pod to its node. A term with
+/// no other field then requires nothing.
+fn unpin(requirements: &mut Requirements) {
+    let Some(terms) = &mut requirements.affinity else {
+        return;
+    };
+    let was_pinned = terms.iter().any(|term| !term.fields.is_empty());
+    terms.iter_mut().for_each(|term| term.fields.clear());
+    if was_pinned && terms.iter().any(|term| term.labels.is_empty()) {
+        requirements.affinity = None;
     }
 }
 

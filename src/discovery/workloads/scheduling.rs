@@ -11,27 +11,27 @@ use crate::model::platform::Platform;
 use crate::planning::node_match;
 
 /// `spec.affinity` of a pod: the required node affinity is read, preferences are not.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, PartialEq, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Affinity {
     #[serde(default, deserialize_with = "or_default")]
     node_affinity: NodeAffinity,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, PartialEq, Default, Deserialize)]
 struct NodeAffinity {
     #[serde(default, rename = "requiredDuringSchedulingIgnoredDuringExecution")]
     required: Option<NodeSelector>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct NodeSelector {
     #[serde(default, deserialize_with = "or_default")]
     node_selector_terms: Vec<Term>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, PartialEq, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Term {
     #[serde(default, deserialize_with = "or_default")]
@@ -40,7 +40,7 @@ struct Term {
     match_fields: Vec<Expression>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, PartialEq, Default, Deserialize)]
 struct Expression {
     #[serde(default, deserialize_with = "or_default")]
     key: String,
@@ -51,7 +51,7 @@ struct Expression {
 }
 
 /// An entry of `spec.tolerations`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, PartialEq, Default, Deserialize)]
 pub(super) struct Toleration {
     #[serde(default, deserialize_with = "or_default")]
     key: String,
@@ -64,14 +64,14 @@ pub(super) struct Toleration {
 }
 
 /// `spec.os` of a pod.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, PartialEq, Default, Deserialize)]
 pub(super) struct PodOs {
     #[serde(default, deserialize_with = "or_default")]
     pub(super) name: Name,
 }
 
 /// `resources` of a container.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, PartialEq, Default, Deserialize)]
 pub(super) struct Resources {
     #[serde(default, deserialize_with = "or_default")]
     limits: BTreeMap<String, Quantity>,
@@ -80,7 +80,7 @@ pub(super) struct Resources {
 }
 
 /// A quantity, which the API server writes as text.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, PartialEq, Deserialize)]
 #[serde(untagged)]
 pub(super) enum Quantity {
     Text(String),
@@ -89,7 +89,7 @@ pub(super) enum Quantity {
 }
 
 /// The scheduling constraints that a RuntimeClass adds to the pods that name it (`scheduling`).
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, PartialEq, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Scheduling {
     #[serde(default, deserialize_with = "or_default")]
@@ -109,33 +109,33 @@ pub(super) struct RuntimeClass {
 #[derive(Debug, Deserialize)]
 pub(super) struct NodeObject {
     #[serde(default, deserialize_with = "or_default")]
-    metadata: NodeMeta,
+    pub(super) metadata: NodeMeta,
     #[serde(default, deserialize_with = "or_default")]
-    spec: NodeSpec,
+    pub(super) spec: NodeSpec,
     #[serde(default, deserialize_with = "or_default")]
-    status: NodeStatus,
+    pub(super) status: NodeStatus,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct NodeMeta {
+pub(super) struct NodeMeta {
     #[serde(default, deserialize_with = "or_default")]
-    name: Name,
+    pub(super) name: Name,
     #[serde(default, deserialize_with = "or_default")]
-    creation_timestamp: Name,
+    pub(super) creation_timestamp: Name,
     #[serde(default, deserialize_with = "or_default")]
-    labels: BTreeMap<String, String>,
+    pub(super) labels: BTreeMap<String, String>,
 }
 
-#[derive(Debug, Default, Deserialize)]
-struct NodeSpec {
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(super) struct NodeSpec {
     #[serde(default, deserialize_with = "or_default")]
     taints: Vec<Taint>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct NodeStatus {
+pub(super) struct NodeStatus {
     #[serde(default, deserialize_with = "or_default")]
     node_info: NodeInfo,
     #[serde(default, deserialize_with = "or_default")]
@@ -143,7 +143,7 @@ struct NodeStatus {
 }
 
 /// The node information that the kubelet reports.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct NodeInfo {
     #[serde(default, deserialize_with = "or_default")]
@@ -163,7 +163,7 @@ impl NodeInfo {
     }
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 struct Taint {
     #[serde(default, deserialize_with = "or_default")]
     key: String,

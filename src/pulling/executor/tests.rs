@@ -2,128 +2,22 @@
 //! runtimes.
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::*;
 use crate::model::candidate::Candidate;
 use crate::model::image_size::{LayerStorage, Size, Usage};
+use crate::model::reference::Reference;
 use crate::planning::disk_budget::DiskBudget;
 use crate::planning::plan::{Facts, Policy, select};
-use crate::runtime::image_service::RuntimeInfo;
+use crate::retry::backoff;
+
+use crate::pulling::scripted::{Answer, SILENT, Scripted, scripted};
 
 mod schedule;
-
-/// The result of pulling an image, attempt after attempt; the last one is repeated.
-type Script = HashMap<&'static str, Vec<Answer>>;
-
-#[derive(Clone)]
-enum Answer {
-    Pulled,
-    Fails(FailureKind),
-    Hangs,
-    /// Sends something every second, for this many seconds, and is then pulled.
-    Trickles(u64),
-    /// Fails after bytes were received.
-    Breaks(FailureKind),
-}
-
-struct Scripted {
-    info: RuntimeInfo,
-    /// When the runtime does not answer.
-    away: Option<std::ops::Range<Instant>>,
-    script: Script,
-    attempts: Mutex<HashMap<String, Vec<Instant>>>,
-    running: AtomicUsize,
-    most: AtomicUsize,
-    /// The reported usage of the store, response after response; the last one is repeated.
-    usage: Vec<u64>,
-    asked: AtomicUsize,
-}
-
-impl ImageService for Scripted {
-    fn info(&self) -> &RuntimeInfo {
-        &self.info
-    }
-
-    async fn status(&self, _: &Reference) -> Result<Option<StoredImage>, RuntimeError> {
-        self.answers()?;
-        Ok(None)
-    }
-
-    async fn pull(
-        &self,
-        image: &Reference,
-        _: Option<&Credential>,
-        progress: &Progress,
-    ) -> Result<StoredImage, RuntimeError> {
-        let attempt = {
-            let mut attempts = self.attempts.lock().expect("lock");
-            let seen = attempts.entry(image.as_written().to_owned()).or_default();
-            seen.push(Instant::now());
-            seen.len()
-        };
-        let running = self.running.fetch_add(1, Ordering::SeqCst) + 1;
-        self.most.fetch_max(running, Ordering::SeqCst);
-        tokio::time::sleep(Duration::from_millis(10)).await;
-        let answers = &self.script[image.as_written()];
-        let answer = answers.get(attempt - 1).or(answers.last()).expect("script");
-        if matches!(answer, Answer::Hangs) {
-            std::future::pending::<()>().await;
-        }
-        if let Answer::Trickles(seconds) = answer {
-            for second in 1..=*seconds {
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                progress.set(second, *seconds);
-            }
-        }
-        self.running.fetch_sub(1, Ordering::SeqCst);
-        self.answers()?;
-        if let Answer::Breaks(_) = answer {
-            progress.set_came();
-        }
-        match answer {
-            Answer::Breaks(kind) | Answer::Fails(kind) => {
-                Err(RuntimeError::new(*kind, format!("scripted {kind}")))
-            }
-            _ => Ok(StoredImage::default()),
-        }
-    }
-
-    fn tells_progress(&self) -> bool {
-        true
-    }
-
-    fn layer_storage(&self) -> LayerStorage {
-        LayerStorage::Packed
-    }
-
-    async fn usage(&self) -> Result<Usage, RuntimeError> {
-        let asked = self.asked.fetch_add(1, Ordering::SeqCst);
-        let told = self.usage.get(asked).or(self.usage.last());
-        let Some(bytes) = told.filter(|bytes| **bytes != SILENT) else {
-            return Err(RuntimeError::new(FailureKind::Timeout, "scripted"));
-        };
-        Ok(Usage {
-            bytes: *bytes,
-            ..Usage::default()
-        })
-    }
-}
-
-impl Scripted {
-    fn answers(&self) -> Result<(), RuntimeError> {
-        match &self.away {
-            Some(away) if away.contains(&Instant::now()) => {
-                let message = "scripted: the runtime is away";
-                Err(RuntimeError::new(FailureKind::Unavailable, message))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-/// A usage that the service does not report.
-const SILENT: u64 = u64::MAX;
 
 fn options() -> Options<'static> {
     Options {
@@ -168,23 +62,6 @@ fn lines(reports: &[ImageReport]) -> Vec<String> {
         format!("{} {} {reason} {}", r.image, r.outcome.as_str(), r.attempts)
     };
     reports.iter().map(line).collect()
-}
-
-fn scripted(script: &[(&'static str, &[Answer])], usage: &[u64]) -> Scripted {
-    Scripted {
-        info: RuntimeInfo {
-            name: "scripted".to_owned(),
-            version: "1".to_owned(),
-            endpoint: String::new(),
-        },
-        away: None,
-        script: script.iter().map(|(i, a)| (*i, a.to_vec())).collect(),
-        attempts: Mutex::default(),
-        running: AtomicUsize::new(0),
-        most: AtomicUsize::new(0),
-        usage: usage.to_vec(),
-        asked: AtomicUsize::new(0),
-    }
 }
 
 /// Runs images of these sizes with a budget of 100 bytes, in a store that reports no usage at first.

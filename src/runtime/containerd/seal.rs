@@ -280,6 +280,13 @@ impl Seals {
         }
     }
 
+    /// Forgets the names that [`Seals::settle`] has not removed, so that a process that runs for long does not collect them.
+    pub fn forget_kept(&self) {
+        let now = tokio::time::Instant::now();
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        pending.retain(|names| names.due() > now);
+    }
+
     /// The normalised references of images whose names [`Seals::settle`] has not removed.
     pub fn still_named(&self) -> HashSet<String> {
         let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);

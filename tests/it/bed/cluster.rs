@@ -305,6 +305,36 @@ impl Kubernetes {
         self.request(&Method::PATCH, path, Some(patch))
     }
 
+    /// The status and the answer to a request with further headers, such as those that impersonate a user. A body is applied on the
+    /// server's side if the path names a field manager, and else merged.
+    pub fn request_as(
+        &self,
+        headers: &[(String, String)],
+        method: &Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> (u16, String) {
+        let kind = match path.contains("fieldManager=") {
+            true => "application/apply-patch+yaml",
+            false => "application/merge-patch+json",
+        };
+        let url = format!("{}{path}", self.server());
+        let mut request = self.client.request(method.clone(), url);
+        request = request
+            .bearer_auth(self.token())
+            .header("content-type", kind);
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        if let Some(body) = body {
+            request = request.body(body.to_string());
+        }
+        self.block_on(async move {
+            let answer = request.send().await.expect("the API server answers");
+            (answer.status().as_u16(), answer.text().await.unwrap())
+        })
+    }
+
     /// A file of its directory.
     pub(super) fn file(&self, name: &str) -> PathBuf {
         self.daemon.directory.join(name)

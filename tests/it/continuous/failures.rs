@@ -16,10 +16,10 @@ fn failure(stage: &Stage, prefetch: &str, image: &str) -> Value {
 fn failures_name_image_and_reason() {
     let stage = Stage::start();
     let machines = ["node-1", "node-2"].map(|name| stage.plain(name));
-    let fine = bed::registry().push(&unique("fine")).reference;
-    let missing = bed::registry().reference(&unique("missing"));
+    let fine = bed::registry().push(&named("fine")).reference;
+    let missing = bed::registry().reference(&named("missing"));
     let denied = bed::registry_with_password()
-        .push(&unique("denied"))
+        .push(&named("denied"))
         .reference;
     stage.apply("mixed", list(&[&missing, &fine, &denied]));
     stage.apply("other", list(&[&fine]));
@@ -52,9 +52,9 @@ fn full_disk_fails_one_node() {
         Containerd::with_space(40 << 20),
     );
     let machines = ["node-2", "node-3"].map(|name| stage.plain(name));
-    let small = bed::registry().push(&unique("small")).reference;
+    let small = bed::registry().push(&named("small")).reference;
     let large = bed::registry()
-        .image(&unique("large"))
+        .image(&named("large"))
         .size(120 << 20)
         .push()
         .reference;
@@ -86,7 +86,7 @@ fn rate_limit_slows_the_rollout() {
     });
     let node = stage.plain("node-1");
     node.containerd.map_host(&proxy.address(), &proxy.url());
-    let name = unique("limited");
+    let name = named("limited");
     bed::registry().push(&name);
     let image = proxy.reference(&name);
     stage.apply(

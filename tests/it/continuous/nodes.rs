@@ -20,7 +20,7 @@ fn selectors_and_taints_choose_nodes() {
     let plain = stage.plain("plain");
     let [everywhere, selected, tolerating, amd64] =
         ["everywhere", "selected", "tolerating", "amd64"]
-            .map(|name| bed::registry().push(&unique(name)).reference);
+            .map(|name| bed::registry().push(&named(name)).reference);
     stage.apply("everywhere", list(&[&everywhere]));
     let mut spec = list(&[&selected]);
     spec["nodeSelector"] = json!({"matchLabels": {"pool": "gpu"}});
@@ -80,7 +80,7 @@ fn added_node_fills_at_once() {
     stage.wait_for("the agent reports", || {
         stage.node_prefetch("old")["status"]["firstFillSeconds"].is_number()
     });
-    let image = bed::registry().push(&unique("slow-rollout")).reference;
+    let image = bed::registry().push(&named("slow-rollout")).reference;
     stage.apply(
         "slow",
         json!({"source": {"images": [&image]}, "rollout": {"type": "Linear", "window": "24h"}}),
@@ -103,7 +103,7 @@ fn failing_runtime_and_agent_recover() {
     let stage = Stage::start();
     let machines = ["node-1", "node-2", "node-3"].map(|name| stage.plain(name));
     let [first, second] =
-        ["before", "after"].map(|name| bed::registry().push(&unique(name)).reference);
+        ["before", "after"].map(|name| bed::registry().push(&named(name)).reference);
     stage.apply("all", list(&[&first]));
     stage.wait_ready("all");
     machines[0].containerd.kill();
@@ -132,7 +132,7 @@ fn silent_node_counts_as_unknown() {
     }
     let stage = Stage::start();
     let [kept, silent] = ["node-1", "node-2"].map(|name| stage.plain(name));
-    let image = bed::registry().push(&unique("heartbeat")).reference;
+    let image = bed::registry().push(&named("heartbeat")).reference;
     stage.apply("all", list(&[&image]));
     stage.wait_ready("all");
     silent.stop_agent(Signal::KILL);

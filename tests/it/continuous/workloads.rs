@@ -5,13 +5,18 @@ use super::*;
 #[test]
 fn listed_image_is_pulled_soon() {
     let (stage, node) = Stage::shared();
-    let (name, other) = (unique("listed"), unique("alone"));
+    let (name, other) = (named("listed"), named("alone"));
     let image = bed::registry().push(&name);
     // How long the runtime alone takes for an image of the same size.
     let alone = bed::registry().push(&other);
     let before = Instant::now();
-    node.containerd
-        .ctr(&["images", "pull", "--plain-http", &alone.reference]);
+    let pulled = Harpoon::new([
+        "pull",
+        "--runtime-endpoint",
+        node.containerd.endpoint(),
+        &alone.reference,
+    ]);
+    pulled.run().expect(0);
     let pull = before.elapsed();
     let applied = stage.apply("release-42", list(&[&image.reference]));
     stage.wait_for("the image is on the node", || node.has(&image.reference));
@@ -45,7 +50,7 @@ fn listed_image_is_pulled_soon() {
 fn changed_deployment_is_followed() {
     let (stage, node) = Stage::shared();
     let namespace = stage.cluster.namespace();
-    let [old, new] = [unique("old"), unique("new")].map(|name| bed::registry().push(&name));
+    let [old, new] = [named("old"), named("new")].map(|name| bed::registry().push(&name));
     stage
         .cluster
         .deployment(&namespace, "web", 3, &old.reference);
@@ -84,7 +89,7 @@ fn changed_deployment_is_followed() {
 #[test]
 fn hostile_prefetch_hurts_nobody() {
     let (stage, node) = Stage::shared();
-    let image = bed::registry().push(&unique("fine"));
+    let image = bed::registry().push(&named("fine"));
     let ugly = |n: usize| format!("{}{n}!!:\"'$(reboot)`", "A".repeat(900));
     let mut images: Vec<String> = (0..500).map(ugly).collect();
     images[250].clone_from(&image.reference);
@@ -112,8 +117,7 @@ fn hostile_prefetch_hurts_nobody() {
 #[test]
 fn suspended_prefetch_changes_nothing() {
     let (stage, node) = Stage::shared();
-    let [first, second] =
-        [unique("first"), unique("second")].map(|name| bed::registry().push(&name));
+    let [first, second] = [named("first"), named("second")].map(|name| bed::registry().push(&name));
     stage.apply("pause", list(&[&first.reference]));
     stage.wait_ready("pause");
     let path = format!("{API}/imageprefetches/pause");

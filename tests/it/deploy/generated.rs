@@ -3,15 +3,21 @@
 use std::fs;
 use std::path::Path;
 
-use super::{committed, deploy, template, text_of};
+use super::{committed, deploy, template, template_with, text_of};
 use crate::bed::Harpoon;
+
+mod reference;
 
 /// The files of `deploy/`, and the values file of the chart's `ci/` that each is rendered with.
 pub(super) const FILES: &[(&str, &str)] = &[
     ("daemonset-auto.yaml", "default"),
     ("daemonset-manual.yaml", "list"),
     ("kustomize/base/harpoon.yaml", "base"),
+    ("continuous.yaml", "continuous"),
 ];
+
+/// The admission policy of continuous mode, which only API servers from Kubernetes 1.30 on have.
+const POLICY: &str = "continuous-admission-policy.yaml";
 
 /// The rights that a component of kustomize adds: the file, the values file, and the name of the role and its binding.
 const ROLES: &[(&str, &str, &str)] = &[
@@ -46,6 +52,13 @@ fn rendered_files_match_the_chart() {
     for (file, values) in FILES {
         check(file, &format!("{HEADER}{}", objects(values)));
     }
+    let values = deploy("chart/ci/continuous-values.yaml");
+    let always = "--set=continuous.admissionPolicy=always";
+    let policy = text_of(template_with(
+        &values,
+        &[always, "--show-only=templates/continuous/admission.yaml"],
+    ));
+    check(POLICY, &format!("{HEADER}{policy}"));
     for (component, values, name) in ROLES {
         let objects = objects(values);
         let name = format!("\nmetadata:\n  name: \"{name}\"\n");

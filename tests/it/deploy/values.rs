@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 use super::{chart, committed, daemon_set, deploy, named, parse, pod, rendered, text_of, variants};
 use crate::bed;
 
-/// Settings of `harpoon run` that the chart makes from values of its own.
+/// Settings of `harpoon run` and `harpoon agent` that the chart makes from values of its own.
 const OWN: &[&str] = &[
+    "METRICS_ADDRESS",
     "IMAGES_FILE",
     "NODE_NAME",
     "PLATFORM",
@@ -19,13 +20,24 @@ const OWN: &[&str] = &[
     "CREDENTIAL_PROVIDER_BIN_DIR",
 ];
 
-fn run_variables() -> Vec<String> {
-    let of_run = settings()
+/// The variables of a command.
+pub(super) fn variables_of(name: &str) -> Vec<String> {
+    let of_command = settings()
         .into_iter()
-        .filter(|setting| setting.commands.iter().any(|command| command == "run"));
-    of_run
+        .filter(|setting| setting.commands.iter().any(|command| command == name));
+    of_command
         .map(|mut setting| setting.variables.swap_remove(0))
         .collect()
+}
+
+/// A valid value for each entry of `settings`.
+pub(super) fn valid_settings() -> Value {
+    json!({"INCLUDE_IDLE": true, "WATCH_CACHE": true, "STARTUP_TAINTS": "example.com/booting,warming-up",
+        "SELECTOR": "app=web,tier!=test", "ONLY": "quay.io", "IGNORE": "quay.io, nginx", "NAMESPACES": "shop, web,shop",
+        "WORKLOADS": "pods, jobs", "LIMIT": 12_345_678, "DISK_BUDGET": "20Gi", "REFRESH": "true", "CONCURRENCY": "8",
+        "REGISTRY_CONCURRENCY": 2, "PULL_TIMEOUT": "1h 30m", "RETRIES": 0, "DEADLINE": "90s", "FAIL_ON": "never", "STAGGER": "5m",
+        "STAGGER_MIN_AGE": "0s", "OUTPUT": "json", "LOG_FORMAT": "json", "LOG_LEVEL": "debug", "PULL_SECRETS": true,
+        "PRIVATE_REGISTRY": "registry.example/team", "RUNTIME_ENDPOINT": "unix:///opt/cri/cri.sock"})
 }
 
 #[test]
@@ -37,19 +49,16 @@ fn schema_has_every_setting() {
     let mut known: Vec<_> = known.keys().map(String::as_str).collect();
     known.extend(OWN);
     known.sort_unstable();
-    let mut expected = run_variables();
+    let mut expected = variables_of("run");
+    expected.extend(variables_of("agent"));
     expected.sort_unstable();
+    expected.dedup();
     assert_eq!(known, expected);
 }
 
 #[test]
 fn settings_become_variables() {
-    let settings = json!({"INCLUDE_IDLE": true, "WATCH_CACHE": true, "STARTUP_TAINTS": "example.com/booting,warming-up",
-        "SELECTOR": "app=web,tier!=test", "ONLY": "quay.io", "IGNORE": "quay.io, nginx", "NAMESPACES": "shop, web,shop",
-        "WORKLOADS": "pods, jobs", "LIMIT": 12_345_678, "DISK_BUDGET": "20Gi", "REFRESH": "true", "CONCURRENCY": "8",
-        "REGISTRY_CONCURRENCY": 2, "PULL_TIMEOUT": "1h 30m", "RETRIES": 0, "DEADLINE": "90s", "FAIL_ON": "never", "STAGGER": "5m",
-        "STAGGER_MIN_AGE": "0s", "OUTPUT": "json", "LOG_FORMAT": "json", "LOG_LEVEL": "debug", "PULL_SECRETS": true,
-        "PRIVATE_REGISTRY": "registry.example/team", "RUNTIME_ENDPOINT": "unix:///opt/cri/cri.sock"});
+    let settings = valid_settings();
     let objects = rendered(&json!({"fullnameOverride": "fleet", "settings": settings}));
     let run = &pod(&objects)["initContainers"][0];
     let variables: BTreeMap<_, _> = run["env"]

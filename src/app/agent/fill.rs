@@ -1,0 +1,303 @@
+//! Fills the node while the runtime responds: plans whenever something has changed, pulls, compares with the runtime.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::{info, warn};
+
+use super::Agent;
+use super::connection::{self, Lost};
+use super::secrets::Secrets;
+use crate::app::settings::SealSettings;
+use crate::model::image_size::Usage;
+use crate::model::outcome::{ImageReport, Outcome, Reason};
+use crate::model::platform::Platform;
+use crate::model::reference::Reference;
+use crate::model::seal::SealPolicy;
+use crate::model::text::sanitize;
+use crate::planning::disk_budget::DiskBudget;
+use crate::planning::plan::Moved;
+use crate::planning::registry_probe::RegistryProbe;
+use crate::pulling::continuous::{Feed, keep_pulling};
+use crate::pulling::executor::{Event, Options};
+use crate::runtime::detect::Runtime;
+use crate::runtime::image_service::ImageService;
+use crate::runtime::sealing::SealingRuntime;
+
+/// A burst of changes is planned for once.
+const BURST: Duration = Duration::from_millis(100);
+/// The lifetime of a seal, which is renewed every hour.
+const SEAL_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// The time between two renewals of seals, and between two checks for tags that have moved.
+const HOUR: Duration = Duration::from_secs(3600);
+/// The time between the start and the first renewal.
+const FIRST_RENEWAL: Duration = Duration::from_secs(60);
+/// The time between two reads of the disk usage, without pulls and with pulls.
+const USAGE: Duration = Duration::from_secs(600);
+const USAGE_BUSY: Duration = Duration::from_secs(30);
+
+/// Fills the node until the runtime is lost.
+pub(super) async fn fill(agent: &Agent, runtime: Runtime) -> Lost {
+    let seals = SealSettings {
+        policy: SealPolicy::Auto,
+        lifetime: SEAL_LIFETIME,
+    };
+    let pull = &agent.settings.pull;
+    let platform = agent.platform();
+    let runtime = runtime.for_platform(&platform);
+    let runtime = SealingRuntime::new(runtime, seals.policy, seals.keep(pull.pull_timeout));
+    let probe = RegistryProbe::new(&agent.keyring, platform, pull.registry_concurrency);
+    let options = Options {
+        concurrency: pull.concurrency,
+        registry_concurrency: pull.registry_concurrency,
+        pull_timeout: pull.pull_timeout,
+        deadline: None,
+        retries: pull.retries,
+        probe: Some(&probe),
+    };
+    let feed = Feed::default();
+    let see = |event: Event<'_>| agent.see(&event);
+    let pulling = async {
+        let budget = budget(agent, &runtime).await;
+        keep_pulling(&feed, &runtime, &agent.keyring, &options, budget, &see).await
+    };
+    agent.checks.runtime.pass();
+    tokio::select! {
+        lost = connection::until_lost(runtime.runtime()) => lost,
+        never = Box::pin(pulling) => match never {},
+        never = Box::pin(plan(agent, &runtime, &feed)) => match never {},
+        never = Box::pin(refresh(agent, &probe)) => match never {},
+        never = Box::pin(renew(agent, &runtime)) => match never {},
+        never = Box::pin(settle(agent, &runtime)) => match never {},
+        never = Box::pin(measure(agent, &runtime)) => match never {},
+    }
+}
+
+/// The budget at the start. A store that does not tell its usage is asked again before each pull.
+async fn budget(agent: &Agent, runtime: &SealingRuntime) -> Option<DiskBudget> {
+    let budget = agent.settings.disk_budget?;
+    let usage = runtime.usage().await.unwrap_or_else(|error| {
+        warn!(
+            "failed to get disk usage from the runtime: {}",
+            sanitize(&error.message)
+        );
+        Usage::default()
+    });
+    Some(DiskBudget::new(budget, runtime.layer_storage(), usage))
+}
+
+/// Plans whenever something has changed, a slot is reached or the runtime is to be compared again.
+async fn plan(agent: &Agent, runtime: &SealingRuntime, feed: &Feed) -> Infallible {
+    let mut planner = Planner {
+        agent,
+        runtime,
+        feed,
+        secrets: Secrets::new(),
+        files: agent.keyring.changes(),
+        // Everything is checked at once.
+        resync: Instant::now(),
+    };
+    loop {
+        if agent.state().can_decide() {
+            planner.plan().await;
+            agent.told.notify_one();
+        }
+        tokio::select! {
+            () = agent.planned.notified() => sleep(BURST).await,
+            // Until enough is known, only news matter.
+            () = sleep_until(planner.next()), if agent.state().can_decide() => {}
+        }
+    }
+}
+
+struct Planner<'a> {
+    agent: &'a Agent,
+    runtime: &'a SealingRuntime,
+    feed: &'a Feed,
+    secrets: Secrets,
+    /// How often the files with credentials had changed.
+    files: u64,
+    /// The time of the next comparison with the runtime.
+    resync: Instant,
+}
+
+impl Planner<'_> {
+    async fn plan(&mut self) {
+        let is_due = Instant::now() >= self.resync;
+        if is_due {
+            self.resync = Instant::now() + jittered(self.agent.settings.resync);
+        }
+        let (mut retried, references, policies, wanted) = {
+            let mut state = self.agent.state();
+            let chances = state.decide();
+            if std::mem::take(&mut state.is_refused) {
+                self.secrets.refused();
+            }
+            let references = state.references(is_due);
+            (
+                chances,
+                references,
+                state.seal_policies(),
+                state.pull_secrets(),
+            )
+        };
+        self.runtime.set_policies(policies);
+        look_up(self.agent, self.runtime, &references).await;
+        let Agent {
+            cluster, keyring, ..
+        } = self.agent;
+        let changed = self.secrets.follow(cluster, keyring, &wanted).await;
+        retried.extend(changed.iter().map(ToString::to_string));
+        let files = keyring.changes();
+        let mut state = self.agent.state();
+        if files != std::mem::replace(&mut self.files, files) {
+            retried.extend(state.failed());
+        }
+        state.secret_problems = self.secrets.problems();
+        state.end_first_fill();
+        self.feed.set(state.plan(SystemTime::now(), Instant::now()));
+        drop(state);
+        self.feed.retry(retried);
+    }
+
+    /// The time of the next plan without any news.
+    fn next(&self) -> Instant {
+        let start = self.agent.state();
+        let start = start.next_start(SystemTime::now(), Instant::now());
+        let start = start.map(|left| Instant::now() + left);
+        let next = start.into_iter().chain(self.secrets.next()).min();
+        next.map_or(self.resync, |next| next.min(self.resync))
+    }
+}
+
+/// Asks the runtime about these images.
+async fn look_up(agent: &Agent, runtime: &SealingRuntime, references: &[Reference]) {
+    if references.is_empty() {
+        return;
+    }
+    let asked = Instant::now();
+    let found = runtime
+        .statuses(&references.iter().collect::<Vec<_>>())
+        .await;
+    agent.state().looked_up(references, found, asked);
+}
+
+/// Looks for tags that have moved.
+async fn refresh(agent: &Agent, probe: &RegistryProbe<'_>) -> Infallible {
+    loop {
+        sleep(jittered(HOUR)).await;
+        let movable = agent.state().movable();
+        let moved = probe
+            .moved(movable.iter().map(|(image, stored)| (image, stored)))
+            .await;
+        for (image, moved) in moved {
+            match moved {
+                Moved::Yes(how) => {
+                    info!(image, "{how}");
+                    agent.state().moved(&image, how);
+                    agent.planned.notify_one();
+                }
+                Moved::Unknown(unknown) => warn!(
+                    image,
+                    "failed to check whether the tag has moved: {}",
+                    sanitize(&unknown.message)
+                ),
+                Moved::No => {}
+            }
+        }
+    }
+}
+
+/// Renews the seals of the images that the node needs. Those of other images expire.
+async fn renew(agent: &Agent, runtime: &SealingRuntime) -> Infallible {
+    sleep(FIRST_RENEWAL).await;
+    loop {
+        let sealed = agent.state().sealed();
+        runtime.renew(&sealed.iter().collect::<Vec<_>>()).await;
+        sleep(jittered(HOUR)).await;
+    }
+}
+
+/// Removes the names that pulls through the CRI have made of sealed images.
+async fn settle(agent: &Agent, runtime: &SealingRuntime) -> Infallible {
+    loop {
+        agent.sealed.notified().await;
+        runtime.settle().await;
+        runtime.forget_kept();
+    }
+}
+
+/// Reads how much of the disk the images use.
+async fn measure(agent: &Agent, runtime: &SealingRuntime) -> Infallible {
+    loop {
+        match runtime.usage().await {
+            Ok(usage) => agent.state().used(&usage),
+            Err(error) => tracing::debug!("failed to get disk usage: {}", sanitize(&error.message)),
+        }
+        agent.told.notify_one();
+        sleep(USAGE_BUSY).await;
+        tokio::select! {
+            () = agent.pulled.notified() => {}
+            () = sleep(jittered(USAGE)) => {}
+        }
+    }
+}
+
+/// A time less up to a fifth of it.
+fn jittered(time: Duration) -> Duration {
+    time.mul_f64(1.0 - fastrand::f64() / 5.0)
+}
+
+impl Agent {
+    /// The platform of the node's images.
+    fn platform(&self) -> Platform {
+        let state = self.state();
+        let node = state
+            .node
+            .as_ref()
+            .and_then(|node| node.facts.platform.clone());
+        let given = self.settings.runtime.platform.clone();
+        given.or(node).unwrap_or_else(Platform::current)
+    }
+
+    /// Takes note of an event of the pulls.
+    fn see(&self, event: &Event<'_>) {
+        match event {
+            Event::Started { image, .. } => self.state().started(image),
+            Event::Retrying {
+                image, error, wait, ..
+            } => {
+                tracing::debug!(image, ?wait, "retrying: {}", sanitize(&error.message));
+                self.state().retrying(image, error.kind, &error.message);
+            }
+            Event::Finished { report, .. } => self.see_finished(report),
+        }
+        self.told.notify_one();
+    }
+
+    fn see_finished(&self, report: &ImageReport) {
+        self.state().finished(report, Instant::now());
+        let image: &Arc<str> = &report.image;
+        if report.outcome == Outcome::Pulled {
+            let seconds = report.seconds.unwrap_or(0.0);
+            info!(%image, sealed = report.is_sealed, "pulled in {seconds:.1} s");
+            let duration = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+            self.metrics.pulled(duration, report.bytes);
+            self.pulled.notify_one();
+            if report.is_sealed {
+                self.sealed.notify_one();
+            }
+        } else {
+            let reason = report.reason.map_or("", Reason::as_str);
+            let message = sanitize(report.message.as_deref().unwrap_or_default());
+            warn!(%image, reason, "failed to pull: {message}");
+            if let Some(Reason::Failure(kind)) = report.reason {
+                self.metrics.pull_failed(kind);
+            }
+        }
+        // A refusal may be due to a secret that has changed; a pulled image is looked at again.
+        self.planned.notify_one();
+    }
+}

@@ -1,0 +1,353 @@
+//! Writes the node's NodePrefetch: when the node has settled or its failures have changed, and now and then to show that the
+//! agent lives.
+
+use std::convert::Infallible;
+use std::time::{Duration, SystemTime};
+
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::{debug, warn};
+
+use super::Agent;
+use super::status::{Counts, RUNTIME_UNAVAILABLE, counts, status};
+use crate::api::v1alpha1::{NodePrefetch, NodePrefetchStatus};
+use crate::app::metrics::ImageState;
+use crate::kube_api::error::TransportError;
+use crate::model::text::one_line;
+
+/// The owner of the fields that the agent writes.
+const MANAGER: &str = "harpoon-agent";
+/// The shortest time between two writes, to which up to half of it is added as jitter.
+const SHORTEST: Duration = Duration::from_secs(10);
+/// The time between two writes without news, more or less up to a fifth.
+const HEARTBEAT: Duration = Duration::from_secs(120);
+/// The time in which the nodes of a cluster write that have the same news, for each node: 500 writes a second.
+const SPREAD: Duration = Duration::from_millis(2);
+/// The longest of those times.
+const SPREAD_MAX: Duration = Duration::from_secs(30);
+/// News of one moment are written together.
+const BURST: Duration = Duration::from_millis(20);
+/// The time limit for a request.
+const LIMIT: Duration = Duration::from_secs(30);
+/// The first and the longest pause after a failed write.
+const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(120));
+/// The characters of an error that are logged.
+const QUOTED_MAX: usize = 300;
+
+/// Writes the NodePrefetch, without end.
+pub(super) async fn publish(agent: &Agent) -> Infallible {
+    let mut writer = Writer::new(agent);
+    loop {
+        let news = writer.news();
+        let now = Instant::now();
+        let due = writer.due(news.as_ref(), now);
+        if let Some(status) = news.filter(|_| due <= now) {
+            writer.write(status.status).await;
+            continue;
+        }
+        tokio::select! {
+            () = agent.told.notified() => sleep(BURST).await,
+            () = sleep_until(due) => {}
+        }
+    }
+}
+
+/// A status that could be written.
+struct News {
+    status: NodePrefetchStatus,
+    /// It says something that others wait for.
+    is_urgent: bool,
+}
+
+struct Writer<'a> {
+    agent: &'a Agent,
+    api: Api<NodePrefetch>,
+    /// The Node that owns the object which was written.
+    owner: Option<String>,
+    /// What was written last.
+    written: Option<NodePrefetchStatus>,
+    /// No write before this.
+    earliest: Instant,
+    /// A write at the latest at this time.
+    heartbeat: Instant,
+    /// The time chosen for the urgent news, among the nodes that have the same.
+    chosen: Option<Instant>,
+    failures: u32,
+}
+
+impl<'a> Writer<'a> {
+    fn new(agent: &'a Agent) -> Self {
+        let now = Instant::now();
+        Self {
+            agent,
+            api: Api::all(agent.cluster.client().clone()),
+            owner: None,
+            written: None,
+            earliest: now,
+            heartbeat: now,
+            chosen: None,
+            failures: 0,
+        }
+    }
+
+    /// The current status; `None` until enough is known, and without a Node that owns it. Updates the metrics.
+    fn news(&mut self) -> Option<News> {
+        let state = self.agent.state();
+        let node = state.node.as_ref().filter(|node| !node.is_deleted)?;
+        if self.owner.as_ref() != Some(&node.uid) {
+            self.written = None;
+        }
+        let is_first = !state.first_fill.is_known();
+        if !is_first && !state.has_decided() {
+            return None;
+        }
+        let now = SystemTime::now();
+        let status = status(&state, self.written.as_ref(), now);
+        self.agent
+            .measured(counts(&state), state.usage.map(|all| (state.bytes(), all)));
+        let is_busy = state.is_busy(now);
+        drop(state);
+        self.agent.tell_first_fill();
+        let is_urgent = match &self.written {
+            None => true,
+            Some(written) => is_urgent(written, &status, is_busy),
+        };
+        Some(News { status, is_urgent })
+    }
+
+    /// The time of the next write.
+    fn due(&mut self, news: Option<&News>, now: Instant) -> Instant {
+        let Some(news) = news else {
+            return now + HEARTBEAT;
+        };
+        if !news.is_urgent {
+            self.chosen = None;
+            return self.heartbeat.max(self.earliest);
+        }
+        let nodes = self.agent.state().nodes();
+        let chosen = *self.chosen.get_or_insert_with(|| {
+            let spread = SPREAD.saturating_mul(nodes).min(SPREAD_MAX);
+            now + spread.mul_f64(fastrand::f64())
+        });
+        chosen.max(self.earliest)
+    }
+
+    async fn write(&mut self, status: NodePrefetchStatus) {
+        self.chosen = None;
+        let wrote = tokio::time::timeout(LIMIT, self.try_write(&status)).await;
+        let now = Instant::now();
+        let problem = match wrote {
+            Ok(Ok(is_written)) => {
+                self.failures = 0;
+                if is_written {
+                    self.written = Some(status);
+                    self.earliest = now + SHORTEST.mul_f64(1.0 + fastrand::f64() / 2.0);
+                    self.heartbeat = now + HEARTBEAT.mul_f64(0.8 + fastrand::f64() * 0.4);
+                }
+                return;
+            }
+            Ok(Err(kube::Error::Api(answer))) => {
+                // It was deleted: it is made again.
+                if answer.code == 404 {
+                    self.owner = None;
+                }
+                format!(
+                    "the API server returned {}: {}",
+                    answer.code, answer.message
+                )
+            }
+            Ok(Err(error)) => TransportError(error).to_string(),
+            Err(_) => format!("no response within {}", humantime::format_duration(LIMIT)),
+        };
+        self.failures += 1;
+        let (first, longest) = RETRY;
+        let pause = first
+            .saturating_mul(2_u32.saturating_pow(self.failures - 1))
+            .min(longest);
+        self.earliest = now + pause.mul_f64(0.5 + fastrand::f64() / 2.0);
+        let problem = one_line(&problem, QUOTED_MAX);
+        if self.failures.is_power_of_two() {
+            warn!(
+                "failed to write nodeprefetches/{}: {problem}",
+                self.agent.settings.node
+            );
+        } else {
+            debug!("failed to write the NodePrefetch: {problem}");
+        }
+        // Without an answer about an earlier first fill, the node counts as new: it is filled all the same.
+        if self.failures > 1 && !self.agent.state().first_fill.is_known() {
+            self.agent.knows_first_fill(None);
+        }
+    }
+
+    /// Makes the object or writes its status; returns whether it was the status.
+    async fn try_write(&mut self, status: &NodePrefetchStatus) -> Result<bool, kube::Error> {
+        let uid = self
+            .agent
+            .state()
+            .node
+            .as_ref()
+            .map(|node| node.uid.clone());
+        let name = self.agent.settings.node.as_str();
+        let parameters = PatchParams::apply(MANAGER).force();
+        let mut object = json!({
+            "apiVersion": "harpoon.dev/v1alpha1",
+            "kind": "NodePrefetch",
+            "metadata": {"name": name},
+        });
+        if self.owner != uid {
+            let owner = json!({"apiVersion": "v1", "kind": "Node", "name": name, "uid": uid});
+            object["metadata"]["ownerReferences"] = json!([owner]);
+            let made = self
+                .api
+                .patch(name, &parameters, &Patch::Apply(&object))
+                .await?;
+            self.owner = uid;
+            self.agent.knows_first_fill(Some(&made));
+            return Ok(false);
+        }
+        object["status"] = json!(status);
+        self.api
+            .patch_status(name, &parameters, &Patch::Apply(&object))
+            .await?;
+        Ok(true)
+    }
+}
+
+/// Returns whether the status says something that others wait for: the node has settled, its failures have changed, or its
+/// runtime has gone or come. Whatever a busy node has to say otherwise, it says when it has settled: one write for each change of
+/// the plan.
+fn is_urgent(written: &NodePrefetchStatus, status: &NodePrefetchStatus, is_busy: bool) -> bool {
+    let failures = |status: &NodePrefetchStatus| {
+        let failures = status.failures.iter();
+        let failures = failures.map(|failure| (failure.image.clone(), failure.reason.clone()));
+        failures.collect::<Vec<_>>()
+    };
+    let condition = |status: &NodePrefetchStatus| {
+        let ready = status.conditions.first();
+        ready.map(|ready| (ready.status.clone(), ready.reason.clone()))
+    };
+    let is_away = |status: &NodePrefetchStatus| {
+        let ready = status.conditions.first();
+        ready.is_some_and(|ready| ready.reason == RUNTIME_UNAVAILABLE)
+    };
+    let counts = |status: &NodePrefetchStatus| {
+        let entries = status.prefetches.clone();
+        (status.desired, status.present, status.failed, entries)
+    };
+    let is_settled_news = || {
+        counts(written) != counts(status)
+            || condition(written) != condition(status)
+            || written.first_fill_seconds != status.first_fill_seconds
+            || written.runtime != status.runtime
+    };
+    failures(written) != failures(status)
+        || is_away(written) != is_away(status)
+        || !is_busy && is_settled_news()
+}
+
+impl Agent {
+    /// Takes over the first fill that an earlier agent of this node has reported, if it has.
+    fn knows_first_fill(&self, made: Option<&NodePrefetch>) {
+        let mut state = self.state();
+        if !state.first_fill.is_known() {
+            let joined = state.node.as_ref().and_then(|node| node.facts.created);
+            let created = made.and_then(|made| made.metadata.creation_timestamp.as_ref());
+            let created = created.and_then(|at| humantime::parse_rfc3339(&at.0.to_string()).ok());
+            // An older object is that of an earlier node of the name, and about to be deleted.
+            let is_own = joined.is_none_or(|joined| created.is_some_and(|at| at >= joined));
+            let status = made
+                .filter(|_| is_own)
+                .and_then(|made| made.status.as_ref());
+            state
+                .first_fill
+                .earlier(status.and_then(|status| status.first_fill_seconds));
+        }
+        drop(state);
+        self.planned.notify_one();
+        self.told.notify_one();
+    }
+
+    /// Shows the first fill's end.
+    fn tell_first_fill(&self) {
+        if let Some(duration) = self.state().first_fill.duration() {
+            self.checks.first_fill.pass();
+            self.metrics.set_first_fill(duration);
+        }
+    }
+
+    fn measured(&self, counts: Counts, store: Option<(u64, u64)>) {
+        for (state, images) in [
+            (ImageState::Present, counts.present),
+            (ImageState::Pulling, counts.pulling),
+            (ImageState::Waiting, counts.waiting),
+            (ImageState::Failed, counts.failed),
+        ] {
+            self.metrics.set_images(state, images);
+        }
+        if let Some((by_harpoon, by_all)) = store {
+            self.metrics.set_image_store(by_harpoon, by_all);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::v1alpha1::{Condition, NodeFailure};
+
+    fn status(present: i64, failures: &[&str]) -> NodePrefetchStatus {
+        let failure = |reason: &&str| NodeFailure {
+            image: "r.io/a:1".to_owned(),
+            reason: (*reason).to_owned(),
+            message: format!("attempt {present}"),
+        };
+        NodePrefetchStatus {
+            conditions: vec![Condition::default()],
+            desired: 9,
+            present,
+            failures: failures.iter().map(failure).collect(),
+            heartbeat_time: present.to_string(),
+            ..NodePrefetchStatus::default()
+        }
+    }
+
+    fn with_reason(status: &NodePrefetchStatus, reason: &str) -> NodePrefetchStatus {
+        NodePrefetchStatus {
+            conditions: vec![Condition {
+                status: "False".to_owned(),
+                reason: reason.to_owned(),
+                ..Condition::default()
+            }],
+            ..status.clone()
+        }
+    }
+
+    #[test]
+    fn settled_nodes_and_failures_are_urgent() {
+        let written = status(3, &["not_found"]);
+        for (news, is_busy, expected) in [
+            // Only the time and a message.
+            (
+                NodePrefetchStatus {
+                    heartbeat_time: "4".to_owned(),
+                    ..written.clone()
+                },
+                false,
+                false,
+            ),
+            // Progress waits until the node has settled.
+            (status(4, &["not_found"]), true, false),
+            (status(4, &["not_found"]), false, true),
+            (status(4, &["rate_limited"]), true, true),
+            (status(4, &[]), true, true),
+            (with_reason(&written, "Pulling"), true, false),
+            (with_reason(&written, "Pulling"), false, true),
+            (with_reason(&written, RUNTIME_UNAVAILABLE), true, true),
+        ] {
+            assert_eq!(is_urgent(&written, &news, is_busy), expected, "{news:?}");
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! What becomes of images: pulled, failed, removed, moved; the first fill; what is forgotten.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::app::agent::status::{counts, status};
+use crate::planning::plan::Step;
+use crate::runtime::image_service::RuntimeError;
+
+fn planned(image: &str, spec: &Value) -> Planned {
+    let mut object = json!({
+        "apiVersion": "harpoon.dev/v1alpha1", "kind": "PlannedImage",
+        "metadata": {"name": image.replace(['/', ':'], "-")}, "spec": {"image": image, "prefetches": ["shop"]}
+    });
+    for (key, value) in spec.as_object().unwrap() {
+        object["spec"][key] = value.clone();
+    }
+    Planned::of(serde_json::from_value(object).unwrap())
+}
+
+/// A state that knows a node, a runtime and these images, and has decided.
+fn state(images: &[&str]) -> State {
+    let mut state = State::new();
+    state.node = Some(LocalNode {
+        node: Node::default(),
+        facts: NodeFacts {
+            created: None,
+            platform: None,
+        },
+        uid: "1".to_owned(),
+        is_deleted: false,
+    });
+    state.first_fill.earlier(None);
+    state.found_runtime(RuntimeInfo {
+        name: "scripted".to_owned(),
+        version: "1".to_owned(),
+        endpoint: String::new(),
+    });
+    state.replace(images.iter().map(|image| planned(image, &json!({}))));
+    state.decide();
+    state
+}
+
+fn pulls(state: &State) -> Vec<String> {
+    let plan = state.plan(SystemTime::now(), Instant::now());
+    let pulls = plan
+        .images()
+        .iter()
+        .filter(|image| matches!(image.step, Step::Pull(_)));
+    pulls.map(|image| image.image.to_string()).collect()
+}
+
+fn here() -> Status {
+    Ok(Some(StoredImage::default()))
+}
+
+/// Asks a runtime that has the images for which `has` holds.
+fn look_up(state: &mut State, all: bool, has: impl Fn(&str) -> bool) {
+    let references = state.references(all);
+    let found = references.iter().map(|r| match has(r.normalized()) {
+        true => here(),
+        false => Ok(None),
+    });
+    let found = found.collect();
+    state.looked_up(&references, found, Instant::now());
+}
+
+fn report(image: &str, failed: Option<FailureKind>) -> ImageReport {
+    let candidate = Candidate::listed(image);
+    let plan = select(vec![candidate], &Policy::default()).against(Facts::default());
+    match failed {
+        None => plan.images()[0].report(Outcome::Pulled),
+        Some(kind) => plan.images()[0]
+            .report(Outcome::Failed)
+            .because(Reason::Failure(kind), "scripted".to_owned()),
+    }
+}
+
+const A: &str = "r.io/a:1";
+const B: &str = "r.io/b:1";
+
+#[tokio::test(start_paused = true)]
+async fn unknown_images_are_not_pulled() {
+    let mut state = state(&[A, B]);
+    assert!(pulls(&state).is_empty());
+    look_up(&mut state, false, |image| image == A);
+    assert_eq!(pulls(&state), [B]);
+    assert!(state.references(false).is_empty());
+    // A runtime that is away tells nothing.
+    let references = state.references(true);
+    let away = || Err(RuntimeError::new(FailureKind::Unavailable, "away"));
+    state.looked_up(&references, vec![away(), away()], Instant::now());
+    assert_eq!(pulls(&state), [B]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn revisions_are_those_decided_about() {
+    let mut state = state(&[A]);
+    let before = state.revisions();
+    assert_eq!(before.len(), 1);
+    // The counts do not include the new image yet, so that the revision must not either.
+    state.apply(planned(B, &json!({})));
+    assert_eq!(
+        (state.revisions(), counts(&state).desired()),
+        (before.clone(), 1)
+    );
+    state.decide();
+    assert_ne!(state.revisions(), before);
+    assert_eq!(counts(&state).desired(), 2);
+    assert!(!State::new().has_decided());
+}
+
+#[tokio::test(start_paused = true)]
+async fn first_fill_ends_with_failures() {
+    let mut state = state(&[A, B]);
+    look_up(&mut state, false, |_| false);
+    tokio::time::advance(Duration::from_secs(3)).await;
+    state.finished(&report(A, None), Instant::now());
+    // The controller sees a rate limit at once, but attempts are left.
+    state.retrying(B, FailureKind::RateLimited, "slow down");
+    assert_eq!(counts(&state).failed, 1);
+    assert!(!state.first_fill.is_over());
+    state.finished(&report(B, Some(FailureKind::RateLimited)), Instant::now());
+    assert_eq!(state.first_fill.duration(), Some(Duration::from_secs(3)));
+    // It is over for good, also when images come.
+    state.apply(planned("r.io/c:1", &json!({})));
+    state.decide();
+    assert!(state.first_fill.is_over());
+}
+
+#[tokio::test(start_paused = true)]
+async fn pulled_image_is_looked_at_again() {
+    let mut state = state(&[A]);
+    look_up(&mut state, false, |_| false);
+    let before = Instant::now();
+    tokio::time::advance(Duration::from_secs(1)).await;
+    state.finished(&report(A, None), Instant::now());
+    // The answer to an older question says nothing about it.
+    let references = state.references(true);
+    state.looked_up(&references, vec![Ok(None)], before);
+    assert!(pulls(&state).is_empty());
+    state.finished(&report(A, None), Instant::now());
+    assert_eq!(state.references(false).len(), 1);
+    look_up(&mut state, false, |_| true);
+    assert!(state.references(false).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn removed_image_is_pulled_with_pauses() {
+    let mut state = state(&[A]);
+    for (time, longest) in [(1, 0), (2, 30), (3, 60), (9, 600)] {
+        while state.images[A].gone < time {
+            look_up(&mut state, true, |_| true);
+            tokio::time::advance(Duration::from_secs(1)).await;
+            look_up(&mut state, true, |_| false);
+        }
+        let pause = state.next_start(SystemTime::now(), Instant::now());
+        let pause = pause.unwrap_or_default();
+        let longest = Duration::from_secs(longest);
+        assert!(
+            pause >= longest / 2 && pause <= longest,
+            "{time}: {pause:?}"
+        );
+        assert_eq!(pulls(&state).is_empty(), time > 1);
+        tokio::time::advance(pause).await;
+        assert_eq!(pulls(&state), [A]);
+    }
+    // It is there for long.
+    look_up(&mut state, true, |_| true);
+    tokio::time::advance(Duration::from_secs(3600)).await;
+    look_up(&mut state, true, |_| false);
+    assert_eq!(pulls(&state), [A]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn retention_none_pulls_once() {
+    let mut state = state(&[]);
+    let none = json!({"retention": {"policy": "None"}});
+    state.apply(planned(A, &none));
+    state.decide();
+    look_up(&mut state, false, |_| false);
+    assert_eq!(pulls(&state), [A]);
+    look_up(&mut state, true, |_| true);
+    look_up(&mut state, true, |_| false);
+    assert!(pulls(&state).is_empty());
+    let status = status(&state, None, SystemTime::now());
+    assert_eq!((status.desired, status.present), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn moved_tag_is_pulled_again() {
+    let mut state = state(&[]);
+    state.apply(planned(A, &json!({"refresh": true})));
+    state.apply(planned(B, &json!({})));
+    state.decide();
+    look_up(&mut state, false, |_| true);
+    let movable: Vec<_> = state
+        .movable()
+        .into_iter()
+        .map(|(r, _)| r.normalized().to_owned())
+        .collect();
+    assert_eq!(movable, [A]);
+    state.moved(A, "from here to there".to_owned());
+    assert_eq!(pulls(&state), [A]);
+    // The old one still counts as present.
+    assert_eq!(counts(&state).present, 2);
+    state.finished(&report(A, None), Instant::now());
+    assert!(pulls(&state).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn slot_that_moves_stops_no_pull() {
+    let mut state = state(&[]);
+    state.first_fill.earlier(Some(1.0));
+    let later = |image: &str| {
+        let start = humantime::format_rfc3339(SystemTime::now()).to_string();
+        let rollout = json!({"type": "Linear", "window": "720h", "startTime": start});
+        planned(image, &json!({"rollout": rollout}))
+    };
+    state.replace([planned(A, &json!({})), later(B)]);
+    state.decide();
+    look_up(&mut state, false, |_| false);
+    assert_eq!(pulls(&state), [A]);
+    let left = state.next_start(SystemTime::now(), Instant::now());
+    assert!(left.is_some_and(|left| left > Duration::from_secs(1)));
+    assert!(state.is_busy(SystemTime::now()));
+    state.started(A);
+    state.replace([later(A), later(B)]);
+    state.decide();
+    assert_eq!(pulls(&state), [A]);
+    state.finished(&report(A, None), Instant::now());
+    assert!(!state.is_busy(SystemTime::now()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn images_that_leave_are_forgotten() {
+    let mut state = state(&[]);
+    for round in 0..100 {
+        let images = [format!("r.io/a:{round}"), format!("r.io/b:{round}")];
+        state.replace(images.iter().map(|image| planned(image, &json!({}))));
+        state.decide();
+        look_up(&mut state, false, |_| false);
+        state.finished(
+            &report(&images[0], Some(FailureKind::NotFound)),
+            Instant::now(),
+        );
+        assert_eq!(
+            (state.images.len(), state.objects.len(), state.order.len()),
+            (2, 2, 2)
+        );
+    }
+    state.delete("r.io-a-99");
+    state.decide();
+    assert_eq!(state.images.len(), 1);
+    // What finishes late is of no interest.
+    state.finished(&report("r.io/a:99", None), Instant::now());
+    assert_eq!(state.images.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_runtime_excuses_its_failures() {
+    let mut state = state(&[A, B]);
+    look_up(&mut state, false, |_| false);
+    state.finished(&report(A, Some(FailureKind::Unavailable)), Instant::now());
+    state.finished(&report(B, Some(FailureKind::NotFound)), Instant::now());
+    let ready = |state: &State| {
+        let status = status(state, None, SystemTime::now());
+        (status.conditions[0].reason.clone(), status.failed)
+    };
+    state.lost_runtime();
+    assert_eq!(ready(&state), ("RuntimeUnavailable".to_owned(), 2));
+    let info = state.last_runtime.clone().unwrap();
+    state.found_runtime(info);
+    assert_eq!(ready(&state), ("NotFound".to_owned(), 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn refused_pull_tells_secret_problem() {
+    let secret = PullSecret {
+        namespace: "shop".to_owned(),
+        name: "regcred".to_owned(),
+    };
+    let mut state = state(&[]);
+    state.apply(planned(
+        A,
+        &json!({"pullSecrets": [{"namespace": "shop", "name": "regcred"}]}),
+    ));
+    state.decide();
+    look_up(&mut state, false, |_| false);
+    let wanted = state.pull_secrets();
+    assert_eq!(wanted[&secret], [Arc::from(A)]);
+    state.secret_problems = HashMap::from([(secret, "Secret shop/regcred: no".to_owned())]);
+    state.finished(&report(A, Some(FailureKind::Unauthorized)), Instant::now());
+    assert!(state.is_refused);
+    let status = status(&state, None, SystemTime::now());
+    assert_eq!(
+        status.failures[0].message,
+        "Secret shop/regcred: no; scripted"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn malformed_image_fails_alone() {
+    let mut state = state(&["a b", A]);
+    look_up(&mut state, false, |_| false);
+    assert_eq!(pulls(&state), [A]);
+    assert_eq!(counts(&state).failed, 1);
+    state.finished(&report(A, None), Instant::now());
+    assert!(state.first_fill.is_over());
+}

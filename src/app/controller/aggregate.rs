@@ -1,0 +1,422 @@
+//! Aggregate: what the nodes report becomes the status of an ImagePrefetch. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use super::observe::{Node, Planned, Refusal};
+use crate::api::v1alpha1::{
+    Condition, ImageFailure, ImagePrefetchStatus, NodeCounts, NodePrefetchEntry,
+};
+use crate::app::continuous::names;
+use crate::model::failure::FailureKind;
+use crate::model::text::{clip, clip_bytes, sanitize};
+
+/// Time without a report after which a node is unknown.
+pub(super) const STALE: Duration = Duration::from_secs(300);
+/// Maximum number of failures of a status.
+const MAX_FAILURES: usize = 20;
+/// Maximum size of a message in bytes, well below the 32 KiB of a condition.
+const MESSAGE_MAX: usize = 1024;
+/// Characters of an image's name that a status shows.
+const IMAGE_MAX: usize = 512;
+
+/// What is known of an ImagePrefetch beside its nodes.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Standing {
+    /// Its images are known; the number of them, and the malformed ones for people.
+    Resolved { images: usize, malformed: String },
+    /// Its workloads are being listed.
+    Listing,
+    /// Nothing is planned or removed on request.
+    Suspended,
+    /// Its spec cannot be used.
+    Invalid(String),
+    /// Its workloads cannot be read.
+    Refused(Refusal),
+}
+
+/// The PlannedImages, looked at from the ImagePrefetches and the images.
+#[derive(Debug, Default)]
+pub(super) struct Index<'a> {
+    by_prefetch: BTreeMap<&'a str, BTreeSet<&'a str>>,
+    by_image: BTreeMap<&'a str, &'a [String]>,
+}
+
+impl<'a> Index<'a> {
+    pub(super) fn new(planned: &'a BTreeMap<String, Planned>) -> Self {
+        let mut index = Self::default();
+        for (name, planned) in planned {
+            let prefetches = &planned.spec.prefetches;
+            index.by_image.insert(&planned.spec.image, prefetches);
+            for prefetch in prefetches {
+                index.by_prefetch.entry(prefetch).or_default().insert(name);
+            }
+        }
+        index
+    }
+
+    /// Number of PlannedImages that an ImagePrefetch uses.
+    pub(super) fn in_use(&self) -> usize {
+        let prefetches = self.by_image.values();
+        prefetches
+            .filter(|prefetches| !prefetches.is_empty())
+            .count()
+    }
+
+    fn names(&self, prefetch: &str) -> impl Iterator<Item = &'a str> + use<'a, '_> {
+        self.by_prefetch
+            .get(prefetch)
+            .into_iter()
+            .flatten()
+            .copied()
+    }
+
+    /// Returns whether an ImagePrefetch has an image.
+    fn has(&self, prefetch: &str, image: &str) -> bool {
+        let prefetches = self.by_image.get(image).copied().unwrap_or_default();
+        prefetches.iter().any(|name| name == prefetch)
+    }
+}
+
+/// The state of a node for one ImagePrefetch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NodeState {
+    Unneeded,
+    Complete,
+    Updating,
+    Failing,
+    Unknown,
+}
+
+/// The sums over all nodes for one ImagePrefetch.
+#[derive(Debug, Default)]
+struct Sums {
+    counts: NodeCounts,
+    /// Number of nodes that have not seen the latest set.
+    outdated: i64,
+    reported: i64,
+    failures: Vec<ImageFailure>,
+    worst: Option<FailureKind>,
+}
+
+/// An ImagePrefetch to be summed up.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Subject<'a> {
+    pub(super) name: &'a str,
+    pub(super) generation: Option<i64>,
+    pub(super) standing: &'a Standing,
+    /// True if PlannedImages of it have to be written yet.
+    pub(super) is_pending: bool,
+}
+
+/// The status of an ImagePrefetch. Conditions keep their time where their status is that of `before`.
+pub(super) fn status(
+    subject: Subject<'_>,
+    index: &Index<'_>,
+    nodes: &BTreeMap<String, Node>,
+    before: &ImagePrefetchStatus,
+    (now, now_text): (Instant, &str),
+) -> ImagePrefetchStatus {
+    let sums = sums(subject.name, index, nodes, now);
+    let images = match subject.standing {
+        Standing::Resolved { images, .. } => *images,
+        _ => index.names(subject.name).count(),
+    };
+    let verdict = Verdict::of(subject, images, &sums);
+    let conditions = verdict.conditions().map(|(kind, status, reason, message)| {
+        let known = before.conditions.iter().find(|known| known.kind == kind);
+        let same = known.filter(|known| known.status == status);
+        let since = same.map(|known| known.last_transition_time.clone());
+        Condition {
+            kind: kind.to_owned(),
+            status: status.to_owned(),
+            reason,
+            message: clip_bytes(&sanitize(&message), MESSAGE_MAX),
+            last_transition_time: since
+                .filter(|since| !since.is_empty())
+                .unwrap_or(now_text.to_owned()),
+            observed_generation: subject.generation,
+        }
+    });
+    ImagePrefetchStatus {
+        observed_generation: subject.generation,
+        images: count(images),
+        nodes: sums.counts,
+        conditions: conditions.into(),
+        failures: sums.failures,
+    }
+}
+
+fn count(number: usize) -> i64 {
+    number.try_into().unwrap_or(i64::MAX)
+}
+
+/// Returns whether a node has not reported for too long.
+pub(super) fn is_stale(node: &Node, now: Instant) -> bool {
+    now.saturating_duration_since(node.changed) >= STALE
+}
+
+/// The numbers of nodes that are complete, updating, failing and unknown for all ImagePrefetches together.
+pub(super) fn overall(
+    index: &Index<'_>,
+    nodes: &BTreeMap<String, Node>,
+    now: Instant,
+) -> [usize; 4] {
+    let revisions = index.by_prefetch.iter();
+    let revisions = revisions.map(|(name, names)| (*name, names::revision(names.iter().copied())));
+    let revisions: Vec<(&str, String)> = revisions.collect();
+    let mut counts = [0; 4];
+    for node in nodes.values() {
+        let lacks = |(name, revision): &(&str, String)| {
+            let entry = node.entries.get(*name);
+            entry.is_none_or(|entry| entry.revision != *revision || entry.present < entry.desired)
+        };
+        let at = if is_stale(node, now) {
+            3
+        } else if node.entries.values().any(|entry| entry.failed > 0) {
+            2
+        } else {
+            usize::from(revisions.iter().any(lacks))
+        };
+        counts[at] += 1;
+    }
+    counts
+}
+
+fn sums(prefetch: &str, index: &Index<'_>, nodes: &BTreeMap<String, Node>, now: Instant) -> Sums {
+    let revision = names::revision(index.names(prefetch));
+    let none = NodePrefetchEntry {
+        revision: names::revision([]),
+        ..NodePrefetchEntry::default()
+    };
+    let mut sums = Sums::default();
+    let mut failures: BTreeMap<(&str, FailureKind), ImageFailure> = BTreeMap::new();
+    for (name, node) in nodes {
+        let entry = node.entries.get(prefetch).unwrap_or(&none);
+        let is_current = node.has_reported && entry.revision == revision;
+        let stale = is_stale(node, now);
+        sums.reported += i64::from(node.has_reported);
+        sums.outdated += i64::from(!is_current);
+        match state(entry, is_current, stale) {
+            NodeState::Unneeded => continue,
+            NodeState::Complete => sums.counts.complete += 1,
+            NodeState::Updating => sums.counts.updating += 1,
+            NodeState::Failing => sums.counts.failing += 1,
+            NodeState::Unknown => sums.counts.unknown += 1,
+        }
+        sums.counts.desired += 1;
+        if !stale {
+            note_failures(&mut failures, prefetch, index, (name, node));
+        }
+    }
+    let mut failures = Vec::from_iter(failures);
+    failures.sort_by_key(|(_, failure)| std::cmp::Reverse(failure.nodes));
+    sums.worst = failures.first().map(|((_, kind), _)| *kind);
+    let shown = failures.into_iter().take(MAX_FAILURES);
+    sums.failures = shown.map(|(_, failure)| failure).collect();
+    sums
+}
+
+fn note_failures<'a>(
+    failures: &mut BTreeMap<(&'a str, FailureKind), ImageFailure>,
+    prefetch: &str,
+    index: &Index<'_>,
+    (name, node): (&str, &'a Node),
+) {
+    let mut seen = BTreeSet::new();
+    for failure in &node.failures {
+        let key = (failure.image.as_str(), failure.kind);
+        if !index.has(prefetch, &failure.image) || !seen.insert(key) {
+            continue;
+        }
+        let known = failures.entry(key).or_insert_with(|| ImageFailure {
+            image: clip(&sanitize(&clip(&failure.image, IMAGE_MAX)), IMAGE_MAX),
+            reason: reason(failure.kind).to_owned(),
+            message: match failure.message.as_str() {
+                "" => "no message".to_owned(),
+                message => message.to_owned(),
+            },
+            nodes: 0,
+            example_node: name.to_owned(),
+        });
+        known.nodes += 1;
+    }
+}
+
+fn state(entry: &NodePrefetchEntry, is_current: bool, is_stale: bool) -> NodeState {
+    match (is_current, is_stale) {
+        (true, _) if entry.desired <= 0 => NodeState::Unneeded,
+        (_, true) => NodeState::Unknown,
+        _ if entry.failed > 0 => NodeState::Failing,
+        (true, _) if entry.present >= entry.desired => NodeState::Complete,
+        _ => NodeState::Updating,
+    }
+}
+
+/// The reason of a condition for a kind of failure.
+pub(super) fn reason(kind: FailureKind) -> &'static str {
+    match kind {
+        FailureKind::InvalidReference => "InvalidReference",
+        FailureKind::Unauthorized => "Unauthorized",
+        FailureKind::NotFound => "NotFound",
+        FailureKind::RateLimited => "RateLimited",
+        FailureKind::Timeout => "Timeout",
+        FailureKind::Unavailable => "Unavailable",
+        FailureKind::NoSpace => "NoSpace",
+        FailureKind::SignatureRejected => "SignatureRejected",
+        FailureKind::PlatformMismatch => "PlatformMismatch",
+        FailureKind::Other => "Other",
+    }
+}
+
+/// What the conditions say.
+struct Verdict {
+    is_ready: bool,
+    is_progressing: bool,
+    /// The reason and the message, if something is wrong.
+    degraded: Option<(String, String)>,
+    reason: String,
+    message: String,
+}
+
+impl Verdict {
+    fn of(subject: Subject<'_>, images: usize, sums: &Sums) -> Self {
+        let updates = subject.is_pending || sums.counts.updating > 0;
+        let not_ready = |reason: &str, message: String, is_progressing: bool, is_degraded: bool| {
+            let degraded = is_degraded.then(|| (reason.to_owned(), message.clone()));
+            Self {
+                is_ready: false,
+                is_progressing,
+                degraded,
+                reason: reason.to_owned(),
+                message,
+            }
+        };
+        let malformed = match subject.standing {
+            Standing::Resolved { malformed, .. } => malformed,
+            Standing::Listing => {
+                let message = "the workloads are being listed".to_owned();
+                return not_ready("Updating", message, true, false);
+            }
+            Standing::Suspended => {
+                let message = "spec.suspend is true: no image is added or removed".to_owned();
+                return not_ready("Suspended", message, false, false);
+            }
+            Standing::Invalid(message) => {
+                return not_ready("InvalidSpec", message.clone(), false, true);
+            }
+            Standing::Refused(refusal) => {
+                let message = format!("{}; its images stay as they are", refusal.message);
+                return not_ready(refusal.reason, message, false, true);
+            }
+        };
+        if !malformed.is_empty() {
+            return not_ready("InvalidSpec", malformed.clone(), updates, true);
+        }
+        if let (Some(kind), Some(failure)) = (sums.worst, sums.failures.first()) {
+            return not_ready(reason(kind), failing(failure, sums), updates, true);
+        }
+        if subject.is_pending {
+            let message = "the images are being planned".to_owned();
+            return not_ready("Updating", message, true, false);
+        }
+        if sums.reported == 0 {
+            let message = "no agent has reported yet".to_owned();
+            return not_ready("NoAgents", message, false, false);
+        }
+        Self::of_nodes(images, sums, not_ready)
+    }
+
+    /// The verdict if all images are planned and none fails with a known reason.
+    fn of_nodes(
+        images: usize,
+        sums: &Sums,
+        not_ready: impl Fn(&str, String, bool, bool) -> Self,
+    ) -> Self {
+        let counts = &sums.counts;
+        let all = format!(
+            "{} of {} nodes are complete",
+            counts.complete, counts.desired
+        );
+        if counts.failing > 0 {
+            let message = format!("{all}, images fail on {}", counts.failing);
+            return not_ready("Other", message, counts.updating > 0, true);
+        }
+        let minutes = STALE.as_secs() / 60;
+        let silent = format!(
+            "{all}, {} have not reported for {minutes} minutes",
+            counts.unknown
+        );
+        if counts.updating > 0 {
+            let is_silent = counts.unknown > 0;
+            return Self {
+                degraded: is_silent.then(|| ("NodesUnknown".to_owned(), silent)),
+                ..not_ready("Updating", all, true, false)
+            };
+        }
+        if counts.unknown > 0 {
+            return not_ready("NodesUnknown", silent, false, true);
+        }
+        if sums.outdated > 0 {
+            return not_ready("Updating", all, true, false);
+        }
+        let (reason, message) = match (images, counts.desired) {
+            (0, _) => ("NoImages", "no image is wanted".to_owned()),
+            (_, 0) => ("NoMatchingNodes", "no node needs an image".to_owned()),
+            _ => ("Complete", all),
+        };
+        Self {
+            is_ready: true,
+            is_progressing: false,
+            degraded: None,
+            reason: reason.to_owned(),
+            message,
+        }
+    }
+
+    /// Type, status, reason and message of each condition.
+    fn conditions(&self) -> [(&'static str, &'static str, String, String); 3] {
+        let text = |is: bool| if is { "True" } else { "False" };
+        let (degraded, why) = match &self.degraded {
+            Some((reason, message)) => (true, (reason.clone(), message.clone())),
+            None => (false, (self.reason.clone(), self.message.clone())),
+        };
+        let progress = match self.is_progressing {
+            true => "Updating".to_owned(),
+            false => self.reason.clone(),
+        };
+        // The message of each says why, also where nothing is wrong.
+        [
+            (
+                "Ready",
+                text(self.is_ready),
+                self.reason.clone(),
+                self.message.clone(),
+            ),
+            (
+                "Progressing",
+                text(self.is_progressing),
+                progress,
+                self.message.clone(),
+            ),
+            ("Degraded", text(degraded), why.0, why.1),
+        ]
+    }
+}
+
+/// The most frequent failure for people.
+fn failing(failure: &ImageFailure, sums: &Sums) -> String {
+    let others = match sums.failures.len() {
+        1 => String::new(),
+        n => format!("; {} more failures", n - 1),
+    };
+    format!(
+        "{} of {} nodes are complete; image {} fails on {} nodes, such as {}: {}{others}",
+        sums.counts.complete,
+        sums.counts.desired,
+        failure.image,
+        failure.nodes,
+        failure.example_node,
+        failure.message
+    )
+}

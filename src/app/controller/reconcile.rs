@@ -1,0 +1,618 @@
+//! Runs the steps of the controller in one loop, while this process leads.
+//!
+//! At most one write of a PlannedImage and one of a status are in flight, so that no two writes of one object can overtake each
+//! other. Everything is derived from what is observed; nothing but the pace of writes is remembered.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::future::pending;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tracing::{debug, info, warn};
+
+use super::aggregate::{self, Index, Standing, Subject};
+use super::apply::{self, Change, MANAGER, Pace, Written};
+use super::brake::{self, Brakes};
+use super::events::{self, Publisher};
+use super::leader::Fence;
+use super::merge::{self, Demanded, Desired, Planning};
+use super::observe::{Needs, Seen, State, Watches};
+use super::prefetch::AnyPrefetch;
+use super::resolve::{self, Demand, Resolved};
+use super::shown;
+use crate::api::v1alpha1::ImagePrefetchStatus;
+use crate::app::metrics::{ControllerMetrics, NodeState};
+use crate::app::serve::{Check, Liveness};
+use crate::discovery::workloads;
+use crate::discovery::workloads::inventory::Class;
+use crate::kube_api::connect::Cluster;
+
+/// The time in which further changes may follow a change before they are planned together.
+const SETTLE: Duration = Duration::from_secs(1);
+/// The least time between two writes of the status of one ImagePrefetch.
+const STATUS_INTERVAL: Duration = Duration::from_secs(5);
+/// The least time between two sums over all nodes.
+const AGGREGATE_INTERVAL: Duration = Duration::from_millis(500);
+/// The longest time without a sum, because nodes may become stale without an event.
+const TICK: Duration = Duration::from_secs(10);
+/// The longest wait for a first list of workloads before the first plan.
+const FIRST_LISTS: Duration = Duration::from_secs(30);
+/// Maximum number of RuntimeClasses that are read.
+const MAX_CLASSES: usize = 100;
+/// The time after which RuntimeClasses are read again.
+const CLASSES_REFRESH: Duration = Duration::from_secs(600);
+/// The longest wait of a plan for RuntimeClasses.
+const CLASSES_WAIT: Duration = Duration::from_secs(5);
+/// Time limit of one write of a status.
+const WRITE_LIMIT: Duration = Duration::from_secs(10);
+/// Number of events that are taken in before anything else is done.
+const BATCH: usize = 4096;
+
+type InFlight<T> = Option<Pin<Box<dyn Future<Output = T>>>>;
+type WriteOutcome = (Change, Result<Written, kube::Error>);
+type StatusOutcome = (
+    String,
+    ImagePrefetchStatus,
+    Result<AnyPrefetch, kube::Error>,
+);
+
+/// An ImagePrefetch as it was planned last.
+struct PlannedPrefetch {
+    generation: Option<i64>,
+    standing: Standing,
+    /// Its images, if they are known.
+    resolved: Option<Resolved>,
+}
+
+/// The state of the loop.
+pub(super) struct Reconciler {
+    cluster: Arc<Cluster>,
+    client: Client,
+    fence: Fence,
+    events: Publisher,
+    state: State,
+    watches: Watches,
+    seen: mpsc::Receiver<Seen>,
+    started: Instant,
+
+    demands: BTreeMap<String, Result<Demand, String>>,
+    are_demands_current: bool,
+    needs: Needs,
+    planned: BTreeMap<String, PlannedPrefetch>,
+    plan_at: Option<Instant>,
+    has_planned: bool,
+    changes: VecDeque<Change>,
+    pace: Pace,
+    writing: Option<Change>,
+    write: InFlight<WriteOutcome>,
+
+    brakes: Brakes,
+    aggregate_at: Instant,
+    is_summed_up: bool,
+    /// When a status that may not be written yet has to be looked at again.
+    status_at: Option<Instant>,
+    statuses: VecDeque<(String, ImagePrefetchStatus)>,
+    /// The last status that was written for each ImagePrefetch, and when.
+    written: BTreeMap<String, (ImagePrefetchStatus, Instant)>,
+    status_write: InFlight<StatusOutcome>,
+
+    classes_read: Option<Instant>,
+    classes: InFlight<Vec<(String, Option<Class>)>>,
+}
+
+impl Reconciler {
+    /// Starts to watch.
+    pub(super) fn new(
+        cluster: Arc<Cluster>,
+        include_idle: bool,
+        fence: Fence,
+        identity: &str,
+    ) -> Self {
+        let client = cluster.client().clone();
+        let (watches, seen) = Watches::start(&client);
+        let now = Instant::now();
+        Self {
+            cluster,
+            events: Publisher::start(client.clone(), identity, fence.clone()),
+            client,
+            fence,
+            state: State::new(include_idle),
+            watches,
+            seen,
+            started: now,
+            demands: BTreeMap::new(),
+            are_demands_current: false,
+            needs: Needs::default(),
+            planned: BTreeMap::new(),
+            plan_at: None,
+            has_planned: false,
+            changes: VecDeque::new(),
+            pace: Pace::new(now),
+            writing: None,
+            write: None,
+            brakes: Brakes::default(),
+            aggregate_at: now,
+            is_summed_up: true,
+            status_at: None,
+            statuses: VecDeque::new(),
+            written: BTreeMap::new(),
+            status_write: None,
+            classes_read: None,
+            classes: None,
+        }
+    }
+
+    /// Runs without end.
+    pub(super) async fn run(
+        mut self,
+        metrics: &ControllerMetrics,
+        liveness: &Liveness,
+        ready: &Check,
+    ) {
+        ready.fail("listing the objects to watch");
+        loop {
+            liveness.beat();
+            let wake = tokio::time::Instant::from_std(self.next_turn());
+            tokio::select! {
+                Some(seen) = self.seen.recv() => self.take_in(seen),
+                (change, outcome) = finished(&mut self.write) => self.wrote(&change, outcome),
+                outcome = finished(&mut self.status_write) => self.wrote_status(outcome),
+                classes = finished(&mut self.classes) => self.take_in(Seen::Classes(classes)),
+                () = tokio::time::sleep_until(wake) => {}
+            }
+            let now = Instant::now();
+            self.observe_demands(now);
+            self.plan(now, metrics);
+            self.start_write(now);
+            self.aggregate(now, metrics);
+            self.start_status_write(now);
+            if self.has_planned {
+                ready.pass();
+            }
+        }
+    }
+
+    /// The time at which something has to be done without any event.
+    fn next_turn(&mut self) -> Instant {
+        let now = Instant::now();
+        let mut next = self.aggregate_at;
+        if self.is_summed_up || !self.has_planned {
+            next = next.max(now + TICK);
+        }
+        if let Some(status) = self.status_at {
+            next = next.min(status.max(self.aggregate_at));
+        }
+        if let Some(plan) = self.plan_at {
+            next = next.min(
+                plan.max(now + Duration::from_millis(if self.can_plan(now) { 0 } else { 100 })),
+            );
+        }
+        if self.write.is_none() && !self.changes.is_empty() {
+            next = next.min(self.pace.next(now));
+        }
+        next.max(now + Duration::from_millis(10))
+    }
+
+    fn take_in(&mut self, first: Seen) {
+        let mut next = Some(first);
+        let mut taken = 0;
+        while let Some(seen) = next {
+            if matches!(seen, Seen::Prefetch(_)) {
+                self.are_demands_current = false;
+            }
+            let refusals = self.state.refusals.len();
+            let changed = self.state.handle(seen, &self.watches);
+            if refusals != self.state.refusals.len() {
+                self.are_demands_current = false;
+            }
+            if changed.demand || changed.planned {
+                self.plan_within(SETTLE);
+            }
+            self.is_summed_up &= !(changed.nodes || changed.planned);
+            taken += 1;
+            next = match taken < BATCH {
+                true => self.seen.try_recv().ok(),
+                false => None,
+            };
+        }
+    }
+
+    fn plan_within(&mut self, time: Duration) {
+        let at = Instant::now() + time;
+        self.plan_at = Some(self.plan_at.map_or(at, |planned| planned.min(at)));
+    }
+
+    /// Validates the ImagePrefetches and adjusts the watches to them.
+    fn observe_demands(&mut self, now: Instant) {
+        if !self.state.prefetches.is_synced {
+            return;
+        }
+        if !self.are_demands_current {
+            self.are_demands_current = true;
+            let prefetches = self.state.prefetches.items.iter();
+            self.demands = prefetches
+                .map(|(name, prefetch)| {
+                    let spec = prefetch.spec.as_ref().map_err(Clone::clone);
+                    (name.clone(), spec.and_then(resolve::validate))
+                })
+                .collect();
+            let active = self
+                .demands
+                .iter()
+                .filter(|(name, _)| !self.is_suspended(name));
+            let valid = active.filter_map(|(_, demand)| demand.as_ref().ok());
+            let refusals = &self.state.refusals;
+            self.needs = Needs::of(valid, |key| refusals.contains_key(&Some(key.clone())));
+            self.watches.adjust(&self.needs);
+            self.state.forget(&self.needs);
+            self.plan_within(SETTLE);
+        }
+        self.read_classes(now);
+    }
+
+    fn is_suspended(&self, name: &str) -> bool {
+        let prefetch = self.state.prefetches.items.get(name);
+        let spec = prefetch.and_then(|prefetch| prefetch.spec.as_ref().ok());
+        spec.is_some_and(|spec| spec.suspend)
+    }
+
+    /// Reads the RuntimeClasses that are not known yet, and all of them from time to time.
+    fn read_classes(&mut self, now: Instant) {
+        if self.classes.is_some() {
+            return;
+        }
+        let is_due = self
+            .classes_read
+            .is_none_or(|at| now.duration_since(at) >= CLASSES_REFRESH);
+        if self.plan_at.is_none() && !is_due {
+            return;
+        }
+        let in_use = self.state.inventory.classes_in_use(MAX_CLASSES);
+        if !is_due && in_use.is_subset(&self.state.inventory.known_classes()) {
+            return;
+        }
+        self.classes_read = Some(now);
+        let cluster = Arc::clone(&self.cluster);
+        self.classes = Some(Box::pin(async move {
+            workloads::read_classes(&cluster, in_use).await
+        }));
+    }
+
+    /// Returns whether enough is known for a plan. The first one waits for all lists, so that no image looks unused because a
+    /// list is missing.
+    fn can_plan(&self, now: Instant) -> bool {
+        let state = &self.state;
+        let is_synced =
+            state.prefetches.is_synced && state.planned.is_synced && state.nodes.is_synced;
+        let has_waited = now.duration_since(self.started) >= FIRST_LISTS;
+        let are_listed = self.has_planned
+            || has_waited
+            || self.demands.iter().all(|(name, demand)| match demand {
+                Ok(demand) if !self.is_suspended(name) => state.availability(demand) != Err(None),
+                _ => true,
+            });
+        let waits = self.classes.is_some()
+            && self
+                .classes_read
+                .is_some_and(|at| now.duration_since(at) < CLASSES_WAIT);
+        is_synced && are_listed && !waits
+    }
+
+    /// Resolves, merges and compares.
+    fn plan(&mut self, now: Instant, metrics: &ControllerMetrics) {
+        if self.plan_at.is_none_or(|at| at > now && self.has_planned) || !self.can_plan(now) {
+            return;
+        }
+        self.plan_at = None;
+        let names = Vec::from_iter(self.state.prefetches.items.keys().cloned());
+        let planned = names.into_iter().map(|name| {
+            let (standing, resolved) = self.standing(&name);
+            let prefetch = self.state.prefetches.items.get(&name);
+            let planned = PlannedPrefetch {
+                generation: prefetch.and_then(|prefetch| prefetch.generation),
+                standing,
+                resolved,
+            };
+            (name, planned)
+        });
+        self.planned = planned.collect();
+        let wall = SystemTime::now();
+        let (changes, due) = apply::diff(&self.state.planned.items, &self.desired(wall), wall);
+        let pending: BTreeSet<&str> = changes.iter().map(Change::name).collect();
+        self.pace.retain(|name| pending.contains(name));
+        // What is being written is compared again when that is done.
+        self.changes = changes.into();
+        if let Some(due) = due {
+            let time = due.duration_since(wall).unwrap_or_default();
+            self.plan_within(time + Duration::from_millis(10));
+        }
+        if !self.has_planned {
+            info!(
+                "planned {} ImagePrefetches on {} nodes: {} writes",
+                self.planned.len(),
+                self.state.nodes.items.len(),
+                self.changes.len()
+            );
+        }
+        self.has_planned = true;
+        self.is_summed_up = false;
+        metrics.reconciled(now.elapsed());
+    }
+
+    /// The standing of an ImagePrefetch, and its images if they are known.
+    fn standing(&self, name: &str) -> (Standing, Option<Resolved>) {
+        let demand = match self.demands.get(name) {
+            Some(Ok(demand)) => demand,
+            Some(Err(message)) => return (Standing::Invalid(message.clone()), None),
+            None => return (Standing::Listing, None),
+        };
+        if self.is_suspended(name) {
+            return (Standing::Suspended, None);
+        }
+        match self.state.availability(demand) {
+            Ok(()) => {}
+            Err(None) => return (Standing::Listing, None),
+            Err(Some(refusal)) => return (Standing::Refused(refusal), None),
+        }
+        let namespaces = &self.state.namespaces.items;
+        let resolved = resolve::resolve(demand, &self.state.inventory, namespaces);
+        let standing = Standing::Resolved {
+            images: resolved.images.len(),
+            malformed: resolved.malformed.clone(),
+        };
+        (standing, Some(resolved))
+    }
+
+    fn desired(&self, wall: SystemTime) -> BTreeMap<String, Desired> {
+        let now = humantime::format_rfc3339_seconds(wall).to_string();
+        let planning = Planning {
+            now: &now,
+            nodes: self.state.nodes.items.len().try_into().unwrap_or(i64::MAX),
+        };
+        let demanded = self.planned.iter().map(|(name, planned)| {
+            let prefetch = self.state.prefetches.items.get(name);
+            let spec = prefetch.and_then(|prefetch| prefetch.spec.as_ref().ok());
+            let demanded = match (spec, &planned.resolved) {
+                (Some(spec), Some(resolved)) => Demanded::Resolved(spec, resolved),
+                _ => Demanded::Held,
+            };
+            (name.as_str(), demanded)
+        });
+        let existing = &self.state.planned.items;
+        merge::merge(demanded, existing, &self.brakes.doublings, planning)
+    }
+
+    /// Starts the next write, if there is one and the pace allows it.
+    fn start_write(&mut self, now: Instant) {
+        if self.write.is_some() || self.changes.is_empty() || self.pace.next(now) > now {
+            return;
+        }
+        if !self.fence.is_leading() {
+            return;
+        }
+        let pace = &self.pace;
+        let free = self
+            .changes
+            .iter()
+            .position(|change| pace.pause_of(change.name(), now).is_none());
+        let Some(change) = free.and_then(|at| self.changes.remove(at)) else {
+            // All of them failed a short time ago.
+            let pauses = self
+                .changes
+                .iter()
+                .filter_map(|change| pace.pause_of(change.name(), now));
+            let first = pauses.min().unwrap_or(now + SETTLE);
+            self.plan_within(first.duration_since(now));
+            self.changes.clear();
+            return;
+        };
+        self.pace.take();
+        self.writing = Some(change.clone());
+        let client = self.client.clone();
+        self.write = Some(Box::pin(async move {
+            let outcome = apply::write(client, change.clone()).await;
+            (change, outcome)
+        }));
+    }
+
+    fn wrote(&mut self, change: &Change, outcome: Result<Written, kube::Error>) {
+        let name = change.name();
+        self.writing = None;
+        let planned = &mut self.state.planned.items;
+        match outcome {
+            Ok(Written::Applied(object)) => {
+                debug!(name, "wrote a PlannedImage");
+                planned.insert(name.to_owned(), *object);
+                self.pace.succeeded(name);
+                self.compare_again(name);
+                if let Change::Retire(..) = change {
+                    // Its deletion is due later.
+                    self.plan_within(SETTLE);
+                }
+            }
+            Ok(Written::Deleted) => {
+                debug!(name, "deleted a PlannedImage");
+                planned.remove(name);
+                self.pace.succeeded(name);
+                self.compare_again(name);
+            }
+            Err(error) => {
+                let is_about_object = apply::is_about_object(&error);
+                if self.pace.failed(name, is_about_object, Instant::now()) {
+                    warn!(
+                        "failed to write the PlannedImage {name}: {}; retrying",
+                        shown(error)
+                    );
+                }
+                self.plan_within(SETTLE);
+            }
+        }
+        self.is_summed_up = false;
+    }
+
+    /// A plan that was made during a write did not know its result.
+    fn compare_again(&mut self, name: &str) {
+        let before = self.changes.len();
+        self.changes.retain(|change| change.name() != name);
+        if self.changes.len() < before {
+            self.plan_within(Duration::ZERO);
+        }
+    }
+
+    /// Sums up what the nodes report, and decides on the brake.
+    fn aggregate(&mut self, now: Instant, metrics: &ControllerMetrics) {
+        let waits = self.status_at.is_some_and(|at| at <= now);
+        let is_due = self.aggregate_at <= now && (!self.is_summed_up || waits);
+        let is_late = now.saturating_duration_since(self.aggregate_at) >= TICK;
+        if !self.has_planned || !(is_due || is_late) {
+            return;
+        }
+        self.aggregate_at = now + AGGREGATE_INTERVAL;
+        self.is_summed_up = true;
+        self.status_at = None;
+        let pending: BTreeSet<String> = self.pending();
+        let index = Index::new(&self.state.planned.items);
+        let nodes = &self.state.nodes.items;
+        let text = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+        self.statuses.clear();
+        for (name, planned) in &self.planned {
+            let Some(prefetch) = self.state.prefetches.items.get(name) else {
+                continue;
+            };
+            let known = match (&prefetch.spec, self.written.get(name)) {
+                // The status of an object that cannot be decoded is not known otherwise.
+                (Err(_), Some((written, _))) => written,
+                _ => &prefetch.status,
+            };
+            let subject = Subject {
+                name,
+                generation: planned.generation,
+                standing: &planned.standing,
+                is_pending: pending.contains(name),
+            };
+            let status = aggregate::status(subject, &index, nodes, known, (now, &text));
+            if status != *known {
+                self.statuses.push_back((name.clone(), status));
+            }
+        }
+        for (state, count) in NodeState::ALL
+            .into_iter()
+            .zip(aggregate::overall(&index, nodes, now))
+        {
+            metrics.set_nodes(state, count);
+        }
+        metrics.set_planned_images(index.in_use());
+        let fresh = nodes
+            .values()
+            .filter(|node| !aggregate::is_stale(node, now));
+        let limited: BTreeSet<&str> = fresh.flat_map(brake::limited).collect();
+        let planned = &self.state.planned.items;
+        if self
+            .brakes
+            .decide(planned, |image| limited.contains(image), now)
+        {
+            self.plan_within(Duration::ZERO);
+        }
+        let prefetches = &self.state.prefetches.items;
+        self.written.retain(|name, _| prefetches.contains_key(name));
+    }
+
+    /// The ImagePrefetches of which a PlannedImage has to be written, or of which a later generation has to be planned.
+    fn pending(&self) -> BTreeSet<String> {
+        let mut pending: BTreeSet<String> = BTreeSet::new();
+        for change in self.changes.iter().chain(&self.writing) {
+            pending.extend(change.prefetches().iter().cloned());
+            // One that loses an image: its set changes when that is written.
+            if let Some(known) = self.state.planned.items.get(change.name()) {
+                pending.extend(known.spec.prefetches.iter().cloned());
+            }
+        }
+        pending
+    }
+
+    /// Starts the next write of a status, of which each ImagePrefetch gets at most one in a while.
+    fn start_status_write(&mut self, now: Instant) {
+        if self.status_write.is_some() || self.statuses.is_empty() || !self.fence.is_leading() {
+            return;
+        }
+        let is_free = |name: &String| {
+            let written = self.written.get(name);
+            written.is_none_or(|(_, at)| now.saturating_duration_since(*at) >= STATUS_INTERVAL)
+        };
+        let Some(at) = self.statuses.iter().position(|(name, _)| is_free(name)) else {
+            // They are summed up again when the first of them may be written.
+            let times = self
+                .statuses
+                .iter()
+                .filter_map(|(name, _)| self.written.get(name));
+            if let Some(first) = times.map(|(_, at)| *at + STATUS_INTERVAL).min() {
+                self.status_at = Some(first);
+            }
+            self.statuses.clear();
+            return;
+        };
+        let Some((name, status)) = self.statuses.remove(at) else {
+            return;
+        };
+        self.written.insert(name.clone(), (status.clone(), now));
+        let api: Api<AnyPrefetch> = Api::all(self.client.clone());
+        self.status_write = Some(Box::pin(async move {
+            let object = json!({
+                "apiVersion": "harpoon.dev/v1alpha1",
+                "kind": "ImagePrefetch",
+                "metadata": {"name": name},
+                "status": status,
+            });
+            let params = PatchParams::apply(MANAGER).force();
+            let patch = Patch::Apply(&object);
+            let write = api.patch_status(&name, &params, &patch);
+            let outcome = match tokio::time::timeout(WRITE_LIMIT, write).await {
+                Ok(outcome) => outcome,
+                Err(elapsed) => Err(kube::Error::Service(elapsed.into())),
+            };
+            (name, status, outcome)
+        }));
+    }
+
+    fn wrote_status(&mut self, (name, status, outcome): StatusOutcome) {
+        // Further ones may be due.
+        self.is_summed_up = false;
+        let known = self.state.prefetches.items.get_mut(&name);
+        match (outcome, known) {
+            (Ok(object), Some(known)) => {
+                let notices = events::notices(&known.status.conditions, &status.conditions);
+                self.events.publish(notices, &name, &known.uid);
+                let stored = object.read();
+                if stored.uid == known.uid {
+                    known.status = stored.status;
+                }
+            }
+            // It was deleted meanwhile.
+            (_, None) => {}
+            (Err(kube::Error::Api(status)), _) if status.code == 404 => {}
+            (Err(error), _) => {
+                warn!(
+                    "failed to write the status of the ImagePrefetch {name}: {}; retrying",
+                    shown(error)
+                );
+            }
+        }
+    }
+}
+
+/// The result of what is in flight; never, if nothing is.
+async fn finished<T>(slot: &mut InFlight<T>) -> T {
+    match slot {
+        Some(work) => {
+            let result = work.await;
+            *slot = None;
+            result
+        }
+        None => pending().await,
+    }
+}
