@@ -232,6 +232,20 @@ fn large_image_needs_little_memory() {
 }
 
 #[test]
+fn charts_capabilities_are_enough() {
+    let containerd = bed::containerd();
+    let image = registry().image(&format!("{}:1", unique("confined")));
+    let pushed = image.layers(3).push();
+    // The capabilities that the chart adds, and no others.
+    let capabilities = "--bounding-set=-all,+chown,+dac_override,+fowner,+fsetid,+mknod,+setfcap";
+    let output = fast(containerd, &[&pushed.reference])
+        .under(["setpriv", "--no-new-privs", capabilities])
+        .run()
+        .expect(0);
+    filled(&output);
+}
+
+#[test]
 fn fast_without_containerd_is_refused() {
     let directory = bed::directory();
     let endpoint = format!("oci:{}", directory.path().display());

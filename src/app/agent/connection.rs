@@ -51,7 +51,7 @@ pub(super) async fn keep(agent: &Agent) -> Infallible {
 
 /// Why the runtime counts as lost.
 #[derive(Debug)]
-pub(super) struct Lost(String);
+pub(super) struct Lost(pub(super) String);
 
 /// Decides what the node needs, so that it can be reported, while no runtime responds.
 async fn decide(agent: &Agent) -> Infallible {

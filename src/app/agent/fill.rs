@@ -11,6 +11,7 @@ use super::Agent;
 use super::connection::{self, Lost};
 use super::secrets::Secrets;
 use crate::app::settings::SealSettings;
+use crate::fill::{FillMode, FillingRuntime};
 use crate::model::image_size::Usage;
 use crate::model::outcome::{ImageReport, Outcome, Reason};
 use crate::model::platform::Platform;
@@ -38,6 +39,9 @@ const FIRST_RENEWAL: Duration = Duration::from_secs(60);
 const USAGE: Duration = Duration::from_secs(600);
 const USAGE_BUSY: Duration = Duration::from_secs(30);
 
+/// The pause before another check of a runtime that cannot be filled as `--fill fast` requires.
+const NOT_READY: Duration = Duration::from_secs(60);
+
 /// Fills the node until the runtime is lost.
 pub(super) async fn fill(agent: &Agent, runtime: Runtime) -> Lost {
     let seals = SealSettings {
@@ -48,6 +52,14 @@ pub(super) async fn fill(agent: &Agent, runtime: Runtime) -> Lost {
     let platform = agent.platform();
     let runtime = runtime.for_platform(&platform);
     let runtime = SealingRuntime::new(runtime, seals.policy, seals.keep(pull.pull_timeout));
+    let filling = FillingRuntime::new(runtime, agent.settings.fill);
+    if agent.settings.fill == FillMode::Fast
+        && let Err(error) = filling.require().await
+    {
+        sleep(NOT_READY).await;
+        return Lost(error.to_string());
+    }
+    let runtime = filling.sealing();
     let probe = RegistryProbe::new(&agent.keyring, platform, pull.registry_concurrency);
     let options = Options {
         concurrency: pull.concurrency,
@@ -60,18 +72,18 @@ pub(super) async fn fill(agent: &Agent, runtime: Runtime) -> Lost {
     let feed = Feed::default();
     let see = |event: Event<'_>| agent.see(&event);
     let pulling = async {
-        let budget = budget(agent, &runtime).await;
-        keep_pulling(&feed, &runtime, &agent.keyring, &options, budget, &see).await
+        let budget = budget(agent, runtime).await;
+        keep_pulling(&feed, &filling, &agent.keyring, &options, budget, &see).await
     };
     agent.checks.runtime.pass();
     tokio::select! {
         lost = connection::until_lost(runtime.runtime()) => lost,
         never = Box::pin(pulling) => match never {},
-        never = Box::pin(plan(agent, &runtime, &feed)) => match never {},
+        never = Box::pin(plan(agent, runtime, &feed)) => match never {},
         never = Box::pin(refresh(agent, &probe)) => match never {},
-        never = Box::pin(renew(agent, &runtime)) => match never {},
-        never = Box::pin(settle(agent, &runtime)) => match never {},
-        never = Box::pin(measure(agent, &runtime)) => match never {},
+        never = Box::pin(renew(agent, runtime)) => match never {},
+        never = Box::pin(settle(agent, runtime)) => match never {},
+        never = Box::pin(measure(agent, runtime)) => match never {},
     }
 }
 

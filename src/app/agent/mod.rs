@@ -29,6 +29,7 @@ use crate::app::serve::{Check, Liveness, Readiness, Served, Server};
 use crate::app::settings::{PullSettings, RuntimeSettings};
 use crate::app::shutdown::Shutdown;
 use crate::credentials::keyring::Keyring;
+use crate::fill::FillMode;
 use crate::kube_api::connect::{self, Cluster};
 
 mod connection;
@@ -57,6 +58,8 @@ pub(crate) struct Settings {
     /// Keys of further taints that are gone once the node has started.
     pub(crate) startup_taints: Vec<String>,
     pub(crate) pull: PullSettings,
+    /// Who fetches and unpacks images.
+    pub(crate) fill: FillMode,
     /// The maximum size of the runtime's image store in bytes.
     pub(crate) disk_budget: Option<u64>,
     /// Where metrics and health are served.
