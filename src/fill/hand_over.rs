@@ -113,7 +113,7 @@ impl Filler {
         match run {
             Ok(()) => Ok(Filled {
                 digest: found.root().clone(),
-                lease: pull.lease,
+                lease: pull.lease.clone(),
             }),
             Err(failure) => {
                 pull.clean_up(&failure).await;
@@ -138,6 +138,37 @@ struct Pull<'a> {
     /// Snapshots that are being filled.
     active: Mutex<Vec<Prepared>>,
     threads: TaskTracker,
+}
+
+impl Drop for Pull<'_> {
+    /// Removes the directories of a pull that was dropped. What is complete is held by the lease, for the next attempt.
+    fn drop(&mut self) {
+        let active = self
+            .active
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        let active = std::mem::take(active);
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        if active.is_empty() {
+            return;
+        }
+        let (store, threads) = (self.filler.store.clone(), self.threads.clone());
+        let snapshotter = self.snapshotter.to_owned();
+        runtime.spawn(async move {
+            end(&threads).await;
+            for prepared in &active {
+                store.remove(&snapshotter, prepared).await;
+            }
+        });
+    }
+}
+
+/// Waits for the threads of a pull that has failed.
+async fn end(threads: &TaskTracker) {
+    threads.close();
+    let _ = tokio::time::timeout(END_LIMIT, threads.wait()).await;
 }
 
 /// A layer that was unpacked into a snapshot of its own.
@@ -464,8 +495,7 @@ impl Pull<'_> {
 
     /// Removes what the next attempt cannot use. What it can use is held by the lease until that expires.
     async fn clean_up(&self, failure: &Failure) {
-        self.threads.close();
-        let _ = tokio::time::timeout(END_LIMIT, self.threads.wait()).await;
+        end(&self.threads).await;
         let active = {
             let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut *active)

@@ -225,6 +225,7 @@ impl ImageService for SealingRuntime {
         credential: Option<&Credential>,
         progress: &Progress,
     ) -> Result<StoredImage, RuntimeError> {
+        let policy = self.policy(image);
         let is_sealed = self.is_to_seal(image, credential);
         let containerd = match self.containerd() {
             Some(containerd) if is_sealed => containerd,

@@ -37,7 +37,7 @@ const PIECE: usize = 1 << 20;
 const PIECES: usize = 2;
 
 /// The content store and the snapshotter of one containerd.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Store {
     client: Client,
     config: OnceCell<Config>,
