@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 use crate::app::candidates;
 use crate::app::keyring;
 use crate::app::settings::{
-    PullSettings, RuntimeSettings, SealSettings, StartSettings, StoreSettings,
+    PullSettings, RuntimeSettings, SealSettings, SettingError, StartSettings, StoreSettings,
 };
 use crate::app::shutdown::{End, GRACE, Interrupt, Interrupted, Shutdown};
 use crate::app::start_delay;
@@ -20,13 +20,13 @@ use crate::discovery::Source;
 use crate::fill::{FillMode, FillingRuntime};
 use crate::model::candidate::Candidate;
 use crate::model::failure::FailureKind;
-use crate::model::image_size::{LayerStorage, Size, Usage};
+use crate::model::image_size::{DiskLimit, LayerStorage, Size, Usage};
 use crate::model::node_facts::NodeFacts;
 use crate::model::outcome::ImageReport;
 use crate::model::platform::Platform;
 use crate::model::reference::Reference;
 use crate::model::seal::SealPolicy;
-use crate::model::text::sanitize;
+use crate::model::text::{chain, sanitize};
 use crate::planning::disk_budget::{DiskBudget, Tally};
 use crate::planning::plan::{
     self, Action, Facts, Moved, Plan, Policy, Presence, Selection, Step, Unknown,
@@ -37,6 +37,7 @@ use crate::report::progress::{Screen, Watch};
 use crate::report::{Report, text};
 use crate::retry::polling::Polling;
 use crate::runtime::detect::{FindError, Runtime, find};
+use crate::runtime::image_fs::ImageFsError;
 use crate::runtime::image_service::{ImageService, RuntimeError, RuntimeInfo};
 use crate::runtime::sealing::SealingRuntime;
 
@@ -166,15 +167,14 @@ pub(crate) async fn plan(
         facts.moved = moved.unwrap_or_default();
     }
     if questions.need_sizes()
-        && let Ok(usage) = end.before(store_usage(runtime, questions)).await
+        && let Ok(usage) = end.before(store(runtime, questions)).await
     {
-        let usage = usage?;
+        let (usage, budget) = usage?;
         facts.tally = Tally::new(usage.blobs.clone());
         // Without sizes no budget is enforced, which is safe since nothing is pulled any more.
         let asked = weigh(&selection, &facts, sizes, probe);
         if let Ok(sizes) = end.before(asked).await {
             let keeps = runtime.map_or(LayerStorage::Both, ImageService::layer_storage);
-            let budget = questions.store.disk_budget;
             facts.room = budget.map(|budget| DiskBudget::new(budget, keeps, usage));
             facts.sizes = sizes;
         }
@@ -218,6 +218,41 @@ async fn moved(
         }
     }
     moved
+}
+
+/// The usage of the runtime's store, and the budget in bytes if there is one.
+async fn store(
+    runtime: Option<&SealingRuntime>,
+    questions: Questions,
+) -> Result<(Usage, Option<u64>)> {
+    let usage = store_usage(runtime, questions).await?;
+    let budget = match questions.store.disk_budget {
+        Some(limit) => Some(budget(runtime, limit).await?),
+        None => None,
+    };
+    Ok((usage, budget))
+}
+
+/// The budget in bytes.
+///
+/// # Errors
+/// If it is a percentage, and the runtime's image store is not visible.
+pub(crate) async fn budget(runtime: Option<&SealingRuntime>, limit: DiskLimit) -> Result<u64> {
+    let percent = match limit {
+        DiskLimit::Bytes(bytes) => return Ok(bytes),
+        DiskLimit::Percent(percent) => percent,
+    };
+    let refused = |why: &str| SettingError::new("disk-budget", &format!("{percent}%"), why);
+    let Some(runtime) = runtime else {
+        return Err(refused("a percentage requires a container runtime").into());
+    };
+    match runtime.image_fs().await {
+        Ok(fs) => Ok(fs.percent(percent)),
+        Err(ImageFsError::Runtime(error)) => Err(error).context(
+            "failed to get the image file system from the runtime; cannot enforce --disk-budget",
+        ),
+        Err(error) => Err(refused(&chain(&error)).into()),
+    }
 }
 
 /// Usage of the runtime's store; `None` without a runtime, or if it does not report its usage and there is no budget.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::credentials::secret::Secret;
 use crate::discovery::workloads::Settings as ClusterSettings;
+use crate::model::image_size::DiskLimit;
 use crate::model::platform::Platform;
 use crate::model::seal::SealPolicy;
 use crate::runtime::containerd::Keep;
@@ -78,8 +79,8 @@ pub struct RuntimeSettings {
 /// The lookups in stores and registries before the pulls.
 #[derive(Debug, Clone, Copy)]
 pub struct StoreSettings {
-    /// The maximum size of the runtime's image store in bytes.
-    pub disk_budget: Option<u64>,
+    /// The maximum size of the runtime's image store.
+    pub disk_budget: Option<DiskLimit>,
     /// True to compare images whose tag may have moved with their registries.
     pub refresh: bool,
 }

@@ -79,7 +79,7 @@ pub(super) enum Subcommands {
     Controller(Box<ControllerArgs>),
     /// List this node's sealed images
     Seals(Box<SealsArgs>),
-    /// Give up seals on this node, so that the runtime may delete the images
+    /// Give up seals and pins on this node, so that the images may be deleted
     Release(Box<ReleaseArgs>),
     /// Print the CustomResourceDefinitions of continuous mode, for kubectl apply
     Crds,
@@ -177,7 +177,7 @@ pub(super) struct SealsArgs {
 /// The settings of `harpoon release`.
 #[derive(Args)]
 pub(super) struct ReleaseArgs {
-    /// Images whose seals to give up (default: all)
+    /// Images whose seals and pins to give up (default: all)
     #[arg(value_name = "IMAGE")]
     pub(super) images: Vec<String>,
     #[command(flatten)]

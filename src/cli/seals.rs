@@ -1,4 +1,4 @@
-//! `harpoon seals` and `harpoon release`: the sealed images of this node.
+//! `harpoon seals` and `harpoon release`: the sealed and pinned images of this node.
 
 use anyhow::{Result, bail};
 
@@ -9,7 +9,7 @@ use crate::app::{node_run, telemetry};
 use crate::model::reference::Reference;
 use crate::model::text::sanitize;
 use crate::report::seals;
-use crate::runtime::containerd::Seals;
+use crate::runtime::containerd::{Pins, Seals};
 use crate::runtime::detect::Runtime;
 use crate::runtime::image_service::ImageService;
 
@@ -20,7 +20,8 @@ pub(super) fn list(args: SealsArgs) -> Result<Exit> {
     let settings = args.runtime.settings();
     let seals = node_run::block_on(async {
         let runtime = node_run::find_runtime(&settings).await?;
-        Ok(of(&runtime)?.list().await?)
+        let (seals, _) = of(&runtime)?;
+        Ok(seals.list().await?)
     })?;
     let mut seals: Vec<_> = seals.into_values().collect();
     seals.sort_by(|one, other| one.image.cmp(&other.image));
@@ -31,7 +32,7 @@ pub(super) fn list(args: SealsArgs) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Gives up seals.
+/// Gives up seals and pins.
 pub(super) fn release(args: ReleaseArgs) -> Result<Exit> {
     let images = args.images.iter().map(|image| {
         let reference = Reference::parse(image);
@@ -44,11 +45,16 @@ pub(super) fn release(args: ReleaseArgs) -> Result<Exit> {
     let released = node_run::block_on(async {
         let runtime = node_run::find_runtime(&settings).await?;
         let named = (!images.is_empty()).then_some(&*images);
-        Ok(of(&runtime)?.release(named).await?)
+        let (seals, pins) = of(&runtime)?;
+        let mut released = pins.release(named).await?;
+        released.extend(seals.release(named).await?);
+        released.sort();
+        released.dedup();
+        Ok(released)
     })?;
     for image in images.iter().map(Reference::normalized) {
         if !released.iter().any(|released| released == image) {
-            tracing::warn!(image, "not sealed on this node");
+            tracing::warn!(image, "neither sealed nor pinned on this node");
         }
     }
     outcome::print(|out| match output {
@@ -58,14 +64,14 @@ pub(super) fn release(args: ReleaseArgs) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn of(runtime: &Runtime) -> Result<&Seals> {
+fn of(runtime: &Runtime) -> Result<(&Seals, &Pins)> {
     if let Runtime::Cri(cri) = runtime
-        && let Some(seals) = cri.seals()
+        && let (Some(seals), Some(pins)) = (cri.seals(), cri.pins())
     {
-        return Ok(seals);
+        return Ok((seals, pins));
     }
     bail!(
-        "{} has no seals: sealing requires containerd",
+        "{} has no seals and no pins: both require containerd",
         sanitize(&runtime.info().name)
     );
 }

@@ -52,3 +52,29 @@ pub enum Size {
 pub fn unpacked(packed: u64) -> u64 {
     (packed as f64 * UNPACKED_FACTOR).ceil() as u64
 }
+
+/// A limit of the image store's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskLimit {
+    /// Bytes.
+    Bytes(u64),
+    /// Percent of the capacity of the image file system; 1 to 100.
+    Percent(u8),
+}
+
+/// The file system that holds an image store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageFs {
+    /// Its size in bytes.
+    pub capacity: u64,
+    /// The bytes that are not available, by whatever they are used: the kubelet counts the same.
+    pub used: u64,
+}
+
+impl ImageFs {
+    /// This percentage of the capacity, in bytes.
+    pub fn percent(&self, percent: u8) -> u64 {
+        let bytes = u128::from(self.capacity) * u128::from(percent) / 100;
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    }
+}

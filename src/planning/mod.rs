@@ -3,6 +3,7 @@
 //! It never pulls anything.
 
 pub mod disk_budget;
+pub mod disk_marks;
 pub mod node_match;
 pub mod plan;
 pub mod registry_probe;

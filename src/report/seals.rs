@@ -67,7 +67,7 @@ pub fn write_json(out: &mut impl Write, seals: &[Seal]) -> io::Result<()> {
     write_line(out, &SealsJson { seals })
 }
 
-/// Writes the images whose seals were given up, one a line, and how many there were.
+/// Writes the images whose seals or pins were given up, one a line, and how many there were.
 ///
 /// # Errors
 /// Those of the writer.

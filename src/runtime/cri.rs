@@ -5,7 +5,7 @@
 //! restarted; in the meantime, calls fail as `unavailable`. No proxy setting applies to a socket.
 
 use std::borrow::Cow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -25,7 +25,7 @@ use crate::model::failure::FailureKind;
 use crate::model::image_size::{LayerStorage, Usage};
 use crate::model::reference::{Reference, served_at};
 use crate::model::stored_image::StoredImage;
-use crate::runtime::containerd::Seals;
+use crate::runtime::containerd::{Pins, Seals};
 use crate::runtime::grpc::{failure, message, unexplained, words};
 use crate::runtime::image_service::Status as Presence;
 use crate::runtime::image_service::{ImageService, Progress, RuntimeError, RuntimeInfo};
@@ -52,6 +52,7 @@ pub struct Cri {
     images: ImageServiceClient<Channel>,
     downloads: Option<progress::Downloads>,
     seals: Option<Box<Seals>>,
+    pins: Option<Box<Pins>>,
 }
 
 impl Cri {
@@ -67,18 +68,27 @@ impl Cri {
         let seals = downloads
             .is_some()
             .then(|| Box::new(Seals::new(channel.clone())));
+        let pins = downloads
+            .is_some()
+            .then(|| Box::new(Pins::new(channel.clone())));
         Ok(Self {
             info,
             runtime: RuntimeServiceClient::new(channel.clone()),
             images: ImageServiceClient::new(channel).max_decoding_message_size(MESSAGE_MAX),
             downloads,
             seals,
+            pins,
         })
     }
 
     /// The seals of its images; only containerd has them.
     pub fn seals(&self) -> Option<&Seals> {
         self.seals.as_deref()
+    }
+
+    /// The pins of its images; only containerd has them.
+    pub fn pins(&self) -> Option<&Pins> {
+        self.pins.as_deref()
     }
 
     /// The version that it reports now; a cheap request that tells whether it responds.
@@ -129,6 +139,17 @@ impl Cri {
                 ),
             )),
         }
+    }
+
+    /// The directory of its image store that it reports, on the node.
+    pub(super) async fn store_directory(&self) -> Result<Option<PathBuf>, RuntimeError> {
+        let mut images = self.images.clone();
+        let asked = images.image_fs_info(ImageFsInfoRequest::default());
+        let answer = self.answer(asked, "ImageFsInfo", unexplained);
+        let filesystems = answer.await?.into_inner().image_filesystems.into_iter();
+        let mut directories = filesystems.filter_map(|fs| Some(fs.fs_id?.mountpoint));
+        let directory = directories.find(|directory| directory.starts_with('/'));
+        Ok(directory.map(PathBuf::from))
     }
 
     async fn pull_image(

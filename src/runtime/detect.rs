@@ -13,12 +13,13 @@ use super::docker::{self, Docker};
 use super::oci::{self, OciLayout};
 use super::socket::SocketError;
 use crate::credentials::secret::{Credential, redact};
-use crate::model::image_size::{LayerStorage, Usage};
+use crate::model::image_size::{ImageFs, LayerStorage, Usage};
 use crate::model::platform::Platform;
 use crate::model::reference::Reference;
 use crate::model::stored_image::StoredImage;
-use crate::model::text::chain;
+use crate::model::text::{chain, sanitize};
 use crate::runtime::error_kind;
+use crate::runtime::image_fs::{self, ImageFsError};
 use crate::runtime::image_service::{ImageService, Progress, RuntimeError, RuntimeInfo, Status};
 pub use endpoint::{Endpoint, EndpointError};
 
@@ -94,6 +95,24 @@ impl Runtime {
         match self {
             Self::Oci(layout) => Self::Oci(layout.for_platform(platform.clone())),
             daemon => daemon,
+        }
+    }
+}
+
+impl Runtime {
+    /// The file system of its image store, as this process sees it.
+    ///
+    /// # Errors
+    /// If the runtime does not report the directory of its store, or if that is not visible here.
+    pub async fn image_fs(&self) -> Result<ImageFs, ImageFsError> {
+        let directory = match self {
+            Self::Cri(cri) => cri.store_directory().await?,
+            Self::Docker(docker) => docker.store_directory().await?,
+            Self::Oci(layout) => layout.store_directory(),
+        };
+        match directory {
+            Some(directory) => image_fs::of_directory(&directory).await,
+            None => Err(ImageFsError::NotReported(sanitize(&self.info().name))),
         }
     }
 }

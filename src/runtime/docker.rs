@@ -4,7 +4,7 @@
 //! removes or tags an image and never reads the Engine's own credentials. Dropping a future closes its connection, upon which the
 //! Engine stops the download.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
 
@@ -168,6 +168,27 @@ impl Docker {
                 ),
             )),
         }
+    }
+
+    /// The Engine's data directory, on the node.
+    pub(super) async fn store_directory(&self) -> Result<Option<PathBuf>, RuntimeError> {
+        let told = match tokio::time::timeout(self.time_limit, self.client.info()).await {
+            Ok(Ok(told)) => told,
+            Ok(Err(error)) => {
+                let why = format!(
+                    "failed to get the data directory of Docker Engine: {}",
+                    root(&error)
+                );
+                return Err(RuntimeError::new(FailureKind::Unavailable, why));
+            }
+            Err(_) => {
+                let limit = humantime::format_duration(self.time_limit);
+                let why = format!("no response from Docker Engine within {limit} (info)");
+                return Err(RuntimeError::new(FailureKind::Timeout, why));
+            }
+        };
+        let directory = told.docker_root_dir.filter(|dir| dir.starts_with('/'));
+        Ok(directory.map(PathBuf::from))
     }
 
     /// Maps an error of the Engine, or of the connection to it.

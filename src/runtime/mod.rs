@@ -9,6 +9,7 @@ pub mod detect;
 pub mod docker;
 mod error_kind;
 mod grpc;
+pub mod image_fs;
 pub mod image_service;
 mod listed;
 pub mod oci;

@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use crate::credentials::secret::Credential;
 use crate::model::failure::FailureKind;
-use crate::model::image_size::{LayerStorage, Usage};
+use crate::model::image_size::{ImageFs, LayerStorage, Usage};
 use crate::model::reference::Reference;
 use crate::model::seal::SealPolicy;
 use crate::model::stored_image::StoredImage;
 use crate::model::text::sanitize;
-use crate::runtime::containerd::{Keep, Seal, Seals, Store};
+use crate::runtime::containerd::{Keep, Pins, Seal, Seals, Store};
 use crate::runtime::cri::Cri;
 use crate::runtime::detect::{Runtime, of_daemon};
+use crate::runtime::image_fs::ImageFsError;
 use crate::runtime::image_service::{ImageService, Progress, RuntimeError, RuntimeInfo, Status};
 
 /// A runtime, and which of its images are sealed.
@@ -116,6 +117,56 @@ impl SealingRuntime {
         digest: &str,
     ) -> Option<Result<StoredImage, RuntimeError>> {
         Some(self.seals()?.seal_held(image, digest, self.keep).await)
+    }
+
+    /// The pins of the runtime's images; only containerd has them.
+    pub fn pins(&self) -> Option<&Pins> {
+        match &self.runtime {
+            Runtime::Cri(cri) => cri.pins(),
+            Runtime::Docker(_) | Runtime::Oci(_) => None,
+        }
+    }
+
+    /// Returns whether harpoon can pin images of this runtime.
+    pub fn supports_pins(&self) -> bool {
+        self.pins().is_some()
+    }
+
+    /// The reason why no image can be pinned, for a status message.
+    pub fn cannot_pin(&self) -> Option<String> {
+        let name = || sanitize(&self.info().name);
+        (!self.supports_pins()).then(|| {
+            format!(
+                "{} has no API to pin images: retention policy Pin acts as Keep",
+                name()
+            )
+        })
+    }
+
+    /// The reason why pins have no effect, though containerd stores them; `None` if they have, or if nothing is pinned.
+    ///
+    /// # Errors
+    /// If containerd does not answer.
+    pub async fn ignores_pins(&self) -> Result<Option<String>, RuntimeError> {
+        let Some(pins) = self.pins() else {
+            return Ok(self.cannot_pin());
+        };
+        let is_ignored = pins.are_honoured().await? == Some(false);
+        let info = self.info();
+        Ok(is_ignored.then(|| {
+            format!(
+                "{} {} does not report pinned images to the kubelet (containerd 1.6.25, 1.7.10 and later do): retention policy Pin acts as Keep",
+                sanitize(&info.name), sanitize(&info.version)
+            )
+        }))
+    }
+
+    /// The file system of the runtime's image store.
+    ///
+    /// # Errors
+    /// As [`Runtime::image_fs`].
+    pub async fn image_fs(&self) -> Result<ImageFs, ImageFsError> {
+        self.runtime.image_fs().await
     }
 
     /// The seals that count; none where nothing is to be sealed, or where containerd does not tell.

@@ -101,7 +101,7 @@ impl Stage {
     }
 
     /// Creates an ImagePrefetch; returns the time of its creation.
-    fn apply(&self, name: &str, spec: Value) -> Instant {
+    fn apply(&self, name: &str, spec: &Value) -> Instant {
         let object = json!({
             "apiVersion": "harpoon.dev/v1alpha1", "kind": "ImagePrefetch", "metadata": {"name": name}, "spec": spec
         });

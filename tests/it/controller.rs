@@ -1,6 +1,11 @@
 //! `harpoon controller` on real API servers. The tests write what agents would.
 //!
 //! A controller acts on a whole cluster, so that tests which look at nodes, or break something, have a cluster of their own.
+#![allow(
+    clippy::print_stderr,
+    clippy::needless_pass_by_value,
+    reason = "measured times are shown with --nocapture; specs are written where they are used"
+)]
 
 use std::collections::BTreeMap;
 use std::ops::Deref;

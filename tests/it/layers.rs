@@ -37,6 +37,7 @@ const RULES: &[Rule] = &[
             "planning/plan",
             "planning/node_match",
             "planning/disk_budget",
+            "planning/disk_marks",
         ],
         // A node's age is computed where the node is known.
         except: &["model/node_facts"],
@@ -101,7 +102,8 @@ const RULES: &[Rule] = &[
     },
     // Time limits are kept by the monotonic clock: one that is set, forwards or back, ends nothing and prolongs nothing. The
     // exceptions: the date in a Retry-After, which is bounded; a node's age; a leftover's age; a blob's age; a lease's expiry; what a bar shows;
-    // the slot of a rollout and the time of a report, which other processes read.
+    // the slot of a rollout and the time of a report, which other processes read; so are the time since when an image is unused, that of
+    // a condition and those of the controller's Lease.
     Rule {
         within: &[""],
         except: &[
@@ -109,6 +111,9 @@ const RULES: &[Rule] = &[
             "model/node_facts",
             "app/node_run",
             "app/agent",
+            "app/controller/apply",
+            "app/controller/leader",
+            "app/controller/reconcile",
             "runtime/oci/partial",
             "runtime/cri/progress",
             "runtime/cri/content",

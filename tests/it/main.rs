@@ -31,6 +31,7 @@ mod layers;
 mod lies;
 mod oci;
 mod output;
+mod pins;
 mod private;
 mod pulling;
 mod references;

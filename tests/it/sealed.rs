@@ -6,7 +6,7 @@ use hyper_util::rt::TokioIo;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::{AuthConfig, ImageSpec, PodSandboxConfig, PullImageRequest};
 use tokio::net::UnixStream;
-use tonic::transport::{Endpoint, Uri};
+use tonic::transport::{Channel, Endpoint, Uri};
 
 use harpoon::credentials::secret::{Credential, Login, Secret};
 use harpoon::model::failure::FailureKind;
@@ -156,15 +156,20 @@ fn discarded_layers_are_not_fetched_again() {
     assert!(requests.iter().all(|seen| !seen.is_blob()), "{requests:?}");
 }
 
-/// The pull of the kubelet for a pod whose runtime class has another snapshotter.
-async fn pull_for_handler(containerd: &Containerd, image: &str, password: &str) {
+/// A connection to the CRI server for calls that harpoon does not make.
+pub(crate) async fn channel(containerd: &Containerd) -> Channel {
     let socket = containerd.socket().to_owned();
     let connect = tower::service_fn(move |_: Uri| {
         let socket = socket.clone();
         async move { UnixStream::connect(socket).await.map(TokioIo::new) }
     });
     let endpoint = Endpoint::from_static("http://localhost");
-    let channel = endpoint.connect_with_connector(connect).await.unwrap();
+    endpoint.connect_with_connector(connect).await.unwrap()
+}
+
+/// The pull of the kubelet for a pod whose runtime class has another snapshotter.
+async fn pull_for_handler(containerd: &Containerd, image: &str, password: &str) {
+    let channel = channel(containerd).await;
     let handler = ("io.containerd.cri.runtime-handler", "other");
     let request = PullImageRequest {
         image: Some(ImageSpec {

@@ -2,7 +2,7 @@
 {{- define "harpoon.defaults" -}}
 {{- $values := .Values }}
 {{- $maps := list "settings" "image" "serviceAccount" "priorityClass" "updateStrategy" "openshift" "securityContext" "podSecurityContext"
-    "commonLabels" "podLabels" "podAnnotations" "prefetch" "continuous" "fastFill" }}
+    "commonLabels" "podLabels" "podAnnotations" "prefetch" "continuous" "imageVolumes" "fastFill" }}
 {{- range $maps }}{{ if not (kindIs "map" (get $values .)) }}{{ $_ := set $values . dict }}{{ end }}{{ end }}
 {{- range $map := list "serviceAccount" "priorityClass" }}
 {{- if not (hasKey (get $values $map) "create") }}{{ $_ := set (get $values $map) "create" true }}{{ end }}
@@ -494,7 +494,7 @@ securityContext:
 {{- if eq .Values.mode "once" }}
 {{- if .Values.prefetch }}{{ fail "prefetch requires mode: continuous" }}{{ end }}
 {{- if hasKey .Values.settings "RESYNC" }}{{ fail "settings.RESYNC requires mode: continuous" }}{{ end }}
-{{- else }}
+{{- else if eq .Values.mode "continuous" }}
 {{- range list "NAMESPACES" "WORKLOADS" "SELECTOR" "INCLUDE_IDLE" "WATCH_CACHE" "ONLY" "IGNORE" "LIMIT" "SEAL" "REFRESH" }}
 {{- if hasKey $.Values.settings . }}{{ fail (printf "settings.%s has no meaning with mode: continuous: the spec of an ImagePrefetch says it; see prefetch" .) }}{{ end }}
 {{- end }}

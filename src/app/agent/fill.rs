@@ -10,6 +10,7 @@ use tracing::{info, warn};
 use super::Agent;
 use super::connection::{self, Lost};
 use super::secrets::Secrets;
+use crate::app::node_run;
 use crate::app::settings::SealSettings;
 use crate::fill::{FillMode, FillingRuntime};
 use crate::model::image_size::Usage;
@@ -87,9 +88,17 @@ pub(super) async fn fill(agent: &Agent, runtime: Runtime) -> Lost {
     }
 }
 
-/// The budget at the start. A store that does not tell its usage is asked again before each pull.
+/// The budget at the start. A store that does not tell its usage is asked again before each pull. Nothing is pulled while the
+/// bytes of a percentage are not known.
 async fn budget(agent: &Agent, runtime: &SealingRuntime) -> Option<DiskBudget> {
-    let budget = agent.settings.disk_budget?;
+    let limit = agent.settings.disk_budget?;
+    let budget = loop {
+        match node_run::budget(Some(runtime), limit).await {
+            Ok(bytes) => break bytes,
+            Err(error) => warn!("pulling nothing: {}", sanitize(&format!("{error:#}"))),
+        }
+        sleep(jittered(agent.settings.resync)).await;
+    };
     let usage = runtime.usage().await.unwrap_or_else(|error| {
         warn!(
             "failed to get disk usage from the runtime: {}",

@@ -31,6 +31,7 @@ use crate::app::shutdown::Shutdown;
 use crate::credentials::keyring::Keyring;
 use crate::fill::FillMode;
 use crate::kube_api::connect::{self, Cluster};
+use crate::model::image_size::DiskLimit;
 
 mod connection;
 mod desired;
@@ -60,8 +61,8 @@ pub(crate) struct Settings {
     pub(crate) pull: PullSettings,
     /// Who fetches and unpacks images.
     pub(crate) fill: FillMode,
-    /// The maximum size of the runtime's image store in bytes.
-    pub(crate) disk_budget: Option<u64>,
+    /// The maximum size of the runtime's image store.
+    pub(crate) disk_budget: Option<DiskLimit>,
     /// Where metrics and health are served.
     pub(crate) metrics_address: SocketAddr,
     /// The time between two comparisons with the runtime.

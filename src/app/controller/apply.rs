@@ -32,7 +32,7 @@ pub(super) enum Change {
     /// A new image.
     Add(String, Box<Desired>),
     /// An image whose object is not as it has to be.
-    Change(String, Box<Desired>),
+    Update(String, Box<Desired>),
     /// An image that is not used any more; the time since when.
     Retire(String, Box<PlannedImageSpec>, String),
     /// An image that was unused for long enough: its uid and resource version.
@@ -44,7 +44,7 @@ impl Change {
     pub(super) fn name(&self) -> &str {
         match self {
             Self::Add(name, _)
-            | Self::Change(name, _)
+            | Self::Update(name, _)
             | Self::Retire(name, ..)
             | Self::Delete(name, ..) => name,
         }
@@ -53,14 +53,14 @@ impl Change {
     /// The names of the ImagePrefetches that have to have the image.
     pub(super) fn prefetches(&self) -> &[String] {
         match self {
-            Self::Add(_, desired) | Self::Change(_, desired) => &desired.spec.prefetches,
+            Self::Add(_, desired) | Self::Update(_, desired) => &desired.spec.prefetches,
             Self::Retire(..) | Self::Delete(..) => &[],
         }
     }
 
     fn pods(&self) -> i64 {
         match self {
-            Self::Add(_, desired) | Self::Change(_, desired) => desired.spec.pods,
+            Self::Add(_, desired) | Self::Update(_, desired) => desired.spec.pods,
             Self::Retire(..) | Self::Delete(..) => 0,
         }
     }
@@ -68,7 +68,7 @@ impl Change {
     fn urgency(&self) -> u8 {
         match self {
             Self::Add(..) => 0,
-            Self::Change(..) => 1,
+            Self::Update(..) => 1,
             Self::Retire(..) => 2,
             Self::Delete(..) => 3,
         }
@@ -87,7 +87,7 @@ pub(super) fn diff(
         match existing.get(name) {
             None => changes.push(Change::Add(name.clone(), Box::new(wanted.clone()))),
             Some(known) if is_as_desired(known, wanted) => {}
-            Some(_) => changes.push(Change::Change(name.clone(), Box::new(wanted.clone()))),
+            Some(_) => changes.push(Change::Update(name.clone(), Box::new(wanted.clone()))),
         }
     }
     for (name, known) in existing {
@@ -160,7 +160,7 @@ pub(super) async fn write(client: Client, change: Change) -> Result<Written, kub
     let api: Api<PlannedImage> = Api::all(client);
     let write = async {
         match &change {
-            Change::Add(name, desired) | Change::Change(name, desired) => {
+            Change::Add(name, desired) | Change::Update(name, desired) => {
                 if desired.is_widened {
                     tracing::warn!(
                         image = crate::model::text::sanitize(&desired.spec.image),

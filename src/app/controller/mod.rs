@@ -7,7 +7,7 @@
 //! | step | file | does | pure |
 //! | --- | --- | --- | --- |
 //! | 0 | `leader.rs` | leader election by a Lease | |
-//! | 1 | `observe.rs`, `prefetch.rs` | watches -> state | |
+//! | 1 | `watches.rs`, `observe.rs`, `prefetch.rs` | watches -> state | |
 //! | 2 | `resolve.rs` | one ImagePrefetch -> its images | yes |
 //! | 3 | `merge.rs` | images of all ImagePrefetches -> PlannedImages | yes |
 //! | 4 | `apply.rs` | what differs, and its writes | the difference |
@@ -43,6 +43,7 @@ mod reconcile;
 mod resolve;
 #[cfg(test)]
 mod tests;
+mod watches;
 
 use leader::Election;
 use reconcile::Reconciler;

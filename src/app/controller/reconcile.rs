@@ -5,10 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::pending;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use futures_util::future::LocalBoxFuture;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
@@ -21,10 +21,11 @@ use super::brake::{self, Brakes};
 use super::events::{self, Publisher};
 use super::leader::Fence;
 use super::merge::{self, Demanded, Desired, Planning};
-use super::observe::{Needs, Seen, State, Watches};
+use super::observe::{Seen, State};
 use super::prefetch::AnyPrefetch;
 use super::resolve::{self, Demand, Resolved};
 use super::shown;
+use super::watches::{Needs, Watches};
 use crate::api::v1alpha1::ImagePrefetchStatus;
 use crate::app::metrics::{ControllerMetrics, NodeState};
 use crate::app::serve::{Check, Liveness};
@@ -53,7 +54,7 @@ const WRITE_LIMIT: Duration = Duration::from_secs(10);
 /// Number of events that are taken in before anything else is done.
 const BATCH: usize = 4096;
 
-type InFlight<T> = Option<Pin<Box<dyn Future<Output = T>>>>;
+type InFlight<T> = Option<LocalBoxFuture<'static, T>>;
 type WriteOutcome = (Change, Result<Written, kube::Error>);
 type StatusOutcome = (
     String,

@@ -11,8 +11,9 @@ use super::apply::{self, Change, Pace};
 use super::brake::Brakes;
 use super::events;
 use super::merge::{self, Demanded, Desired, Planning};
-use super::observe::{Needs, Node, Planned, Refusal, State};
+use super::observe::{Node, Planned, Refusal, State};
 use super::resolve::{self, Resolved};
+use super::watches::Needs;
 use crate::api::v1alpha1::{
     Condition, ImagePrefetchSpec, ImagePrefetchStatus, NodePrefetchEntry, PlannedImageSpec,
 };
@@ -226,7 +227,7 @@ fn held_prefetch_keeps_its_images() {
         &merged(&[("a", None)], &existing),
         SystemTime::now(),
     );
-    let [Change::Change(_, desired)] = &*changes else {
+    let [Change::Update(_, desired)] = &*changes else {
         panic!("{changes:?}");
     };
     assert_eq!(desired.spec.prefetches, ["a"]);
@@ -269,7 +270,7 @@ fn unused_images_are_retired_then_deleted() {
     assert!(matches!(&*changes, [Change::Delete(..)]), "{changes:?}");
     // It is used again.
     let (changes, _) = apply::diff(&existing, &merged(&[("a", Some(&spec))], &existing), now);
-    assert!(matches!(&*changes, [Change::Change(..)]), "{changes:?}");
+    assert!(matches!(&*changes, [Change::Update(..)]), "{changes:?}");
 }
 
 #[test]
@@ -732,7 +733,7 @@ proptest! {
         let (changes, _) = apply::diff(&existing, &desired, now);
         for change in changes {
             match change {
-                Change::Add(name, desired) | Change::Change(name, desired) => {
+                Change::Add(name, desired) | Change::Update(name, desired) => {
                     let planned = Planned { spec: desired.spec, brake: desired.brake, ..Planned::default() };
                     existing.insert(name, planned);
                 }

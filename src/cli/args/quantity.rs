@@ -4,8 +4,7 @@
 //! (`k` to `E`) or an exponent (`e9`). The suffixes below one (`n`, `u`, `m`) are no bytes and are refused.
 
 /// The expected values, for an error.
-pub(super) const EXPECTED: &str =
-    "expected a Kubernetes quantity of bytes above zero, such as 20Gi, 1.5G or 500M";
+pub(super) const EXPECTED: &str = "expected a Kubernetes quantity of bytes above zero, such as 20Gi, 1.5G or 500M, or a percentage such as 30%";
 
 /// More digits than any number of bytes can have.
 const DIGITS_MAX: usize = 30;

@@ -1,8 +1,10 @@
 use std::path::Path;
 
+use super::store::DiskMarkArgs;
 use super::*;
 use crate::app::settings::SettingError;
 use crate::discovery::workloads::Namespaces;
+use crate::model::image_size::DiskLimit;
 use crate::model::workload_kind::WorkloadKind;
 use crate::runtime::detect::Endpoint;
 
@@ -99,6 +101,34 @@ fn switches_need_no_value() {
 }
 
 #[test]
+fn budget_is_bytes_or_percent() {
+    let budget = |text: &str| plan(&["--disk-budget", text]).store.settings().disk_budget;
+    assert_eq!(budget("20Gi"), Some(DiskLimit::Bytes(20 << 30)));
+    assert_eq!(budget("30%"), Some(DiskLimit::Percent(30)));
+    assert_eq!(budget("100%"), Some(DiskLimit::Percent(100)));
+}
+
+#[test]
+fn high_mark_is_a_percentage() {
+    let command = DiskMarkArgs::augment_args(Command::new("agent"));
+    let command = each(command, |arg| arg.env(None::<&'static str>));
+    let parsed = |arguments: &[&str]| {
+        let arguments = ["agent"].iter().chain(arguments);
+        let matches = command.clone().try_get_matches_from(arguments);
+        let args = matches.and_then(|matches| DiskMarkArgs::from_arg_matches(&matches));
+        args.map(|args| args.high_percent())
+    };
+    assert_eq!(parsed(&[]).ok(), Some(80));
+    assert_eq!(parsed(&["--disk-high-percent=100"]).ok(), Some(100));
+    for wrong in ["9", "101", "80%", "x", "-1"] {
+        let error = parsed(&[&format!("--disk-high-percent={wrong}")]).err();
+        let text = error.map(|error| error.to_string()).unwrap_or_default();
+        let name = "--disk-high-percent (DISK_HIGH_PERCENT)";
+        assert!(text.contains(name) && text.contains("10 to 100"), "{text}");
+    }
+}
+
+#[test]
 fn endpoints_are_sockets_or_directories() {
     let endpoint = |text: &str| {
         plan(&["--runtime-endpoint", text])
@@ -130,6 +160,10 @@ fn bad_value_names_its_setting() {
         ("limit", "x"),
         ("disk-budget", "20GB"),
         ("disk-budget", "0"),
+        ("disk-budget", "0%"),
+        ("disk-budget", "101%"),
+        ("disk-budget", "1.5%"),
+        ("disk-budget", "%"),
         ("refresh", "perhaps"),
         ("sizes", "all"),
         ("watch-cache", "1"),

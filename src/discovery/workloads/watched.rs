@@ -37,7 +37,7 @@ struct Decoded {
 }
 
 impl Watched {
-    /// The resource to watch, in one of the versions of the kind ([`WorkloadKind::versions`]).
+    /// The resource to watch, in one of the versions of the kind (`WorkloadKind::versions`).
     pub fn resource(kind: WorkloadKind, version: &str) -> ApiResource {
         let group = kind.group();
         let api_version = match group {

@@ -1,5 +1,5 @@
-//! containerd's own API beside the CRI, on the same socket: it seals images, so that they are on the node without a name, and stores
-//! content and snapshots of images that harpoon has fetched and unpacked itself.
+//! containerd's own API beside the CRI, on the same socket: it seals images, so that they are on the node without a name, pins
+//! images, so that the kubelet keeps them, and stores content and snapshots of images that harpoon has fetched and unpacked itself.
 //!
 //! A seal is a lease on an image's manifest. containerd's gc labels hold the configuration, the layers and the snapshots below
 //! it. Every lease of harpoon expires. No name that harpoon did not make is ever removed.
@@ -26,14 +26,18 @@ use crate::runtime::grpc::unexplained;
 use crate::runtime::image_service::RuntimeError;
 
 mod config;
+mod events;
 mod graph;
 mod leases;
 mod names;
+mod pins;
 mod seal;
 mod store;
 mod transfer;
 
 pub use config::{Config, HostDir};
+pub use events::Removal;
+pub use pins::{PinChanges, Pins};
 pub use seal::{Keep, Seal, Seals};
 pub use store::{BlobReader, BlobWriter, Labels, Prepared, Store};
 

@@ -69,7 +69,8 @@ fn changed(image: &Image) -> Changed {
     image.updated_at.as_ref().map(|at| (at.seconds, at.nanos))
 }
 
-fn target(image: &Image) -> &str {
+/// The digest of the manifest or index that a name stands for.
+pub(super) fn target(image: &Image) -> &str {
     image.target.as_ref().map_or("", |target| &target.digest)
 }
 

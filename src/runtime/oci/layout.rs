@@ -88,6 +88,11 @@ pub(super) struct Layout {
 }
 
 impl Layout {
+    /// The path of the directory.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Opens the directory, which need not exist yet. It only reads, so that a plan creates nothing: [`Layout::make`] creates
     /// missing files.
     pub(super) fn open(root: PathBuf) -> Result<Self, OpenError> {

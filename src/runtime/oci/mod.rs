@@ -29,7 +29,7 @@ mod usage;
 #[cfg(any(test, fuzzing))]
 pub(crate) use layout::fuzz_index;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::OnceCell;
@@ -98,6 +98,14 @@ impl OciLayout {
             made: OnceCell::new(),
             downloads: Downloads::default(),
         })
+    }
+
+    /// The layout's directory, or the nearest one above it that exists.
+    pub(super) fn store_directory(&self) -> Option<PathBuf> {
+        let root = self.layout.root();
+        let root = std::path::absolute(root).unwrap_or_else(|_| root.to_owned());
+        let existing = root.ancestors().find(|directory| directory.is_dir());
+        existing.map(Path::to_owned)
     }
 
     /// The same layout for images of another platform.

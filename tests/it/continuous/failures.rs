@@ -21,8 +21,8 @@ fn failures_name_image_and_reason() {
     let denied = bed::registry_with_password()
         .push(&named("denied"))
         .reference;
-    stage.apply("mixed", list(&[&missing, &fine, &denied]));
-    stage.apply("other", list(&[&fine]));
+    stage.apply("mixed", &list(&[&missing, &fine, &denied]));
+    stage.apply("other", &list(&[&fine]));
     for (image, reason) in [(&missing, "NotFound"), (&denied, "Unauthorized")] {
         stage.wait_for(&format!("{image} fails on both nodes"), || {
             let failure = failure(&stage, "mixed", image);
@@ -58,8 +58,8 @@ fn full_disk_fails_one_node() {
         .size(120 << 20)
         .push()
         .reference;
-    stage.apply("large", list(&[&large]));
-    stage.apply("small", list(&[&small]));
+    stage.apply("large", &list(&[&large]));
+    stage.apply("small", &list(&[&small]));
     stage.wait_for("the full disk is told", || {
         let failure = failure(&stage, "large", &large);
         failure["reason"] == "NoSpace" && failure["exampleNode"] == "full" && failure["nodes"] == 1
@@ -91,7 +91,7 @@ fn rate_limit_slows_the_rollout() {
     let image = proxy.reference(&name);
     stage.apply(
         "limited",
-        json!({"source": {"images": [&image]}, "rollout": {"type": "Linear", "window": "1s"}}),
+        &json!({"source": {"images": [&image]}, "rollout": {"type": "Linear", "window": "1s"}}),
     );
     stage.wait_for("the rate limit is told", || {
         failure(&stage, "limited", &image)["reason"] == "RateLimited"

@@ -21,10 +21,10 @@ fn selectors_and_taints_choose_nodes() {
     let [everywhere, selected, tolerating, amd64] =
         ["everywhere", "selected", "tolerating", "amd64"]
             .map(|name| bed::registry().push(&named(name)).reference);
-    stage.apply("everywhere", list(&[&everywhere]));
+    stage.apply("everywhere", &list(&[&everywhere]));
     let mut spec = list(&[&selected]);
     spec["nodeSelector"] = json!({"matchLabels": {"pool": "gpu"}});
-    stage.apply("selected", spec);
+    stage.apply("selected", &spec);
     let namespace = stage.cluster.namespace();
     let deployment = |name: &str, pod: Value| {
         json!({"metadata": {"name": name}, "spec": {
@@ -49,7 +49,7 @@ fn selectors_and_taints_choose_nodes() {
             json!({"nodeSelector": selector, "containers": containers(&amd64)}),
         ),
     );
-    stage.apply("workloads", json!({"source": {"workloads": {"namespaces": [namespace]}}, "rollout": {"type": "Immediate"}}));
+    stage.apply("workloads", &json!({"source": {"workloads": {"namespaces": [namespace]}}, "rollout": {"type": "Immediate"}}));
     for prefetch in ["everywhere", "selected", "workloads"] {
         stage.wait_ready(prefetch);
     }
@@ -83,7 +83,7 @@ fn added_node_fills_at_once() {
     let image = bed::registry().push(&named("slow-rollout")).reference;
     stage.apply(
         "slow",
-        json!({"source": {"images": [&image]}, "rollout": {"type": "Linear", "window": "24h"}}),
+        &json!({"source": {"images": [&image]}, "rollout": {"type": "Linear", "window": "24h"}}),
     );
     stage.wait_for("the image is planned", || {
         stage.planned().contains_key(&image)
@@ -104,7 +104,7 @@ fn failing_runtime_and_agent_recover() {
     let machines = ["node-1", "node-2", "node-3"].map(|name| stage.plain(name));
     let [first, second] =
         ["before", "after"].map(|name| bed::registry().push(&named(name)).reference);
-    stage.apply("all", list(&[&first]));
+    stage.apply("all", &list(&[&first]));
     stage.wait_ready("all");
     machines[0].containerd.kill();
     machines[1].stop_agent(Signal::KILL);
@@ -133,7 +133,7 @@ fn silent_node_counts_as_unknown() {
     let stage = Stage::start();
     let [kept, silent] = ["node-1", "node-2"].map(|name| stage.plain(name));
     let image = bed::registry().push(&named("heartbeat")).reference;
-    stage.apply("all", list(&[&image]));
+    stage.apply("all", &list(&[&image]));
     stage.wait_ready("all");
     silent.stop_agent(Signal::KILL);
     let limit = Duration::from_secs(400);

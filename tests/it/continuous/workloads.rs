@@ -1,4 +1,5 @@
 //! Images of lists and of workloads, from the object to the node.
+#![expect(clippy::print_stderr, reason = "the measured times are for people")]
 
 use super::*;
 
@@ -18,10 +19,10 @@ fn listed_image_is_pulled_soon() {
     ]);
     pulled.run().expect(0);
     let pull = before.elapsed();
-    let applied = stage.apply("release-42", list(&[&image.reference]));
+    let applied = stage.apply("release-42", &list(&[&image.reference]));
     stage.wait_for("the image is on the node", || node.has(&image.reference));
     let took = applied.elapsed();
-    println!("on the node {took:.2?} after its ImagePrefetch; the pull alone takes {pull:.2?}");
+    eprintln!("on the node {took:.2?} after its ImagePrefetch; the pull alone takes {pull:.2?}");
     let waited = stage.kubectl(&[
         "wait",
         "--for=condition=Ready",
@@ -56,7 +57,7 @@ fn changed_deployment_is_followed() {
         .deployment(&namespace, "web", 3, &old.reference);
     stage.apply(
         "in-use",
-        json!({
+        &json!({
             "source": {"workloads": {"namespaces": [&namespace]}}, "rollout": {"type": "Immediate"},
             "retention": {"keepAfterUnused": "5s"}
         }),
@@ -75,7 +76,7 @@ fn changed_deployment_is_followed() {
         stage.planned().contains_key(&new.reference)
     });
     let planned = changed.elapsed();
-    println!("planned {planned:.2?} after the change of the Deployment");
+    eprintln!("planned {planned:.2?} after the change of the Deployment");
     stage.wait_for("the new image is on the node", || node.has(&new.reference));
     stage.wait_ready("in-use");
     stage.wait_for("the old image is planned no longer", || {
@@ -95,9 +96,9 @@ fn hostile_prefetch_hurts_nobody() {
     images[250].clone_from(&image.reference);
     stage.apply(
         "hostile",
-        json!({"source": {"images": images}, "rollout": {"type": "Immediate"}}),
+        &json!({"source": {"images": images}, "rollout": {"type": "Immediate"}}),
     );
-    stage.apply("fine", list(&[&image.reference]));
+    stage.apply("fine", &list(&[&image.reference]));
     stage.wait_ready("fine");
     assert!(node.has(&image.reference));
     assert_eq!(
@@ -118,7 +119,7 @@ fn hostile_prefetch_hurts_nobody() {
 fn suspended_prefetch_changes_nothing() {
     let (stage, node) = Stage::shared();
     let [first, second] = [named("first"), named("second")].map(|name| bed::registry().push(&name));
-    stage.apply("pause", list(&[&first.reference]));
+    stage.apply("pause", &list(&[&first.reference]));
     stage.wait_ready("pause");
     let path = format!("{API}/imageprefetches/pause");
     let images = [&first.reference, &second.reference];

@@ -392,7 +392,7 @@ fn policy_follows_the_api_server() {
 }
 
 /// Applies objects as a user does.
-fn apply(cluster: &Kubernetes, objects: &[Value], options: &[&str]) -> Value {
+pub(super) fn apply(cluster: &Kubernetes, objects: &[Value], options: &[&str]) -> Value {
     let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
     let directory = bed::directory();
     let file = directory.path().join("objects.json");

@@ -14,6 +14,7 @@ pub(super) const FILES: &[(&str, &str)] = &[
     ("daemonset-manual.yaml", "list"),
     ("kustomize/base/harpoon.yaml", "base"),
     ("continuous.yaml", "continuous"),
+    (super::image_volumes::FILE, super::image_volumes::VARIANT),
 ];
 
 /// The admission policy of continuous mode, which only API servers from Kubernetes 1.30 on have.

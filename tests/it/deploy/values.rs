@@ -307,6 +307,15 @@ fn overrides_reach_every_object() {
 }
 
 #[test]
+fn budget_may_be_a_percentage() {
+    for budget in ["1%", "30%", "100%"] {
+        let objects = rendered(&json!({"settings": {"DISK_BUDGET": budget}}));
+        let run = &pod(&objects)["initContainers"][0];
+        assert_eq!(named(&run["env"], "DISK_BUDGET")["value"], budget);
+    }
+}
+
+#[test]
 fn wrong_values_are_refused() {
     for (values, named) in [
         (json!({"runtime": "podman"}), "runtime"),
@@ -340,6 +349,8 @@ fn wrong_values_are_refused() {
         (json!({"settings": {"LIMIT": "0"}}), "LIMIT"),
         (json!({"settings": {"PULL_TIMEOUT": "5x"}}), "PULL_TIMEOUT"),
         (json!({"settings": {"DISK_BUDGET": "."}}), "DISK_BUDGET"),
+        (json!({"settings": {"DISK_BUDGET": "0%"}}), "DISK_BUDGET"),
+        (json!({"settings": {"DISK_BUDGET": "101%"}}), "DISK_BUDGET"),
         (
             json!({"settings": {"STAGGER": "5m"}, "nodeRelevance": false}),
             "settings.STAGGER requires nodeRelevance",

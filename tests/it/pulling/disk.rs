@@ -12,6 +12,7 @@ use crate::bed::{self, kubernetes};
 
 with_both! {
     budget_skips_large_keeps_smaller_images,
+    percentage_is_of_the_file_system,
     foreign_images_count_against_budget,
     shared_layers_count_once_in_sizes,
     foreign_platform_is_planned_as_mismatch,
@@ -81,6 +82,52 @@ fn budget_skips_large_keeps_smaller_images<R: Runtime>() {
     assert!(runtime.has(lines[0]) && !runtime.has(lines[1]));
     let held = on_disk(&runtime.store()) - empty;
     assert!(held <= 60 * MB, "{held}");
+}
+
+fn percentage_is_of_the_file_system<R: Runtime>() {
+    let runtime = R::with_space(200 * MB);
+    let images = [("a", 3 * MB), ("b", 20 * MB), ("c", 3 * MB)];
+    let images = images.map(|(name, bytes)| push(name, bytes));
+    let lines = images.each_ref().map(String::as_str);
+    let harpoon = run(&runtime, &lines);
+    let output = harpoon.clone().env("DISK_BUDGET", "30%").run().expect(0);
+    let report = output.json();
+    let outcomes = lines.map(|image| outcome(&report, image));
+    let expected = ["pulled -", "skipped disk_budget", "pulled -"];
+    assert_eq!(outcomes, expected, "{output}");
+    let message = entry(&report, lines[1])["message"].as_str().unwrap();
+    let budget = message.strip_prefix("over --disk-budget ");
+    let budget: f64 = budget
+        .and_then(|m| m.split(' ').next())
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!((59.0..=60.0).contains(&budget), "{message}");
+    let output = harpoon.env("DISK_BUDGET", "80%").run().expect(0);
+    let outcomes = lines.map(|image| outcome(&output.json(), image));
+    assert_eq!(outcomes, ["present -", "pulled -", "present -"], "{output}");
+}
+
+/// As in a pod that has the socket and nothing else of the node.
+#[test]
+fn percentage_names_directory_to_mount() {
+    let containerd = <bed::Containerd as Runtime>::shared();
+    let hidden = "mount -t tmpfs none \"$0\" && exec \"$@\"";
+    let wrapper = ["unshare", "--mount", "sh", "-c", hidden];
+    let store = containerd.store();
+    let harpoon = run(containerd, &["registry.example/web:1"]);
+    let wrapper = wrapper.map(String::from).into_iter();
+    let harpoon = harpoon.under(wrapper.chain([store.display().to_string()]));
+    let output = harpoon.env("DISK_BUDGET", "30%").run().expect(2);
+    let expected = format!(
+        "error: invalid value \"30%\" for --disk-budget (DISK_BUDGET): the image file system is not visible: mount {}/",
+        store.display()
+    );
+    assert!(output.stderr.contains(&expected), "{output}");
+    assert!(
+        output.stderr.contains(" read-only at the same path"),
+        "{output}"
+    );
 }
 
 fn foreign_images_count_against_budget<R: Runtime>() {

@@ -1,0 +1,319 @@
+//! The watches that make up what the controller observes: those that always run, and those of workloads and namespaces, which run
+//! only while an ImagePrefetch needs them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::observe::{Refusal, Seen, works};
+use super::resolve::{Demand, MAX_NAMESPACES, Namespaces, Source};
+use crate::app::continuous::watch;
+use crate::discovery::workloads::inventory::WatchKey;
+use crate::discovery::workloads::{Scope, Watched};
+use crate::model::workload_kind::WorkloadKind;
+
+/// Number of events that wait for the main loop; a watch waits when there are more.
+const EVENTS: usize = 1024;
+/// Time for which a watch of workloads may fail for a passing reason before its ImagePrefetches say so.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The watches that the ImagePrefetches need.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Needs {
+    pub(super) keys: BTreeSet<WatchKey>,
+    /// True if a selector of namespaces is in use.
+    pub(super) namespaces: bool,
+}
+
+impl Needs {
+    /// The needs of these demands. Namespaces are watched one by one only where all of them are not watched anyway, or cannot be:
+    /// then those who named their namespaces go on.
+    pub(super) fn of<'a>(
+        demands: impl IntoIterator<Item = &'a Demand>,
+        is_refused: impl Fn(&WatchKey) -> bool,
+    ) -> Self {
+        let mut everywhere: BTreeSet<WorkloadKind> = BTreeSet::new();
+        let mut some: BTreeMap<WorkloadKind, BTreeSet<&String>> = BTreeMap::new();
+        let mut needs = Self::default();
+        for demand in demands {
+            let Source::Workloads {
+                kinds, namespaces, ..
+            } = &demand.source
+            else {
+                continue;
+            };
+            match namespaces {
+                Namespaces::These(names) => {
+                    for kind in kinds {
+                        some.entry(*kind).or_default().extend(names);
+                    }
+                }
+                Namespaces::All => everywhere.extend(kinds),
+                Namespaces::Selected(_) => {
+                    everywhere.extend(kinds);
+                    needs.namespaces = true;
+                }
+            }
+        }
+        let many = some
+            .iter()
+            .filter(|(_, names)| names.len() > MAX_NAMESPACES);
+        everywhere.extend(many.map(|(kind, _)| *kind));
+        for kind in everywhere {
+            let key = WatchKey {
+                kind,
+                scope: Scope::All,
+            };
+            if !is_refused(&key) {
+                some.remove(&kind);
+            }
+            needs.keys.insert(key);
+        }
+        for (kind, names) in some {
+            needs.keys.extend(names.into_iter().map(|name| WatchKey {
+                kind,
+                scope: Scope::Namespace(name.clone()),
+            }));
+        }
+        needs
+    }
+}
+
+/// The running watches. Dropping it ends them.
+pub(super) struct Watches {
+    client: Client,
+    sender: mpsc::Sender<Seen>,
+    _always: Vec<AbortOnDropHandle<()>>,
+    namespaces: Option<AbortOnDropHandle<()>>,
+    workloads: BTreeMap<WatchKey, (u64, AbortOnDropHandle<()>)>,
+    started: u64,
+}
+
+impl Watches {
+    /// Starts the watches that always run.
+    pub(super) fn start(client: &Client) -> (Self, mpsc::Receiver<Seen>) {
+        let (sender, receiver) = mpsc::channel(EVENTS);
+        let always = vec![
+            forward(client, "imageprefetches", &sender, |event| {
+                Seen::Prefetch(Box::new(event))
+            }),
+            forward(client, "plannedimages", &sender, |event| {
+                Seen::Planned(Box::new(event))
+            }),
+            forward(client, "nodeprefetches", &sender, |event| {
+                Seen::Node(Box::new(event))
+            }),
+        ];
+        let watches = Self {
+            client: client.clone(),
+            sender,
+            _always: always,
+            namespaces: None,
+            workloads: BTreeMap::new(),
+            started: 0,
+        };
+        (watches, receiver)
+    }
+
+    pub(super) fn is_current(&self, key: &WatchKey, start: u64) -> bool {
+        self.workloads
+            .get(key)
+            .is_some_and(|(current, _)| *current == start)
+    }
+
+    /// Starts and stops watches of workloads and namespaces.
+    pub(super) fn adjust(&mut self, needs: &Needs) {
+        self.workloads.retain(|key, _| needs.keys.contains(key));
+        for key in &needs.keys {
+            if self.workloads.contains_key(key) {
+                continue;
+            }
+            self.started += 1;
+            let watched = watch_workloads(
+                self.client.clone(),
+                key.clone(),
+                self.started,
+                self.sender.clone(),
+            );
+            let task = AbortOnDropHandle::new(tokio::spawn(watched));
+            tracing::debug!(kind = key.kind.resource(), scope = %key.scope, "watching workloads");
+            self.workloads.insert(key.clone(), (self.started, task));
+        }
+        if !needs.namespaces {
+            self.namespaces = None;
+        } else if self.namespaces.is_none() {
+            let task = watch_namespaces(self.client.clone(), self.sender.clone());
+            self.namespaces = Some(AbortOnDropHandle::new(tokio::spawn(task)));
+        }
+    }
+}
+
+/// Forwards the events of a kind of our own.
+fn forward<K>(
+    client: &Client,
+    resource: &'static str,
+    sender: &mpsc::Sender<Seen>,
+    wrap: impl Fn(Event<K>) -> Seen + Send + 'static,
+) -> AbortOnDropHandle<()>
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+    K::DynamicType: Clone + Default + Debug + Send + 'static,
+{
+    let api: Api<DeserializeGuard<K>> = Api::all(client.clone());
+    let sender = sender.clone();
+    let task = async move {
+        let mut events = std::pin::pin!(watch::objects(api, watch::config(), resource));
+        while let Some(event) = events.next().await {
+            if sender.send(wrap(event)).await.is_err() {
+                return;
+            }
+        }
+    };
+    AbortOnDropHandle::new(tokio::spawn(task))
+}
+
+async fn watch_workloads(client: Client, key: WatchKey, start: u64, sender: mpsc::Sender<Seen>) {
+    let versions = key.kind.versions();
+    let mut at = 0;
+    loop {
+        let resource = Watched::resource(key.kind, versions[at]);
+        let api: Api<Watched> = match &key.scope {
+            Scope::All => Api::all_with(client.clone(), &resource),
+            Scope::Namespace(name) => Api::namespaced_with(client.clone(), name, &resource),
+        };
+        let mut trouble = Trouble::default();
+        let mut events = std::pin::pin!(watcher(api, watch::config()).default_backoff());
+        while let Some(event) = events.next().await {
+            let outcome = match event {
+                Ok(event) => {
+                    trouble.end(&event);
+                    Ok(Box::new(event))
+                }
+                Err(error) if watch::status(&error) == Some(404) && at + 1 < versions.len() => {
+                    break;
+                }
+                Err(error) => match trouble.tell(&error, Resourced::Workload(&key)) {
+                    Some(refusal) => Err(refusal),
+                    None => continue,
+                },
+            };
+            if sender
+                .send(Seen::Workload(key.clone(), start, outcome))
+                .await
+                .is_err()
+            {
+                return;
+            }
+        }
+        // An older API server has the kind in an older version.
+        at = (at + 1) % versions.len();
+    }
+}
+
+async fn watch_namespaces(client: Client, sender: mpsc::Sender<Seen>) {
+    let api: Api<PartialObjectMeta<Namespace>> = Api::all(client);
+    let events = watcher(api, watch::config()).default_backoff();
+    let mut events = std::pin::pin!(events);
+    let mut trouble = Trouble::default();
+    while let Some(event) = events.next().await {
+        let outcome = match event {
+            Ok(event) => {
+                trouble.end(&event);
+                Ok(Box::new(event))
+            }
+            Err(error) => match trouble.tell(&error, Resourced::Namespaces) {
+                Some(refusal) => Err(refusal),
+                None => continue,
+            },
+        };
+        if sender.send(Seen::Namespace(outcome)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The resource of a watch.
+#[derive(Clone, Copy)]
+enum Resourced<'a> {
+    Workload(&'a WatchKey),
+    Namespaces,
+}
+
+/// The failures of a watch since its last event.
+#[derive(Default)]
+struct Trouble {
+    since: Option<Instant>,
+    said: Option<&'static str>,
+}
+
+impl Trouble {
+    /// Forgets the failures once the watch works.
+    fn end<K>(&mut self, event: &Event<K>) {
+        if works(event) {
+            *self = Self::default();
+        }
+    }
+
+    /// The refusal that an error means; `None` for one that may pass. The first is logged.
+    fn tell(&mut self, error: &watcher::Error, what: Resourced<'_>) -> Option<Refusal> {
+        let refusal = refusal(watch::status(error), what);
+        let since = *self.since.get_or_insert_with(Instant::now);
+        let refusal = match refusal {
+            Some(refusal) => refusal,
+            // While the API server is away, nothing can be said anyway.
+            None if since.elapsed() < PATIENCE => return None,
+            None => unavailable(what),
+        };
+        if self.said.replace(refusal.reason) != Some(refusal.reason) {
+            tracing::warn!("{}; retrying", refusal.message);
+        }
+        Some(refusal)
+    }
+}
+
+/// The refusal that an HTTP status means; `None` for one that may pass.
+fn refusal(status: Option<u16>, what: Resourced<'_>) -> Option<Refusal> {
+    let (resource, plural, group, scope) = match what {
+        Resourced::Workload(key) => (
+            key.kind.resource(),
+            key.kind.plural(),
+            key.kind.group(),
+            key.scope.to_string(),
+        ),
+        Resourced::Namespaces => ("namespaces", "namespaces", "", Scope::All.to_string()),
+    };
+    match status? {
+        401 | 403 => Some(Refusal {
+            reason: "Forbidden",
+            message: format!(
+                "{scope}: not allowed to watch {resource}: needs the RBAC verbs \"list\" and \"watch\" on \"{plural}\" in apiGroup \"{group}\""
+            ),
+        }),
+        404 => Some(Refusal {
+            reason: "NotServed",
+            message: format!("{scope}: the API server has no {resource}"),
+        }),
+        _ => None,
+    }
+}
+
+fn unavailable(what: Resourced<'_>) -> Refusal {
+    let (resource, scope) = match what {
+        Resourced::Workload(key) => (key.kind.resource(), key.scope.to_string()),
+        Resourced::Namespaces => ("namespaces", Scope::All.to_string()),
+    };
+    Refusal {
+        reason: "Unavailable",
+        message: format!("{scope}: failed to watch {resource}"),
+    }
+}
