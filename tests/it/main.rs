@@ -19,6 +19,7 @@ mod deploy;
 mod docker;
 mod documents;
 mod e2e;
+mod fill;
 mod find;
 mod generations;
 mod image;
