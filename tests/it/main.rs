@@ -22,6 +22,7 @@ mod docker;
 mod documents;
 mod e2e;
 mod fast;
+mod fill;
 mod find;
 mod generations;
 mod image;

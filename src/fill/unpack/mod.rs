@@ -11,6 +11,8 @@ mod attributes;
 mod decompress;
 mod dir;
 mod error;
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 mod header;
 mod implied;
 mod input;
@@ -37,6 +39,8 @@ use input::Input;
 
 pub use dir::Dir;
 pub use error::UnpackError;
+#[cfg(any(test, fuzzing))]
+pub use fuzz::fuzz_layer;
 pub use limits::{Budget, Limits};
 
 /// Position of a layer in its image. It decides how deletions are stored.
