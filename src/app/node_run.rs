@@ -441,7 +441,7 @@ impl Run {
         let runtime = SealingRuntime::new(runtime, self.settings.seal.policy, keep);
         let filling = FillingRuntime::new(runtime, self.settings.fill);
         if self.settings.fill == FillMode::Fast {
-            end.before(filling.require()).await??;
+            end.before(Box::pin(filling.require())).await??;
         }
         let runtime = filling.sealing();
         let found = end.before(Box::pin(candidates::find(source))).await??;

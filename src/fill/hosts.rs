@@ -15,7 +15,7 @@ use toml::{Table, Value};
 use crate::model::go_duration;
 use crate::model::reference::{DOCKER_HUB, served_at};
 use crate::model::text::excerpt;
-use crate::registry::endpoint::{Endpoint, Tls, private_header};
+use crate::registry::endpoint::{Endpoint, Identity, Tls, private_header};
 use crate::runtime::containerd::HostDir;
 
 /// Name of the file in a registry's directory.
@@ -374,7 +374,7 @@ fn texts(value: Value, field: &str) -> Result<Vec<String>, Unsupported> {
 }
 
 /// Certificate chain and key: one file with both, or a pair of files. containerd offers several to the server, this does not.
-fn client(value: Value, directory: &Path) -> Result<Option<(Vec<u8>, Vec<u8>)>, Unsupported> {
+fn client(value: Value, directory: &Path) -> Result<Option<Identity>, Unsupported> {
     let entry = match value {
         Value::Array(entries) => {
             let mut entries = entries.into_iter();

@@ -28,13 +28,16 @@ pub struct Endpoint {
     pub tls: Tls,
 }
 
+/// Certificate chain and key of a client; PEM.
+pub type Identity = (Vec<u8>, Vec<u8>);
+
 /// TLS settings of a server.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Tls {
     /// Certificates that are trusted beside the machine's own; PEM.
     pub roots: Vec<Vec<u8>>,
-    /// Certificate chain and key of the client; PEM.
-    pub client: Option<(Vec<u8>, Vec<u8>)>,
+    /// What the client authenticates itself with.
+    pub client: Option<Identity>,
     /// The server's certificate is not verified.
     pub skip_verify: bool,
 }

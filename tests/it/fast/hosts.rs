@@ -118,3 +118,27 @@ fn unreachable_mirror_is_not_passed_by() {
     };
     assert!(proxy.seen().iter().all(by_containerd));
 }
+
+#[test]
+fn tls_settings_of_mirrors_are_used() {
+    if !can_configure() {
+        return;
+    }
+    let containerd = Containerd::start();
+    let secure = bed::Registry::with_tls();
+    let url = format!("https://{}", secure.address());
+    for (name, setting, is_filled) in [
+        ("none", String::new(), false),
+        ("ca", format!("ca = \"{}\"\n", secure.ca().display()), true),
+        ("skip", "skip_verify = true\n".to_owned(), true),
+    ] {
+        let name = format!("{}:1", unique(name));
+        secure.push(&name);
+        put(&containerd, &format!("[host.\"{url}\"]\n{setting}"));
+        let image = format!("{REGISTRY}/{name}");
+        let output = fast(&containerd, &[&image]).env("RETRIES", "0").run();
+        assert_eq!(output.code == Some(0), is_filled, "{output}");
+        let by_runtime = output.stderr.contains("the runtime pulls (--fill)");
+        assert_eq!(by_runtime, !is_filled, "{output}");
+    }
+}
