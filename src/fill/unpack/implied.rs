@@ -1,6 +1,6 @@
 //! Directories that a layer uses without containing them: their metadata comes from the layers below.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Memory of one record, beside its path.
 const RECORD: usize = 96;
@@ -49,15 +49,16 @@ impl ImpliedDirectories {
     }
 
     /// The topmost directories beneath `path` that the layer does not name.
-    pub(super) fn topmost_unnamed(&self, path: &[u8]) -> Vec<Vec<u8>> {
-        let mut topmost: Vec<Vec<u8>> = Vec::new();
+    pub(super) fn topmost_unnamed(&self, path: &[u8]) -> BTreeSet<Vec<u8>> {
+        let mut topmost = BTreeSet::new();
         for path in self.beneath(path) {
-            let is_covered = topmost.last().is_some_and(|above| {
-                path.strip_prefix(above.as_slice())
-                    .is_some_and(|rest| rest.starts_with(b"/"))
-            });
+            let slashes = path.iter().enumerate().filter(|(_, b)| **b == b'/');
+            // Not only the last one: `a-b` is between `a` and `a/b`.
+            let is_covered = slashes
+                .into_iter()
+                .any(|(at, _)| topmost.contains(&path[..at]));
             if !is_covered && !self.records[&path].is_named {
-                topmost.push(path);
+                topmost.insert(path);
             }
         }
         topmost
@@ -108,7 +109,8 @@ mod tests {
             all.insert(path.as_bytes(), record);
         }
         let topmost = all.topmost_unnamed(b"a");
-        assert_eq!(topmost, [b"a/b".to_vec(), b"a/named/x".to_vec()]);
+        let expected = [b"a/b".to_vec(), b"a/named/x".to_vec()];
+        assert_eq!(topmost, BTreeSet::from(expected));
         assert_eq!(all.topmost_unnamed(b"").len(), 4);
         all.remove(b"a");
         let left: Vec<_> = all.iter().map(|(path, _)| path.to_vec()).collect();

@@ -274,7 +274,7 @@ fn compare(blobs: &[Blob]) -> Result<Outcome, String> {
     };
     let ours = Ours::new(blobs, &directories);
     let mut paths = Vec::new();
-    let mut left = None;
+    let mut is_left = false;
     for (n, (layer, theirs)) in ours.layers.iter().zip(&directories).enumerate() {
         match layer {
             Ok(()) => {
@@ -285,7 +285,7 @@ fn compare(blobs: &[Blob]) -> Result<Outcome, String> {
                 paths.push(ours.path(n));
             }
             Err(error) if error.needs_diff_service() => {
-                left = Some(error.to_string());
+                is_left = true;
                 paths.push(theirs.clone());
             }
             Err(error) => return Err(format!("layer {n}: {error}")),
@@ -295,9 +295,9 @@ fn compare(blobs: &[Blob]) -> Result<Outcome, String> {
     if !different.is_empty() {
         return Err(format!("merged: {}", different.join("\n")));
     }
-    if let Some(left) = left {
-        eprintln!("left to containerd: {left}");
-        return Ok(Outcome::LeftToDiff);
-    }
-    Ok(Outcome::Same)
+    Ok(if is_left {
+        Outcome::LeftToDiff
+    } else {
+        Outcome::Same
+    })
 }

@@ -159,6 +159,7 @@ fn consistent(entries: Vec<Entry>) -> Vec<Entry> {
 }
 
 #[test]
+#[allow(clippy::print_stderr, reason = "counts, for a run by hand")]
 fn random_images_match() {
     let (seed, images) = (
         setting("UNPACK_SEED", SEED),
