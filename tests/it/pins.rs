@@ -260,7 +260,7 @@ fn release_command_unpins() {
     let warning = "neither sealed nor pinned on this node";
     assert!(output.stderr.contains(warning), "{output}");
     assert_pinned(containerd, &[&api], "released one");
-    let output = harpoon.clone().run().expect(0);
+    let output = harpoon.run().expect(0);
     assert_eq!(
         output.json()["released"],
         serde_json::json!([api]),

@@ -235,6 +235,11 @@ fn finish(
     // An image that comes back after it was unused starts a rollout of its own, as nodes may have lost it.
     let known = known.filter(|known| !known.spec.prefetches.is_empty());
     let brake = if known.is_some() { brake } else { 0 };
+    if let Some(known) = known
+        && is_similar(known.spec.pods, spec.pods)
+    {
+        spec.pods = known.spec.pods;
+    }
     spec.rollout.start_time = match known {
         Some(known) if !known.spec.rollout.start_time.is_empty() => {
             known.spec.rollout.start_time.clone()
@@ -259,6 +264,13 @@ fn finish(
         brake,
         is_widened,
     }
+}
+
+/// Returns whether two numbers of pods are alike, so that the order of images stays: an autoscaler changes the number all day,
+/// and each write is sent to all nodes.
+fn is_similar(one: i64, other: i64) -> bool {
+    let (least, most) = (one.min(other), one.max(other));
+    least > 0 && most < least.saturating_mul(2)
 }
 
 /// Doubles the times of a rollout so many times; a negative number halves them.
