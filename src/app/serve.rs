@@ -146,7 +146,7 @@ impl Liveness {
     }
 }
 
-/// What the server reports. Cloning it is cheap.
+/// The content of the responses. Cloning it is cheap.
 #[derive(Debug, Clone)]
 pub(crate) struct Served {
     /// The metrics of `/metrics`.

@@ -71,7 +71,7 @@ fn of(runtime: &Runtime) -> Result<(&Seals, &Pins)> {
         return Ok((seals, pins));
     }
     bail!(
-        "{} has no seals and no pins: both require containerd",
+        "{} has no seals: sealing requires containerd",
         sanitize(&runtime.info().name)
     );
 }

@@ -89,6 +89,14 @@ impl fmt::Display for TransportError {
     }
 }
 
+/// The message of a failed request for people. It contains no credential, but may be of any length.
+pub(crate) fn message(error: kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message,
+        error => TransportError(error).to_string(),
+    }
+}
+
 /// A failed login. A plugin's output is left out: it may be the token.
 fn login(error: &kube::client::AuthError) -> String {
     use kube::client::AuthError as E;

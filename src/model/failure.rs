@@ -60,6 +60,22 @@ impl FailureKind {
         }
     }
 
+    /// The name as the reason of a Kubernetes condition, in CamelCase.
+    pub fn condition_reason(self) -> &'static str {
+        match self {
+            Self::InvalidReference => "InvalidReference",
+            Self::Unauthorized => "Unauthorized",
+            Self::NotFound => "NotFound",
+            Self::RateLimited => "RateLimited",
+            Self::Timeout => "Timeout",
+            Self::Unavailable => "Unavailable",
+            Self::NoSpace => "NoSpace",
+            Self::SignatureRejected => "SignatureRejected",
+            Self::PlatformMismatch => "PlatformMismatch",
+            Self::Other => "Other",
+        }
+    }
+
     /// Returns whether another attempt can succeed without any change by a user.
     pub fn is_retryable(self) -> bool {
         matches!(

@@ -49,6 +49,11 @@ pub(crate) fn clip_bytes(text: &str, max: usize) -> String {
     format!("{}…", &text[..end])
 }
 
+/// At most `most` characters of a text after sanitizing. For external text of any length: no more of it is read than is shown.
+pub(crate) fn clip_sanitized(text: &str, most: usize) -> String {
+    clip(&sanitize(&clip(text, most)), most)
+}
+
 /// The beginning of a text, sanitized. For external text of any length.
 pub fn excerpt(text: &str) -> String {
     sanitize(&clip(text, EXCERPT_MAX))

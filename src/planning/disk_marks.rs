@@ -10,7 +10,7 @@ use crate::model::image_size::ImageFs;
 
 /// Points below the high mark at which harpoon resumes.
 pub const RESUME_BELOW: u8 = 5;
-/// How often the space that a lost image needs is doubled.
+/// Maximum number of times that the space for a lost image is doubled.
 const DOUBLINGS_MAX: u32 = 6;
 
 /// An image of the plan, present or not.
@@ -28,7 +28,7 @@ pub struct PlannedImage<'a> {
     pub importance: u64,
 }
 
-/// What to do now.
+/// The actions to take now.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Decision {
     /// True above the high mark, and from then on until the usage is below the resume mark: nothing is pulled or protected.
@@ -46,7 +46,7 @@ pub struct DiskMarks {
     given_up: BTreeSet<String>,
     /// The present images of the plan at the last decision.
     present: BTreeSet<String>,
-    /// How often an image was lost while harpoon yielded; images of the plan only.
+    /// Number of times that an image was lost while harpoon yielded; images of the plan only.
     lost: BTreeMap<String, u32>,
 }
 

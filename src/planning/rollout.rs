@@ -10,7 +10,7 @@ use crate::registry::digest::sha256;
 /// The start of a pull is never later than this after the image was planned, whatever an object says.
 const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// How a new image spreads over the nodes.
+/// The spread of a new image over the nodes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Rollout {
     /// All nodes start at once.

@@ -224,7 +224,7 @@ impl<S: ImageService, O: Fn(Event<'_>) + Sync> Pulling<'_, S, O> {
             }
             failures += 1;
             self.hold(item, &mut report, failures).await;
-            let wait = pause(limits(&report), failures);
+            let wait = backoff::pause(limits(&report), failures);
             self.run.finished(item.number, &report);
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
@@ -243,7 +243,7 @@ impl<S: ImageService, O: Fn(Event<'_>) + Sync> Pulling<'_, S, O> {
             Some(Reason::Failure(FailureKind::NoSpace)) => {
                 // Smaller images are tried after the pause, before this one: its own is longer.
                 let times = self.full.fetch_add(1, Ordering::Relaxed) + 1;
-                self.run.queue.hold_all(pause(NO_SPACE, times));
+                self.run.queue.hold_all(backoff::pause(NO_SPACE, times));
                 let needed = self.run.needed(&item.image).await;
                 report.message.get_or_insert_default().push_str(&needed);
             }
@@ -258,12 +258,6 @@ fn limits(report: &ImageReport) -> (Duration, Duration) {
         Some(Reason::Failure(kind)) if kind.is_retryable() => PASSING,
         _ => LASTING,
     }
-}
-
-/// The pause after a failure, of which the first is 1: exponential, less up to half of it as jitter.
-fn pause((first, longest): (Duration, Duration), failures: u32) -> Duration {
-    let doubled = first.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1)));
-    doubled.min(longest).mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 
 #[cfg(test)]

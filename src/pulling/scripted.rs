@@ -30,7 +30,7 @@ pub(super) enum Answer {
 
 pub(super) struct Scripted {
     pub(super) info: RuntimeInfo,
-    /// When the runtime does not answer.
+    /// If the runtime does not answer.
     pub(super) away: Option<std::ops::Range<Instant>>,
     pub(super) script: Script,
     pub(super) attempts: Mutex<HashMap<String, Vec<Instant>>>,

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::backoff;
+
 /// The pauses between requests: each twice the one before, less up to half of it as jitter.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Polling {
@@ -35,7 +37,7 @@ impl Polling {
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Err(error);
             }
-            let jittered = pause.mul_f64(0.5 + fastrand::f64() / 2.0);
+            let jittered = backoff::shortened(pause, 0.5);
             on_pause(&error, jittered);
             tokio::time::sleep(jittered).await;
             pause = (pause * 2).min(self.longest);

@@ -16,7 +16,7 @@ mod outages;
 mod secrets;
 
 const API: &str = "/apis/harpoon.dev/v1alpha1";
-/// How long anything may take that takes a second or two on an idle machine.
+/// The time limit for anything that takes a second or two on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The API server of tests that do not break it. All agents there see the images of all tests, so that each test has Nodes and
@@ -261,16 +261,21 @@ fn removed_image_is_pulled_again() {
     assert!(!containerd().has(&once));
 }
 
+/// Plans an image whose pull waits for its blobs without end; returns its registry and its PlannedImage.
+fn waiting_pull(machine: &Machine<'_>, agent: &Running) -> (Proxy, String) {
+    let proxy = Proxy::holding_blobs(bed::registry().url(), &Gate::new());
+    let name = unique("agent");
+    bed::registry().push(&format!("{name}:1"));
+    let object = machine.plan(&proxy.reference(&format!("{name}:1")), &json!({}));
+    machine.wait_for(agent, "the pull waits for its blobs", || proxy.now() > 0);
+    (proxy, object)
+}
+
 #[test]
 fn image_that_leaves_is_cancelled() {
     let machine = Machine::new(cluster(), containerd());
     let agent = machine.start();
-    let gate = Gate::new();
-    let proxy = Proxy::holding_blobs(bed::registry().url(), &gate);
-    let name = unique("agent");
-    bed::registry().push(&format!("{name}:1"));
-    let object = machine.plan(&proxy.reference(&format!("{name}:1")), &json!({}));
-    machine.wait_for(&agent, "the pull waits for its blobs", || proxy.now() > 0);
+    let (proxy, object) = waiting_pull(&machine, &agent);
     unplan(cluster(), &object);
     machine.wait_for(&agent, "the pull ends", || proxy.now() == 0);
     machine.wait_ready(&agent);
@@ -282,12 +287,7 @@ fn signal_ends_agent_at_once() {
     for signal in [Signal::TERM, Signal::INT] {
         let machine = Machine::new(cluster(), containerd());
         let agent = machine.start();
-        let gate = Gate::new();
-        let proxy = Proxy::holding_blobs(bed::registry().url(), &gate);
-        let name = unique("agent");
-        bed::registry().push(&format!("{name}:1"));
-        let object = machine.plan(&proxy.reference(&format!("{name}:1")), &json!({}));
-        machine.wait_for(&agent, "the pull waits for its blobs", || proxy.now() > 0);
+        let (proxy, object) = waiting_pull(&machine, &agent);
         let began = Instant::now();
         agent.signal(signal);
         agent.wait().expect(0);

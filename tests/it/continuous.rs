@@ -1,6 +1,6 @@
 //! Continuous mode as a whole: a controller, agents with containerds of their own, a registry and an API server, all real.
 //!
-//! What one of the two does by itself is tested in `agent` and `controller`.
+//! The modules `agent` and `controller` test each of the two by itself.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, OnceLock};
@@ -16,7 +16,7 @@ mod nodes;
 mod workloads;
 
 const API: &str = "/apis/harpoon.dev/v1alpha1";
-/// How long anything may take that takes a second or two on an idle machine.
+/// The time limit for anything that takes a second or two on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The time limit of the programs: longer than any test.
 const LONG: Duration = Duration::from_secs(900);

@@ -89,7 +89,7 @@ fn evict(containerd: &'static Containerd, image: &str) {
     });
 }
 
-/// Whether the CRI reports the image under this name as pinned.
+/// Returns whether the CRI reports the image under this name as pinned.
 fn cri_pins(containerd: &'static Containerd, image: &str) -> bool {
     let image = image.to_owned();
     block_on(async move {

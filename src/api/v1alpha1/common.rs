@@ -66,7 +66,7 @@ pub struct SelectorExpression {
     pub values: Vec<String>,
 }
 
-/// What protects a prefetched image from garbage collection.
+/// The protection of a prefetched image from garbage collection.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[schemars(inline)]
 pub enum RetentionPolicy {
@@ -79,12 +79,12 @@ pub enum RetentionPolicy {
     Pin,
 }
 
-/// How long prefetched images stay on the nodes.
+/// The retention of prefetched images on the nodes.
 #[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[schemars(inline)]
 pub struct Retention {
-    /// What protects an image from garbage collection: None, Keep or Pin.
+    /// The protection of an image from garbage collection: None, Keep or Pin.
     #[serde(default)]
     pub policy: RetentionPolicy,
     /// Time for which an image is kept after the last workload or list entry that uses it is gone, such as 24h.
@@ -107,7 +107,7 @@ fn keep_after_unused() -> String {
     KEEP_AFTER_UNUSED.to_owned()
 }
 
-/// Whether images are sealed: kept on the nodes without a name, so that a pod needs its own credential to use them.
+/// The sealing of images. A sealed image has no name on the nodes, so that a pod needs its own credential to use it.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[schemars(inline)]
 pub enum Seal {

@@ -54,7 +54,7 @@ use super::common::{Retention, Seal, WorkloadKindName};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ImagePrefetchSpec {
-    /// Where the images come from: exactly one of images and workloads.
+    /// The source of the images: exactly one of images and workloads.
     pub source: Source,
     /// Prefixes of image names. If set, images without any of these prefixes are skipped.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -71,13 +71,13 @@ pub struct ImagePrefetchSpec {
     /// Nodes to fill. If absent, images go to the nodes on which the workloads' pods can run, and those of a list to every node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_selector: Option<LabelSelector>,
-    /// How a new image spreads over the nodes. New nodes never wait.
+    /// The spread of a new image over the nodes. New nodes never wait.
     #[serde(default)]
     pub rollout: Rollout,
-    /// How long images stay on the nodes.
+    /// The retention of images on the nodes.
     #[serde(default)]
     pub retention: Retention,
-    /// Whether images are sealed: Auto, Never or Always.
+    /// The sealing of images: Auto, Never or Always.
     #[serde(default)]
     pub seal: Seal,
     /// Pull secrets for these images. The agents read only Secrets that are named here, and need a Role that allows it.
@@ -152,7 +152,7 @@ fn default_kinds() -> Vec<WorkloadKindName> {
     vec![WorkloadKindName::Deployment]
 }
 
-/// How a new image spreads over the nodes.
+/// The spread of a new image over the nodes.
 #[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[schemars(inline)]
@@ -212,7 +212,7 @@ fn gate_timeout() -> String {
     "10m".to_owned()
 }
 
-/// What the controller has observed.
+/// The observations of the controller.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase", default)]
 #[schemars(inline)]

@@ -39,7 +39,7 @@ use super::common::Condition;
 )]
 pub struct NodePrefetchFields {}
 
-/// What the agent has observed.
+/// The observations of the agent.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 #[schemars(inline)]

@@ -51,13 +51,13 @@ pub struct PlannedImageSpec {
     /// Requirements on nodes; a node that fulfils any of them needs the image. Without any, all nodes need it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub placements: Vec<Placement>,
-    /// When nodes start to pull it.
+    /// The start of its pulls on the nodes.
     #[serde(default)]
     pub rollout: PlannedRollout,
-    /// How long it stays on the nodes.
+    /// Its retention on the nodes.
     #[serde(default)]
     pub retention: Retention,
-    /// Whether it is sealed.
+    /// Its sealing.
     #[serde(default)]
     pub seal: Seal,
     /// Pull secrets for it.
@@ -143,7 +143,7 @@ pub struct Toleration {
     pub effect: String,
 }
 
-/// When nodes start to pull an image.
+/// The start of an image's pulls on the nodes.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase", default)]
 #[schemars(inline)]

@@ -10,6 +10,7 @@ use super::{Agent, fill};
 use crate::app::node_run;
 use crate::model::failure::FailureKind;
 use crate::model::text::sanitize;
+use crate::retry::backoff;
 use crate::retry::polling::Polling;
 use crate::runtime::detect::{FindError, Runtime};
 use crate::runtime::image_service::{ImageService, RuntimeError};
@@ -49,7 +50,7 @@ pub(super) async fn keep(agent: &Agent) -> Infallible {
     }
 }
 
-/// Why the runtime counts as lost.
+/// The reason why the runtime counts as lost.
 #[derive(Debug)]
 pub(super) struct Lost(pub(super) String);
 
@@ -85,7 +86,7 @@ async fn find(agent: &Agent) -> Runtime {
 /// Waits until the runtime does not respond, or another one does.
 pub(super) async fn until_lost(runtime: &Runtime) -> Lost {
     loop {
-        sleep(PING.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+        sleep(backoff::shortened(PING, 0.5)).await;
         if check(runtime).await.is_err() {
             sleep(PING_AGAIN).await;
             if let Err(lost) = check(runtime).await {

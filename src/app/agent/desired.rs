@@ -1,4 +1,4 @@
-//! Which images the node needs, in the order of their pulls, and when their pulls may start. Pure.
+//! The images that the node needs, in the order of their pulls, each with the time from which it may be pulled. Pure.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use crate::planning::node_match::{Node, mismatch};
 #[derive(Debug, Clone)]
 pub(super) struct Desired {
     pub(super) planned: Arc<Planned>,
-    /// When its pull may start; `None` for at once.
+    /// The time from which its pull may start; `None` for at once.
     pub(super) start: Option<SystemTime>,
 }
 
@@ -21,7 +21,7 @@ pub(super) struct Desired {
 #[derive(Debug)]
 pub(super) struct Here<'a> {
     pub(super) node: &'a Node,
-    /// When it joined the cluster.
+    /// The time when it joined the cluster.
     pub(super) created: Option<SystemTime>,
     /// True until the node's first fill is complete: it waits for no slot.
     pub(super) is_first_fill: bool,

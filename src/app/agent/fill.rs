@@ -24,6 +24,7 @@ use crate::planning::plan::Moved;
 use crate::planning::registry_probe::RegistryProbe;
 use crate::pulling::continuous::{Feed, keep_pulling};
 use crate::pulling::executor::{Event, Options};
+use crate::retry::backoff::shortened;
 use crate::runtime::detect::Runtime;
 use crate::runtime::image_service::ImageService;
 use crate::runtime::sealing::SealingRuntime;
@@ -36,6 +37,8 @@ const SEAL_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 const HOUR: Duration = Duration::from_secs(3600);
 /// The time between the start and the first renewal.
 const FIRST_RENEWAL: Duration = Duration::from_secs(60);
+/// The part of a time that is less as jitter.
+const JITTER: f64 = 0.2;
 /// The time between two reads of the disk usage, without pulls and with pulls.
 const USAGE: Duration = Duration::from_secs(600);
 const USAGE_BUSY: Duration = Duration::from_secs(30);
@@ -97,7 +100,7 @@ async fn budget(agent: &Agent, runtime: &SealingRuntime) -> Option<DiskBudget> {
             Ok(bytes) => break bytes,
             Err(error) => warn!("pulling nothing: {}", sanitize(&format!("{error:#}"))),
         }
-        sleep(jittered(agent.settings.resync)).await;
+        sleep(shortened(agent.settings.resync, JITTER)).await;
     };
     let usage = runtime.usage().await.unwrap_or_else(|error| {
         warn!(
@@ -138,7 +141,7 @@ struct Planner<'a> {
     runtime: &'a SealingRuntime,
     feed: &'a Feed,
     secrets: Secrets,
-    /// How often the files with credentials had changed.
+    /// Number of changes of the files with credentials, at the last plan.
     files: u64,
     /// The time of the next comparison with the runtime.
     resync: Instant,
@@ -148,7 +151,7 @@ impl Planner<'_> {
     async fn plan(&mut self) {
         let is_due = Instant::now() >= self.resync;
         if is_due {
-            self.resync = Instant::now() + jittered(self.agent.settings.resync);
+            self.resync = Instant::now() + shortened(self.agent.settings.resync, JITTER);
         }
         let (mut retried, references, policies, wanted) = {
             let mut state = self.agent.state();
@@ -208,7 +211,7 @@ async fn look_up(agent: &Agent, runtime: &SealingRuntime, references: &[Referenc
 /// Looks for tags that have moved.
 async fn refresh(agent: &Agent, probe: &RegistryProbe<'_>) -> Infallible {
     loop {
-        sleep(jittered(HOUR)).await;
+        sleep(shortened(HOUR, JITTER)).await;
         let movable = agent.state().movable();
         let moved = probe
             .moved(movable.iter().map(|(image, stored)| (image, stored)))
@@ -237,7 +240,7 @@ async fn renew(agent: &Agent, runtime: &SealingRuntime) -> Infallible {
     loop {
         let sealed = agent.state().sealed();
         runtime.renew(&sealed.iter().collect::<Vec<_>>()).await;
-        sleep(jittered(HOUR)).await;
+        sleep(shortened(HOUR, JITTER)).await;
     }
 }
 
@@ -261,14 +264,9 @@ async fn measure(agent: &Agent, runtime: &SealingRuntime) -> Infallible {
         sleep(USAGE_BUSY).await;
         tokio::select! {
             () = agent.pulled.notified() => {}
-            () = sleep(jittered(USAGE)) => {}
+            () = sleep(shortened(USAGE, JITTER)) => {}
         }
     }
-}
-
-/// A time less up to a fifth of it.
-fn jittered(time: Duration) -> Duration {
-    time.mul_f64(1.0 - fastrand::f64() / 5.0)
 }
 
 impl Agent {

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 /// The state of the first fill.
 #[derive(Debug, Default)]
 pub(super) struct FirstFill {
-    /// When this agent started.
+    /// The start of this agent.
     began: Option<Instant>,
     /// An earlier agent of the node was asked about.
     is_known: bool,
@@ -25,7 +25,7 @@ impl FirstFill {
         }
     }
 
-    /// What an earlier agent of this node has reported: the duration of its first fill, if that was complete.
+    /// Takes over the report of an earlier agent of this node: the duration of its first fill, if that was complete.
     pub(super) fn earlier(&mut self, seconds: Option<f64>) {
         self.is_known = true;
         // What another process wrote is not trusted to be a number.

@@ -63,13 +63,13 @@ pub(crate) struct Settings {
     pub(crate) fill: FillMode,
     /// The maximum size of the runtime's image store.
     pub(crate) disk_budget: Option<DiskLimit>,
-    /// Where metrics and health are served.
+    /// The address of metrics and health.
     pub(crate) metrics_address: SocketAddr,
     /// The time between two comparisons with the runtime.
     pub(crate) resync: Duration,
 }
 
-/// What the parts of the agent share.
+/// The state that the parts of the agent share.
 struct Agent {
     settings: Settings,
     cluster: Cluster,

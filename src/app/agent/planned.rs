@@ -33,7 +33,7 @@ pub(super) struct Planned {
     /// Requirements on nodes, of which any is enough; without any, all nodes need it.
     pub(super) placements: Vec<Requirements>,
     pub(super) rollout: Rollout,
-    /// When it was planned; `None` if that is unknown.
+    /// The time when it was planned; `None` if that is unknown.
     pub(super) planned: Option<SystemTime>,
     /// Number of nodes of the cluster, if known.
     pub(super) nodes: u32,

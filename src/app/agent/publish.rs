@@ -16,6 +16,7 @@ use crate::api::v1alpha1::{NodePrefetch, NodePrefetchStatus};
 use crate::app::metrics::ImageState;
 use crate::kube_api::error::TransportError;
 use crate::model::text::one_line;
+use crate::retry::backoff;
 
 /// The owner of the fields that the agent writes.
 const MANAGER: &str = "harpoon-agent";
@@ -66,7 +67,7 @@ struct Writer<'a> {
     api: Api<NodePrefetch>,
     /// The Node that owns the object which was written.
     owner: Option<String>,
-    /// What was written last.
+    /// The status that was written last.
     written: Option<NodePrefetchStatus>,
     /// No write before this.
     earliest: Instant,
@@ -144,7 +145,7 @@ impl<'a> Writer<'a> {
                 if is_written {
                     self.written = Some(status);
                     self.earliest = now + SHORTEST.mul_f64(1.0 + fastrand::f64() / 2.0);
-                    self.heartbeat = now + HEARTBEAT.mul_f64(0.8 + fastrand::f64() * 0.4);
+                    self.heartbeat = now + backoff::around(HEARTBEAT, 0.2);
                 }
                 return;
             }
@@ -162,11 +163,7 @@ impl<'a> Writer<'a> {
             Err(_) => format!("no response within {}", humantime::format_duration(LIMIT)),
         };
         self.failures += 1;
-        let (first, longest) = RETRY;
-        let pause = first
-            .saturating_mul(2_u32.saturating_pow(self.failures - 1))
-            .min(longest);
-        self.earliest = now + pause.mul_f64(0.5 + fastrand::f64() / 2.0);
+        self.earliest = now + backoff::pause(RETRY, self.failures);
         let problem = one_line(&problem, QUOTED_MAX);
         if self.failures.is_power_of_two() {
             warn!(

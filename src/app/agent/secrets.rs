@@ -15,6 +15,7 @@ use crate::discovery::workloads::{NamedSecret, SecretError, SecretWarning, named
 use crate::kube_api::connect::Cluster;
 use crate::model::digest::Digest;
 use crate::model::text::sanitize;
+use crate::retry::backoff;
 
 /// The time between two reads of all secrets, less up to a fifth of it as jitter.
 const PERIOD: Duration = Duration::from_secs(300);
@@ -29,9 +30,9 @@ const AT_ONCE: usize = 4;
 #[derive(Debug)]
 pub(super) struct Secrets {
     known: HashMap<PullSecret, Known>,
-    /// When all were read.
+    /// The time of the last read of all.
     read: Instant,
-    /// When all are read again.
+    /// The time of the next read of all.
     next: Instant,
 }
 
@@ -55,7 +56,7 @@ impl Secrets {
         }
     }
 
-    /// When all secrets are read again, if there are any.
+    /// The time of the next read of all secrets, if there are any.
     pub(super) fn next(&self) -> Option<Instant> {
         (!self.known.is_empty()).then_some(self.next)
     }
@@ -88,7 +89,7 @@ impl Secrets {
             .await;
         if is_due {
             self.read = Instant::now();
-            self.next = self.read + PERIOD.mul_f64(1.0 - fastrand::f64() / 5.0);
+            self.next = self.read + backoff::shortened(PERIOD, 0.2);
         }
         let mut changed = Vec::new();
         for (answer, secret) in answers {

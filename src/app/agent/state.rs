@@ -1,4 +1,4 @@
-//! What the agent knows: the planned images, its node, and what became of each image that the node needs. No I/O.
+//! The knowledge of the agent: the planned images, its node, and the state of each image that the node needs. No I/O.
 //!
 //! Nothing is kept of an image that the node no longer needs.
 
@@ -22,6 +22,7 @@ use crate::model::seal::SealPolicy;
 use crate::model::stored_image::StoredImage;
 use crate::planning::node_match::Node;
 use crate::planning::plan::{Facts, Moved, Plan, Policy, select};
+use crate::retry::backoff;
 use crate::runtime::image_service::{RuntimeInfo, Status};
 
 /// The first and the longest pause before an image is pulled again that was removed repeatedly.
@@ -40,7 +41,7 @@ pub(super) struct LocalNode {
     pub(super) is_deleted: bool,
 }
 
-/// Why an image is not there.
+/// The reason why an image is not there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Failure {
     pub(super) reason: Reason,
@@ -51,7 +52,7 @@ pub(super) struct Failure {
 #[derive(Debug)]
 pub(super) struct Image {
     pub(super) planned: Arc<Planned>,
-    /// When its pull may start; `None` for at once.
+    /// The time from which its pull may start; `None` for at once.
     start: Option<SystemTime>,
     /// It is being pulled, or pauses between attempts: a slot that moves does not stop it.
     is_started: bool,
@@ -65,11 +66,11 @@ pub(super) struct Image {
     has_failed: bool,
     /// The time before which it is not pulled again, after it was removed repeatedly.
     resting: Option<Instant>,
-    /// How often it was removed.
+    /// Number of times that it was removed.
     gone: u32,
 }
 
-/// Whether the runtime has an image.
+/// The presence of an image in the runtime.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Presence {
     /// The runtime was not asked yet.
@@ -82,7 +83,7 @@ pub(super) enum Presence {
     Absent,
 }
 
-/// What the agent knows.
+/// The knowledge of the agent.
 #[derive(Debug, Default)]
 pub(super) struct State {
     /// All planned images, by the name of their object.
@@ -518,7 +519,7 @@ impl Image {
                     self.gone = 0;
                 }
                 self.gone += 1;
-                self.resting = (self.gone > 1).then(|| asked + pause(self.gone - 1));
+                self.resting = (self.gone > 1).then(|| asked + backoff::pause(GONE, self.gone - 1));
                 self.presence = Presence::Removed;
                 self.moved = None;
             }
@@ -545,13 +546,6 @@ impl Image {
         self.failure = Some(Failure { reason, message });
         self.has_failed = true;
     }
-}
-
-/// The pause before an image is pulled again that was removed so many times: exponential, less up to half of it as jitter.
-fn pause(times: u32) -> Duration {
-    let (first, longest) = GONE;
-    let doubled = first.saturating_mul(2_u32.saturating_pow(times.saturating_sub(1)));
-    doubled.min(longest).mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 
 #[cfg(test)]

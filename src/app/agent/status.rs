@@ -7,9 +7,9 @@ use super::state::{Failure, Image, State};
 use crate::api::v1alpha1::{
     Condition, ImageStore, NodeFailure, NodePrefetchEntry, NodePrefetchStatus,
 };
-use crate::model::failure::FailureKind;
+use crate::app::continuous::status::{condition, number};
 use crate::model::outcome::Reason;
-use crate::model::text::{clip, sanitize};
+use crate::model::text::clip_sanitized;
 
 /// The most failures in a status.
 const MAX_FAILURES: usize = 10;
@@ -76,14 +76,11 @@ pub(super) fn status(
         failures: failures(state),
         first_fill_seconds: first_fill.map(|fill| (fill.as_secs_f64() * 1000.0).round() / 1000.0),
         runtime: runtime.map_or_else(String::new, |info| {
-            clip(
-                &sanitize(&format!("{} {}", info.name, info.version)),
-                MAX_IMAGE,
-            )
+            clip_sanitized(&format!("{} {}", info.name, info.version), MAX_IMAGE)
         }),
         image_store: state.usage.map(|used| ImageStore {
-            harpoon_bytes: Some(bytes(state.bytes())),
-            used_bytes: Some(bytes(used)),
+            harpoon_bytes: Some(number(state.bytes())),
+            used_bytes: Some(number(used)),
             capacity_bytes: None,
         }),
         heartbeat_time: time(now),
@@ -137,9 +134,9 @@ fn failures(state: &State) -> Vec<NodeFailure> {
 
 fn shown(image: &Image, failure: &Failure) -> NodeFailure {
     NodeFailure {
-        image: clip(&sanitize(&image.planned.image), MAX_IMAGE),
+        image: clip_sanitized(&image.planned.image, MAX_IMAGE),
         reason: failure.reason.as_str().to_owned(),
-        message: clip(&sanitize(&failure.message), MAX_MESSAGE),
+        message: clip_sanitized(&failure.message, MAX_MESSAGE),
     }
 }
 
@@ -168,34 +165,15 @@ fn ready(
         _ => (true, "Complete", "all images are present".to_owned()),
     };
     let status = if is_ready { "True" } else { "False" };
-    let conditions = before.into_iter().flat_map(|status| &status.conditions);
-    let same = conditions.filter(|known| known.kind == READY && known.status == status);
-    let since = same.map(|known| known.last_transition_time.clone()).next();
-    Condition {
-        kind: READY.to_owned(),
-        status: status.to_owned(),
-        reason: reason.to_owned(),
-        message,
-        last_transition_time: since.unwrap_or_else(|| time(now)),
-        observed_generation: None,
-    }
+    let before = before.map_or(&[][..], |status| &status.conditions);
+    let why = (reason.to_owned(), message);
+    condition(before, (READY, status), why, &time(now))
 }
 
 /// A reason as conditions spell it.
 fn camel_case(reason: Reason) -> &'static str {
     match reason {
-        Reason::Failure(kind) => match kind {
-            FailureKind::InvalidReference => "InvalidReference",
-            FailureKind::Unauthorized => "Unauthorized",
-            FailureKind::NotFound => "NotFound",
-            FailureKind::RateLimited => "RateLimited",
-            FailureKind::Timeout => "Timeout",
-            FailureKind::Unavailable => "Unavailable",
-            FailureKind::NoSpace => "NoSpace",
-            FailureKind::SignatureRejected => "SignatureRejected",
-            FailureKind::PlatformMismatch => "PlatformMismatch",
-            FailureKind::Other => "Other",
-        },
+        Reason::Failure(kind) => kind.condition_reason(),
         Reason::DiskBudget => "DiskBudget",
         Reason::Ignored | Reason::NotOnly | Reason::NodeMismatch | Reason::Limit => "Skipped",
     }
@@ -206,20 +184,13 @@ pub(super) fn time(at: SystemTime) -> String {
     humantime::format_rfc3339_seconds(at).to_string()
 }
 
-fn number(count: usize) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
-}
-
-fn bytes(bytes: u64) -> i64 {
-    i64::try_from(bytes).unwrap_or(i64::MAX)
-}
-
 fn size(status: &NodePrefetchStatus) -> usize {
     serde_json::to_vec(status).map_or(0, |json| json.len())
 }
 
 #[cfg(test)]
 mod tests {
+    use crate::model::failure::FailureKind;
     use serde_json::json;
     use tokio::time::Instant;
 

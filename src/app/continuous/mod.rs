@@ -2,4 +2,5 @@
 
 pub(crate) mod names;
 pub(crate) mod placement;
+pub(crate) mod status;
 pub(crate) mod watch;

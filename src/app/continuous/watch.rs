@@ -13,7 +13,7 @@ use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 use tracing::{debug, warn};
 
-use crate::kube_api::error::TransportError;
+use crate::kube_api::error::message;
 use crate::model::text::{one_line, sanitize};
 
 /// The lifetime of one watch request. A longer one costs the API server fewer lists; the bookmarks of every minute keep the
@@ -142,10 +142,7 @@ fn cause(error: watcher::Error) -> String {
     use watcher::Error as E;
     match error {
         E::InitialListFailed(inner) | E::WatchStartFailed(inner) | E::WatchFailed(inner) => {
-            match inner {
-                kube::Error::Api(status) => status.message,
-                inner => TransportError(inner).to_string(),
-            }
+            message(inner)
         }
         E::WatchError(status) => status.message,
         E::NoResourceVersion => error.to_string(),

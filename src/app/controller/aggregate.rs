@@ -8,8 +8,9 @@ use crate::api::v1alpha1::{
     Condition, ImageFailure, ImagePrefetchStatus, NodeCounts, NodePrefetchEntry,
 };
 use crate::app::continuous::names;
+use crate::app::continuous::status::{condition, number};
 use crate::model::failure::FailureKind;
-use crate::model::text::{clip, clip_bytes, sanitize};
+use crate::model::text::{clip_bytes, clip_sanitized, sanitize};
 
 /// Time without a report after which a node is unknown.
 pub(super) const STALE: Duration = Duration::from_secs(300);
@@ -20,7 +21,7 @@ const MESSAGE_MAX: usize = 1024;
 /// Characters of an image's name that a status shows.
 const IMAGE_MAX: usize = 512;
 
-/// What is known of an ImagePrefetch beside its nodes.
+/// The state of an ImagePrefetch beside its nodes.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Standing {
     /// Its images are known; the number of them, and the malformed ones for people.
@@ -40,6 +41,10 @@ pub(super) enum Standing {
 pub(super) struct Index<'a> {
     by_prefetch: BTreeMap<&'a str, BTreeSet<&'a str>>,
     by_image: BTreeMap<&'a str, &'a [String]>,
+    /// The revision of each ImagePrefetch.
+    revisions: BTreeMap<&'a str, String>,
+    /// The revision of one without images.
+    empty: String,
 }
 
 impl<'a> Index<'a> {
@@ -52,6 +57,11 @@ impl<'a> Index<'a> {
                 index.by_prefetch.entry(prefetch).or_default().insert(name);
             }
         }
+        let sets = index.by_prefetch.iter();
+        let revisions =
+            sets.map(|(prefetch, set)| (*prefetch, names::revision(set.iter().copied())));
+        index.revisions = revisions.collect();
+        index.empty = names::revision([]);
         index
     }
 
@@ -63,12 +73,13 @@ impl<'a> Index<'a> {
             .count()
     }
 
-    fn names(&self, prefetch: &str) -> impl Iterator<Item = &'a str> + use<'a, '_> {
-        self.by_prefetch
-            .get(prefetch)
-            .into_iter()
-            .flatten()
-            .copied()
+    /// Number of PlannedImages of an ImagePrefetch.
+    fn count(&self, prefetch: &str) -> usize {
+        self.by_prefetch.get(prefetch).map_or(0, BTreeSet::len)
+    }
+
+    fn revision(&self, prefetch: &str) -> &str {
+        self.revisions.get(prefetch).unwrap_or(&self.empty)
     }
 
     /// Returns whether an ImagePrefetch has an image.
@@ -120,35 +131,28 @@ pub(super) fn status(
     let sums = sums(subject.name, index, nodes, now);
     let images = match subject.standing {
         Standing::Resolved { images, .. } => *images,
-        _ => index.names(subject.name).count(),
+        _ => index.count(subject.name),
     };
     let verdict = Verdict::of(subject, images, &sums);
     let conditions = verdict.conditions().map(|(kind, status, reason, message)| {
-        let known = before.conditions.iter().find(|known| known.kind == kind);
-        let same = known.filter(|known| known.status == status);
-        let since = same.map(|known| known.last_transition_time.clone());
+        let message = clip_bytes(&sanitize(&message), MESSAGE_MAX);
         Condition {
-            kind: kind.to_owned(),
-            status: status.to_owned(),
-            reason,
-            message: clip_bytes(&sanitize(&message), MESSAGE_MAX),
-            last_transition_time: since
-                .filter(|since| !since.is_empty())
-                .unwrap_or(now_text.to_owned()),
             observed_generation: subject.generation,
+            ..condition(
+                &before.conditions,
+                (kind, status),
+                (reason, message),
+                now_text,
+            )
         }
     });
     ImagePrefetchStatus {
         observed_generation: subject.generation,
-        images: count(images),
+        images: number(images),
         nodes: sums.counts,
         conditions: conditions.into(),
         failures: sums.failures,
     }
-}
-
-fn count(number: usize) -> i64 {
-    number.try_into().unwrap_or(i64::MAX)
 }
 
 /// Returns whether a node has not reported for too long.
@@ -162,12 +166,9 @@ pub(super) fn overall(
     nodes: &BTreeMap<String, Node>,
     now: Instant,
 ) -> [usize; 4] {
-    let revisions = index.by_prefetch.iter();
-    let revisions = revisions.map(|(name, names)| (*name, names::revision(names.iter().copied())));
-    let revisions: Vec<(&str, String)> = revisions.collect();
     let mut counts = [0; 4];
     for node in nodes.values() {
-        let lacks = |(name, revision): &(&str, String)| {
+        let lacks = |(name, revision): (&&str, &String)| {
             let entry = node.entries.get(*name);
             entry.is_none_or(|entry| entry.revision != *revision || entry.present < entry.desired)
         };
@@ -176,7 +177,7 @@ pub(super) fn overall(
         } else if node.entries.values().any(|entry| entry.failed > 0) {
             2
         } else {
-            usize::from(revisions.iter().any(lacks))
+            usize::from(index.revisions.iter().any(lacks))
         };
         counts[at] += 1;
     }
@@ -184,9 +185,9 @@ pub(super) fn overall(
 }
 
 fn sums(prefetch: &str, index: &Index<'_>, nodes: &BTreeMap<String, Node>, now: Instant) -> Sums {
-    let revision = names::revision(index.names(prefetch));
+    let revision = index.revision(prefetch);
     let none = NodePrefetchEntry {
-        revision: names::revision([]),
+        revision: index.empty.clone(),
         ..NodePrefetchEntry::default()
     };
     let mut sums = Sums::default();
@@ -230,8 +231,8 @@ fn note_failures<'a>(
             continue;
         }
         let known = failures.entry(key).or_insert_with(|| ImageFailure {
-            image: clip(&sanitize(&clip(&failure.image, IMAGE_MAX)), IMAGE_MAX),
-            reason: reason(failure.kind).to_owned(),
+            image: clip_sanitized(&failure.image, IMAGE_MAX),
+            reason: failure.kind.condition_reason().to_owned(),
             message: match failure.message.as_str() {
                 "" => "no message".to_owned(),
                 message => message.to_owned(),
@@ -253,23 +254,7 @@ fn state(entry: &NodePrefetchEntry, is_current: bool, is_stale: bool) -> NodeSta
     }
 }
 
-/// The reason of a condition for a kind of failure.
-pub(super) fn reason(kind: FailureKind) -> &'static str {
-    match kind {
-        FailureKind::InvalidReference => "InvalidReference",
-        FailureKind::Unauthorized => "Unauthorized",
-        FailureKind::NotFound => "NotFound",
-        FailureKind::RateLimited => "RateLimited",
-        FailureKind::Timeout => "Timeout",
-        FailureKind::Unavailable => "Unavailable",
-        FailureKind::NoSpace => "NoSpace",
-        FailureKind::SignatureRejected => "SignatureRejected",
-        FailureKind::PlatformMismatch => "PlatformMismatch",
-        FailureKind::Other => "Other",
-    }
-}
-
-/// What the conditions say.
+/// The content of the conditions.
 struct Verdict {
     is_ready: bool,
     is_progressing: bool,
@@ -314,7 +299,12 @@ impl Verdict {
             return not_ready("InvalidSpec", malformed.clone(), updates, true);
         }
         if let (Some(kind), Some(failure)) = (sums.worst, sums.failures.first()) {
-            return not_ready(reason(kind), failing(failure, sums), updates, true);
+            return not_ready(
+                kind.condition_reason(),
+                failing(failure, sums),
+                updates,
+                true,
+            );
         }
         if subject.is_pending {
             let message = "the images are being planned".to_owned();

@@ -14,6 +14,7 @@ use serde_json::json;
 use super::merge::Desired;
 use super::observe::{self, Planned};
 use crate::api::v1alpha1::{PlannedImage, PlannedImageSpec, ROLLOUT_BRAKE, UNUSED_SINCE};
+use crate::retry::backoff;
 
 /// The field manager of all writes.
 pub(super) const MANAGER: &str = "harpoon-controller";
@@ -23,6 +24,8 @@ const RATE: f64 = 10.0;
 const DEFAULT_KEEP: Duration = Duration::from_secs(24 * 3600);
 /// The longest time that is added to a time, so that no sum overflows.
 const LONGEST_KEEP: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// The first and the longest pause after a failed write.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// Time limit of one write.
 const WRITE_LIMIT: Duration = Duration::from_secs(10);
 
@@ -190,6 +193,13 @@ pub(super) async fn write(client: Client, change: Change) -> Result<Written, kub
             }
         }
     };
+    in_time(write).await
+}
+
+/// A write, or an error if the API server does not respond in time.
+pub(super) async fn in_time<T>(
+    write: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, kube::Error> {
     match tokio::time::timeout(WRITE_LIMIT, write).await {
         Ok(outcome) => outcome,
         Err(elapsed) => Err(kube::Error::Service(elapsed.into())),
@@ -218,7 +228,7 @@ async fn apply(
     Ok(Written::Applied(Box::new(planned)))
 }
 
-/// When which write may be tried: at most ten a second, and after a failure with a jittered back-off.
+/// The pace of writes: at most ten a second, and a jittered back-off after a failure.
 #[derive(Debug)]
 pub(super) struct Pace {
     tokens: f64,
@@ -275,7 +285,7 @@ impl Pace {
                 .map_or(1, |(tried, _)| tried.saturating_add(1)),
             false => self.paused.map_or(1, |(tried, _)| tried.saturating_add(1)),
         };
-        let end = now + backoff(tried);
+        let end = now + backoff::pause(PAUSE, tried);
         match is_about_object {
             true => _ = self.objects.insert(name.to_owned(), (tried, end)),
             false => self.paused = Some((tried, end)),
@@ -287,12 +297,6 @@ impl Pace {
     pub(super) fn retain(&mut self, is_pending: impl Fn(&str) -> bool) {
         self.objects.retain(|name, _| is_pending(name));
     }
-}
-
-/// 0.5 s to 30 s, doubled each time, of which half is random.
-fn backoff(tried: u32) -> Duration {
-    let longest = 0.5 * f64::from(2_u32.saturating_pow(tried.saturating_sub(1))).min(60.0);
-    Duration::from_secs_f64(longest * (0.5 + fastrand::f64() / 2.0))
 }
 
 /// Returns whether a failed write is due to its object, so that others may succeed.

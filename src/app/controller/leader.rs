@@ -17,6 +17,7 @@ use tokio::time::{sleep, timeout};
 use super::shown;
 use crate::app::serve::{Check, Liveness};
 use crate::model::text::{clip, sanitize};
+use crate::retry::backoff;
 
 /// The time after the last renewal at which others may take over.
 const DURATION: Duration = Duration::from_secs(12);
@@ -35,7 +36,7 @@ pub(super) struct Election {
     name: String,
     /// Unique for each process.
     identity: String,
-    /// What was seen of another's Lease, and when it last changed.
+    /// Another's Lease as it was seen, and the time of its last change.
     seen: Option<(LeaseSpec, Instant)>,
     fence: Fence,
 }
@@ -107,7 +108,7 @@ impl Election {
                 }
                 Err(error) => tracing::debug!("failed to get the Lease {}: {error}", self.name),
             }
-            sleep(jittered(RETRY)).await;
+            sleep(backoff::around(RETRY, 0.2)).await;
         }
     }
 
@@ -234,8 +235,4 @@ fn outcome(written: Result<Lease, kube::Error>) -> Result<Attempt, kube::Error> 
         Err(kube::Error::Api(status)) if status.code == 409 => Ok(Attempt::HeldByOther),
         Err(error) => Err(error),
     }
-}
-
-fn jittered(time: Duration) -> Duration {
-    time.mul_f64(0.8 + 0.4 * fastrand::f64())
 }

@@ -20,7 +20,7 @@ const DOUBLING_PERIOD: &str = "15s";
 /// The longest window that the brake makes.
 const LONGEST_WINDOW: Duration = Duration::from_secs(24 * 3600);
 
-/// What one ImagePrefetch asks for.
+/// The demand of one ImagePrefetch.
 pub(super) enum Demanded<'a> {
     /// These images.
     Resolved(&'a ImagePrefetchSpec, &'a Resolved),
@@ -28,7 +28,7 @@ pub(super) enum Demanded<'a> {
     Held,
 }
 
-/// What the PlannedImage of an image has to be.
+/// The desired PlannedImage of an image.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Desired {
     pub(super) spec: PlannedImageSpec,
@@ -38,7 +38,7 @@ pub(super) struct Desired {
     pub(super) is_widened: bool,
 }
 
-/// What newly planned images get.
+/// The values that newly planned images get.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Planning<'a> {
     /// The time in RFC 3339.

@@ -28,7 +28,7 @@ use crate::app::metrics::ControllerMetrics;
 use crate::app::serve::{Liveness, Readiness, Served, Server};
 use crate::app::shutdown::Shutdown;
 use crate::kube_api::connect;
-use crate::kube_api::error::TransportError;
+use crate::kube_api::error::message;
 use crate::model::text::{clip, sanitize};
 
 mod aggregate;
@@ -56,7 +56,7 @@ const QUOTED_MAX: usize = 300;
 /// The settings of the controller.
 #[derive(Debug, Clone)]
 pub(crate) struct ControllerSettings {
-    /// Where metrics and health are served.
+    /// The address of metrics and health.
     pub(crate) metrics_address: SocketAddr,
     /// The name of the Lease.
     pub(crate) lease: String,
@@ -130,9 +130,5 @@ fn own_namespace(cluster: &connect::Cluster) -> String {
 
 /// An error of a request for a log. It contains no credential.
 fn shown(error: kube::Error) -> String {
-    let text = match error {
-        kube::Error::Api(status) => status.message,
-        error => TransportError(error).to_string(),
-    };
-    sanitize(&clip(&text, QUOTED_MAX))
+    sanitize(&clip(&message(error), QUOTED_MAX))
 }

@@ -20,7 +20,7 @@ use crate::api::v1alpha1::{
 use crate::discovery::workloads::inventory::{Class, Inventory, WatchKey};
 use crate::discovery::workloads::{Scope, Watched};
 use crate::model::failure::FailureKind;
-use crate::model::text::{clip, sanitize};
+use crate::model::text::clip_sanitized;
 use crate::model::workload_kind::WorkloadKind;
 
 /// Characters of a message of a node that are kept.
@@ -160,7 +160,7 @@ impl<T: Clone> Table<T> {
     }
 }
 
-/// What is known of the cluster.
+/// The observed state of the cluster.
 pub(super) struct State {
     pub(super) prefetches: Table<Prefetch>,
     pub(super) planned: Table<Planned>,
@@ -171,14 +171,14 @@ pub(super) struct State {
     pub(super) refusals: BTreeMap<Option<WatchKey>, Refusal>,
 }
 
-/// What a change concerns.
+/// The parts of the state that a change concerns.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Changed {
     /// The images that are wanted.
     pub(super) demand: bool,
     /// The PlannedImages.
     pub(super) planned: bool,
-    /// What nodes report.
+    /// The reports of nodes.
     pub(super) nodes: bool,
 }
 
@@ -342,7 +342,6 @@ fn node(object: &NodePrefetch, known: Option<&Node>, is_listed: bool, now: Insta
         }
         _ => now,
     };
-    let bounded = |text: &str, most: usize| clip(&sanitize(&clip(text, most)), most);
     let failures = status.failures.iter().take(FAILURES_MAX);
     let entries = status.prefetches.iter().take(ENTRIES_MAX);
     Node {
@@ -356,7 +355,7 @@ fn node(object: &NodePrefetch, known: Option<&Node>, is_listed: bool, now: Insta
                     .into_iter()
                     .find(|kind| kind.as_str() == failure.reason)
                     .unwrap_or(FailureKind::Other),
-                message: bounded(&failure.message, MESSAGE_MAX),
+                message: clip_sanitized(&failure.message, MESSAGE_MAX),
             })
             .collect(),
         changed,

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::observe::Prefetch;
 use crate::api::v1alpha1::{ImagePrefetch, ImagePrefetchStatus};
-use crate::model::text::{clip, sanitize};
+use crate::model::text::clip_sanitized;
 
 /// Characters of the decoder's message that are shown.
 const MESSAGE_MAX: usize = 300;
@@ -25,7 +25,7 @@ impl AnyPrefetch {
         let (spec, status) = match &self.0.0 {
             Ok(prefetch) => (Ok(prefetch.spec.clone()), prefetch.status.clone()),
             Err(invalid) => {
-                let message = clip(&sanitize(&clip(&invalid.error, MESSAGE_MAX)), MESSAGE_MAX);
+                let message = clip_sanitized(&invalid.error, MESSAGE_MAX);
                 (Err(format!("failed to decode the object: {message}")), None)
             }
         };

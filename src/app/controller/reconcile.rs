@@ -49,8 +49,6 @@ const MAX_CLASSES: usize = 100;
 const CLASSES_REFRESH: Duration = Duration::from_secs(600);
 /// The longest wait of a plan for RuntimeClasses.
 const CLASSES_WAIT: Duration = Duration::from_secs(5);
-/// Time limit of one write of a status.
-const WRITE_LIMIT: Duration = Duration::from_secs(10);
 /// Number of events that are taken in before anything else is done.
 const BATCH: usize = 4096;
 
@@ -58,7 +56,7 @@ type InFlight<T> = Option<LocalBoxFuture<'static, T>>;
 type WriteOutcome = (Change, Result<Written, kube::Error>);
 type StatusOutcome = (
     String,
-    ImagePrefetchStatus,
+    Vec<events::Notice>,
     Result<AnyPrefetch, kube::Error>,
 );
 
@@ -95,7 +93,7 @@ pub(super) struct Reconciler {
     brakes: Brakes,
     aggregate_at: Instant,
     is_summed_up: bool,
-    /// When a status that may not be written yet has to be looked at again.
+    /// The time to look again at a status that may not be written yet.
     status_at: Option<Instant>,
     statuses: VecDeque<(String, ImagePrefetchStatus)>,
     /// The last status that was written for each ImagePrefetch, and when.
@@ -561,6 +559,9 @@ impl Reconciler {
             return;
         };
         self.written.insert(name.clone(), (status.clone(), now));
+        // The watch may tell of the new status before the response to the write is here.
+        let known = self.state.prefetches.items.get(&name);
+        let before = known.map_or_else(Vec::new, |known| known.status.conditions.clone());
         let api: Api<AnyPrefetch> = Api::all(self.client.clone());
         self.status_write = Some(Box::pin(async move {
             let object = json!({
@@ -572,21 +573,18 @@ impl Reconciler {
             let params = PatchParams::apply(MANAGER).force();
             let patch = Patch::Apply(&object);
             let write = api.patch_status(&name, &params, &patch);
-            let outcome = match tokio::time::timeout(WRITE_LIMIT, write).await {
-                Ok(outcome) => outcome,
-                Err(elapsed) => Err(kube::Error::Service(elapsed.into())),
-            };
-            (name, status, outcome)
+            let outcome = apply::in_time(write).await;
+            let notices = events::notices(&before, &status.conditions);
+            (name, notices, outcome)
         }));
     }
 
-    fn wrote_status(&mut self, (name, status, outcome): StatusOutcome) {
+    fn wrote_status(&mut self, (name, notices, outcome): StatusOutcome) {
         // Further ones may be due.
         self.is_summed_up = false;
         let known = self.state.prefetches.items.get_mut(&name);
         match (outcome, known) {
             (Ok(object), Some(known)) => {
-                let notices = events::notices(&known.status.conditions, &status.conditions);
                 self.events.publish(notices, &name, &known.uid);
                 let stored = object.read();
                 if stored.uid == known.uid {

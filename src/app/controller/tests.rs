@@ -61,7 +61,7 @@ fn merged(
     merge::merge(demanded, existing, &BTreeMap::new(), planning)
 }
 
-/// What the API server has after these were written.
+/// The objects of the API server after these were written.
 fn stored(desired: &BTreeMap<String, Desired>) -> BTreeMap<String, Planned> {
     let stored = desired.iter().map(|(name, desired)| {
         let planned = Planned {

@@ -52,7 +52,7 @@ struct NodeArgs {
     #[arg(long, env, value_name = "NAME", required = true, value_parser = single(node_name))]
     node_name: String,
 
-    /// How often to compare with the runtime; images that were removed are pulled again
+    /// Interval of comparisons with the runtime; images that were removed are pulled again
     #[arg(long, env, value_name = "TIME", default_value = "60s", value_parser = single(time_above_zero))]
     resync: Duration,
 }

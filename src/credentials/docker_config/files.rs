@@ -24,7 +24,7 @@ pub struct ConfigFile {
 struct State {
     config: Option<Arc<DockerConfig>>,
     watch: FileWatch,
-    /// How often another content was read.
+    /// Number of times that another content was read.
     changes: u64,
 }
 
@@ -93,7 +93,7 @@ impl ConfigFile {
         state.config.clone()
     }
 
-    /// How often another content was read, by now.
+    /// Number of times that another content was read, by now.
     pub(crate) fn changes(&self) -> u64 {
         self.current();
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

@@ -24,7 +24,7 @@ use crate::planning::node_match::Requirements;
 pub struct WatchKey {
     /// The kind that is watched.
     pub kind: WorkloadKind,
-    /// Where it is watched.
+    /// The scope of the watch.
     pub scope: Scope,
 }
 

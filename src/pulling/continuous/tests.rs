@@ -59,7 +59,7 @@ impl Bed {
         }
     }
 
-    /// When the image's attempts began, in seconds.
+    /// The start of the image's attempts, in seconds.
     fn attempts(&self, image: &str) -> Vec<u64> {
         let attempts = self.service.attempts.lock().expect("lock");
         let attempts = attempts.get(image).into_iter().flatten();

@@ -1,4 +1,4 @@
-//! What an agent costs while it has nothing to do.
+//! The costs of an idle agent.
 #![allow(clippy::print_stdout, reason = "tests print what they measure")]
 
 use super::*;

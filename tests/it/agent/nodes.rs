@@ -1,4 +1,4 @@
-//! Which node gets which image, and when.
+//! The nodes that get an image, and the time when they do.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! What many nodes report becomes one status.
+//! The reports of many nodes become one status.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};

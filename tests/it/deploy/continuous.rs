@@ -429,7 +429,7 @@ fn current_api_server_accepts_continuous_mode() {
     }
 }
 
-/// What the chart installs for agents on an API server, and requests of one agent.
+/// The objects of the chart for agents on an API server, and requests of one agent.
 struct Installed<'a> {
     cluster: &'a Kubernetes,
     account: String,
@@ -522,7 +522,7 @@ fn agent_writes_only_its_own_node() {
     check_refusals(&agent, &namespace, &own);
 }
 
-/// What no agent may do: nodes, other objects of harpoon, unnamed secrets.
+/// Requests that no agent may make: on nodes, other objects of harpoon, unnamed secrets.
 fn check_refusals(agent: &Installed<'_>, namespace: &str, own: &str) {
     let node = Some(own);
     let get = |path: &str| agent.request(node, &Method::GET, path, None).0;

@@ -47,7 +47,7 @@ fn each_image_has_its_container() {
     assert_eq!(pod["volumes"].as_array().unwrap().len(), mounted.len());
 }
 
-/// What the Pod Security level `restricted` requires, and less than that.
+/// Asserts the requirements of the Pod Security level `restricted`, and stricter ones.
 #[test]
 fn image_pods_have_no_rights() {
     let objects = all_variants(&[]).remove(VARIANT).unwrap();

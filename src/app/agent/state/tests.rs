@@ -1,4 +1,4 @@
-//! What becomes of images: pulled, failed, removed, moved; the first fill; what is forgotten.
+//! Images that are pulled, failed, removed or moved; the first fill; forgetting.
 
 use serde_json::{Value, json};
 

@@ -98,7 +98,7 @@ fn fields(schema: &Value, path: &str, rows: &mut String) {
     }
 }
 
-/// Whether a field is a label selector, whose fields every reader of Kubernetes' own objects knows.
+/// Returns whether a field is a label selector, whose fields every reader of Kubernetes' own objects knows.
 fn is_selector(field: &Value) -> bool {
     let fields = field["properties"].as_object();
     fields.is_some_and(|f| f.contains_key("matchLabels") && f.contains_key("matchExpressions"))
