@@ -13,6 +13,7 @@ use crate::pulling::entry;
 mod faults;
 mod hosts;
 mod interrupted;
+mod places;
 mod sealed;
 
 /// The user agent of containerd's own requests.
@@ -121,6 +122,25 @@ fn filled_image_equals_the_runtimes() {
         assert!(export(&ours, reference) == export(&theirs, reference));
     }
     assert_eq!(ours.leases(), [""; 0]);
+}
+
+#[test]
+fn container_of_filled_image_runs() {
+    let containerd = Containerd::start();
+    let image = registry().image(&format!("{}:1", unique("run")));
+    let pushed = image.layers(3).push();
+    filled(&fast(&containerd, &[&pushed.reference]).run().expect(0));
+    let name = unique("container");
+    containerd.ctr(&["run", "--detach", &pushed.reference, &name]);
+    let tasks = containerd.ctr(&["tasks", "list"]);
+    containerd.ctr(&["tasks", "kill", "--signal", "SIGKILL", &name]);
+    bed::eventually("the task ends", Duration::from_secs(20), || {
+        containerd.ctr(&["tasks", "list"]).contains("STOPPED")
+    });
+    containerd.ctr(&["tasks", "delete", &name]);
+    containerd.ctr(&["containers", "delete", &name]);
+    let running = tasks.lines().find(|line| line.starts_with(&name));
+    assert!(running.unwrap().contains("RUNNING"), "{tasks}");
 }
 
 #[test]

@@ -39,7 +39,7 @@ const PIECES: usize = 2;
 /// The content store and the snapshotter of one containerd.
 #[derive(Debug, Clone)]
 pub struct Store {
-    client: Client,
+    pub(super) client: Client,
     config: OnceCell<Config>,
 }
 
@@ -442,17 +442,24 @@ async fn write(
     });
     let asked = leased(pieces, lease)?;
     let written = async {
-        let mut answers = client.content().write(asked).await?.into_inner();
-        let mut last: Option<WriteContentResponse> = None;
-        while let Some(answer) = answers.message().await? {
-            last = Some(answer);
-        }
-        Ok(last.is_some_and(|last| last.action == i32::from(WriteAction::Commit)))
+        let answers = client.content().write(asked).await?.into_inner();
+        last_answer(answers).await
     };
     match written.await {
         Err(status) if Status::code(&status) == Code::AlreadyExists => Ok(true),
         written => written,
     }
+}
+
+/// Reads the answers to a write; `true` if the last one confirms a commit.
+pub(super) async fn last_answer(
+    mut answers: Streaming<WriteContentResponse>,
+) -> Result<bool, Status> {
+    let mut last: Option<WriteContentResponse> = None;
+    while let Some(answer) = answers.message().await? {
+        last = Some(answer);
+    }
+    Ok(last.is_some_and(|last| last.action == i32::from(WriteAction::Commit)))
 }
 
 /// A blob that is being read.
@@ -484,7 +491,7 @@ async fn unless<T>(
 }
 
 /// The error, of the kind `no_space` if the store is full.
-fn with_space(mut error: RuntimeError) -> RuntimeError {
+pub(super) fn with_space(mut error: RuntimeError) -> RuntimeError {
     if error_kind::is_full(&error.message.to_ascii_lowercase()) {
         error.kind = FailureKind::NoSpace;
     }
