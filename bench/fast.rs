@@ -85,7 +85,7 @@ pub fn run(part: &mut Part, runs: usize) {
         }
     }
     part.say(&format!(
-        "Command: `make bench ONLY=fast`. {}.",
+        "Command: `make bench ONLY=fast` (also a part of `ONLY=fill`). {}.",
         said(Command::new("containerd").arg("--version"))
     ));
 }

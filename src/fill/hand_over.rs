@@ -243,36 +243,46 @@ impl Pull<'_> {
         let _chain = self.filler.chains.lock(layer.chain.clone()).await;
         if self.has(&layer.chain).await? {
             self.add(layer.descriptor.size);
-        } else {
-            let scratch = {
-                let digest = layer.descriptor.digest.clone();
-                let _blob = self.filler.blobs.lock(digest).await;
-                let _window = match layer.descriptor.media_type.ends_with("zstd") {
-                    true => self.filler.windows.acquire().await.ok(),
-                    false => None,
-                };
-                let _turn = self.filler.unpackers.acquire().await;
-                self.unpack(layer, cancel).await?
-            };
+        } else if let Some(scratch) = self.unpack_in_turn(layer, cancel).await? {
             if let Some(below) = layer.index.checked_sub(1) {
                 let mut below = committed[below].subscribe();
                 // All senders live as long as this future.
                 let _ = below.wait_for(|is_committed| *is_committed).await;
             }
             self.commit(layer, scratch).await?;
+        } else if !self.has(&layer.chain).await? {
+            return Err(gone("a snapshot appeared and went"));
         }
         committed[layer.index].send_replace(true);
         Ok(())
     }
 
-    /// Fetches a layer, stores it and unpacks it into a snapshot of its own.
-    async fn unpack(&self, layer: &Layer, cancel: &Cancel) -> Result<Scratch, Failure> {
+    async fn unpack_in_turn(
+        &self,
+        layer: &Layer,
+        cancel: &Cancel,
+    ) -> Result<Option<Scratch>, Failure> {
+        let digest = layer.descriptor.digest.clone();
+        let _blob = self.filler.blobs.lock(digest).await;
+        let _window = match layer.descriptor.media_type.ends_with("zstd") {
+            true => self.filler.windows.acquire().await.ok(),
+            false => None,
+        };
+        let _turn = self.filler.unpackers.acquire().await;
+        self.unpack(layer, cancel).await
+    }
+
+    /// Fetches a layer, stores it and unpacks it into a snapshot of its own; `None` if someone else has just made its snapshot.
+    async fn unpack(&self, layer: &Layer, cancel: &Cancel) -> Result<Option<Scratch>, Failure> {
         let (position, labels) = match layer.index {
             0 => (Position::Bottom, layer.snapshot_labels()),
             _ => (Position::Above, Labels::new()),
         };
         let prepared = self.prepare("scratch", layer, "", labels).await?;
-        let prepared = prepared.ok_or_else(|| gone("a snapshot appeared"))?;
+        let Some(prepared) = prepared else {
+            self.add(layer.descriptor.size);
+            return Ok(None);
+        };
         let (directory, _) = prepared.directories().ok_or_else(odd_mounts)?;
         let (sender, reader) = queue();
         let (budget, cancelled) = (self.budget.clone(), cancel.flag());
@@ -311,11 +321,11 @@ impl Pull<'_> {
                 unpacked
             }
         };
-        Ok(Scratch {
+        Ok(Some(Scratch {
             prepared,
             directory,
             unpacked,
-        })
+        }))
     }
 
     /// Passes a layer's bytes on to the unpacker and, unless it is there, into the store.

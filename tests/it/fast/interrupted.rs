@@ -104,6 +104,10 @@ fn kills_at_any_moment_leave_nothing() {
     }
     assert_eq!(snapshots(&containerd), BTreeMap::new());
     assert_eq!(content(&containerd), BTreeMap::new());
-    let left = std::fs::read_dir(containerd.store().join("io.containerd.content.v1.content/ingest"));
+    let left = std::fs::read_dir(
+        containerd
+            .store()
+            .join("io.containerd.content.v1.content/ingest"),
+    );
     assert_eq!(left.unwrap().count(), 0);
 }

@@ -43,7 +43,10 @@ fn missing_exchange_leaves_it_to_the_runtime() {
         "{output}"
     );
     let output = run("auto").expect(0);
-    assert!(output.stderr.contains("the runtime pulls (--fill)"), "{output}");
+    assert!(
+        output.stderr.contains("the runtime pulls (--fill)"),
+        "{output}"
+    );
     assert!(containerd.has(&pushed.reference));
     assert_eq!(containerd.leases(), [""; 0]);
 }
