@@ -15,6 +15,7 @@ mod agent;
 mod cluster;
 mod controller;
 mod credentials;
+mod fill;
 mod output;
 mod pulling;
 mod quantity;
@@ -29,6 +30,7 @@ pub(super) use agent::AgentArgs;
 use cluster::ClusterArgs;
 pub(super) use controller::ControllerArgs;
 use credentials::{ClusterCredentialArgs, CredentialArgs};
+use fill::FillArgs;
 use output::OutputArgs;
 use pulling::{PullingArgs, StartArgs};
 use runtime::{EndpointArgs, RuntimeArgs};
@@ -114,6 +116,8 @@ pub(super) struct RunArgs {
     #[command(flatten)]
     pub(super) seal: SealArgs,
     #[command(flatten)]
+    pub(super) fill: FillArgs,
+    #[command(flatten)]
     pub(super) start: StartArgs,
     #[command(flatten)]
     pub(super) output: OutputArgs,
@@ -135,6 +139,8 @@ pub(super) struct PullArgs {
     pub(super) pulling: PullingArgs,
     #[command(flatten)]
     pub(super) seal: SealArgs,
+    #[command(flatten)]
+    pub(super) fill: FillArgs,
     #[command(flatten)]
     pub(super) output: OutputArgs,
 }

@@ -8,6 +8,7 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior,
 
 use crate::app::settings::SettingError;
 use crate::app::telemetry;
+use crate::fill::FillError;
 use crate::model::text::{clip_bytes, sanitize};
 use crate::report::termination;
 use crate::runtime::detect::FindError;
@@ -57,7 +58,7 @@ impl Exit {
 fn error_code(error: &Error) -> u8 {
     if error.is::<SettingError>() {
         2
-    } else if error.is::<FindError>() {
+    } else if error.is::<FindError>() || error.is::<FillError>() {
         3
     } else if let Some(Interrupted(signal)) = error.downcast_ref() {
         Exit::Interrupted(*signal).code()

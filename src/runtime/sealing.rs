@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
 
 use crate::credentials::secret::Credential;
 use crate::model::failure::FailureKind;
@@ -11,7 +12,7 @@ use crate::model::reference::Reference;
 use crate::model::seal::SealPolicy;
 use crate::model::stored_image::StoredImage;
 use crate::model::text::sanitize;
-use crate::runtime::containerd::{Keep, Pins, Seal, Seals};
+use crate::runtime::containerd::{Keep, Pins, Seal, Seals, Store};
 use crate::runtime::cri::Cri;
 use crate::runtime::detect::{Runtime, of_daemon};
 use crate::runtime::image_fs::ImageFsError;
@@ -88,6 +89,34 @@ impl SealingRuntime {
     /// The seals of the runtime's images; only containerd has them.
     pub fn seals(&self) -> Option<&Seals> {
         self.containerd().map(|(_, seals)| seals)
+    }
+
+    /// The store of containerd's content and snapshots; `None` of other runtimes.
+    pub fn store(&self) -> Option<Store> {
+        self.seals().map(Seals::store)
+    }
+
+    /// Returns whether the image, pulled with this credential, is to be sealed.
+    pub fn is_to_seal(&self, image: &Reference, credential: Option<&Credential>) -> bool {
+        let policy = self.policy(image);
+        policy.seals(credential.is_some_and(|c| c.is_pull_secret))
+    }
+
+    /// The lifetime of what a pull that was killed leaves.
+    pub fn leftover_lifetime(&self) -> Duration {
+        self.keep.pull
+    }
+
+    /// Seals an image whose content and snapshots a lease of harpoon's holds; `None` where the runtime cannot seal.
+    ///
+    /// # Errors
+    /// When something of the image is missing, or containerd fails.
+    pub async fn seal_held(
+        &self,
+        image: &Reference,
+        digest: &str,
+    ) -> Option<Result<StoredImage, RuntimeError>> {
+        Some(self.seals()?.seal_held(image, digest, self.keep).await)
     }
 
     /// The pins of the runtime's images; only containerd has them.
@@ -279,7 +308,7 @@ impl ImageService for SealingRuntime {
         progress: &Progress,
     ) -> Result<StoredImage, RuntimeError> {
         let policy = self.policy(image);
-        let is_sealed = policy.seals(credential.is_some_and(|c| c.is_pull_secret));
+        let is_sealed = self.is_to_seal(image, credential);
         let containerd = match self.containerd() {
             Some(containerd) if is_sealed => containerd,
             None if is_sealed => {

@@ -12,6 +12,7 @@ use crate::bed::{self, Containerd, Harpoon, Kubernetes, Running, containerd, eve
 
 mod changes;
 mod costs;
+mod fast;
 mod nodes;
 mod outages;
 mod retention;

@@ -12,6 +12,7 @@ const FLOORS: &[&str] = &[
     "registry",
     "kube_api",
     "runtime",
+    "fill",
     "planning",
     "discovery",
     "pulling",

@@ -68,6 +68,7 @@ const BAD: &[(&str, &str, &str)] = &[
     ("deadline", "-1s", "90s"),
     ("retries", "-1", "0 to 100"),
     ("seal", "often", "auto, never or always"),
+    ("fill", "slow", "auto, runtime or fast"),
     ("seal-ttl", "0s", "90s"),
     ("fail-on", "sometimes", "any, all or never"),
     ("resync", "0s", "above zero"),

@@ -2,7 +2,7 @@
 {{- define "harpoon.defaults" -}}
 {{- $values := .Values }}
 {{- $maps := list "settings" "image" "serviceAccount" "priorityClass" "updateStrategy" "openshift" "securityContext" "podSecurityContext"
-    "commonLabels" "podLabels" "podAnnotations" "prefetch" "continuous" "imageVolumes" "cleanup" }}
+    "commonLabels" "podLabels" "podAnnotations" "prefetch" "continuous" "imageVolumes" "cleanup" "fastFill" }}
 {{- range $maps }}{{ if not (kindIs "map" (get $values .)) }}{{ $_ := set $values . dict }}{{ end }}{{ end }}
 {{- range $map := list "serviceAccount" "priorityClass" }}
 {{- if not (hasKey (get $values $map) "create") }}{{ $_ := set (get $values $map) "create" true }}{{ end }}
@@ -164,6 +164,28 @@ controller: {}
 {{- if has (dir $socket) (list "/" "/run" "/var/run") }}{{ $socket }}{{ else }}{{ dir $socket }}{{ end }}
 {{- end }}
 
+{{/* Root directory of containerd, for fast fill. */}}
+{{- define "harpoon.containerdRoot" -}}
+{{- $roots := dict
+    "containerd" "/var/lib/containerd"
+    "k3s" "/var/lib/rancher/k3s/agent/containerd"
+    "rke2" "/var/lib/rancher/rke2/agent/containerd"
+    "microk8s" "/var/snap/microk8s/common/var/lib/containerd"
+    "k0s" "/var/lib/k0s/containerd" }}
+{{- $root := .Values.fastFill.root | default (get $roots .Values.runtime) }}
+{{- if not $root }}{{ fail (printf "fastFill.enabled requires containerd, and the runtime is %s" .Values.runtime) }}{{ end }}
+{{- $root }}
+{{- end }}
+
+{{/* Directory of containerd's registry configuration, for fast fill. */}}
+{{- define "harpoon.registryDirectory" -}}
+{{- $directories := dict
+    "k3s" "/var/lib/rancher/k3s/agent/etc/containerd/certs.d"
+    "rke2" "/var/lib/rancher/rke2/agent/etc/containerd/certs.d"
+    "microk8s" "/var/snap/microk8s/current/args/certs.d" }}
+{{- get $directories .Values.runtime | default "/etc/containerd/certs.d" }}
+{{- end }}
+
 {{/* The credential provider of a cloud: its configuration, its plugins, and files beside them. */}}
 {{- define "harpoon.cloud" -}}
 eks: {config: /etc/eks/image-credential-provider/config.json, plugins: /etc/eks/image-credential-provider, files: {}}
@@ -187,6 +209,9 @@ bottlerocket:
 {{- $own := dict "runAsGroup" (int64 .Values.socketGroup) }}
 {{- if or (eq .Values.cloud "aks") (and (kindIs "invalid" .Values.socketGroup) (not $knownGroup)) }}
 {{- $own = dict "runAsNonRoot" false "runAsUser" 0 "runAsGroup" 0 }}
+{{- end }}
+{{- if .Values.fastFill.enabled }}
+{{- $own = dict "runAsNonRoot" false "runAsUser" 0 "runAsGroup" 0 "capabilities" (dict "add" (list "CHOWN" "DAC_OVERRIDE" "FOWNER" "FSETID" "MKNOD" "SETFCAP")) }}
 {{- end }}
 {{- if .Values.openshift.enabled }}{{ $_ := set $own "seLinuxOptions" (dict "type" "spc_t") }}{{ end }}
 {{- toYaml (merge (deepCopy .Values.securityContext) $own) }}
@@ -313,6 +338,15 @@ subjects:
   mountPath: /var/run/secrets/harpoon.dev/tokens
   readOnly: true
 {{- end }}
+{{- if .Values.fastFill.enabled }}
+- name: snapshots
+  mountPath: {{ include "harpoon.containerdRoot" . }}/io.containerd.snapshotter.v1.overlayfs
+- name: content
+  mountPath: {{ include "harpoon.containerdRoot" . }}/io.containerd.content.v1.content
+- name: registries
+  mountPath: {{ include "harpoon.registryDirectory" . }}
+  readOnly: true
+{{- end }}
 {{- with .Values.extraVolumeMounts }}
 {{- toYaml . | nindent 0 }}
 {{- end }}
@@ -381,6 +415,20 @@ subjects:
             - path: annotations
               fieldRef:
                 fieldPath: metadata.annotations
+{{- end }}
+{{- if .Values.fastFill.enabled }}
+- name: snapshots
+  hostPath:
+    path: {{ include "harpoon.containerdRoot" . }}/io.containerd.snapshotter.v1.overlayfs
+    type: Directory
+- name: content
+  hostPath:
+    path: {{ include "harpoon.containerdRoot" . }}/io.containerd.content.v1.content
+    type: Directory
+- name: registries
+  hostPath:
+    path: {{ include "harpoon.registryDirectory" . }}
+    type: DirectoryOrCreate
 {{- end }}
 {{- with .Values.extraVolumes }}
 {{- toYaml . | nindent 0 }}

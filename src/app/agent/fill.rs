@@ -13,6 +13,7 @@ use super::retention::{self, Retention};
 use super::secrets::Secrets;
 use crate::app::node_run;
 use crate::app::settings::SealSettings;
+use crate::fill::{FillMode, FillingRuntime};
 use crate::model::image_size::Usage;
 use crate::model::outcome::{ImageReport, Outcome, Reason};
 use crate::model::platform::Platform;
@@ -46,6 +47,9 @@ const JITTER: f64 = 0.2;
 const USAGE: Duration = Duration::from_secs(600);
 const USAGE_BUSY: Duration = Duration::from_secs(30);
 
+/// The pause before another check of a runtime that cannot be filled as `--fill fast` requires.
+const NOT_READY: Duration = Duration::from_secs(60);
+
 /// Fills the node until the runtime is lost.
 pub(super) async fn fill(agent: &Agent, runtime: Runtime) -> Lost {
     let seals = SealSettings {
@@ -60,6 +64,14 @@ pub(super) async fn fill(agent: &Agent, runtime: Runtime) -> Lost {
         ..seals.keep(pull.pull_timeout)
     };
     let runtime = SealingRuntime::new(runtime, seals.policy, keep);
+    let filling = FillingRuntime::new(runtime, agent.settings.fill);
+    if agent.settings.fill == FillMode::Fast
+        && let Err(error) = filling.require().await
+    {
+        sleep(NOT_READY).await;
+        return Lost(error.to_string());
+    }
+    let runtime = filling.sealing();
     let probe = RegistryProbe::new(&agent.keyring, platform, pull.registry_concurrency);
     let options = Options {
         concurrency: pull.concurrency,
@@ -72,11 +84,11 @@ pub(super) async fn fill(agent: &Agent, runtime: Runtime) -> Lost {
     let feed = Feed::default();
     let see = |event: Event<'_>| agent.see(&event);
     let pulling = async {
-        let budget = budget(agent, &runtime).await;
+        let budget = budget(agent, runtime).await;
         let marks = agent.marks_in_use();
         keep_pulling(
             &feed,
-            &runtime,
+            &filling,
             &agent.keyring,
             &options,
             budget,
@@ -89,12 +101,12 @@ pub(super) async fn fill(agent: &Agent, runtime: Runtime) -> Lost {
     tokio::select! {
         lost = connection::until_lost(runtime.runtime()) => lost,
         never = Box::pin(pulling) => match never {},
-        never = Box::pin(plan(agent, &runtime, &feed)) => match never {},
+        never = Box::pin(plan(agent, runtime, &feed)) => match never {},
         never = Box::pin(refresh(agent, &probe)) => match never {},
-        never = Box::pin(renew(agent, &runtime)) => match never {},
-        never = Box::pin(settle(agent, &runtime)) => match never {},
-        never = Box::pin(measure(agent, &runtime)) => match never {},
-        never = Box::pin(retention::removals(agent, &runtime)) => match never {},
+        never = Box::pin(renew(agent, runtime)) => match never {},
+        never = Box::pin(settle(agent, runtime)) => match never {},
+        never = Box::pin(measure(agent, runtime)) => match never {},
+        never = Box::pin(retention::removals(agent, runtime)) => match never {},
     }
 }
 

@@ -30,6 +30,7 @@ use crate::app::serve::{Check, Liveness, Readiness, Served, Server};
 use crate::app::settings::{PullSettings, RuntimeSettings};
 use crate::app::shutdown::Shutdown;
 use crate::credentials::keyring::Keyring;
+use crate::fill::FillMode;
 use crate::kube_api::connect::{self, Cluster};
 use crate::model::image_size::DiskLimit;
 use crate::planning::disk_marks::DiskMarks;
@@ -61,6 +62,8 @@ pub(crate) struct Settings {
     /// Keys of further taints that are gone once the node has started.
     pub(crate) startup_taints: Vec<String>,
     pub(crate) pull: PullSettings,
+    /// Who fetches and unpacks images.
+    pub(crate) fill: FillMode,
     /// The maximum size of the runtime's image store.
     pub(crate) disk_budget: Option<DiskLimit>,
     /// Percentage of the image file system above which nothing is pulled or protected; 100 for none.

@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::cluster::TaintArgs;
 use super::credentials::CredentialArgs;
+use super::fill::FillArgs;
 use super::output::LogArgs;
 use super::pulling::LimitArgs;
 use super::runtime::{EndpointArgs, node_name, platform};
@@ -33,6 +34,8 @@ pub(crate) struct AgentArgs {
     pub(crate) credentials: CredentialArgs,
     #[command(flatten)]
     limits: LimitArgs,
+    #[command(flatten)]
+    fill: FillArgs,
     #[command(flatten)]
     serving: ServingArgs,
     #[command(flatten)]
@@ -66,6 +69,7 @@ impl AgentArgs {
             node: self.node.node_name,
             startup_taints: self.taints.keys(),
             pull: self.limits.settings(),
+            fill: self.fill.fill,
             disk_budget: self.budget.disk_budget,
             disk_high_percent: self.marks.high_percent(),
             metrics_address: self.serving.metrics_address,

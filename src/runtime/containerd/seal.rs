@@ -12,6 +12,7 @@ use tonic::transport::Channel;
 use super::config::Config;
 use super::graph::{Graph, Whole};
 use super::names::Pending;
+use super::store::Store;
 use super::{Client, leases, transfer};
 use crate::credentials::secret::Credential;
 use crate::model::failure::FailureKind;
@@ -81,6 +82,32 @@ impl Seals {
             config: OnceCell::new(),
             pending: Mutex::default(),
         }
+    }
+
+    /// The store of the same containerd.
+    pub fn store(&self) -> Store {
+        Store::new(self.client.clone())
+    }
+
+    /// Seals an image whose content and snapshots a lease of harpoon's holds.
+    ///
+    /// # Errors
+    /// When something of the image is missing, or containerd fails.
+    pub async fn seal_held(
+        &self,
+        image: &Reference,
+        digest: &str,
+        keep: Keep,
+    ) -> Result<StoredImage, RuntimeError> {
+        let whole = self.client.graph_of(digest).await?.whole(digest);
+        let gone = || {
+            RuntimeError::new(
+                FailureKind::Other,
+                "the image was removed while it was sealed",
+            )
+        };
+        self.seal(image, digest, &whole.ok_or_else(gone)?, keep)
+            .await
     }
 
     /// Pulls the image without a name and seals it; `None` where that takes a pull through the CRI, to be made between

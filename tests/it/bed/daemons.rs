@@ -124,6 +124,14 @@ impl Image {
         self
     }
 
+    /// An index of these platforms, or one manifest if there are none.
+    pub fn platforms_if(self, platforms: &[&str]) -> Self {
+        match platforms.is_empty() {
+            true => self,
+            false => self.platforms(platforms),
+        }
+    }
+
     /// The seed of the content; default: the reference.
     pub fn seed(mut self, seed: &str) -> Self {
         self.0.args(["--random", seed]);
@@ -184,6 +192,11 @@ impl Containerd {
         Self(Daemon::start::<&str>("containerd", &[]))
     }
 
+    /// One of the newer suite, whichever suite is tested.
+    pub fn newer(options: &[&str]) -> Self {
+        Self(Daemon::start_newer("containerd", options))
+    }
+
     /// One whose runtime handler `other` has the snapshotter `native`; of the newer suite.
     pub fn with_handler() -> Self {
         let handler = ["--handler", "native"];
@@ -218,6 +231,11 @@ impl Containerd {
             "server = \"{url}\"\n[host.\"{url}\"]\ncapabilities = [\"pull\", \"resolve\"]\n"
         );
         std::fs::write(directory.join("hosts.toml"), hosts).unwrap();
+    }
+
+    /// The directory with the configuration of registries.
+    pub fn certs(&self) -> &str {
+        self.0.value("CERTS")
     }
 
     /// The names of all images that CRI has, as containerd lists them: full references, digests too.

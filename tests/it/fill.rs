@@ -1,0 +1,3 @@
+//! Fast fill against a real containerd.
+
+mod unpack;
