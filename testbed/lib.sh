@@ -138,6 +138,21 @@ space() { # DIR BYTES
   mountpoint -q "$1" || mount -t tmpfs -o "size=$2" tmpfs "$1"
 }
 
+# Gives a daemon's store a file system of its own, of one of these kinds; `stop` unmounts it.
+#   ext4:BYTES      a real disk's, on a loop device
+#   untyped:BYTES   the same without the types of entries in directories (d_type)
+#   bare            without extended attributes (ramfs)
+disk() { # DIR KIND
+  mkdir -p "$1"
+  ! mountpoint -q "$1" || return 0
+  if [ "$2" = bare ]; then mount -t ramfs ramfs "$1"; return; fi
+  local features=filetype
+  case $2 in ext4:*) ;; untyped:*) features=^filetype ;; *) die "no such disk: $2" ;; esac
+  need mkfs.ext4
+  [ -f "$1.img" ] || { truncate -s "${2#*:}" "$1.img"; mkfs.ext4 -q -F -m 0 -O "$features" -N 20000 "$1.img"; }
+  mount -o loop "$1.img" "$1"
+}
+
 unmount_below() { # DIR
   local target
   awk -v dir="$1/" 'index($2, dir) == 1 { print $2 }' /proc/self/mounts | sort -r | while read -r target; do
