@@ -198,6 +198,11 @@ impl Containerd {
         Self(Daemon::start("containerd", &handler))
     }
 
+    /// One whose store has a file system of its own, of a kind that `testbed/lib.sh` describes: `ext4:BYTES`, `untyped:BYTES`, `bare`.
+    pub fn with_disk(kind: &str) -> Self {
+        Self(Daemon::start("containerd", &["--disk", kind]))
+    }
+
     /// One that drops layers when they are unpacked.
     pub fn discarding() -> Self {
         Self(Daemon::start("containerd", &["--discard"]))
@@ -275,11 +280,15 @@ impl Containerd {
     /// Runs containerd's own client in CRI's namespace.
     #[track_caller]
     pub fn ctr(&self, arguments: &[&str]) -> String {
-        run(Command::new(self.0.value("CTR"))
-            .arg("--address")
-            .arg(self.socket())
-            .args(["--namespace", "k8s.io"])
-            .args(arguments))
+        run(&mut self.client(arguments))
+    }
+
+    /// The command line of [`Containerd::ctr`].
+    pub fn client(&self, arguments: &[&str]) -> Command {
+        let mut ctr = Command::new(self.0.value("CTR"));
+        ctr.arg("--address").arg(self.socket());
+        ctr.args(["--namespace", "k8s.io"]).args(arguments);
+        ctr
     }
 
     pub fn kill(&self) {
