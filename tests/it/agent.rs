@@ -11,6 +11,7 @@ use crate::bed::faulty::{Fault, Gate, Proxy};
 use crate::bed::{self, Containerd, Harpoon, Kubernetes, Running, containerd, eventually, unique};
 
 mod costs;
+mod fast;
 mod nodes;
 mod outages;
 mod secrets;

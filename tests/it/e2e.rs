@@ -18,6 +18,7 @@ use super::bed::{Cluster, Process, run, text, tool, unique};
 
 mod confined;
 mod continuous;
+mod filled;
 mod gain;
 mod installed;
 mod rights;
@@ -44,6 +45,7 @@ const STEPS: &[(&str, Step)] = &[
     ("a list of images", variants::list_of_images),
     ("all namespaces and two kinds", variants::all_namespaces),
     ("a kustomization", variants::kustomized),
+    ("a filled image from pull to removal", filled::whole_life),
     (
         "a sealed image is for pods that may pull it",
         sealed::for_its_pullers,
