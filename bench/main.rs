@@ -15,6 +15,7 @@
 #[path = "../tests/it/bed/mod.rs"]
 mod bed;
 mod discovery;
+mod fast;
 mod fill;
 mod footprint;
 mod guard;
@@ -31,6 +32,7 @@ type Benchmark = fn(&mut page::Part, runs: usize);
 
 const ALL: &[(&str, Benchmark)] = &[
     ("fill", fill::run),
+    ("fast", fast::run),
     ("warm", warm::run),
     ("oci", oci::run),
     ("discovery", discovery::run),

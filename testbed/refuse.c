@@ -13,6 +13,12 @@
 
 static const struct { const char *name; unsigned number; } calls[] = {
     {"openat2", SYS_openat2},
+#ifdef SYS_rename
+    {"rename", SYS_rename},
+#else
+    {"rename", SYS_renameat},
+#endif
+    {"renameat", SYS_renameat},
     {"renameat2", SYS_renameat2},
     {"mknodat", SYS_mknodat},
     {"fchownat", SYS_fchownat},

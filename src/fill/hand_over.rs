@@ -4,6 +4,7 @@
 //! two directories are exchanged, what depends on the layers below is mended, and the snapshot is committed. All is held by a lease
 //! that expires, so that nothing stays of a pull that was killed.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -19,15 +20,17 @@ use super::Failure;
 use super::fetch::{Fetcher, Found, Servers};
 use super::hosts::hosts;
 use super::image::{self, Layer};
+use super::keep::{KeepError, keep};
 use super::stream::{Cancel, LayerSender, queue};
 use super::unpack::{self, Budget, Dir, Limits, Position, UnpackError, Unpacked};
 use crate::credentials::secret::Credential;
 use crate::model::digest::Digest;
 use crate::model::failure::FailureKind;
 use crate::model::reference::Reference;
+use crate::model::text::chain;
 use crate::registry::manifest::Content;
 use crate::retry::keyed::Keyed;
-use crate::runtime::containerd::{Config, Labels, Prepared, Store};
+use crate::runtime::containerd::{Beside, Config, Labels, Prepared, Store};
 use crate::runtime::image_service::{Progress, RuntimeError};
 
 /// Time for the threads of a pull that failed to end, before its directories are removed.
@@ -35,7 +38,11 @@ const END_LIMIT: Duration = Duration::from_secs(10);
 /// Share of the file system that unpacking leaves free, as a divisor.
 const SPARE: u64 = 50;
 /// Pieces of a layer between its download and the two that take it.
-const PIECES: usize = 4;
+const PIECES: usize = 2;
+/// Maximum number of layers that are unpacked at once, however many cores there are. It bounds the memory.
+const UNPACKERS_MAX: usize = 8;
+/// Maximum number of those that need zstd's window.
+const WINDOWS: usize = 3;
 
 /// What the pulls of one process share.
 #[derive(Debug)]
@@ -44,6 +51,8 @@ pub(super) struct Filler {
     fetcher: Fetcher,
     /// Layers that are unpacked at once, of all images.
     unpackers: Semaphore,
+    /// Those of them that are compressed by zstd.
+    windows: Semaphore,
     /// Held for a snapshot that is being made, by its name: images that share a layer unpack it once.
     chains: Keyed<String, tokio::sync::Mutex<()>>,
     /// Held for a blob that is being written.
@@ -65,7 +74,8 @@ impl Filler {
         Self {
             store,
             fetcher: Fetcher::new(),
-            unpackers: Semaphore::new(cores.max(2)),
+            unpackers: Semaphore::new(cores.clamp(2, UNPACKERS_MAX)),
+            windows: Semaphore::new(WINDOWS),
             chains: Keyed::default(),
             blobs: Keyed::default(),
         }
@@ -183,7 +193,7 @@ async fn end(threads: &TaskTracker) {
 /// Removes what came of blobs that are not complete: no later attempt writes on.
 async fn abort(store: &Store, lease: &str, blobs: &[Digest]) {
     for digest in blobs {
-        if let Err(error) = store.abort(lease, digest).await {
+        if let Err(error) = store.abort_write(lease, digest).await {
             tracing::debug!("failed to abort the write of {digest}: {error}");
             break;
         }
@@ -262,6 +272,10 @@ impl Pull<'_> {
             let scratch = {
                 let digest = layer.descriptor.digest.clone();
                 let _blob = self.filler.blobs.lock(digest).await;
+                let _window = match layer.descriptor.media_type.ends_with("zstd") {
+                    true => self.filler.windows.acquire().await.ok(),
+                    false => None,
+                };
                 let _turn = self.filler.unpackers.acquire().await;
                 self.unpack(layer, cancel).await?
             };
@@ -305,6 +319,7 @@ impl Pull<'_> {
             Ok(unpacked) => outcome(unpacked, layer),
             Err(_) => Err(gone("a thread ended")),
         };
+        let is_cut = |ended: &Result<_, _>| matches!(ended, Ok(Err(UnpackError::Stream(_))));
         let unpacked = tokio::select! {
             streamed = &mut stream => {
                 let unpacked = (&mut unpack).await;
@@ -312,6 +327,10 @@ impl Pull<'_> {
                 ended(unpacked)?
             }
             unpacked = &mut unpack => {
+                if is_cut(&unpacked) {
+                    // The stream has the reason.
+                    stream.as_mut().await?;
+                }
                 let unpacked = ended(unpacked)?;
                 stream.await?;
                 unpacked
@@ -341,12 +360,60 @@ impl Pull<'_> {
             let labels = layer.content_labels(self.source(digest).await?);
             return Ok(store.label(digest, labels).await?);
         }
-        let mut writer = store.write(&self.lease, digest, layer.descriptor.size);
+        let size = layer.descriptor.size;
+        let labels = layer.content_labels(image::source(self.image, None));
+        let Some(beside) = store.beside(&self.lease, digest, size).await? else {
+            return self.stream_through(layer, labels, sender).await;
+        };
+        match self.keep(layer, &beside, sender).await {
+            Ok(()) => store
+                .take(&self.lease, beside, labels)
+                .await
+                .map_err(of_blob),
+            Err(failure) => {
+                store.abandon(&beside).await;
+                Err(failure)
+            }
+        }
+    }
+
+    /// Fetches a layer into a file of containerd's.
+    async fn keep(
+        &self,
+        layer: &Layer,
+        beside: &Beside,
+        sender: LayerSender,
+    ) -> Result<(), Failure> {
+        let (pieces, received) = mpsc::channel(PIECES);
+        let (file, expected) = (beside.file(), layer.descriptor.digest.clone());
+        let kept = self
+            .threads
+            .spawn_blocking(move || keep(received, file, &expected, sender));
+        let came = |bytes| self.add(bytes);
+        let fetched = self.servers.blob(&layer.descriptor, &pieces, &came).await;
+        drop(pieces);
+        let kept = kept.await.map_err(|_| gone("a thread ended"))?;
+        match (fetched, kept) {
+            (Err(failure), _) => Err(failure),
+            (Ok(()), kept) => kept.map_err(of_keep),
+        }
+    }
+
+    /// Passes a layer's bytes on to the unpacker and through containerd's socket.
+    async fn stream_through(
+        &self,
+        layer: &Layer,
+        labels: Labels,
+        sender: LayerSender,
+    ) -> Result<(), Failure> {
+        let Layer { descriptor, .. } = layer;
+        let store = &self.filler.store;
+        let mut writer = store.write(&self.lease, &descriptor.digest, descriptor.size);
         let (pieces, mut received) = mpsc::channel(PIECES);
         let came = |bytes| self.add(bytes);
         let fetch = async {
             let pieces = pieces;
-            self.servers.blob(&layer.descriptor, &pieces, &came).await
+            self.servers.blob(descriptor, &pieces, &came).await
         };
         let pass_on = async {
             let mut is_read = true;
@@ -358,8 +425,6 @@ impl Pull<'_> {
         };
         tokio::try_join!(fetch, pass_on)?;
         sender.finish();
-        let source = image::source(self.image, None);
-        let labels = layer.content_labels(source);
         writer.commit(labels).await.map_err(of_blob)
     }
 
@@ -572,6 +637,19 @@ fn outcome<T>(done: Result<T, UnpackError>, layer: &Layer) -> Result<Option<T>, 
 /// Content that is not what the manifest or the configuration says.
 fn mismatch(message: String) -> Failure {
     Failure::Failed(RuntimeError::new(FailureKind::Other, message))
+}
+
+/// The failure of a blob that was written beside containerd.
+fn of_keep(error: KeepError) -> Failure {
+    match error {
+        KeepError::Digest(error) => error.into(),
+        KeepError::Write(error) => match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Failure::Failed(RuntimeError::new(FailureKind::NoSpace, chain(&error)))
+            }
+            _ => Failure::Unsupported(chain(&error)),
+        },
+    }
 }
 
 /// The failure of a blob's commit, at which containerd verifies it.

@@ -4,11 +4,13 @@
 //! containerd's result is left to the runtime: [`FillingRuntime`] then pulls through it. It knows neither Kubernetes nor the
 //! command line.
 
+mod direct;
 mod fetch;
 mod filling;
 mod hand_over;
 mod hosts;
 mod image;
+mod keep;
 mod place;
 mod stream;
 pub mod unpack;

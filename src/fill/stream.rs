@@ -10,7 +10,7 @@ use bytes::{Buf, Bytes};
 use tokio::sync::mpsc;
 
 /// Pieces that may wait for the unpacker. A piece is what one read of a connection returned, rarely more than 256 KiB.
-const PIECES: usize = 8;
+const PIECES: usize = 4;
 
 /// The end of a queue that the unpacker reads from.
 #[derive(Debug)]
@@ -47,6 +47,11 @@ impl LayerSender {
     /// Sends the next bytes; `false` if the unpacker reads no more.
     pub(super) async fn send(&self, piece: Bytes) -> bool {
         self.pieces.send(piece).await.is_ok()
+    }
+
+    /// The same on a thread that may block.
+    pub(super) fn blocking_send(&self, piece: Bytes) -> bool {
+        self.pieces.blocking_send(piece).is_ok()
     }
 
     /// Ends the layer.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::io::Read as _;
 use std::path::Path;
 use std::process::{Child, Command};
 use std::time::Duration;
@@ -160,11 +161,23 @@ fn mounted<T>(containerd: &Containerd, image: &str, look: impl FnOnce(&Path) -> 
     seen
 }
 
-fn export(containerd: &Containerd, image: &str) -> Vec<u8> {
+/// The files of an export, whose order depends on the run: names and contents.
+fn export(containerd: &Containerd, image: &str) -> BTreeMap<String, Vec<u8>> {
     let directory = bed::directory();
     let file = directory.path().join("image.tar");
     containerd.ctr(&["images", "export", file.to_str().unwrap(), image]);
-    std::fs::read(file).unwrap()
+    let mut archive = tar::Archive::new(std::fs::File::open(file).unwrap());
+    let mut files = BTreeMap::new();
+    for entry in archive.entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let mut content = Vec::new();
+        entry.read_to_end(&mut content).unwrap();
+        let name = entry.path().unwrap().display().to_string();
+        files.insert(name, content);
+    }
+    // The last one, always the same. containerd 2.1 sometimes ends before it is written.
+    files.remove("oci-layout");
+    files
 }
 
 /// Calls containerd's CRI server, as the kubelet and crictl do.
@@ -211,16 +224,16 @@ fn remains(containerd: &Containerd) -> Vec<String> {
     all.extend(snapshots(containerd).into_keys());
     all.extend(content(containerd).into_keys());
     all.extend(containerd.downloads());
-    let directories = containerd
-        .store()
-        .join("io.containerd.snapshotter.v1.overlayfs/snapshots");
-    let names = std::fs::read_dir(directories).unwrap();
-    all.extend(names.map(|entry| entry.unwrap().path().display().to_string()));
-    let ingests = containerd
-        .store()
-        .join("io.containerd.content.v1.content/ingest");
-    let names = std::fs::read_dir(ingests).unwrap();
-    all.extend(names.map(|entry| entry.unwrap().path().display().to_string()));
+    for directory in [
+        "io.containerd.snapshotter.v1.overlayfs/snapshots",
+        "io.containerd.content.v1.content/ingest",
+        "io.containerd.content.v1.content/blobs/sha256",
+    ] {
+        // containerd makes some of them when it needs them.
+        let entries = std::fs::read_dir(containerd.store().join(directory));
+        let entries = entries.into_iter().flatten();
+        all.extend(entries.map(|entry| entry.unwrap().path().display().to_string()));
+    }
     all
 }
 

@@ -341,6 +341,8 @@ subjects:
 {{- if .Values.fastFill.enabled }}
 - name: snapshots
   mountPath: {{ include "harpoon.containerdRoot" . }}/io.containerd.snapshotter.v1.overlayfs
+- name: content
+  mountPath: {{ include "harpoon.containerdRoot" . }}/io.containerd.content.v1.content
 - name: registries
   mountPath: {{ include "harpoon.registryDirectory" . }}
   readOnly: true
@@ -418,6 +420,10 @@ subjects:
 - name: snapshots
   hostPath:
     path: {{ include "harpoon.containerdRoot" . }}/io.containerd.snapshotter.v1.overlayfs
+    type: Directory
+- name: content
+  hostPath:
+    path: {{ include "harpoon.containerdRoot" . }}/io.containerd.content.v1.content
     type: Directory
 - name: registries
   hostPath:

@@ -13,6 +13,7 @@ use crate::runtime::image_service::RuntimeError;
 
 const TRANSFER: &str = "io.containerd.transfer.v1";
 const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
+const CONTENT: &str = "io.containerd.content.v1";
 const DEFAULT_SNAPSHOTTER: &str = "overlayfs";
 const DEFAULT_HOST_DIR: &str = "/etc/containerd/certs.d";
 
@@ -29,6 +30,8 @@ pub struct Config {
     pub snapshotter: String,
     /// The snapshotter's directory on the node, where it tells.
     pub snapshotter_root: Option<PathBuf>,
+    /// The content store's directory on the node, where it tells.
+    pub content_root: Option<PathBuf>,
     pub(super) platform: ContainerdPlatform,
 }
 
@@ -155,6 +158,7 @@ impl Client {
             filters: vec![
                 format!("type=={TRANSFER}"),
                 format!("type=={SNAPSHOTTER},id=={snapshotter}"),
+                format!("type=={CONTENT},id==content"),
             ],
         }));
         let plugins = answer(plugins, "plugins").await?.plugins;
@@ -164,14 +168,18 @@ impl Client {
             all.find(move |plugin| plugin.r#type == of_type)
         };
         let platform = working(SNAPSHOTTER).and_then(|plugin| plugin.platforms.first().cloned());
-        let root = working(SNAPSHOTTER).and_then(|plugin| plugin.exports.get("root").cloned());
+        let root = |plugin_type: &str| {
+            let root = working(plugin_type)?.exports.get("root")?;
+            Some(PathBuf::from(root))
+        };
         let has_own_registries = has_own_registries(&config);
         Ok(Config {
             has_transfer: working(TRANSFER).is_some() && !has_own_registries,
             has_own_registries,
             hosts: HostDir::of(&config),
+            snapshotter_root: root(SNAPSHOTTER),
+            content_root: root(CONTENT),
             snapshotter,
-            snapshotter_root: root.map(PathBuf::from),
             platform: platform.unwrap_or_else(current_platform),
         })
     }

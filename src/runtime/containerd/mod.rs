@@ -25,6 +25,7 @@ use crate::model::failure::FailureKind;
 use crate::runtime::grpc::unexplained;
 use crate::runtime::image_service::RuntimeError;
 
+mod beside;
 mod config;
 mod events;
 mod graph;
@@ -35,6 +36,7 @@ mod seal;
 mod store;
 mod transfer;
 
+pub use beside::Beside;
 pub use config::{Config, HostDir};
 pub use events::Removal;
 pub use pins::{PinChanges, Pins};

@@ -39,7 +39,7 @@ const PIECES: usize = 2;
 /// The content store and the snapshotter of one containerd.
 #[derive(Debug, Clone)]
 pub struct Store {
-    client: Client,
+    pub(super) client: Client,
     config: OnceCell<Config>,
 }
 
@@ -194,7 +194,7 @@ impl Store {
     ///
     /// # Errors
     /// When containerd does not answer.
-    pub async fn abort(&self, lease: &str, digest: &Digest) -> Result<(), RuntimeError> {
+    pub async fn abort_write(&self, lease: &str, digest: &Digest) -> Result<(), RuntimeError> {
         let mut content = self.client.content();
         let asked = content.abort(request(AbortRequest {
             r#ref: write_key(lease, digest),
@@ -330,7 +330,7 @@ impl Store {
     }
 }
 
-/// A blob that is being written. One that is dropped is not stored; what came so far ends with [`Store::abort`] or with the lease.
+/// A blob that is being written. One that is dropped is not stored; what came so far ends with [`Store::abort_write`] or with the lease.
 #[derive(Debug)]
 pub struct BlobWriter {
     key: String,
@@ -460,17 +460,24 @@ async fn write(
     });
     let asked = leased(pieces, lease)?;
     let written = async {
-        let mut answers = client.content().write(asked).await?.into_inner();
-        let mut last: Option<WriteContentResponse> = None;
-        while let Some(answer) = answers.message().await? {
-            last = Some(answer);
-        }
-        Ok(last.is_some_and(|last| last.action == i32::from(WriteAction::Commit)))
+        let answers = client.content().write(asked).await?.into_inner();
+        last_answer(answers).await
     };
     match written.await {
         Err(status) if Status::code(&status) == Code::AlreadyExists => Ok(true),
         written => written,
     }
+}
+
+/// Reads the answers to a write; `true` if the last one confirms a commit.
+pub(super) async fn last_answer(
+    mut answers: Streaming<WriteContentResponse>,
+) -> Result<bool, Status> {
+    let mut last: Option<WriteContentResponse> = None;
+    while let Some(answer) = answers.message().await? {
+        last = Some(answer);
+    }
+    Ok(last.is_some_and(|last| last.action == i32::from(WriteAction::Commit)))
 }
 
 /// A blob that is being read.
@@ -502,7 +509,7 @@ async fn unless<T>(
 }
 
 /// The error, of the kind `no_space` if the store is full.
-fn with_space(mut error: RuntimeError) -> RuntimeError {
+pub(super) fn with_space(mut error: RuntimeError) -> RuntimeError {
     if error_kind::is_full(&error.message.to_ascii_lowercase()) {
         error.kind = FailureKind::NoSpace;
     }

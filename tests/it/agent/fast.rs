@@ -85,3 +85,17 @@ fn agent_without_root_directory_tells_why() {
     machine.wait_for(&agent, "the runtime pulls", || containerd.has(&image));
     machine.wait_ready(&agent);
 }
+
+#[test]
+fn image_that_leaves_leaves_nothing() {
+    let containerd = Containerd::start();
+    let machine = Machine::new(cluster(), &containerd);
+    let agent = machine.harpoon().env("FILL", "fast").start();
+    let (proxy, object) = waiting_pull(&machine, &agent);
+    unplan(cluster(), &object);
+    machine.wait_for(&agent, "the pull ends", || proxy.now() == 0);
+    machine.wait_ready(&agent);
+    machine.wait_for(&agent, "its snapshots are removed", || {
+        containerd.ctr(&["snapshots", "list"]).lines().count() <= 1
+    });
+}

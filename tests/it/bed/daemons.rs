@@ -192,6 +192,11 @@ impl Containerd {
         Self(Daemon::start::<&str>("containerd", &[]))
     }
 
+    /// One of the newer suite, whichever suite is tested.
+    pub fn newer(options: &[&str]) -> Self {
+        Self(Daemon::start_newer("containerd", options))
+    }
+
     /// One whose runtime handler `other` has the snapshotter `native`; of the newer suite.
     pub fn with_handler() -> Self {
         let handler = ["--handler", "native"];

@@ -437,7 +437,7 @@ fn likeliest_failures_are_documented_everywhere() {
 }
 
 #[test]
-fn fast_fill_mounts_snapshots_writable() {
+fn fast_fill_mounts_store_writable() {
     for (runtime, root, registries) in [
         (
             "containerd",
@@ -462,6 +462,11 @@ fn fast_fill_mounts_snapshots_writable() {
             assert_eq!(
                 *named(&run["volumeMounts"], "snapshots"),
                 json!({"name": "snapshots", "mountPath": snapshots})
+            );
+            let content = format!("{root}/io.containerd.content.v1.content");
+            assert_eq!(
+                *named(&run["volumeMounts"], "content"),
+                json!({"name": "content", "mountPath": content})
             );
             assert_eq!(
                 *named(&run["volumeMounts"], "registries"),

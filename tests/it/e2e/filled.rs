@@ -48,7 +48,9 @@ pub(super) fn whole_life(turn: &Turn<'_>) {
     let summary = summary(&pod);
     assert!(summary.starts_with("harpoon: pulled 1 ("), "{summary}");
     let log = harpoon.log(&pod);
-    assert!(!log.contains("the runtime pulls"), "{log}");
+    for other in ["the runtime pulls", "goes through containerd's socket"] {
+        assert!(!log.contains(other), "{log}");
+    }
     // It ends with the init container.
     let status = &pod["status"]["containerStatuses"][0];
     assert_eq!(cluster.process(status).status("CapEff"), "0000000000000000");

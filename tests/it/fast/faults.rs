@@ -202,3 +202,49 @@ fn proxy_of_the_environment_is_used() {
     let tunnels = proxy.count(|seen| seen.method == "CONNECT");
     assert!(tunnels > 0, "{:?}", proxy.seen());
 }
+
+#[test]
+fn stalled_download_times_out_clean() {
+    let containerd = Containerd::start();
+    let name = format!("{}:1", unique("stalls"));
+    registry().image(&name).layers(2).size(3_000_000).push();
+    let stalls = Proxy::start(registry().url(), |seen| match seen.is_blob() {
+        true => Fault::StallAfter(200_000),
+        false => Fault::Pass,
+    });
+    let image = stalls.reference(&name);
+    let output = fast(&containerd, &[&image])
+        .env("RETRIES", "0")
+        .env("PULL_TIMEOUT", "3s")
+        .run();
+    let report = output.json();
+    assert_eq!(entry(&report, &image)["reason"], "timeout", "{output}");
+    assert_eq!(stalls.now(), 0);
+    for lease in containerd.leases() {
+        containerd.ctr(&["leases", "delete", "--sync", &lease]);
+    }
+    assert_eq!(snapshots(&containerd), BTreeMap::new());
+    assert_eq!(containerd.downloads(), [""; 0]);
+}
+
+#[test]
+fn disk_that_fills_up_is_no_space() {
+    let containerd = Containerd::with_space(60_000_000);
+    // Each one fits, and not both: the second meets a full disk.
+    for (name, reason) in [("first", Value::Null), ("second", "no_space".into())] {
+        let image = registry().image(&format!("{}:1", unique(name)));
+        let pushed = image.layers(3).size(17_000_000).uncompressed().push();
+        let before = (snapshots(&containerd), content(&containerd));
+        let output = fast(&containerd, &[&pushed.reference]).run();
+        let report = output.json();
+        assert_eq!(
+            entry(&report, &pushed.reference)["reason"],
+            reason,
+            "{output}"
+        );
+        if !reason.is_null() {
+            assert_eq!((snapshots(&containerd), content(&containerd)), before);
+        }
+    }
+    assert_eq!(containerd.leases(), [""; 0]);
+}

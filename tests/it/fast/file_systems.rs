@@ -105,6 +105,51 @@ fn old_kernels_fill_without_openat2() {
     }
 }
 
+#[test]
+fn unmounted_content_goes_through_the_socket() {
+    let (ours, theirs) = (Containerd::start(), Containerd::start());
+    let image = registry().image(&format!("{}:1", unique("socket")));
+    let pushed = image.layers(3).size(5_000_000).push();
+    let reference = &*pushed.reference;
+    // A file tree of its own, in which the content store is empty.
+    let hide = "mount -t tmpfs none \"$0\" && exec \"$@\"";
+    let store = ours.store().join("io.containerd.content.v1.content");
+    let harpoon = fast(&ours, &[reference]).under(
+        ["unshare", "--mount", "sh", "-c", hide]
+            .map(OsString::from)
+            .into_iter()
+            .chain([store.into_os_string()]),
+    );
+    filled(&harpoon.run().expect(0));
+    let runtime = fast(&theirs, &[reference]).env("FILL", "runtime");
+    runtime.run().expect(0);
+    assert_eq!(content(&ours), content(&theirs));
+    assert_eq!(snapshots(&ours), snapshots(&theirs));
+    assert_eq!(images(&ours), images(&theirs));
+}
+
+#[test]
+fn refused_blob_goes_through_the_socket() {
+    let containerd = Containerd::start();
+    let image = registry().image(&format!("{}:1", unique("refused")));
+    let pushed = image.layers(2).size(5_000_000).push();
+    // The file cannot be moved to its place.
+    let refuse = refusing(&["rename=EPERM", "renameat=EPERM"]);
+    let harpoon = fast(&containerd, &[&pushed.reference]).under(refuse);
+    let output = harpoon.run().expect(0);
+    filled(&output);
+    assert!(
+        output.stderr.contains("goes through containerd's socket"),
+        "{output}"
+    );
+    assert!(
+        images(&containerd)
+            .iter()
+            .all(|line| line.contains("complete (3/3)"))
+    );
+    assert_eq!(containerd.downloads(), [""; 0]);
+}
+
 /// All differential tests again, in a process without openat2.
 #[test]
 fn unpacker_is_the_same_without_openat2() {

@@ -226,3 +226,33 @@ fn filler_and_cri_pull_agree_anytime() {
     }
     assert!(slow.proxy.count(|seen| seen.is_blob()) > 0);
 }
+
+#[test]
+fn kills_at_any_moment_leave_nothing() {
+    let containerd = Containerd::start();
+    let mut random = Rng::with_seed(setting("FILL_SEED", SEED));
+    for round in 0..setting("FILL_ROUNDS", ROUNDS) {
+        let image = registry().image(&format!("{}:1", unique("kills")));
+        let pushed = image.layers(5).size(40_000_000).uncompressed().push();
+        let harpoon = fast(&containerd, &[&pushed.reference]).start();
+        // From the first request to the end of the hand-over.
+        std::thread::sleep(Duration::from_millis(random.u64(20..600)));
+        harpoon.try_signal(Signal::KILL);
+        harpoon.wait();
+        match round % 2 {
+            // The kubelet comes next.
+            0 => pull_by_cri(&containerd, &pushed.reference),
+            _ => filled(&fast(&containerd, &[&pushed.reference]).run().expect(0)),
+        }
+        let checked = images(&containerd);
+        let of_image = |line: &&String| line.starts_with(&pushed.reference);
+        let line = checked.iter().find(of_image).unwrap();
+        assert!(line.contains("complete (6/6)"), "{line}");
+        expire(&containerd);
+        assert_eq!(containerd.downloads(), [""; 0]);
+    }
+    for name in containerd.images() {
+        containerd.remove(&name);
+    }
+    empty(&containerd);
+}
