@@ -179,7 +179,7 @@ fn broken_layer_is_the_runtimes_failure() {
 }
 
 #[test]
-fn registry_that_is_gone_is_the_runtimes() {
+fn unreachable_registry_is_the_runtimes() {
     // A name behind a proxy that nobody answers at: containerd may have another way.
     let containerd = bed::containerd();
     let image = "registry.example/team/web:1";
@@ -228,7 +228,7 @@ fn stalled_download_times_out_clean() {
 }
 
 #[test]
-fn disk_that_fills_up_is_no_space() {
+fn filling_disk_is_no_space() {
     let containerd = Containerd::with_space(60_000_000);
     // Each one fits, and not both: the second meets a full disk.
     for (name, reason) in [("first", Value::Null), ("second", "no_space".into())] {

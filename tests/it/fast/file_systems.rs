@@ -78,7 +78,7 @@ fn without_rights_the_runtime_pulls() {
 }
 
 #[test]
-fn read_only_directory_leaves_it_to_runtime() {
+fn read_only_directory_is_the_runtimes() {
     let image = pushed("read-only");
     let containerd = bed::containerd();
     let root = containerd.store();

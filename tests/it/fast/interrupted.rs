@@ -151,7 +151,7 @@ fn killed_containerd_gets_the_image() {
 }
 
 #[test]
-fn full_disk_in_the_middle_is_clean() {
+fn disk_full_midway_is_clean() {
     let containerd = Containerd::with_disk("ext4:100000000");
     let image = registry().image(&format!("{}:1", unique("full")));
     // Room for the layers or for their content, but not for both.
@@ -169,7 +169,7 @@ fn full_disk_in_the_middle_is_clean() {
 }
 
 #[test]
-fn disk_filled_by_others_is_no_space() {
+fn others_filling_disk_is_no_space() {
     let containerd = Containerd::with_disk("ext4:60000000");
     let slow = Slow::new("filled");
     let took = slow.duration(&containerd);

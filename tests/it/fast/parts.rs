@@ -113,7 +113,7 @@ fn part_without_an_end_fails() {
 }
 
 #[test]
-fn short_part_falls_back_to_one_response() {
+fn short_part_needs_one_response() {
     let count = AtomicUsize::new(0);
     let parted = Parted::new(
         move |_, range| match count.fetch_add(1, Ordering::Relaxed) {
@@ -143,7 +143,7 @@ fn wrong_part_is_a_digest_mismatch() {
 }
 
 #[test]
-fn stalled_part_times_out_and_is_retried() {
+fn stalled_part_is_retried() {
     let containerd = Containerd::start();
     let name = format!("{}:1", unique("stalled"));
     registry().image(&name).size(BYTES).uncompressed().push();
