@@ -3,7 +3,7 @@
 
 # Prints the configuration without the paths of the store and the socket. Uses registries (certs.d) and networks (cni) in $dir.
 containerd_config() { # SANDBOX-IMAGE
-  local snapshotter=overlayfs; overlay_works || snapshotter=native
+  local snapshotter=${snapshotter:-overlayfs}; overlay_works || snapshotter=native
   if [ "$runtimes" = debian ]; then
     cat <<CONFIG
 version = 2

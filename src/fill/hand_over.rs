@@ -104,7 +104,7 @@ impl Filler {
         let layers = image::layers(&found.image, &text)?;
         let budget = Arc::new(Budget::new(space(config).await?));
         let lease = self.store.lease(image, lifetime).await?;
-        let pull = Pull {
+        let mut pull = Pull {
             filler: self,
             snapshotter: &config.snapshotter,
             image,
@@ -116,15 +116,19 @@ impl Filler {
             done: Mutex::default(),
             active: Mutex::default(),
             threads: TaskTracker::new(),
+            is_over: false,
         };
         let cancel = Cancel::default();
         let run = pull.run(&found, text, &cancel).await;
         drop(cancel);
         match run {
-            Ok(()) => Ok(Filled {
-                digest: found.root().clone(),
-                lease: pull.lease.clone(),
-            }),
+            Ok(()) => {
+                pull.is_over = true;
+                Ok(Filled {
+                    digest: found.root().clone(),
+                    lease: pull.lease.clone(),
+                })
+            }
             Err(failure) => {
                 pull.clean_up(&failure).await;
                 Err(failure)
@@ -148,10 +152,12 @@ struct Pull<'a> {
     /// Snapshots that are being filled.
     active: Mutex<Vec<Prepared>>,
     threads: TaskTracker,
+    /// Nothing is left to remove.
+    is_over: bool,
 }
 
 impl Drop for Pull<'_> {
-    /// Removes the directories of a pull that was dropped. What is complete is held by the lease, for the next attempt.
+    /// Removes what is incomplete of a pull that was dropped. What is complete is held by the lease, for the next attempt.
     fn drop(&mut self) {
         let active = self
             .active
@@ -161,9 +167,11 @@ impl Drop for Pull<'_> {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;
         };
-        if active.is_empty() {
+        if self.is_over {
             return;
         }
+        let blobs = self.blobs();
+        let lease = self.lease.clone();
         let (store, threads) = (self.filler.store.clone(), self.threads.clone());
         let snapshotter = self.snapshotter.to_owned();
         runtime.spawn(async move {
@@ -171,6 +179,7 @@ impl Drop for Pull<'_> {
             for prepared in &active {
                 store.remove(&snapshotter, prepared).await;
             }
+            abort(&store, &lease, &blobs).await;
         });
     }
 }
@@ -179,6 +188,16 @@ impl Drop for Pull<'_> {
 async fn end(threads: &TaskTracker) {
     threads.close();
     let _ = tokio::time::timeout(END_LIMIT, threads.wait()).await;
+}
+
+/// Removes what came of blobs that are not complete: no later attempt writes on.
+async fn abort(store: &Store, lease: &str, blobs: &[Digest]) {
+    for digest in blobs {
+        if let Err(error) = store.abort_write(lease, digest).await {
+            tracing::debug!("failed to abort the write of {digest}: {error}");
+            break;
+        }
+    }
 }
 
 /// A layer that was unpacked into a snapshot of its own.
@@ -209,6 +228,12 @@ impl Pull<'_> {
             .map(|layer| self.layer(layer, &committed, cancel));
         try_join_all(all).await?;
         self.put_manifests(found, config).await
+    }
+
+    /// The digests of the layers.
+    fn blobs(&self) -> Vec<Digest> {
+        let blobs = self.layers.iter().map(|layer| &layer.descriptor.digest);
+        blobs.cloned().collect()
     }
 
     /// The layers whose snapshots are not there, the lowest first.
@@ -569,7 +594,7 @@ impl Pull<'_> {
     }
 
     /// Removes what the next attempt cannot use. What it can use is held by the lease until that expires.
-    async fn clean_up(&self, failure: &Failure) {
+    async fn clean_up(&mut self, failure: &Failure) {
         end(&self.threads).await;
         let active = {
             let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
@@ -582,9 +607,11 @@ impl Pull<'_> {
             Failure::Failed(error) => error.is_retryable() && error.kind != FailureKind::Other,
             Failure::Unsupported(_) => false,
         };
+        abort(&self.filler.store, &self.lease, &self.blobs()).await;
         if !is_useful {
             self.filler.store.release(&self.lease, true).await;
         }
+        self.is_over = true;
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use rustix::fs::{self, CWD, Dir, FileType, Gid, Mode, RenameFlags, Uid};
+use rustix::fs::{self, CWD, Dir, FileType, Gid, Mode, RenameFlags, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use crate::runtime::containerd::{Config, Labels, Store};
@@ -54,8 +54,8 @@ async fn try_snapshot(store: &Store, lease: &str) -> Result<(), String> {
     tried
 }
 
-/// Tries in an empty directory what unpacking does. Attributes that the kernel reserves are not needed: a layer that has them is
-/// unpacked by containerd.
+/// Tries in an empty directory what unpacking does. The right to attributes that the kernel reserves is not needed: a layer that has
+/// them is unpacked by containerd.
 fn try_directory(directory: &Path) -> Result<(), String> {
     let shown = directory.display();
     if !directory.is_dir() {
@@ -78,6 +78,14 @@ fn try_directory(directory: &Path) -> Result<(), String> {
     let none = fs::makedev(0, 0);
     let made = fs::mknodat(CWD, whiteout, FileType::CharacterDevice, mode, none);
     step("make a whiteout", made)?;
+    match fs::setxattr(&one, "user.harpoon", b"", XattrFlags::empty()) {
+        Err(Errno::OPNOTSUPP) => {
+            return Err(format!(
+                "the file system of {shown} has no extended attributes"
+            ));
+        }
+        set => step("set an attribute", set)?,
+    }
     let exchanged = fs::renameat_with(CWD, &one, CWD, &other, RenameFlags::EXCHANGE);
     step("exchange directories", exchanged)?;
     match knows_types(directory) {

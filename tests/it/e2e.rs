@@ -18,7 +18,7 @@ use super::bed::{Cluster, Process, run, text, tool, unique};
 
 mod confined;
 mod continuous;
-mod fast;
+mod filled;
 mod gain;
 mod gate;
 mod installed;
@@ -47,7 +47,7 @@ const STEPS: &[(&str, Step)] = &[
     ("a list of images", variants::list_of_images),
     ("all namespaces and two kinds", variants::all_namespaces),
     ("a kustomization", variants::kustomized),
-    ("a pod of an image by fast fill", fast::fills),
+    ("a filled image from pull to removal", filled::whole_life),
     (
         "a sealed image is for pods that may pull it",
         sealed::for_its_pullers,

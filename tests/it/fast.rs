@@ -1,23 +1,32 @@
 //! Fast fill on a real containerd: the same image as by containerd's own pull, sooner, and the runtime wherever that is not sure.
 
 use std::collections::BTreeMap;
-use std::process::Command;
+use std::ffi::OsString;
+use std::io::Read as _;
+use std::path::Path;
+use std::process::{Child, Command};
 use std::time::Duration;
 
+use k8s_cri::v1::image_service_client::ImageServiceClient;
+use k8s_cri::v1::{ImageSpec, PullImageRequest, RemoveImageRequest};
 use serde_json::Value;
+use tonic::transport::Channel;
 
 use crate::bed::faulty::{Fault, Proxy};
 use crate::bed::{self, Containerd, Harpoon, Output, Runtime as _, registry, unique};
-use crate::pulling::entry;
+use crate::pulling::{PATIENCE, entry};
+use crate::sealed::channel;
 
 mod faults;
+mod file_systems;
 mod hosts;
 mod interrupted;
-mod places;
+mod parts;
 mod sealed;
+mod trees;
 
 /// The user agent of containerd's own requests.
-const CONTAINERD: &str = "containerd/";
+pub(crate) const CONTAINERD: &str = "containerd/";
 
 /// `harpoon pull --fill fast`.
 fn fast(containerd: &Containerd, images: &[&str]) -> Harpoon {
@@ -26,6 +35,64 @@ fn fast(containerd: &Containerd, images: &[&str]) -> Harpoon {
         .args(images)
         .env("OUTPUT", "json")
         .env("FILL", "fast")
+}
+
+/// Runs a program in a file tree of its own, in which containerd's root directory is empty.
+pub(crate) fn hidden(containerd: &Containerd) -> Vec<OsString> {
+    let hide = "mount -t tmpfs none \"$0\" && exec \"$@\"";
+    let words = ["unshare", "--mount", "sh", "-c", hide].map(OsString::from);
+    let root = containerd.store().into_os_string();
+    words.into_iter().chain([root]).collect()
+}
+
+/// containerd's events, from now on.
+pub(crate) struct Events<'a> {
+    containerd: &'a Containerd,
+    ctr: Child,
+    file: tempfile::NamedTempFile,
+}
+
+impl<'a> Events<'a> {
+    pub(crate) fn of(containerd: &'a Containerd) -> Self {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut ctr = containerd.client(&["events"]);
+        let ctr = ctr.stdout(file.reopen().unwrap()).spawn().unwrap();
+        let events = Self {
+            containerd,
+            ctr,
+            file,
+        };
+        events.until_now();
+        events
+    }
+
+    /// All events until now: those before one of its own.
+    fn until_now(&self) -> String {
+        let label = unique("heard");
+        let mut text = String::new();
+        bed::eventually("the event is received", PATIENCE, || {
+            let label = format!("{label}=1");
+            self.containerd
+                .ctr(&["namespaces", "label", "default", &label]);
+            text = std::fs::read_to_string(self.file.path()).unwrap();
+            text.contains(&label[..label.len() - 2])
+        });
+        text
+    }
+
+    /// The events of names of images.
+    pub(crate) fn of_names(&self) -> Vec<String> {
+        let text = self.until_now();
+        let lines = text.lines().filter(|line| line.contains("/images/"));
+        lines.map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Events<'_> {
+    fn drop(&mut self) {
+        let _ = self.ctr.kill();
+        let _ = self.ctr.wait();
+    }
 }
 
 /// Fails the test unless harpoon itself filled containerd.
@@ -69,7 +136,7 @@ fn snapshots(containerd: &Containerd) -> BTreeMap<String, Value> {
 }
 
 /// Names, types and digests of all images, and whether containerd takes them for complete and unpacked.
-fn images(containerd: &Containerd) -> Vec<String> {
+pub(crate) fn images(containerd: &Containerd) -> Vec<String> {
     let checked = containerd.ctr(&["images", "check"]);
     let mut lines: Vec<_> = checked.lines().skip(1).map(str::to_owned).collect();
     lines.sort();
@@ -78,24 +145,110 @@ fn images(containerd: &Containerd) -> Vec<String> {
 
 /// The tree of an image, as a container sees it.
 fn tree(containerd: &Containerd, image: &str) -> String {
+    mounted(containerd, image, |path| {
+        let list = "cd \"$0\" && find . -mindepth 1 -printf '%P %y %m %U %G %T@ %n %s\\n' | sort && find . -type f -exec sha256sum {} + | sort";
+        bed::run(Command::new("sh").args(["-c", list]).arg(path))
+    })
+}
+
+/// Runs something with the image mounted as a container sees it.
+fn mounted<T>(containerd: &Containerd, image: &str, look: impl FnOnce(&Path) -> T) -> T {
     let target = bed::directory();
     let path = target.path().to_str().unwrap();
     containerd.ctr(&["images", "mount", image, path]);
-    let listed = bed::run(Command::new("sh").args([
-        "-c",
-        "cd \"$1\" && find . -mindepth 1 -printf '%P %y %m %U %G %T@ %n %s\\n' | sort && find . -type f -exec sha256sum {} + | sort",
-        "sh",
-        path,
-    ]));
+    let seen = look(target.path());
     containerd.ctr(&["images", "unmount", "--rm", path]);
-    listed
+    seen
 }
 
-fn export(containerd: &Containerd, image: &str) -> Vec<u8> {
+/// The files of an export, whose order depends on the run: names and contents.
+fn export(containerd: &Containerd, image: &str) -> BTreeMap<String, Vec<u8>> {
     let directory = bed::directory();
     let file = directory.path().join("image.tar");
     containerd.ctr(&["images", "export", file.to_str().unwrap(), image]);
-    std::fs::read(file).unwrap()
+    let mut archive = tar::Archive::new(std::fs::File::open(file).unwrap());
+    let mut files = BTreeMap::new();
+    for entry in archive.entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let mut content = Vec::new();
+        entry.read_to_end(&mut content).unwrap();
+        let name = entry.path().unwrap().display().to_string();
+        files.insert(name, content);
+    }
+    // The last one, always the same. containerd 2.1 sometimes ends before it is written.
+    files.remove("oci-layout");
+    files
+}
+
+/// Calls containerd's CRI server, as the kubelet and crictl do.
+fn by_cri<T: Send + 'static>(
+    containerd: &Containerd,
+    image: &str,
+    call: impl AsyncFnOnce(ImageServiceClient<Channel>, Option<ImageSpec>) -> T,
+) -> T {
+    let image = Some(ImageSpec {
+        image: image.to_owned(),
+        ..ImageSpec::default()
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let images = ImageServiceClient::new(channel(containerd).await);
+        call(images, image).await
+    })
+}
+
+fn pull_by_cri(containerd: &Containerd, image: &str) {
+    let request = |image| PullImageRequest {
+        image,
+        ..PullImageRequest::default()
+    };
+    by_cri(containerd, image, async |mut images, image| {
+        images.pull_image(request(image)).await.unwrap();
+    });
+}
+
+/// Removes all names of the image, as the kubelet's garbage collection does.
+fn remove(containerd: &Containerd, image: &str) {
+    by_cri(containerd, image, async |mut images, image| {
+        let request = RemoveImageRequest { image };
+        images.remove_image(request).await.unwrap();
+    });
+}
+
+/// Everything of images that containerd has: names, snapshots, blobs, incomplete ones, directories of snapshots.
+fn remains(containerd: &Containerd) -> Vec<String> {
+    let mut all = containerd.images();
+    all.extend(snapshots(containerd).into_keys());
+    all.extend(content(containerd).into_keys());
+    all.extend(containerd.downloads());
+    for directory in [
+        "io.containerd.snapshotter.v1.overlayfs/snapshots",
+        "io.containerd.content.v1.content/ingest",
+        "io.containerd.content.v1.content/blobs/sha256",
+    ] {
+        // containerd makes some of them when it needs them.
+        let entries = std::fs::read_dir(containerd.store().join(directory));
+        let entries = entries.into_iter().flatten();
+        all.extend(entries.map(|entry| entry.unwrap().path().display().to_string()));
+    }
+    all
+}
+
+/// Nothing of any image is left.
+#[track_caller]
+fn empty(containerd: &Containerd) {
+    let end = std::time::Instant::now() + PATIENCE;
+    loop {
+        let remains = remains(containerd);
+        if remains.is_empty() {
+            return;
+        }
+        assert!(std::time::Instant::now() < end, "{remains:#?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 #[test]
@@ -125,22 +278,21 @@ fn filled_image_equals_the_runtimes() {
 }
 
 #[test]
-fn container_of_filled_image_runs() {
+fn filled_image_runs() {
     let containerd = Containerd::start();
-    let image = registry().image(&format!("{}:1", unique("run")));
+    let image = registry().image(&format!("{}:1", unique("runs")));
     let pushed = image.layers(3).push();
     filled(&fast(&containerd, &[&pushed.reference]).run().expect(0));
     let name = unique("container");
+    // It sleeps until it is told to end.
     containerd.ctr(&["run", "--detach", &pushed.reference, &name]);
     let tasks = containerd.ctr(&["tasks", "list"]);
-    containerd.ctr(&["tasks", "kill", "--signal", "SIGKILL", &name]);
-    bed::eventually("the task ends", Duration::from_secs(20), || {
-        containerd.ctr(&["tasks", "list"]).contains("STOPPED")
-    });
-    containerd.ctr(&["tasks", "delete", &name]);
+    let own = tasks.lines().find(|line| line.starts_with(&name));
+    assert!(own.is_some_and(|line| line.contains("RUNNING")), "{tasks}");
+    containerd.ctr(&["tasks", "delete", "--force", &name]);
     containerd.ctr(&["containers", "delete", &name]);
-    let running = tasks.lines().find(|line| line.starts_with(&name));
-    assert!(running.unwrap().contains("RUNNING"), "{tasks}");
+    remove(&containerd, &pushed.reference);
+    empty(&containerd);
 }
 
 #[test]
@@ -150,11 +302,8 @@ fn removing_the_image_frees_all() {
     let pushed = image.layers(3).push();
     filled(&fast(&containerd, &[&pushed.reference]).run().expect(0));
     assert!(!snapshots(&containerd).is_empty());
-    for name in containerd.images() {
-        containerd.remove(&name);
-    }
-    assert_eq!(content(&containerd), BTreeMap::new());
-    assert_eq!(snapshots(&containerd), BTreeMap::new());
+    remove(&containerd, &pushed.reference);
+    empty(&containerd);
 }
 
 #[test]
@@ -234,21 +383,50 @@ fn two_fillers_and_containerd_agree() {
     assert_eq!(snapshots(&containerd), BTreeMap::new());
 }
 
-#[test]
-fn large_image_needs_little_memory() {
+/// The most threads of a fill: those of the unpackers are two for each core.
+fn threads_max() -> usize {
+    16 + 4 * std::thread::available_parallelism().unwrap().get()
+}
+
+/// Fills containerd with an image of so many layers over a slow link, so that they come in parts, and measures.
+fn measured(layers: usize, bytes: u64) {
     let containerd = Containerd::start();
     let image = registry().image(&format!("{}:1", unique("large")));
-    let pushed = image.layers(3).size(300_000_000).uncompressed().push();
-    // A slow link, so that layers come in parts.
+    let pushed = image.layers(layers).size(bytes).uncompressed().push();
     let proxy = Proxy::start(registry().url(), |seen| match seen.is_blob() {
         true => Fault::Throttle(60_000_000),
         false => Fault::Pass,
     });
     let image = proxy.reference(pushed.reference.split_once('/').unwrap().1);
-    let output = fast(&containerd, &[&image]).run().expect(0);
+    let harpoon = fast(&containerd, &[&image]).limit(Duration::from_secs(600));
+    let (running, mut threads) = (harpoon.start(), 0);
+    while !running.has_ended() {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", running.pid()));
+        threads = threads.max(tasks.map_or(0, Iterator::count));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let output = running.wait().expect(0);
     filled(&output);
     assert!(output.peak_rss < 128 << 20, "{} bytes", output.peak_rss);
+    assert!((3..=threads_max()).contains(&threads), "{threads} threads");
     assert!(proxy.count(|seen| seen.is_blob()) > 10, "no parts");
+}
+
+/// `FILL_BYTES=N` makes it of another size.
+#[test]
+fn large_image_needs_little_memory() {
+    let bytes = std::env::var("FILL_BYTES").map_or(300_000_000, |n| n.parse().unwrap());
+    measured(3, bytes);
+}
+
+#[test]
+fn large_layer_needs_little_memory() {
+    measured(1, 200_000_000);
+}
+
+#[test]
+fn many_layers_need_little_memory() {
+    measured(60, 60_000_000);
 }
 
 #[test]
@@ -287,13 +465,9 @@ fn fast_without_containerd_is_refused() {
 fn unmounted_root_leaves_it_to_the_runtime() {
     let containerd = bed::containerd();
     let pushed = registry().push(&format!("{}:1", unique("unmounted")));
-    // A file tree of its own, in which containerd's directory is empty.
-    let hide = "mount -t tmpfs none \"$0\" && exec \"$@\"";
-    let root = containerd.store();
     let hidden = |fill: &str| {
         let harpoon = fast(containerd, &[&pushed.reference]).env("FILL", fill);
-        let hide = ["unshare", "--mount", "sh", "-c", hide].map(std::ffi::OsString::from);
-        harpoon.under(hide.into_iter().chain([root.clone().into_os_string()]))
+        harpoon.under(hidden(containerd))
     };
     let output = hidden("fast").run().expect(3);
     assert!(output.stderr.contains("is not mounted"), "{output}");

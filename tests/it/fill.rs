@@ -1,3 +1,3 @@
 //! Fast fill against a real containerd.
 
-mod unpack;
+pub(crate) mod unpack;

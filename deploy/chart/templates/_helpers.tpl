@@ -469,6 +469,9 @@ imagePullSecrets:
 {{- if $cloud }}
 # The plugins call the node's metadata service, which a pod's own network may not reach.
 hostNetwork: true
+{{- else if and .Values.fastFill.enabled .Values.fastFill.hostNetwork }}
+# Registries and mirrors that only the node reaches.
+hostNetwork: true
 {{- end }}
 {{- with .Values.nodeSelector }}
 nodeSelector:

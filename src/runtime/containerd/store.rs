@@ -10,8 +10,8 @@ use containerd_client::services::v1::snapshots::{
     CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
 };
 use containerd_client::services::v1::{
-    ApplyRequest, Info, InfoRequest, ReadContentRequest, ReadContentResponse, UpdateRequest,
-    WriteAction, WriteContentRequest, WriteContentResponse,
+    AbortRequest, ApplyRequest, Info, InfoRequest, ReadContentRequest, ReadContentResponse,
+    UpdateRequest, WriteAction, WriteContentRequest, WriteContentResponse,
 };
 use containerd_client::types::{Descriptor as Content, Mount};
 use prost_types::FieldMask;
@@ -179,7 +179,7 @@ impl Store {
         let held = lease.to_owned();
         let task = tokio::spawn(async move { write(&client, open, &held).await });
         BlobWriter {
-            key: format!("{lease}/{digest}"),
+            key: write_key(lease, digest),
             digest: digest.clone(),
             size: i64::try_from(size).unwrap_or(i64::MAX),
             at: 0,
@@ -188,6 +188,19 @@ impl Store {
             pieces,
             task,
         }
+    }
+
+    /// Removes what came of a blob whose write has ended without a commit. Nothing of it is no error.
+    ///
+    /// # Errors
+    /// When containerd does not answer.
+    pub async fn abort_write(&self, lease: &str, digest: &Digest) -> Result<(), RuntimeError> {
+        let mut content = self.client.content();
+        let asked = content.abort(request(AbortRequest {
+            r#ref: write_key(lease, digest),
+        }));
+        let done = answer(unless(Code::NotFound, asked), "content abort").await;
+        done.map(drop)
     }
 
     /// Starts to read a blob.
@@ -317,7 +330,7 @@ impl Store {
     }
 }
 
-/// A blob that is being written. One that is dropped is not stored; what came so far ends with the lease.
+/// A blob that is being written. One that is dropped is not stored; what came so far ends with [`Store::abort_write`] or with the lease.
 #[derive(Debug)]
 pub struct BlobWriter {
     key: String,
@@ -420,6 +433,11 @@ impl Drop for BlobWriter {
         // Ends the call, and with it containerd's lock of the write.
         self.task.abort();
     }
+}
+
+/// The name of the write of a blob.
+fn write_key(lease: &str, digest: &Digest) -> String {
+    format!("{lease}/{digest}")
 }
 
 fn of_write(status: &Status, digest: &Digest) -> RuntimeError {

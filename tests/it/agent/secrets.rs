@@ -6,7 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use super::*;
 use crate::bed::{PASSWORD, USER};
 
-fn secret(name: &str, registry: &str, password: &str) -> Value {
+pub(super) fn secret(name: &str, registry: &str, password: &str) -> Value {
     let auth = STANDARD.encode(format!("{USER}:{password}"));
     let config = json!({"auths": {registry: {"auth": auth}}}).to_string();
     json!({"metadata": {"name": name}, "type": "kubernetes.io/dockerconfigjson",

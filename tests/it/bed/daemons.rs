@@ -203,10 +203,10 @@ impl Containerd {
         Self(Daemon::start("containerd", &handler))
     }
 
-    /// One whose store is a disk of its own with this many bytes.
-    pub fn with_disk(bytes: u64) -> Self {
-        let bytes = bytes.to_string();
-        Self(Daemon::start("containerd", &["--disk", &bytes]))
+    /// One whose store has a file system of its own, of a kind that `testbed/lib.sh` describes: a number of bytes for a disk,
+    /// `untyped:BYTES`, or `bare`.
+    pub fn with_disk(kind: impl std::fmt::Display) -> Self {
+        Self(Daemon::start("containerd", &["--disk", &kind.to_string()]))
     }
 
     /// One that drops layers when they are unpacked.
@@ -286,11 +286,15 @@ impl Containerd {
     /// Runs containerd's own client in CRI's namespace.
     #[track_caller]
     pub fn ctr(&self, arguments: &[&str]) -> String {
-        run(Command::new(self.0.value("CTR"))
-            .arg("--address")
-            .arg(self.socket())
-            .args(["--namespace", "k8s.io"])
-            .args(arguments))
+        run(&mut self.client(arguments))
+    }
+
+    /// The command line of [`Containerd::ctr`].
+    pub fn client(&self, arguments: &[&str]) -> Command {
+        let mut ctr = Command::new(self.0.value("CTR"));
+        ctr.arg("--address").arg(self.socket());
+        ctr.args(["--namespace", "k8s.io"]).args(arguments);
+        ctr
     }
 
     pub fn kill(&self) {

@@ -487,6 +487,7 @@ fn fast_fill_mounts_store_writable() {
                 security["capabilities"],
                 json!({"add": added, "drop": ["ALL"]})
             );
+            assert_eq!(pod["hostNetwork"], Value::Null);
         }
     }
     let other = json!({"fastFill": {"enabled": true, "root": "/data/containerd"}});
@@ -496,6 +497,10 @@ fn fast_fill_mounts_store_writable() {
         snapshots["hostPath"]["path"],
         "/data/containerd/io.containerd.snapshotter.v1.overlayfs"
     );
+    let on_node = json!({"fastFill": {"enabled": true, "hostNetwork": true}});
+    assert_eq!(pod(&rendered(&on_node))["hostNetwork"], true);
+    let unused = json!({"fastFill": {"hostNetwork": true}});
+    assert_eq!(pod(&rendered(&unused))["hostNetwork"], Value::Null);
     let crio = chart(&json!({"runtime": "crio", "fastFill": {"enabled": true}}));
     assert!(!crio.status.success());
 }

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
+use crate::fill::unpack::tar::{Tar, file};
+use crate::fill::unpack::{Blob, push};
 
 /// Runs once against a registry with this fault at layers; returns outcome, reason, message.
 fn told(fault: impl Fn(u64) -> Fault + Send + Sync + 'static, retries: u32) -> (String, Output) {
@@ -122,6 +124,86 @@ fn full_disk_is_no_space_and_clean() {
 }
 
 #[test]
+fn wrong_diff_id_is_refused() {
+    let containerd = Containerd::start();
+    let layer = |name: &str| Blob::gzip(Tar::new([file(name, "1")]).end());
+    let blobs = [
+        layer("one"),
+        layer("two").with_wrong_diff_id(),
+        layer("three"),
+    ];
+    let image = push(&blobs, &unique("diff-id"));
+    let output = fast(&containerd, &[&image]).env("RETRIES", "0").run();
+    let report = output.expect(1).json();
+    let told = entry(&report, &image);
+    assert_eq!(told["reason"], "other", "{told}");
+    let message = told["message"].as_str().unwrap();
+    assert!(message.contains("diff ID mismatch"), "{message}");
+    // What is right of it is freed too.
+    assert_eq!(containerd.leases(), [""; 0]);
+    empty(&containerd);
+}
+
+#[test]
+fn bomb_ends_at_the_free_space() {
+    let containerd = Containerd::with_disk("100000000");
+    // Some hundred kilobytes on their way.
+    let bomb = Tar::new([file("zeros", vec![0; 200_000_000])]).end();
+    let image = push(&[Blob::gzip(bomb)], &unique("bomb"));
+    let output = fast(&containerd, &[&image]).run().expect(1);
+    let report = output.json();
+    let told = entry(&report, &image);
+    assert_eq!(told["reason"], "no_space", "{output}");
+    assert_eq!(told["attempts"], 1, "{output}");
+    let message = told["message"].as_str().unwrap();
+    assert!(message.contains("exceeds the limit"), "{message}");
+    assert_eq!(containerd.leases(), [""; 0]);
+    empty(&containerd);
+}
+
+#[test]
+fn broken_layer_is_the_runtimes_failure() {
+    let containerd = bed::containerd();
+    // Neither gzip nor tar: containerd, which is asked too, says so.
+    let mut blob = Blob::gzip(Tar::new([file("one", "1")]).end());
+    blob.truncate(40);
+    let image = push(&[blob], &unique("broken"));
+    let output = fast(containerd, &[&image]).env("RETRIES", "0").run();
+    let output = output.expect(1);
+    assert_eq!(entry(&output.json(), &image)["outcome"], "failed");
+    assert!(
+        output.stderr.contains("containerd unpacks the layer"),
+        "{output}"
+    );
+    assert!(!containerd.has(&image));
+}
+
+#[test]
+fn unreachable_registry_is_the_runtimes() {
+    // A name behind a proxy that nobody answers at: containerd may have another way.
+    let containerd = bed::containerd();
+    let image = "registry.example/team/web:1";
+    let harpoon = fast(containerd, &[image]).env("HTTPS_PROXY", "http://127.0.0.1:1");
+    let output = harpoon.env("RETRIES", "0").run().expect(1);
+    assert!(
+        output.stderr.contains("the runtime pulls (--fill)"),
+        "{output}"
+    );
+    assert_eq!(entry(&output.json(), image)["outcome"], "failed");
+}
+
+#[test]
+fn proxy_of_the_environment_is_used() {
+    let containerd = bed::containerd();
+    let proxy = Proxy::start(registry().url(), |_| Fault::status(403));
+    let image = "registry.example/team/web:1";
+    let harpoon = fast(containerd, &[image]).env("HTTPS_PROXY", proxy.url());
+    harpoon.env("RETRIES", "0").run().expect(1);
+    let tunnels = proxy.count(|seen| seen.method == "CONNECT");
+    assert!(tunnels > 0, "{:?}", proxy.seen());
+}
+
+#[test]
 fn stalled_download_times_out_clean() {
     let containerd = Containerd::start();
     let name = format!("{}:1", unique("stalls"));
@@ -146,7 +228,7 @@ fn stalled_download_times_out_clean() {
 }
 
 #[test]
-fn disk_that_fills_up_is_no_space() {
+fn filling_disk_is_no_space() {
     let containerd = Containerd::with_space(60_000_000);
     // Each one fits, and not both: the second meets a full disk.
     for (name, reason) in [("first", Value::Null), ("second", "no_space".into())] {

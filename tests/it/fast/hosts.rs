@@ -7,9 +7,13 @@ use super::*;
 /// A registry name that no server has.
 const REGISTRY: &str = "registry.example";
 
-/// containerd 2 does not tell its directory, so that only containerd 1 can have a private one here.
-fn can_configure() -> bool {
-    !bed::has_newer_runtimes()
+/// [`fast`], where harpoon sees containerd's configuration. containerd 2 does not tell its directory: the usual one is mounted.
+fn configured(containerd: &Containerd, images: &[&str]) -> Harpoon {
+    let harpoon = fast(containerd, images);
+    match bed::has_newer_runtimes() {
+        true => harpoon.bind(containerd.certs(), "/etc/containerd/certs.d"),
+        false => harpoon,
+    }
 }
 
 fn put(containerd: &Containerd, text: &str) {
@@ -20,9 +24,6 @@ fn put(containerd: &Containerd, text: &str) {
 
 #[test]
 fn mirrors_are_asked_in_order() {
-    if !can_configure() {
-        return;
-    }
     let containerd = Containerd::start();
     let name = format!("{}:1", unique("mirrored"));
     registry().image(&name).layers(2).push();
@@ -38,7 +39,7 @@ fn mirrors_are_asked_in_order() {
     );
     put(&containerd, &text);
     let image = format!("{REGISTRY}/{name}");
-    let output = fast(&containerd, &[&image]).run().expect(0);
+    let output = configured(&containerd, &[&image]).run().expect(0);
     filled(&output);
     let ours = |proxy: &Proxy| {
         let mut seen = proxy.seen();
@@ -66,9 +67,6 @@ fn mirrors_are_asked_in_order() {
 
 #[test]
 fn unknown_settings_are_for_the_runtime() {
-    if !can_configure() {
-        return;
-    }
     let containerd = Containerd::start();
     let name = format!("{}:1", unique("unknown"));
     registry().push(&name);
@@ -76,7 +74,7 @@ fn unknown_settings_are_for_the_runtime() {
     let image = format!("{REGISTRY}/{name}");
     let text = format!("[host.\"{}\"]\nunknown = \"1\"\n", proxy.url());
     put(&containerd, &text);
-    let output = fast(&containerd, &[&image]).run().expect(0);
+    let output = configured(&containerd, &[&image]).run().expect(0);
     assert!(
         output.stderr.contains("unsupported field unknown"),
         "{output}"
@@ -92,9 +90,6 @@ fn unknown_settings_are_for_the_runtime() {
 
 #[test]
 fn unreachable_mirror_is_not_passed_by() {
-    if !can_configure() {
-        return;
-    }
     let containerd = Containerd::start();
     let name = format!("{}:1", unique("unreachable"));
     registry().push(&name);
@@ -105,7 +100,7 @@ fn unreachable_mirror_is_not_passed_by() {
         &containerd,
         &format!("server = \"{}\"\n[host.\"{gone}\"]\n", proxy.url()),
     );
-    let output = fast(&containerd, &[&image]).run().expect(0);
+    let output = configured(&containerd, &[&image]).run().expect(0);
     assert!(
         output.stderr.contains("the runtime pulls (--fill)"),
         "{output}"
@@ -121,9 +116,6 @@ fn unreachable_mirror_is_not_passed_by() {
 
 #[test]
 fn tls_settings_of_mirrors_are_used() {
-    if !can_configure() {
-        return;
-    }
     let containerd = Containerd::start();
     let secure = bed::Registry::with_tls();
     let url = format!("https://{}", secure.address());
@@ -136,7 +128,7 @@ fn tls_settings_of_mirrors_are_used() {
         secure.push(&name);
         put(&containerd, &format!("[host.\"{url}\"]\n{setting}"));
         let image = format!("{REGISTRY}/{name}");
-        let output = fast(&containerd, &[&image]).env("RETRIES", "0").run();
+        let output = configured(&containerd, &[&image]).env("RETRIES", "0").run();
         assert_eq!(output.code == Some(0), is_filled, "{output}");
         let by_runtime = output.stderr.contains("the runtime pulls (--fill)");
         assert_eq!(by_runtime, !is_filled, "{output}");

@@ -16,8 +16,10 @@ fn sealed_image_is_filled_without_a_name() {
     let config = docker_config(&[(&proxy.address(), USER, PASSWORD)]);
     std::fs::write(&file, config).unwrap();
     let harpoon = harpoon.env("REGISTRY_CONFIG", file).env("SEAL", "always");
+    let events = Events::of(&containerd);
     let output = harpoon.run().expect(0);
     filled(&output);
+    assert_eq!(events.of_names(), [""; 0]);
     assert_eq!(entry(&output.json(), &image)["sealed"], true, "{output}");
     assert_eq!(containerd.images(), [""; 0]);
     assert_eq!(containerd.leases().len(), 1);

@@ -16,10 +16,10 @@ use harpoon::registry::digest::sha256;
 use crate::bed::{self, containerd, unique};
 
 mod hostile;
-mod images;
-mod random;
-mod tar;
-mod tree;
+pub(crate) mod images;
+pub(crate) mod random;
+pub(crate) mod tar;
+pub(crate) mod tree;
 
 use tar::gzip;
 use tree::{differences, tree};
@@ -38,13 +38,38 @@ pub struct Blob {
 }
 
 impl Blob {
-    fn gzip(archive: Vec<u8>) -> Self {
+    pub(crate) fn gzip(archive: Vec<u8>) -> Self {
         Self {
             media_type: GZIP,
             bytes: gzip(&archive),
             archive,
         }
     }
+
+    /// Cuts what is transferred.
+    pub(crate) fn truncate(&mut self, bytes: usize) {
+        self.bytes.truncate(bytes);
+    }
+
+    /// The same with a diff ID that is not its own.
+    pub(crate) fn with_wrong_diff_id(mut self) -> Self {
+        self.archive.push(0);
+        self
+    }
+}
+
+/// Pushes an image of these layers to the shared registry; returns its reference.
+pub(crate) fn push(blobs: &[Blob], repository: &str) -> String {
+    let reference = bed::registry().reference(&format!("{repository}:1"));
+    let directory = bed::directory();
+    let path = directory.path().join("image.tar");
+    layout(blobs, &reference, &path);
+    let copy = "--insecure-policy copy --quiet --preserve-digests --dest-tls-verify=false";
+    let mut skopeo = Command::new("skopeo");
+    skopeo.args(copy.split(' '));
+    skopeo.arg(format!("oci-archive:{}", path.display()));
+    bed::run(skopeo.arg(format!("docker://{reference}")));
+    reference
 }
 
 /// Unpacks layers as a fill does: each on its own, then mended from the bottom up.
@@ -240,7 +265,7 @@ fn merged(layers: &[PathBuf], start: i64) -> tree::Tree {
 }
 
 /// When the first image was unpacked, in seconds. Images share layers.
-fn start() -> i64 {
+pub(crate) fn start() -> i64 {
     static START: OnceLock<i64> = OnceLock::new();
     *START.get_or_init(|| {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();

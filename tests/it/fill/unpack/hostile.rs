@@ -9,7 +9,7 @@ use harpoon::registry::digest::sha256;
 
 use super::tar::{Entry, Tar, dir, file, gzip, hard_link, node, symlink};
 use super::{BUDGET, Blob, GZIP, Ours, ZSTD, compare, open, unpack_blob};
-use crate::bed;
+use crate::bed::{self, unique};
 
 /// The image is unpacked alike, refused alike, or left to containerd: never something of our own.
 fn accepted(is_bottom: bool, name: &str, entries: Vec<Entry>) -> Option<String> {
@@ -36,6 +36,7 @@ fn escapes_stay_beneath_upper() {
 
 fn escapes(is_bottom: bool) {
     let marker = "harpoon-escape-test";
+    let kept = unique("keep");
     let images = [
         // CVE-2018-15664, CVE-2019-14271 and others: a link out of the root, then files through it.
         (
@@ -144,7 +145,7 @@ fn escapes(is_bottom: bool) {
             "whiteout through link",
             vec![
                 symlink("s", "/tmp"),
-                file(format!("s/.wh.keep-{is_bottom}"), ""),
+                file(format!("s/.wh.{kept}"), ""),
                 file("s/.wh..wh..opq", ""),
             ],
         ),
@@ -166,7 +167,7 @@ fn escapes(is_bottom: bool) {
         ),
     ];
     let outside = std::env::temp_dir();
-    let keep = outside.join(format!("keep-{is_bottom}"));
+    let keep = outside.join(&kept);
     fs::write(&keep, "").unwrap();
     let before = fs::metadata("/etc/passwd").unwrap();
     let etc = fs::metadata("/etc").unwrap().mode();

@@ -8,6 +8,26 @@ fn layers<const N: usize>(layers: [Vec<Entry>; N]) -> Vec<Blob> {
     archives.map(Blob::gzip).collect()
 }
 
+/// All of them, by names that are fit for repositories.
+pub fn all() -> Vec<(&'static str, Vec<Blob>)> {
+    vec![
+        ("owners-and-modes", owners_and_modes()),
+        ("hard-links", hard_links()),
+        ("devices-and-pipes", devices_and_pipes()),
+        ("attributes", attributes()),
+        ("names", names()),
+        ("times", times()),
+        ("late-directories", late_directories()),
+        ("set-gid-is-handed-down", set_gid_is_handed_down()),
+        ("replacements", replacements()),
+        ("whiteouts", whiteouts()),
+        ("opaque-directories", opaque_directories()),
+        ("directories-through-links", directories_through_links()),
+        ("encodings", encodings()),
+        ("access-control-lists", access_control_lists()),
+    ]
+}
+
 #[track_caller]
 fn same(blobs: &[Blob]) {
     assert_eq!(compare(blobs), Ok(Outcome::Same));
@@ -29,9 +49,8 @@ fn base() -> Vec<Entry> {
     ]
 }
 
-#[test]
-fn owners_and_modes_match() {
-    same(&layers([
+fn owners_and_modes() -> Vec<Blob> {
+    layers([
         base(),
         vec![
             file("suid", "#!").mode(0o4755),
@@ -48,12 +67,16 @@ fn owners_and_modes_match() {
             file("empty", ""),
             file("large", vec![7; 3 << 20]),
         ],
-    ]));
+    ])
 }
 
 #[test]
-fn hard_links_match() {
-    same(&layers([
+fn owners_and_modes_match() {
+    same(&owners_and_modes());
+}
+
+fn hard_links() -> Vec<Blob> {
+    layers([
         [
             base(),
             vec![
@@ -75,7 +98,12 @@ fn hard_links_match() {
         ]
         .concat(),
         vec![file("new", "n"), hard_link("new-too", "new")],
-    ]));
+    ])
+}
+
+#[test]
+fn hard_links_match() {
+    same(&hard_links());
 }
 
 #[test]
@@ -84,9 +112,8 @@ fn hard_link_into_lower_layer_is_refused() {
     assert_eq!(compare(&blobs), Ok(Outcome::Refused));
 }
 
-#[test]
-fn devices_and_pipes_match() {
-    same(&layers([
+fn devices_and_pipes() -> Vec<Blob> {
+    layers([
         base(),
         vec![
             node("fifo", b'6', 0, 0).mode(0o622).owner(3, 0),
@@ -97,15 +124,19 @@ fn devices_and_pipes_match() {
             file("fifo", "now a file"),
             node("null", b'6', 0, 0),
         ],
-    ]));
+    ])
+}
+
+#[test]
+fn devices_and_pipes_match() {
+    same(&devices_and_pipes());
 }
 
 /// `cap_net_raw+ep`.
 const CAPABILITY: &[u8] = b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
-#[test]
-fn attributes_match() {
-    same(&layers([
+fn attributes() -> Vec<Blob> {
+    layers([
         base(),
         vec![
             file("user", "x")
@@ -128,11 +159,15 @@ fn attributes_match() {
             file("dir/in", ""),
         ],
         vec![dir("dir/").xattr("user.f", "3"), file("dir/new", "")],
-    ]));
+    ])
 }
 
 #[test]
-fn names_match() {
+fn attributes_match() {
+    same(&attributes());
+}
+
+fn names() -> Vec<Blob> {
     let mut tar = Tar::new(base());
     tar.push(file(format!("long/{}", "L".repeat(200)), "1"));
     tar.push(file(
@@ -158,12 +193,16 @@ fn names_match() {
     tar.push(file(".wh", "no whiteout"));
     tar.push(file("x.wh.y", "no whiteout"));
     tar.push(file("a/b/../up", ""));
-    same(&[Blob::gzip(tar.end())]);
+    vec![Blob::gzip(tar.end())]
 }
 
 #[test]
-fn times_match() {
-    same(&layers([
+fn names_match() {
+    same(&names());
+}
+
+fn times() -> Vec<Blob> {
+    layers([
         base(),
         vec![
             file("nanoseconds", "")
@@ -183,12 +222,16 @@ fn times_match() {
             dir("to-dir/deep/").mtime(1_100_000_000),
             file("dir/deep/late", ""),
         ],
-    ]));
+    ])
 }
 
 #[test]
-fn late_directories_match() {
-    same(&layers([
+fn times_match() {
+    same(&times());
+}
+
+fn late_directories() -> Vec<Blob> {
+    layers([
         [
             base(),
             vec![
@@ -226,12 +269,16 @@ fn late_directories_match() {
             file("late/third", "3"),
             file("implied/only/new/one", "3"),
         ],
-    ]));
+    ])
 }
 
 #[test]
-fn set_gid_is_handed_down_alike() {
-    same(&layers([
+fn late_directories_match() {
+    same(&late_directories());
+}
+
+fn set_gid_is_handed_down() -> Vec<Blob> {
+    layers([
         vec![
             dir("sgid/").mode(0o2775).owner(0, 50),
             file("sgid/implied/in", "x"),
@@ -249,12 +296,16 @@ fn set_gid_is_handed_down_alike() {
             file("sgid/last/x", ""),
             file("sgid/later/y/z", ""),
         ],
-    ]));
+    ])
 }
 
 #[test]
-fn replacements_match() {
-    same(&layers([
+fn set_gid_is_handed_down_alike() {
+    same(&set_gid_is_handed_down());
+}
+
+fn replacements() -> Vec<Blob> {
+    layers([
         [
             base(),
             vec![
@@ -284,12 +335,16 @@ fn replacements_match() {
             file("other/a/b", "1"),
             symlink("other/a", "/etc"),
         ],
-    ]));
+    ])
 }
 
 #[test]
-fn whiteouts_match() {
-    same(&layers([
+fn replacements_match() {
+    same(&replacements());
+}
+
+fn whiteouts() -> Vec<Blob> {
+    layers([
         [
             base(),
             vec![
@@ -317,12 +372,16 @@ fn whiteouts_match() {
             file("deep/er/.wh.x", ""),
         ],
         vec![file("bin/new", ""), file("wd/.wh.b", ""), file("wd/a", "3")],
-    ]));
+    ])
 }
 
 #[test]
-fn opaque_directories_match() {
-    same(&layers([
+fn whiteouts_match() {
+    same(&whiteouts());
+}
+
+fn opaque_directories() -> Vec<Blob> {
+    layers([
         [
             base(),
             vec![
@@ -350,12 +409,16 @@ fn opaque_directories_match() {
             file(".wh..wh..opq", ""),
         ],
         vec![file("other/b", ""), file("opq/k/c", "")],
-    ]));
+    ])
 }
 
 #[test]
-fn directories_through_links_match() {
-    same(&layers([
+fn opaque_directories_match() {
+    same(&opaque_directories());
+}
+
+fn directories_through_links() -> Vec<Blob> {
+    layers([
         [
             base(),
             vec![
@@ -373,11 +436,15 @@ fn directories_through_links_match() {
         .concat(),
         vec![file("lib/new.so", ""), file("lib64/implied/z", "")],
         vec![dir("usr/"), file("lib/third", ""), symlink("lib64", "lib")],
-    ]));
+    ])
 }
 
 #[test]
-fn encodings_match() {
+fn directories_through_links_match() {
+    same(&directories_through_links());
+}
+
+fn encodings() -> Vec<Blob> {
     let tar = |name: &str| Tar::new([file(name, name.repeat(50_000))]).end();
     let (one, two) = (tar("one"), tar("two"));
     let half = two.len() / 2;
@@ -402,7 +469,7 @@ fn encodings_match() {
     let unended = Tar::new([file("six", "6")]).0;
     let garbage = [Tar::new([file("seven", "7")]).end(), vec![9; 4096]].concat();
     let zeros = [unended.clone(), vec![0; 512]].concat();
-    same(&[
+    vec![
         Blob::gzip(one),
         blob(super::GZIP, &members, &two),
         blob(ZSTD, &skippable, &three),
@@ -416,15 +483,19 @@ fn encodings_match() {
         Blob::gzip(zeros),
         Blob::gzip(Tar::default().end()),
         Blob::gzip(Vec::new()),
-    ]);
+    ]
+}
+
+#[test]
+fn encodings_match() {
+    same(&encodings());
 }
 
 /// A directory's default access control list, `u::rwx,u:2:rwx,g::r-x,m::rwx,o::---`.
 const DEFAULT_LIST: &[u8] = b"\x02\0\0\0\x01\0\x07\0\xff\xff\xff\xff\x02\0\x07\0\x02\0\0\0\x04\0\x05\0\xff\xff\xff\xff\x10\0\x07\0\xff\xff\xff\xff\x20\0\0\0\xff\xff\xff\xff";
 
-#[test]
-fn access_control_lists_match() {
-    let mut blobs = layers([
+fn access_control_lists() -> Vec<Blob> {
+    layers([
         vec![
             dir("acl/").xattr("system.posix_acl_default", DEFAULT_LIST),
             file("acl/f", "a").mode(0o666),
@@ -432,7 +503,12 @@ fn access_control_lists_match() {
             file("acl/implied/x", ""),
         ],
         vec![file("other", "")],
-    ]);
+    ])
+}
+
+#[test]
+fn access_control_lists_match() {
+    let mut blobs = access_control_lists();
     same(&blobs);
     blobs.extend(layers([vec![file("acl/new", "").mode(0o666)]]));
     assert_eq!(compare(&blobs), Ok(Outcome::LeftToDiff));

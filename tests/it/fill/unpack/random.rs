@@ -96,7 +96,7 @@ fn entry(random: &mut Rng, seen: &mut Vec<String>, is_bottom: bool) -> Entry {
     new
 }
 
-fn image(seed: u64) -> Vec<Blob> {
+pub fn image(seed: u64) -> Vec<Blob> {
     let mut random = Rng::with_seed(seed);
     let layers = random.usize(1..=5);
     (0..layers)
