@@ -424,7 +424,7 @@ subjects:
 - name: content
   hostPath:
     path: {{ include "harpoon.containerdRoot" . }}/io.containerd.content.v1.content
-    type: Directory
+    type: DirectoryOrCreate
 - name: registries
   hostPath:
     path: {{ include "harpoon.registryDirectory" . }}

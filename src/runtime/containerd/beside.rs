@@ -75,16 +75,12 @@ impl Store {
         let Some(root) = self.config().await?.content_root.clone() else {
             return Ok(None);
         };
-        if !exists(root.clone()).await {
-            return Ok(None);
-        }
-        // containerd 2 makes it with the first write.
-        let ingests = root.join("ingest");
         let key = format!("{lease}/{digest}");
         let open = message(WriteAction::Stat, &key, size);
         let opened = self.send_all(lease, vec![open]).await;
         opened.map_err(|status| with_space(unexplained(&status)))?;
-        let wanted = key.clone();
+        // containerd 2 makes its directories with the first write.
+        let (ingests, wanted) = (root.join("ingest"), key.clone());
         let found = blocking(move || open_data(&ingests, &wanted)).await;
         match found {
             Ok((path, file)) => Ok(Some(Beside {

@@ -112,7 +112,7 @@ fn unmounted_content_goes_through_the_socket() {
     let pushed = image.layers(3).size(5_000_000).push();
     let reference = &*pushed.reference;
     // A file tree of its own, in which the content store is empty.
-    let hide = "mount -t tmpfs none \"$0\" && exec \"$@\"";
+    let hide = "mkdir -p \"$0\" && mount -t tmpfs none \"$0\" && exec \"$@\"";
     let store = ours.store().join("io.containerd.content.v1.content");
     let harpoon = fast(&ours, &[reference]).under(
         ["unshare", "--mount", "sh", "-c", hide]
