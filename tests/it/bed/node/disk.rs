@@ -44,7 +44,7 @@ impl Cluster {
 
     /// The pods that the kubelet has evicted, as `NAMESPACE/NAME`.
     pub fn evicted(&self) -> Vec<String> {
-        let path = "/api/v1/events?fieldSelector=reason%3DEvicted";
+        let path = "/api/v1/events?fieldSelector=reason%3DEvicted,involvedObject.kind%3DPod";
         let events = self.api.get(path);
         let events = events["items"].as_array().unwrap().iter();
         let pod = |event: &Value| {
