@@ -1,6 +1,6 @@
 //! Unpacks one layer into an empty directory, with the result of containerd's own apply.
 //!
-//! Layers are unpacked independently of each other and in parallel by [`unpack`]; then, from the bottom up, [`mend`] completes
+//! Layers are unpacked independently of each other and in parallel by [`unpack`]; then, from the bottom up, [`mend()`] completes
 //! what depends on the layers below: owner, mode and extended attributes of directories that a layer uses but does not contain.
 //! Both block; they run on a thread of the caller's. What is not certain to give containerd's result is an error for which
 //! [`UnpackError::needs_diff_service`] holds: the caller has containerd's Diff service apply that layer alone, into a new directory.
@@ -66,7 +66,7 @@ pub struct Layer<'a> {
     pub position: Position,
 }
 
-/// An unpacked layer: its figures, and what [`mend`] needs.
+/// An unpacked layer: its figures, and what [`mend()`] needs.
 #[derive(Debug)]
 pub struct Unpacked {
     /// Bytes read, compressed.

@@ -28,8 +28,9 @@ fn agent_fills_containerd_itself() {
     let (proxy, image) = behind_proxy("agent-fast", bed::registry());
     machine.plan(&image, &json!({}));
     machine.wait_for(&agent, "the image comes", || containerd.has(&image));
-    machine.wait_ready(&agent);
-    assert_eq!(machine.status()["present"], 1);
+    machine.wait_for(&agent, "it is reported", || {
+        machine.status()["present"] == 1
+    });
     assert_eq!(by_containerd(&proxy), 0);
     assert!(proxy.count(|seen| seen.is_blob()) >= 4);
     let checked = images(&containerd);

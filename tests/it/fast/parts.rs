@@ -60,7 +60,7 @@ impl Parted {
         let [our, their] = [(&self.containerd, &self.image), (theirs, &image)]
             .map(|(containerd, image)| tree(containerd, image));
         assert_eq!(our, their);
-        assert!(self.proxy.count(|seen| part(seen).is_some()) > 2);
+        assert!(self.proxy.count(|seen| part(seen).is_some()) > 0);
     }
 
     /// The image fails for this reason, and nothing of it stays.
@@ -91,7 +91,9 @@ fn answer(range: &std::ops::Range<u64>, body: String) -> Fault {
 
 #[test]
 fn parts_make_the_whole_layer() {
-    Parted::new(|_, _| Fault::Throttle(SLOW)).comes();
+    let parted = Parted::new(|_, _| Fault::Throttle(SLOW));
+    parted.comes();
+    assert!(parted.proxy.count(|seen| part(seen).is_some()) > 2);
 }
 
 #[test]
