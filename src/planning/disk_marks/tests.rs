@@ -231,7 +231,7 @@ fn simulated() -> impl Strategy<Value = Simulated> {
     values.prop_map(|(estimate, factor, importance, is_sealed)| Simulated {
         name: String::new(),
         estimate,
-        bytes: (estimate as f64 * factor) as u64 + 1,
+        bytes: ((estimate as f64 * factor) as u64).max(1),
         importance,
         is_sealed,
         is_present: false,
@@ -253,7 +253,7 @@ proptest! {
         for (number, image) in images.iter_mut().enumerate() {
             image.name = number.to_string();
         }
-        let is_wrong = |image: &&Simulated| image.bytes > image.estimate + 1;
+        let is_wrong = |image: &&Simulated| image.bytes > image.estimate;
         let wrong = images.iter().filter(is_wrong).count();
         let mut node = Node { images, others: 0, marks: DiskMarks::new(HIGH) };
         for others in phases {
