@@ -1,5 +1,6 @@
-//! Enforces the disk budget during a run, and the high mark of the image file system while pulling continuously. Before each pull it reads the usage of the runtime's store, since the kubelet and
-//! others fill it too. It queries registries for image sizes that planning could not determine.
+//! Enforces the disk budget during a run, and the high mark of the image file system while pulling continuously. Before each pull
+//! it reads the usage of the runtime's store, since the kubelet and others fill it too. It queries registries for image sizes that
+//! planning could not determine.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -15,7 +15,8 @@ pub(super) fn secret(name: &str, registry: &str, password: &str) -> Value {
 
 #[test]
 fn only_named_secrets_are_read() {
-    let machine = Machine::new(cluster(), containerd());
+    let containerd = Containerd::start();
+    let machine = Machine::new(cluster(), &containerd);
     let namespace = cluster().namespace();
     let secrets = format!("/api/v1/namespaces/{namespace}/secrets");
     let registry = bed::registry_with_password();
@@ -39,10 +40,10 @@ fn only_named_secrets_are_read() {
     });
     // That of a pull secret is sealed: it has no name. On containerd 1.6 it has one for 10 s.
     machine.wait_for(&agent, "it has no name", || {
-        let images = containerd().images();
+        let images = containerd.images();
         images.iter().all(|name| !name.contains(&sealed))
     });
-    assert!(containerd().has(&never));
+    assert!(containerd.has(&never));
     let seen = proxy.seen();
     let paths: Vec<_> = seen.iter().map(|seen| seen.path.clone()).collect();
     let of_secrets: Vec<_> = paths
