@@ -238,7 +238,7 @@ impl AgentMetrics {
         }
     }
 
-    /// Whether harpoon yields the disk.
+    /// Sets whether harpoon yields the disk.
     pub(crate) fn set_disk_pressure(&self, is_yielding: bool) {
         self.disk_pressure.set(i64::from(is_yielding));
     }

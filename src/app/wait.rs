@@ -2,21 +2,26 @@
 //!
 //! It reads one object and writes nothing.
 
+use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::Api;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
 use super::shutdown::Shutdown;
 use crate::kube_api::connect;
 use crate::kube_api::error::message;
 use crate::model::text::{clip, sanitize};
+use crate::retry::polling::Polling;
 
-/// The time between two looks.
-const POLL: Duration = Duration::from_secs(1);
+/// The pauses between looks.
+const POLLING: Polling = Polling {
+    first: Duration::from_secs(1),
+    longest: Duration::from_secs(4),
+};
 /// Time limit of one request.
 const LIMIT: Duration = Duration::from_secs(10);
 /// Characters of an error that is logged.
@@ -29,6 +34,23 @@ struct Progress {
     nodes: i32,
 }
 
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} nodes are done", self.done, self.nodes)
+    }
+}
+
+/// The reason why it is not over.
+#[derive(Debug, PartialEq, Eq)]
+enum Pending {
+    Nodes(Progress),
+    /// Its controller has not seen it yet.
+    Unseen,
+    /// It cannot be read now.
+    Unreadable(String),
+    Missing,
+}
+
 /// Waits until the DaemonSet with this name in the pod's own namespace is ready on all its nodes.
 ///
 /// # Errors
@@ -38,52 +60,59 @@ pub(crate) async fn for_daemon_set(name: &str, longest: Duration, stop: &Shutdow
     let cluster = cluster.context("failed to find the cluster")?;
     let namespace = cluster.default_namespace();
     let api: Api<DaemonSet> = Api::namespaced(cluster.client().clone(), namespace);
-    let end = Instant::now() + longest;
-    let mut last: Option<Progress> = None;
-    let mut problem = None;
-    while Instant::now() < end {
-        match timeout(LIMIT, api.get(name)).await {
-            Ok(Ok(set)) => {
-                problem = None;
-                let seen = progress(&set);
-                if seen != last
-                    && let Some(Progress { done, nodes }) = seen
-                {
-                    info!("{done} of {nodes} nodes are done");
-                }
-                last = seen;
-                if seen.is_some_and(|seen| seen.done >= seen.nodes) {
-                    return Ok(());
-                }
+    let mut last = None;
+    let told = |pending: &Pending, _| {
+        let text = match pending {
+            Pending::Nodes(progress) => progress.to_string(),
+            Pending::Unreadable(problem) => problem.clone(),
+            Pending::Unseen | Pending::Missing => return,
+        };
+        if last.as_ref() != Some(&text) {
+            match pending {
+                Pending::Unreadable(_) => warn!("failed to read the DaemonSet: {text}; retrying"),
+                _ => info!("{text}"),
             }
-            Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
-                bail!("the DaemonSet {namespace}/{name} does not exist");
-            }
-            // A right that was granted a moment ago may not be known yet.
-            Ok(Err(error)) => told(&mut problem, &message(error)),
-            Err(_) => told(&mut problem, "the API server does not respond"),
         }
-        tokio::select! {
-            () = stop.token().cancelled() => bail!("interrupted"),
-            () = sleep(POLL) => {}
-        }
-    }
+        last = Some(text);
+    };
+    let passes = |pending: &Pending| *pending != Pending::Missing;
+    let asked = POLLING.ask(
+        Some(Instant::now() + longest),
+        || look(&api, name),
+        passes,
+        told,
+    );
+    let ended = tokio::select! {
+        () = stop.token().cancelled() => bail!("interrupted"),
+        ended = asked => ended,
+    };
     let longest = humantime::format_duration(longest);
-    match (problem, last) {
-        (None, Some(Progress { done, nodes })) => {
-            bail!("{done} of {nodes} nodes are done after {longest}")
+    match ended {
+        Ok(progress) => info!("{progress}"),
+        Err(Pending::Missing) => bail!("the DaemonSet {namespace}/{name} does not exist"),
+        Err(Pending::Nodes(progress)) => bail!("{progress} after {longest}"),
+        Err(Pending::Unreadable(problem)) => bail!("not done after {longest}: {problem}"),
+        Err(Pending::Unseen) => {
+            bail!("the DaemonSet {namespace}/{name} has no status after {longest}")
         }
-        (Some(problem), _) => bail!("not done after {longest}: {problem}"),
-        (None, None) => bail!("the DaemonSet {namespace}/{name} has no status after {longest}"),
     }
+    Ok(())
 }
 
-fn told(problem: &mut Option<String>, text: &str) {
-    let text = sanitize(&clip(text, QUOTED_MAX));
-    if problem.as_ref() != Some(&text) {
-        warn!("failed to read the DaemonSet: {text}; retrying");
+/// One look. A right that was granted a moment ago may not be known yet, so that a refusal passes.
+async fn look(api: &Api<DaemonSet>, name: &str) -> Result<Progress, Pending> {
+    let unreadable = |text: &str| Pending::Unreadable(sanitize(&clip(text, QUOTED_MAX)));
+    let set = match timeout(LIMIT, api.get(name)).await {
+        Ok(Ok(set)) => set,
+        Ok(Err(kube::Error::Api(status))) if status.code == 404 => return Err(Pending::Missing),
+        Ok(Err(error)) => return Err(unreadable(&message(error))),
+        Err(_) => return Err(unreadable("the API server does not respond")),
+    };
+    match progress(&set) {
+        None => Err(Pending::Unseen),
+        Some(progress) if progress.done < progress.nodes => Err(Pending::Nodes(progress)),
+        Some(progress) => Ok(progress),
     }
-    *problem = Some(text);
 }
 
 /// The progress of a DaemonSet; `None` until its controller has seen it. Pure.

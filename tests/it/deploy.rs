@@ -62,6 +62,15 @@ fn chart(values: &Value) -> Output {
     template("harpoon", "harpoon", &file)
 }
 
+/// The chart does not render with these values, and its error has this text.
+#[track_caller]
+fn assert_refused(values: &Value, named: &str) {
+    let output = chart(values);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let refused = !output.status.success() && stderr.contains(named);
+    assert!(refused, "{values}: {stderr}");
+}
+
 #[track_caller]
 fn text_of(output: Output) -> String {
     let stderr = String::from_utf8_lossy(&output.stderr);

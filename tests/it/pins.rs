@@ -117,7 +117,7 @@ impl Named {
         &self.target
     }
 
-    /// Whether it names the same image.
+    /// Returns whether it names the same image.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         self.target == other.target
     }

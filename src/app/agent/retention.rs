@@ -38,7 +38,7 @@ pub(super) async fn removals(agent: &Agent, runtime: &SealingRuntime) -> Infalli
     told.await
 }
 
-/// What the agent protects on one runtime.
+/// The pins and seals of the agent on one runtime.
 pub(super) struct Retention<'a> {
     agent: &'a Agent,
     runtime: &'a SealingRuntime,
@@ -256,10 +256,9 @@ impl<'a> Retention<'a> {
     fn count_unused(&mut self, names: BTreeSet<String>) {
         let before = self.pinned.replace(names).unwrap_or_default();
         let state = self.agent.state();
-        let is_kept = |name: &str| state.kept.iter().any(|kept| &*kept.image == name);
         let gone = before
             .iter()
-            .filter(|name| !state.needs(name) && !is_kept(name));
+            .filter(|name| !state.needs(name) && !state.keeps(name));
         gone.for_each(|_| self.agent.metrics.released(ReleaseCause::Unused));
     }
 
@@ -283,10 +282,8 @@ impl<'a> Retention<'a> {
 /// name; while the disk is full, any of an image that is only kept. Seals of runs expire.
 fn is_unused(state: &State, seal: &Seal) -> bool {
     let name = &*seal.image;
-    let is_kept = || state.kept.iter().any(|kept| &*kept.image == name);
-    let is_full = state.yielding.is_some();
-    let is_open = state.is_open(name);
-    (seal.is_of_agent && (!state.is_planned(name) || is_open)) || (is_full && is_kept())
+    let is_unwanted = !state.is_planned(name) || state.is_open(name);
+    (seal.is_of_agent && is_unwanted) || (state.yielding.is_some() && state.keeps(name))
 }
 
 /// The message while harpoon yields.

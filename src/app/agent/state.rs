@@ -107,9 +107,9 @@ pub(super) struct State {
     pub(super) usage: Option<u64>,
     /// The size of the image file system.
     pub(super) capacity: Option<u64>,
-    /// Why nothing is pulled: the usage is above the high mark, or was and is not below the resume mark since.
+    /// The reason why nothing is pulled: the usage is above the high mark, or was and is not below the resume mark since.
     pub(super) yielding: Option<String>,
-    /// Why pins have no effect, where images are to be pinned.
+    /// The reason why pins have no effect, where images are to be pinned.
     pub(super) pins_ignored: Option<String>,
     /// An image was deleted: the runtime is to be compared soon.
     pub(super) is_stale: bool,
@@ -377,6 +377,11 @@ impl State {
     /// Returns whether the node needs the image.
     pub(super) fn needs(&self, image: &str) -> bool {
         self.images.contains_key(image)
+    }
+
+    /// Returns whether no prefetch uses the image any more, and it is only kept.
+    pub(super) fn keeps(&self, image: &str) -> bool {
+        self.kept.iter().any(|kept| &*kept.image == image)
     }
 
     /// Nothing is pulled, for this reason: what is not there counts as failed. `None` ends that; returns the images that may be

@@ -268,7 +268,7 @@ struct Verdict {
     degraded: Option<(String, String)>,
     reason: String,
     message: String,
-    /// What the node gate adds to the message of Progressing.
+    /// The addition of the node gate to the message of Progressing.
     held: String,
 }
 

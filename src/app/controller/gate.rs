@@ -206,7 +206,7 @@ impl Gate {
     }
 }
 
-/// What has to be.
+/// The state of a node as it has to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Decision<'a> {
     pub(super) is_held: bool,
@@ -282,7 +282,7 @@ fn bounded(text: &str) -> String {
     clip_bytes(&sanitize(text), MESSAGE_MAX)
 }
 
-/// What a node lacks of an ImagePrefetch, for people.
+/// The part of an ImagePrefetch that a node lacks, for people.
 fn said(gate: &Gate, report: Option<&Node>, index: &Index<'_>) -> String {
     let failures = failures(gate, report, index);
     let entry = report.and_then(|node| node.entries.get(&gate.name));
@@ -322,7 +322,7 @@ pub(super) struct Action {
     pub(super) taints: Vec<(usize, Value)>,
     /// The condition to write.
     pub(super) condition: Option<Told>,
-    /// What to say of a gate that opened without all images.
+    /// The reason and message of a gate that opened without all images.
     pub(super) complaint: Option<(&'static str, String)>,
 }
 

@@ -69,7 +69,7 @@ impl Pressure {
 /// The Nodes of which an Event is due. Pure.
 #[derive(Debug)]
 struct Schedule {
-    /// When a Node was last told of, if that was less than an hour ago.
+    /// The time at which a Node was last told of, if that was less than an hour ago.
     told: BTreeMap<String, Instant>,
     /// The time of the next look at the Nodes if they do not change, and the time before which there is none.
     due: Instant,

@@ -166,7 +166,7 @@ impl History<'_> {
             .collect()
     }
 
-    /// What differs from the plan; empty if nothing does. Resting images need not be there.
+    /// The differences from the plan; empty if nothing does. Resting images need not be there.
     fn differences(&self, resting: &BTreeSet<String>, may_be_removed: bool) -> String {
         let names = names(self.containerd);
         let seals = seals(self.containerd);

@@ -1,4 +1,4 @@
-//! What keeps images on a node, and what gives them up. Each test has a containerd of its own, because pins and seals that its
+//! Images that stay on a node, and those that are given up. Each test has a containerd of its own, because pins and seals that its
 //! plan does not have are removed.
 
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ fn retained(policy: &str) -> Value {
     json!({"retention": {"policy": policy}})
 }
 
-/// Whether all names of the image are pinned by harpoon.
+/// Returns whether all names of the image are pinned by harpoon.
 fn is_pinned(containerd: &Containerd, image: &str) -> bool {
     let names = names(containerd);
     let Some(own) = names.get(image) else {

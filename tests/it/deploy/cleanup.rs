@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::continuous::apply;
-use super::{assert_holds, chart, rendered};
+use super::{assert_holds, assert_refused, rendered};
 use crate::bed;
 
 const HOOK: &str = "helm.sh/hook";
@@ -169,10 +169,7 @@ fn impossible_cleanup_is_refused() {
             "timeoutSeconds",
         ),
     ] {
-        let output = chart(&values);
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        let refused = !output.status.success() && stderr.contains(expected);
-        assert!(refused, "{values}: {stderr}");
+        assert_refused(&values, expected);
     }
 }
 

@@ -7,7 +7,10 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::values::{valid_settings, variables_of};
-use super::{all_variants, assert_holds, chart, deploy, parse, rendered, template_with, text_of};
+use super::{
+    all_variants, assert_holds, assert_refused, chart, deploy, parse, rendered, template_with,
+    text_of,
+};
 use crate::bed::{self, Kubernetes};
 
 /// The values files of this mode.
@@ -426,10 +429,7 @@ fn wrong_continuous_values_are_refused() {
             "extraEnv: the chart sets",
         ),
     ] {
-        let output = chart(&values);
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        let refused = !output.status.success() && stderr.contains(named);
-        assert!(refused, "{values}: {stderr}");
+        assert_refused(&values, named);
     }
 }
 

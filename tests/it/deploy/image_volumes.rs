@@ -6,7 +6,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::continuous::apply;
-use super::{all_variants, assert_holds, chart, daemon_set, named, rendered};
+use super::{all_variants, assert_holds, assert_refused, daemon_set, named, rendered};
 use crate::bed;
 
 /// The values file of this mode, and the file that is rendered with it.
@@ -151,10 +151,7 @@ fn wrong_image_volume_values_are_refused() {
             "pullPolicy",
         ),
     ] {
-        let output = chart(&values);
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        let refused = !output.status.success() && stderr.contains(expected);
-        assert!(refused, "{values}: {stderr}");
+        assert_refused(&values, expected);
     }
 }
 

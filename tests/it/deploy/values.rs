@@ -6,7 +6,9 @@ use std::fs;
 use harpoon::cli::settings;
 use serde_json::{Value, json};
 
-use super::{chart, committed, daemon_set, deploy, named, parse, pod, rendered, text_of, variants};
+use super::{
+    assert_refused, committed, daemon_set, deploy, named, parse, pod, rendered, text_of, variants,
+};
 use crate::bed;
 
 /// Settings of `harpoon run` and `harpoon agent` that the chart makes from values of its own.
@@ -372,12 +374,7 @@ fn wrong_values_are_refused() {
             "secretNames requires settings.PULL_SECRETS",
         ),
     ] {
-        let output = chart(&values);
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(
-            !output.status.success() && stderr.contains(named),
-            "{values}: {stderr}"
-        );
+        assert_refused(&values, named);
     }
 }
 

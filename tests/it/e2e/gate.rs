@@ -102,7 +102,7 @@ impl<'a> Gated<'a> {
         self.cluster().wait_for(NAMESPACE, what, look);
     }
 
-    /// What the API server would have of a new node that joins with the taint.
+    /// Gives the node the taint, as one that joins with it has.
     fn taint(&self) {
         let taint = format!("{GATE}=true:NoSchedule");
         self.cluster()
@@ -173,6 +173,14 @@ impl<'a> Gated<'a> {
         let replicas = format!("--replicas={replicas}");
         self.cluster()
             .kubectl(&["scale", CONTROLLER, &replicas, "-n", NAMESPACE]);
+    }
+
+    fn stop_controllers(&self) {
+        self.scale_controller(0);
+        self.until("no controller runs", || {
+            let selector = "app.kubernetes.io/component=controller";
+            self.cluster().pods(NAMESPACE, selector).is_empty()
+        });
     }
 }
 
@@ -265,11 +273,7 @@ pub(super) fn fails_open(turn: &Turn<'_>) {
     gated.told("True", "NoGate");
 
     // None runs while the timeout passes: it opens when one does, and by hand at any time.
-    gated.scale_controller(0);
-    gated.until("no controller runs", || {
-        let selector = "app.kubernetes.io/component=controller";
-        cluster.pods(NAMESPACE, selector).is_empty()
-    });
+    gated.stop_controllers();
     gated.taint();
     gated.gate("outage", &broken, Duration::from_secs(5));
     std::thread::sleep(Duration::from_secs(10));
@@ -280,11 +284,7 @@ pub(super) fn fails_open(turn: &Turn<'_>) {
     eprintln!("e2e: no controller at the timeout: opened {opened:.1?} after one was ready");
     assert!(opened < TAKEOVER, "{opened:?}");
     gated.told("True", "TimedOut");
-    gated.scale_controller(0);
-    gated.until("no controller runs", || {
-        let selector = "app.kubernetes.io/component=controller";
-        cluster.pods(NAMESPACE, selector).is_empty()
-    });
+    gated.stop_controllers();
     gated.taint();
     cluster.kubectl(&["taint", "nodes", "--all", &format!("{GATE}:NoSchedule-")]);
     assert!(!gated.is_tainted());

@@ -231,7 +231,7 @@ impl Node<'_> {
         self.cluster.end_pods(NAMESPACE, &[&name]);
     }
 
-    /// What respects the label leaves the image, if containerd tells of it.
+    /// A collector that respects the label leaves the image, if containerd tells of it.
     fn newer_kubelet_collects(&self, images: &Images) {
         let has_pin =
             |listed: &Listed| listed.pinned && listed.repo_tags.contains(&images.pin.reference);

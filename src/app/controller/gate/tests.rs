@@ -69,7 +69,7 @@ fn report(name: &str, revision: &str, desired: i64, present: i64) -> Node {
     )
 }
 
-/// Whether the node is held, and the reason and the message.
+/// The decision: true if the node is held, and the reason and the message.
 fn decided(machine: &Machine, gates: &[Gate], report: Option<&Node>, at: Clock) -> (bool, String) {
     let planned = planned(&["shop", "free"]);
     let decision = decide(machine, gates, report, &Index::new(&planned), at);
