@@ -55,13 +55,36 @@ impl Layer {
             };
             tar.append_data(&mut header, path, &*data).unwrap();
         }
-        let tar = tar.into_inner().unwrap();
-        let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
-        gzip.write_all(&tar).unwrap();
+        Self::of_tar(&tar.into_inner().unwrap(), Compression::fast())
+    }
+
+    /// A layer of so many files of similar size, a quarter of them incompressible, compressed as images usually are.
+    pub fn of_files(seed: &str, count: usize, bytes: usize) -> Self {
+        let mut random = fastrand::Rng::with_seed(number(seed));
+        let words: Vec<_> = (0..4_000).map(|_| word(&mut random)).collect();
+        let mut tar = tar::Builder::new(Vec::new());
+        for n in 0..count {
+            let size = match count {
+                1 => bytes,
+                _ => bytes / count / 5 * random.usize(1..=9),
+            };
+            let mut header = tar::Header::new_ustar();
+            header.set_size(size as u64);
+            header.set_mode(0o644);
+            let path = format!("{seed}/{}/{n}", n / 50);
+            let data = mixed(&mut random, &words, size);
+            tar.append_data(&mut header, path, &*data).unwrap();
+        }
+        Self::of_tar(&tar.into_inner().unwrap(), Compression::default())
+    }
+
+    fn of_tar(tar: &[u8], level: Compression) -> Self {
+        let mut gzip = GzEncoder::new(Vec::new(), level);
+        gzip.write_all(tar).unwrap();
         let gzip = gzip.finish().unwrap();
         Self {
             digest: digest(&gzip),
-            diff_id: digest(&tar),
+            diff_id: digest(tar),
             gzip,
         }
     }
@@ -75,6 +98,29 @@ impl Layer {
 fn noise(random: &mut fastrand::Rng, size: usize) -> Vec<u8> {
     let mut data = vec![0; size];
     random.fill(&mut data);
+    data
+}
+
+fn word(random: &mut fastrand::Rng) -> String {
+    let length = random.usize(3..=10);
+    std::iter::repeat_with(|| random.lowercase())
+        .take(length)
+        .collect()
+}
+
+/// Words of a small language, and noise every now and then.
+fn mixed(random: &mut fastrand::Rng, words: &[String], size: usize) -> Vec<u8> {
+    let mut data = Vec::with_capacity(size + 8192);
+    while data.len() < size {
+        match random.u8(0..4) {
+            0 => data.extend(noise(random, 4096)),
+            _ => (0..700).for_each(|_| {
+                data.extend_from_slice(words[random.usize(..words.len())].as_bytes());
+                data.push(b' ');
+            }),
+        }
+    }
+    data.truncate(size);
     data
 }
 

@@ -16,6 +16,7 @@
 mod bed;
 mod dashboard;
 mod discovery;
+mod fast;
 mod fill;
 mod footprint;
 mod guard;
@@ -34,6 +35,7 @@ type Benchmark = fn(&mut page::Part, runs: usize);
 
 const ALL: &[(&str, Benchmark)] = &[
     ("fill", fill::run),
+    ("fast", fast::run),
     ("warm", warm::run),
     ("oci", oci::run),
     ("discovery", discovery::run),
@@ -70,6 +72,10 @@ fn main() {
             known.contains(&name.as_str()),
             "no benchmark {name}, there are {known:?}"
         );
+    }
+    // One of a cold node, the other of one cold image.
+    if chosen.iter().any(|name| name == "fill") {
+        chosen.push("fast".to_owned());
     }
     for (name, benchmark) in ALL {
         if chosen.is_empty() || chosen.iter().any(|chosen| chosen == name) {

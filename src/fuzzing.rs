@@ -11,7 +11,7 @@ use crate::model::digest::Digest;
 use crate::model::platform::Platform;
 use crate::model::reference::{Prefix, Reference};
 use crate::model::text;
-use crate::{credentials, discovery, registry, runtime};
+use crate::{credentials, discovery, fill, registry, runtime};
 
 /// A fuzz target: its name, which is that of its corpus, and the function that receives the text.
 pub type Target = (&'static str, fn(&[u8]));
@@ -25,6 +25,7 @@ pub const TARGETS: &[Target] = &[
     ("list_page", discovery::workloads::fuzz_page),
     ("manifest", registry::manifest::fuzz),
     ("layout_index", runtime::oci::fuzz_index),
+    ("layer", fill::unpack::fuzz_layer),
 ];
 
 /// Passes the text to the target of this name.

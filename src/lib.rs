@@ -11,6 +11,7 @@ pub mod discovery;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod fake_http;
+pub mod fill;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod kube_api;

@@ -3,7 +3,7 @@
 
 # Prints the configuration without the paths of the store and the socket. Uses registries (certs.d) and networks (cni) in $dir.
 containerd_config() { # SANDBOX-IMAGE
-  local snapshotter=overlayfs; overlay_works || snapshotter=native
+  local snapshotter=${snapshotter:-overlayfs}; overlay_works || snapshotter=native
   if [ "$runtimes" = debian ]; then
     cat <<CONFIG
 version = 2
@@ -33,8 +33,11 @@ path = "$dir/opt"
 [plugins."io.containerd.nri.v1.nri"]
 disable = true
 [plugins."io.containerd.transfer.v1.local"]
-max_concurrent_downloads = 100
+max_concurrent_downloads = ${downloads:-100}
 [plugins."io.containerd.cri.v1.images"]
+${buffer:+use_local_image_pull = true
+max_concurrent_downloads = $downloads
+concurrent_layer_fetch_buffer = $buffer}
 snapshotter = "$snapshotter"
 discard_unpacked_layers = ${discard:-false}
 [plugins."io.containerd.cri.v1.images".pinned_images]

@@ -138,6 +138,21 @@ space() { # DIR BYTES
   mountpoint -q "$1" || mount -t tmpfs -o "size=$2" tmpfs "$1"
 }
 
+# Gives a daemon's store a file system of its own, of one of these kinds; `stop` unmounts it.
+#   BYTES           a disk: ext4 on a file that takes only what is written
+#   untyped:BYTES   the same without the types of entries in directories (d_type)
+#   bare            without extended attributes (ramfs)
+disk() { # DIR KIND
+  mkdir -p "$1"
+  ! mountpoint -q "$1" || return 0
+  if [ "$2" = bare ]; then mount -t ramfs ramfs "$1"; return; fi
+  local features=filetype
+  [[ $2 != untyped:* ]] || features=^filetype
+  need mkfs.ext4
+  [ -f "$1.disk" ] || { truncate -s "${2#untyped:}" "$1.disk"; mkfs.ext4 -q -F -E lazy_itable_init=1 -O "$features" "$1.disk"; }
+  mount -o loop "$1.disk" "$1"
+}
+
 unmount_below() { # DIR
   local target
   awk -v dir="$1/" 'index($2, dir) == 1 { print $2 }' /proc/self/mounts | sort -r | while read -r target; do

@@ -134,6 +134,7 @@ pub(crate) struct AgentMetrics {
     first_fill: LateGauge,
     image_store: Family<Owner, Gauge>,
     released: Family<Cause, Counter>,
+    disk_pressure: Gauge,
 }
 
 impl AgentMetrics {
@@ -147,6 +148,7 @@ impl AgentMetrics {
             first_fill: Family::default(),
             image_store: Family::default(),
             released: Family::default(),
+            disk_pressure: Gauge::default(),
         };
         let mut to = registry(requests);
         to.register(
@@ -183,6 +185,11 @@ impl AgentMetrics {
             "harpoon_released",
             "Pins and seals that were given up, by cause",
             metrics.released.clone(),
+        );
+        to.register(
+            "harpoon_disk_pressure",
+            "1 while the disk is above the high mark or has not fallen to the resume mark, otherwise 0",
+            metrics.disk_pressure.clone(),
         );
         // What did not occur is 0, not absent: Prometheus sees no increase in a series that begins with 1.
         metrics.pull_count("pulled", "").inc_by(0);
@@ -235,8 +242,12 @@ impl AgentMetrics {
         }
     }
 
+    /// Sets whether harpoon yields the disk.
+    pub(crate) fn set_disk_pressure(&self, is_yielding: bool) {
+        self.disk_pressure.set(i64::from(is_yielding));
+    }
+
     /// A pin or a seal was given up.
-    #[allow(dead_code, reason = "for the retention of images, which lands next")]
     pub(crate) fn released(&self, cause: ReleaseCause) {
         self.cause(cause).inc();
     }
@@ -254,6 +265,7 @@ pub(crate) struct ControllerMetrics {
     planned_images: Gauge,
     nodes: Family<State, Gauge>,
     failing_image_nodes: Gauge,
+    nodes_held: Gauge,
     reconcile: Histogram,
 }
 
@@ -265,6 +277,7 @@ impl ControllerMetrics {
             planned_images: Gauge::default(),
             nodes: Family::default(),
             failing_image_nodes: Gauge::default(),
+            nodes_held: Gauge::default(),
             reconcile: Histogram::new(RECONCILE_SECONDS),
         };
         let mut to = registry(requests);
@@ -289,6 +302,11 @@ impl ControllerMetrics {
             metrics.nodes.clone(),
         );
         to.register(
+            "harpoon_controller_nodes_held",
+            "Nodes that the node gate keeps tainted",
+            metrics.nodes_held.clone(),
+        );
+        to.register(
             "harpoon_controller_reconcile_seconds",
             "Duration of one reconciliation: resolve, merge, apply",
             metrics.reconcile.clone(),
@@ -303,6 +321,7 @@ impl ControllerMetrics {
         if !leads {
             self.set_planned_images(0);
             self.set_failing_image_nodes(0);
+            self.set_nodes_held(0);
             for state in NodeState::ALL {
                 self.set_nodes(state, 0);
             }
@@ -323,6 +342,11 @@ impl ControllerMetrics {
     pub(crate) fn set_nodes(&self, state: NodeState, nodes: usize) {
         let state = state.as_str();
         set(&self.nodes.get_or_create(&State { state }), nodes);
+    }
+
+    /// The number of nodes that the node gate keeps tainted.
+    pub(crate) fn set_nodes_held(&self, nodes: usize) {
+        set(&self.nodes_held, nodes);
     }
 
     /// A reconciliation took this time.
@@ -371,6 +395,8 @@ mod tests {
         metrics.set_first_fill(Duration::from_millis(1500));
         metrics.set_image_store(1 << 30, 2 << 30);
         metrics.released(ReleaseCause::Disk);
+        assert!(text(&registry).contains("\nharpoon_disk_pressure 0\n"));
+        metrics.set_disk_pressure(true);
         let text = text(&registry);
         for line in [
             concat!(
@@ -391,6 +417,7 @@ mod tests {
             "harpoon_image_store_bytes{owner=\"all\"} 2147483648",
             "harpoon_released_total{cause=\"disk\"} 1",
             "harpoon_released_total{cause=\"unused\"} 0",
+            "harpoon_disk_pressure 1",
         ] {
             assert!(text.contains(&format!("\n{line}\n")), "{line}: {text}");
         }
@@ -411,6 +438,7 @@ mod tests {
             "harpoon_controller_planned_images 7",
             "harpoon_controller_nodes{state=\"complete\"} 5",
             "harpoon_controller_nodes{state=\"unknown\"} 0",
+            "harpoon_controller_nodes_held 0",
             "harpoon_controller_reconcile_seconds_count 1",
         ] {
             assert!(shown.contains(&format!("\n{line}\n")), "{line}: {shown}");

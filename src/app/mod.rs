@@ -15,3 +15,4 @@ pub(crate) mod shutdown;
 pub mod start_delay;
 pub(crate) mod status;
 pub(crate) mod telemetry;
+pub(crate) mod wait;

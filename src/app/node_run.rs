@@ -17,6 +17,7 @@ use crate::app::shutdown::{End, GRACE, Interrupt, Interrupted, Shutdown};
 use crate::app::start_delay;
 use crate::credentials::keyring::Keyring;
 use crate::discovery::Source;
+use crate::fill::{FillMode, FillingRuntime};
 use crate::model::candidate::Candidate;
 use crate::model::failure::FailureKind;
 use crate::model::image_size::{DiskLimit, LayerStorage, Size, Usage};
@@ -340,6 +341,8 @@ pub(crate) struct Settings {
     pub(crate) runtime: RuntimeSettings,
     pub(crate) store: StoreSettings,
     pub(crate) seal: SealSettings,
+    /// Who fetches and unpacks images.
+    pub(crate) fill: FillMode,
     pub(crate) pull: PullSettings,
     /// The name of this node.
     pub(crate) node: Option<String>,
@@ -436,6 +439,11 @@ impl Run {
         let runtime = runtime.for_platform(&platform);
         let keep = self.settings.seal.keep(self.settings.pull.pull_timeout);
         let runtime = SealingRuntime::new(runtime, self.settings.seal.policy, keep);
+        let filling = FillingRuntime::new(runtime, self.settings.fill);
+        if self.settings.fill == FillMode::Fast {
+            end.before(Box::pin(filling.require())).await??;
+        }
+        let runtime = filling.sealing();
         let found = end.before(Box::pin(candidates::find(source))).await??;
         keyring::set_pull_secrets(&keyring, found.pull_secrets);
         let probe = RegistryProbe::new(&keyring, platform, self.settings.pull.registry_concurrency);
@@ -444,10 +452,10 @@ impl Run {
             seal: self.settings.seal.policy,
             sizes: false,
         };
-        let selection = select(found.candidates, policy, Some(&runtime));
+        let selection = select(found.candidates, policy, Some(runtime));
         let plan = plan(
             selection,
-            Some(&runtime),
+            Some(runtime),
             questions,
             &probe,
             found.sizes,
@@ -455,12 +463,12 @@ impl Run {
         );
         let plan = Box::pin(plan).await?;
         // What cannot be renewed by the end is none the worse for it: a seal has half of its life left.
-        let _ = end.before(renew(&runtime, &plan)).await;
+        let _ = end.before(renew(runtime, &plan)).await;
         let mut images = self
-            .execute(&plan, &runtime, &keyring, &probe, shutdown.token())
+            .execute(&plan, &filling, &keyring, &probe, shutdown.token())
             .await;
         let settled = end.before(Box::pin(runtime.settle())).await;
-        tell_named(&mut images, &runtime, settled.is_ok());
+        tell_named(&mut images, runtime, settled.is_ok());
         warn_of_credentials(&images);
         Ok(Report {
             runtime: Some(runtime.info().clone()),
@@ -480,7 +488,7 @@ impl Run {
     async fn execute(
         &self,
         plan: &Plan,
-        runtime: &SealingRuntime,
+        runtime: &FillingRuntime,
         keyring: &Keyring,
         probe: &RegistryProbe<'_>,
         stop: &CancellationToken,

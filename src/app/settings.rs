@@ -100,6 +100,7 @@ impl SealSettings {
         Keep {
             seal: self.lifetime,
             pull: pull_timeout.saturating_add(PULL_MARGIN),
+            by_agent: false,
         }
     }
 }

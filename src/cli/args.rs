@@ -16,6 +16,7 @@ mod agent;
 mod cluster;
 mod controller;
 mod credentials;
+mod fill;
 mod output;
 mod pulling;
 mod quantity;
@@ -31,6 +32,7 @@ pub(super) use agent::AgentArgs;
 use cluster::ClusterArgs;
 pub(super) use controller::ControllerArgs;
 use credentials::{ClusterCredentialArgs, CredentialArgs};
+use fill::FillArgs;
 use output::OutputArgs;
 use pulling::{PullingArgs, StartArgs};
 use runtime::{EndpointArgs, RuntimeArgs};
@@ -88,6 +90,9 @@ pub(super) enum Subcommands {
     Crds,
     /// Sleep until SIGTERM or SIGINT, as the DaemonSet's main container
     Pause,
+    /// Wait until a DaemonSet is ready on all its nodes, as the chart does after an uninstall
+    #[command(hide = true)]
+    WaitForDaemonset(WaitArgs),
     /// Print a shell completion script
     Completions {
         /// Shell to generate the script for
@@ -116,6 +121,8 @@ pub(super) struct RunArgs {
     #[command(flatten)]
     pub(super) seal: SealArgs,
     #[command(flatten)]
+    pub(super) fill: FillArgs,
+    #[command(flatten)]
     pub(super) start: StartArgs,
     #[command(flatten)]
     pub(super) output: OutputArgs,
@@ -137,6 +144,8 @@ pub(super) struct PullArgs {
     pub(super) pulling: PullingArgs,
     #[command(flatten)]
     pub(super) seal: SealArgs,
+    #[command(flatten)]
+    pub(super) fill: FillArgs,
     #[command(flatten)]
     pub(super) output: OutputArgs,
 }
@@ -183,6 +192,17 @@ pub(super) struct ReleaseArgs {
     pub(super) runtime: EndpointArgs,
     #[command(flatten)]
     pub(super) output: OutputArgs,
+}
+
+/// The arguments of `harpoon wait-for-daemonset`.
+#[derive(Args)]
+pub(super) struct WaitArgs {
+    /// Name of the DaemonSet, in the pod's own namespace
+    #[arg(value_name = "NAME")]
+    pub(super) name: String,
+    /// Longest wait
+    #[arg(long, value_name = "SECONDS", default_value_t = 240)]
+    pub(super) seconds: u64,
 }
 
 /// The command line without the environment, for reflection and completion.

@@ -8,6 +8,7 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior,
 
 use crate::app::settings::SettingError;
 use crate::app::telemetry;
+use crate::fill::FillError;
 use crate::model::text::{clip_bytes, sanitize};
 use crate::report::termination;
 use crate::runtime::detect::FindError;
@@ -25,6 +26,7 @@ mod run;
 mod seals;
 mod settings;
 mod status;
+mod wait;
 
 pub use agent::run_agent;
 use args::Subcommands;
@@ -58,7 +60,7 @@ impl Exit {
 fn error_code(error: &Error) -> u8 {
     if error.is::<SettingError>() {
         2
-    } else if error.is::<FindError>() {
+    } else if error.is::<FindError>() || error.is::<FillError>() {
         3
     } else if let Some(Interrupted(signal)) = error.downcast_ref() {
         Exit::Interrupted(*signal).code()
@@ -116,6 +118,7 @@ pub fn main() -> ExitCode {
         Some(Subcommands::Status(args)) => status::main(&args),
         Some(Subcommands::Crds) => crds::main(),
         Some(Subcommands::Pause) => pause::main(),
+        Some(Subcommands::WaitForDaemonset(args)) => wait::main(&args),
         Some(Subcommands::Completions { shell }) => completions::main(shell),
     };
     ended(result, leaves_message)

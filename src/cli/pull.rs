@@ -22,6 +22,7 @@ pub(super) fn main(args: PullArgs, started: Instant) -> Result<Exit> {
         runtime: args.runtime.settings(),
         store: args.store.settings(),
         seal: args.seal.settings(),
+        fill: args.fill.fill,
         pull: args.pulling.settings(),
     };
     let run = node_run::Run::new(settings, keyring::keyring(&credentials)?, screen, started);

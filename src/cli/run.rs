@@ -26,6 +26,7 @@ pub(super) fn main(args: RunArgs, started: Instant) -> Result<Exit> {
         runtime: args.runtime.settings(),
         store,
         seal: args.seal.settings(),
+        fill: args.fill.fill,
         pull: args.pulling.settings(),
     };
     let run = node_run::Run::new(settings, keyring::keyring(&credentials)?, screen, started);

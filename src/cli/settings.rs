@@ -88,7 +88,7 @@ mod tests {
             let setting = settings.iter().find(|s| s.flag == flag);
             setting.map(|s| s.commands.join(" ")).unwrap_or_default()
         };
-        assert_eq!(settings.len(), 37);
+        assert_eq!(settings.len(), 39);
         for (flag, expected) in [
             ("namespaces", "run plan"),
             ("images-file", "run plan"),

@@ -27,7 +27,6 @@ mod account;
 mod answer;
 mod cache;
 mod config;
-mod go_duration;
 
 use account::Account;
 pub use account::DIRECTORY as TOKENS;

@@ -6,6 +6,7 @@ pub mod candidate;
 pub mod digest;
 pub mod dns_name;
 pub mod failure;
+pub(crate) mod go_duration;
 pub mod image_size;
 pub mod node_facts;
 pub mod outcome;

@@ -94,9 +94,30 @@ pub enum Reason {
     Limit,
     /// It exceeds `--disk-budget`.
     DiskBudget,
+    /// The image file system would be above `--disk-high-percent`, or is.
+    DiskPressure,
+    /// It was removed from the node again and again.
+    Evicted,
 }
 
 impl Reason {
+    /// The reasons why an image that a node needs may not be there.
+    pub fn of_nodes() -> impl Iterator<Item = Self> {
+        let failures = FailureKind::ALL.into_iter().map(Self::Failure);
+        failures.chain([Self::DiskBudget, Self::DiskPressure, Self::Evicted])
+    }
+
+    /// The name as the reason of a Kubernetes condition, in CamelCase.
+    pub fn condition_reason(self) -> &'static str {
+        match self {
+            Self::Failure(kind) => kind.condition_reason(),
+            Self::DiskBudget => "DiskBudget",
+            Self::DiskPressure => "DiskPressure",
+            Self::Evicted => "Evicted",
+            Self::Ignored | Self::NotOnly | Self::NodeMismatch | Self::Limit => "Skipped",
+        }
+    }
+
     /// The name used in JSON.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -106,6 +127,8 @@ impl Reason {
             Self::NodeMismatch => "node_mismatch",
             Self::Limit => "limit",
             Self::DiskBudget => "disk_budget",
+            Self::DiskPressure => "disk_pressure",
+            Self::Evicted => "evicted",
         }
     }
 }

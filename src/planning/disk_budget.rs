@@ -93,7 +93,12 @@ impl Tally {
 
 /// The size on disk of an image in a store that has none of its blobs yet, in bytes.
 pub fn on_disk(size: &Size, keeps: LayerStorage) -> u64 {
-    Weight::of(size, &HashSet::new()).kept(keeps)
+    more_on_disk(size, &HashSet::new(), keeps)
+}
+
+/// The same for a store that has these blobs already.
+pub fn more_on_disk(size: &Size, present: &HashSet<Digest>, keeps: LayerStorage) -> u64 {
+    Weight::of(size, present).kept(keeps)
 }
 
 /// The image does not fit.

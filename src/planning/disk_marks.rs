@@ -10,6 +10,10 @@ use crate::model::image_size::ImageFs;
 
 /// Points below the high mark at which harpoon resumes.
 pub const RESUME_BELOW: u8 = 5;
+/// Percentage of the capacity that an image of unknown size is taken to need, where twice as much is left.
+const ASSUMED: u8 = 25;
+/// Percentage of the capacity that an image counts whose size its registry does not tell.
+const UNKNOWN: u8 = 5;
 /// Maximum number of times that the space for a lost image is doubled.
 const DOUBLINGS_MAX: u32 = 6;
 
@@ -44,10 +48,19 @@ pub struct DiskMarks {
     is_yielding: bool,
     /// The images that were given up since the usage was above the high mark.
     given_up: BTreeSet<String>,
-    /// The present images of the plan at the last decision.
-    present: BTreeSet<String>,
-    /// Number of times that an image was lost while harpoon yielded; images of the plan only.
-    lost: BTreeMap<String, u32>,
+    /// The present images of the plan at the last decision, with their bytes.
+    present: BTreeMap<String, u64>,
+    /// Images that were lost while harpoon yielded; of the plan only.
+    lost: BTreeMap<String, Lost>,
+}
+
+/// The loss of an image.
+#[derive(Debug, Clone, Copy, Default)]
+struct Lost {
+    /// Number of times.
+    times: u32,
+    /// The most bytes that it had.
+    bytes: u64,
 }
 
 impl DiskMarks {
@@ -57,9 +70,19 @@ impl DiskMarks {
             high_percent,
             is_yielding: false,
             given_up: BTreeSet::new(),
-            present: BTreeSet::new(),
+            present: BTreeMap::new(),
             lost: BTreeMap::new(),
         }
+    }
+
+    /// The high mark as a percentage of the capacity.
+    pub fn high_percent(&self) -> u8 {
+        self.high_percent
+    }
+
+    /// Returns whether the usage was above the high mark, and not below the resume mark since.
+    pub fn is_yielding(&self) -> bool {
+        self.is_yielding
     }
 
     /// The usage in bytes above which harpoon yields.
@@ -97,12 +120,15 @@ impl DiskMarks {
         self.given_up.retain(|name| names.contains(&**name));
         self.lost.retain(|name, _| names.contains(&**name));
         for image in plan.iter().filter(|image| !image.is_present) {
-            if self.is_yielding && self.present.contains(image.name) {
-                *self.lost.entry(image.name.to_owned()).or_default() += 1;
+            if let (true, Some(bytes)) = (self.is_yielding, self.present.get(image.name)) {
+                let lost = self.lost.entry(image.name.to_owned()).or_default();
+                lost.times += 1;
+                lost.bytes = lost.bytes.max(*bytes);
             }
         }
         let present = plan.iter().filter(|image| image.is_present);
-        self.present = present.map(|image| image.name.to_owned()).collect();
+        let present = present.map(|image| (image.name.to_owned(), image.bytes));
+        self.present = present.collect();
     }
 
     /// Chooses the least important protected images, until the usage without them, and without those that the kubelet can remove
@@ -135,13 +161,26 @@ impl DiskMarks {
         if self.is_yielding {
             return false;
         }
-        let doublings = self
-            .lost
-            .get(name)
-            .map_or(0, |lost| (*lost).min(DOUBLINGS_MAX));
-        let need = bytes.saturating_mul(1 << doublings);
+        let lost = self.lost.get(name).copied().unwrap_or_default();
+        let doublings = lost.times.min(DOUBLINGS_MAX);
+        let need = bytes.max(lost.bytes).saturating_mul(1 << doublings);
         let after = fs.used.saturating_add(in_progress).saturating_add(need);
         after <= self.high(fs)
+    }
+
+    /// The estimate for an image of unknown size that takes no request to its registry: so much is left below the mark that no
+    /// usual image comes near it. `None` if its size matters.
+    pub fn assumed(&self, fs: ImageFs, in_progress: u64, name: &str) -> Option<u64> {
+        let used = fs.used.saturating_add(in_progress);
+        let left = self.high(fs).saturating_sub(used);
+        let bytes = fs.percent(ASSUMED);
+        let is_far = left >= bytes.saturating_mul(2) && !self.lost.contains_key(name);
+        (is_far && !self.is_yielding).then_some(bytes)
+    }
+
+    /// The estimate for an image whose size cannot be requested, such as from a registry that only the runtime reaches.
+    pub fn unknown(fs: ImageFs) -> u64 {
+        fs.percent(UNKNOWN)
     }
 
     /// Returns whether the image may be pinned or sealed now.

@@ -93,6 +93,9 @@ pub struct Toleration {
     pub effect: String,
 }
 
+/// The key of the node gate's taint: the controller removes it once the node's images are there.
+pub(crate) const GATE_TAINT: &str = "harpoon.dev/not-prefetched";
+
 /// Taints for a temporary condition of the node; they are ignored.
 ///
 /// harpoon runs exactly when a new node has them: the node is not ready, its network is missing, the cloud has not initialised
@@ -118,6 +121,7 @@ const PASSING_TAINTS: &[&str] = &[
     "cni.istio.io/not-ready",
     // Gardener: until the critical pods run.
     "node.gardener.cloud/critical-components-not-ready",
+    GATE_TAINT,
 ];
 /// Prefixes of taint keys that are reserved for starting nodes.
 const STARTUP_TAINTS: &[&str] = &[

@@ -21,6 +21,7 @@ use crate::model::failure::FailureKind;
 use crate::model::outcome::{ImageReport, Outcome, Reason};
 use crate::model::reference::Reference;
 use crate::planning::disk_budget::DiskBudget;
+use crate::planning::disk_marks::DiskMarks;
 use crate::planning::plan::{Plan, PlannedImage, Step};
 use crate::pulling::disk_guard::Store;
 use crate::pulling::run::{Event, Options, Run, State};
@@ -80,9 +81,10 @@ pub async fn keep_pulling<S: ImageService>(
     keyring: &Keyring,
     options: &Options<'_>,
     budget: Option<DiskBudget>,
+    marks: Option<&Mutex<DiskMarks>>,
     observe: &(impl Fn(Event<'_>) + Sync),
 ) -> Infallible {
-    let store = Store::lasting(budget, options.probe);
+    let store = Store::lasting(budget, options.probe).with_marks(marks);
     let pulling = Pulling {
         run: Run::new(service, keyring, options, observe, store),
         full: AtomicU32::new(0),

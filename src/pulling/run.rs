@@ -141,7 +141,7 @@ pub(super) struct Run<'a, S, O> {
 /// The result of an attempt.
 enum Attempt {
     /// No attempt was made, since the image does not fit.
-    Skipped(String),
+    Skipped(Reason, String),
     /// The attempt with this number ended.
     Ended(u32, Result<Pulled, RuntimeError>),
 }
@@ -206,10 +206,8 @@ impl<'a, S: ImageService, O: Fn(Event<'_>) + Sync> Run<'a, S, O> {
         loop {
             let (attempt, result) = match self.attempt(index, image, reference, state).await {
                 Attempt::Ended(attempt, result) => (attempt, result),
-                Attempt::Skipped(message) => {
-                    return image
-                        .report(Outcome::Skipped)
-                        .because(Reason::DiskBudget, message);
+                Attempt::Skipped(reason, message) => {
+                    return image.report(Outcome::Skipped).because(reason, message);
                 }
             };
             let error = match result {
@@ -295,7 +293,12 @@ impl<'a, S: ImageService, O: Fn(Event<'_>) + Sync> Run<'a, S, O> {
                 .admit(self.service, index, reference, image.size());
             match admit.await {
                 Some(Ok(())) => break slot,
-                Some(Err(Denied::Short(message))) => return Attempt::Skipped(message),
+                Some(Err(Denied::Short(message))) => {
+                    return Attempt::Skipped(Reason::DiskBudget, message);
+                }
+                Some(Err(Denied::Mark(message))) => {
+                    return Attempt::Skipped(Reason::DiskPressure, message);
+                }
                 Some(Err(Denied::SizeUnknown(error))) => {
                     return Attempt::Ended(state.begin(), Err(error));
                 }

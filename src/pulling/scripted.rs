@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::credentials::secret::Credential;
 use crate::model::failure::FailureKind;
-use crate::model::image_size::{LayerStorage, Usage};
+use crate::model::image_size::{ImageFs, LayerStorage, Usage};
 use crate::model::reference::Reference;
 use crate::model::stored_image::StoredImage;
 use crate::runtime::image_service::{ImageService, Progress, RuntimeError, RuntimeInfo};
@@ -39,6 +39,8 @@ pub(super) struct Scripted {
     /// The reported usage of the store, response after response; the last one is repeated.
     pub(super) usage: Vec<u64>,
     pub(super) asked: AtomicUsize,
+    /// The file system, which can change.
+    pub(super) fs: Mutex<Option<ImageFs>>,
 }
 
 impl ImageService for Scripted {
@@ -109,6 +111,10 @@ impl ImageService for Scripted {
             ..Usage::default()
         })
     }
+
+    async fn file_system(&self) -> Option<ImageFs> {
+        *self.fs.lock().expect("lock")
+    }
 }
 
 impl Scripted {
@@ -140,6 +146,7 @@ pub(super) fn scripted(script: &[(&'static str, &[Answer])], usage: &[u64]) -> S
         running: AtomicUsize::new(0),
         most: AtomicUsize::new(0),
         usage: usage.to_vec(),
+        fs: Mutex::default(),
         asked: AtomicUsize::new(0),
     }
 }

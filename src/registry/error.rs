@@ -16,6 +16,9 @@ pub enum ClientError {
     /// TLS could not be set up.
     #[error("failed to set up TLS")]
     Tls(#[source] rustls::Error),
+    /// The TLS settings of a server cannot be used.
+    #[error("failed to set up TLS for a server")]
+    Endpoint(#[from] super::endpoint::TlsError),
     /// The HTTP client could not be set up.
     #[error("failed to set up the HTTP client")]
     Http(#[source] reqwest::Error),

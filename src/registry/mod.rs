@@ -8,6 +8,7 @@ mod auth;
 #[cfg(test)]
 pub(crate) mod capture;
 pub mod digest;
+pub mod endpoint;
 mod error;
 pub mod manifest;
 pub(crate) mod select;
@@ -15,6 +16,7 @@ pub(crate) mod select;
 pub(crate) mod standin;
 mod transport;
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +29,7 @@ use crate::model::reference::Reference;
 
 use crate::credentials::secret::{Credential, Login};
 use auth::Tokens;
+use endpoint::Endpoint;
 pub use error::{ClientError, Error};
 use manifest::{DOCKER_LIST, DOCKER_MANIFEST, Descriptor, Manifest, OCI_INDEX, OCI_MANIFEST};
 pub use select::Chosen;
@@ -87,6 +90,13 @@ pub struct Client {
     inner: Arc<Inner>,
 }
 
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Its tokens are left out.
+        f.debug_struct("Client").finish_non_exhaustive()
+    }
+}
+
 struct Inner {
     transport: Transport,
     tokens: Tokens,
@@ -108,7 +118,20 @@ impl Client {
     pub fn with_options(options: &Options) -> Result<Self, ClientError> {
         Ok(Self {
             inner: Arc::new(Inner {
-                transport: Transport::new(options)?,
+                transport: Transport::new(options, None)?,
+                tokens: Tokens::default(),
+            }),
+        })
+    }
+
+    /// Creates a client whose requests to a registry all go to this server of it. Its credentials must be meant for that server.
+    ///
+    /// # Errors
+    /// If TLS cannot be set up.
+    pub fn at(endpoint: Endpoint, options: &Options) -> Result<Self, ClientError> {
+        Ok(Self {
+            inner: Arc::new(Inner {
+                transport: Transport::new(options, Some(endpoint))?,
                 tokens: Tokens::default(),
             }),
         })

@@ -76,7 +76,7 @@ impl ImageManifest {
 }
 
 /// The best matching entry; of equal ones the first. Entries without a platform come last.
-fn entry<'a>(index: &'a Index, wanted: &Platform) -> Option<&'a Descriptor> {
+pub(crate) fn entry<'a>(index: &'a Index, wanted: &Platform) -> Option<&'a Descriptor> {
     let ranked = index.manifests.iter().filter_map(|entry| {
         let rank = match &entry.platform {
             Some(platform) => rank(platform, wanted)?,
@@ -202,7 +202,7 @@ fn numbers(variant: &str) -> (u8, u8) {
 }
 
 /// The available platforms, for a message, without attestations, which are `unknown/unknown`.
-fn available(index: &Index) -> String {
+pub(crate) fn available(index: &Index) -> String {
     let mut names: Vec<String> = Vec::new();
     for platform in index.manifests.iter().filter_map(|m| m.platform.as_ref()) {
         let name = shown(platform);

@@ -14,6 +14,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::Url;
 
+use super::endpoint::{AnyCertificate, Endpoint};
 use super::{ClientError, Error, Options};
 use crate::credentials::secret::{Login, Secret};
 use crate::model::reference::served_at;
@@ -97,13 +98,15 @@ pub(super) struct Transport {
     direct: reqwest::Client,
     /// True for a loopback registry that uses plain http; cached.
     plain: Mutex<HashMap<String, bool>>,
+    /// The server to ask instead of the registry.
+    endpoint: Option<Endpoint>,
     sent: AtomicU64,
     stall: Duration,
 }
 
 impl Transport {
-    pub(super) fn new(options: &Options) -> Result<Self, ClientError> {
-        let tls = tls_config()?;
+    pub(super) fn new(options: &Options, endpoint: Option<Endpoint>) -> Result<Self, ClientError> {
+        let tls = tls_config(endpoint.as_ref())?;
         let build = |builder: reqwest::ClientBuilder| {
             builder
                 .tls_backend_preconfigured(tls.clone())
@@ -120,6 +123,7 @@ impl Transport {
             proxied: build(reqwest::Client::builder())?,
             direct: build(reqwest::Client::builder().no_proxy())?,
             plain: Mutex::default(),
+            endpoint,
             sent: AtomicU64::new(0),
             stall: options.stall_timeout,
         })
@@ -137,6 +141,13 @@ impl Transport {
         path: &str,
         ask: &Ask<'_>,
     ) -> Result<Answer, Error> {
+        if let Some(endpoint) = &self.endpoint {
+            let url = endpoint.url(path).ok_or_else(|| Error::Redirect {
+                host: host_of(&endpoint.base),
+                reason: "the path is not valid in a URL",
+            })?;
+            return self.send(url, ask).await;
+        }
         let host = served_at(registry);
         let url = |scheme: &str| {
             Url::parse(&format!("{scheme}://{host}{path}")).map_err(|_| Error::Redirect {
@@ -181,7 +192,7 @@ impl Transport {
                     same_origin,
                     plain: url.scheme() == "http",
                     stall: self.stall,
-                    secrets: ask.secrets.clone(),
+                    secrets: self.secrets(ask),
                 });
             };
             if ask.form.is_some() {
@@ -219,6 +230,13 @@ impl Transport {
         if let Some(authorization) = ask.authorization.as_ref().filter(|_| same_origin) {
             request = request.header(header::AUTHORIZATION, authorization);
         }
+        if let Some(endpoint) = &self.endpoint
+            && endpoint.base.origin() == url.origin()
+        {
+            for (name, value) in &endpoint.headers {
+                request = request.header(name, value);
+            }
+        }
         if let Some(form) = &ask.form {
             request = request
                 .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
@@ -241,6 +259,12 @@ impl Transport {
             }),
             Err(_) => Err(stalled(host, self.stall)),
         }
+    }
+
+    /// All secrets that the response may quote.
+    fn secrets(&self, ask: &Ask<'_>) -> Vec<Secret> {
+        let configured = self.endpoint.iter().flat_map(Endpoint::secrets);
+        ask.secrets.iter().cloned().chain(configured).collect()
     }
 
     fn scheme(&self, host: &str) -> Option<bool> {
@@ -430,7 +454,7 @@ fn speaks_no_tls(error: &Error, registry: &str) -> bool {
 }
 
 /// TLS with an explicit crypto provider: a library must not install one for the whole process.
-fn tls_config() -> Result<rustls::ClientConfig, ClientError> {
+fn tls_config(endpoint: Option<&Endpoint>) -> Result<rustls::ClientConfig, ClientError> {
     // The built-in roots make the program work in an image without any; the machine's own (`SSL_CERT_FILE`, `SSL_CERT_DIR`)
     // include those of a company's registry.
     let mut roots = rustls::RootCertStore {
@@ -440,12 +464,25 @@ fn tls_config() -> Result<rustls::ClientConfig, ClientError> {
     let (added, ignored) = roots.add_parsable_certificates(native.certs);
     tracing::debug!(added, ignored, errors = ?native.errors, "the machine's root certificates");
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
+    let builder = rustls::ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
-        .map_err(ClientError::Tls)?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(config)
+        .map_err(ClientError::Tls)?;
+    let Some(tls) = endpoint.map(|endpoint| &endpoint.tls) else {
+        return Ok(builder.with_root_certificates(roots).with_no_client_auth());
+    };
+    tls.extend(&mut roots)?;
+    let builder = match tls.skip_verify {
+        true => builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider))),
+        false => builder.with_root_certificates(roots),
+    };
+    match tls.identity()? {
+        None => Ok(builder.with_no_client_auth()),
+        Some((chain, key)) => builder
+            .with_client_auth_cert(chain, key)
+            .map_err(ClientError::Tls),
+    }
 }
 
 #[cfg(test)]

@@ -193,7 +193,7 @@ impl ImageService for Runtime {
 
 /// The error of a daemon's pull, without the credential. A daemon reports received bytes too late or too coarsely, so the
 /// text of the error counts for `progress` too.
-pub(super) fn of_daemon(
+pub(crate) fn of_daemon(
     error: RuntimeError,
     credential: Option<&Credential>,
     progress: &Progress,

@@ -222,7 +222,7 @@ fn own_words(text: &str) -> &str {
 
 /// Returns whether a lower-case text reports that the node's store is full. This ends a run, so neither a registry's text nor the
 /// name of a file in a layer is enough: the runtime's own text must end with the system's error.
-fn is_full(text: &str) -> bool {
+pub(super) fn is_full(text: &str) -> bool {
     let end = text.strip_suffix(": unknown").unwrap_or(text);
     let mut before = FULL.iter().filter_map(|error| end.strip_suffix(error));
     own_words(text) == text && before.any(|text| text.is_empty() || text.ends_with(": "))

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::credentials::secret::Credential;
 use crate::model::failure::FailureKind;
-use crate::model::image_size::{LayerStorage, Usage};
+use crate::model::image_size::{ImageFs, LayerStorage, Usage};
 use crate::model::reference::Reference;
 use crate::model::stored_image::StoredImage;
 
@@ -136,6 +136,11 @@ pub trait ImageService: Sync {
 
     /// The current usage of the store. A runtime's own count may be some seconds old.
     fn usage(&self) -> impl Future<Output = Result<Usage, RuntimeError>> + Send;
+
+    /// The file system of the store; `None` if it is not known.
+    fn file_system(&self) -> impl Future<Output = Option<ImageFs>> + Send {
+        std::future::ready(None)
+    }
 }
 
 /// Looks up each reference separately, some concurrently.

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
 
 use crate::credentials::secret::Credential;
 use crate::model::failure::FailureKind;
@@ -11,7 +12,7 @@ use crate::model::reference::Reference;
 use crate::model::seal::SealPolicy;
 use crate::model::stored_image::StoredImage;
 use crate::model::text::sanitize;
-use crate::runtime::containerd::{Keep, Pins, Seal, Seals};
+use crate::runtime::containerd::{Keep, Pins, Seal, Seals, Store};
 use crate::runtime::cri::Cri;
 use crate::runtime::detect::{Runtime, of_daemon};
 use crate::runtime::image_fs::ImageFsError;
@@ -90,6 +91,34 @@ impl SealingRuntime {
         self.containerd().map(|(_, seals)| seals)
     }
 
+    /// The store of containerd's content and snapshots; `None` of other runtimes.
+    pub fn store(&self) -> Option<Store> {
+        self.seals().map(Seals::store)
+    }
+
+    /// Returns whether the image, pulled with this credential, is to be sealed.
+    pub fn is_to_seal(&self, image: &Reference, credential: Option<&Credential>) -> bool {
+        let policy = self.policy(image);
+        policy.seals(credential.is_some_and(|c| c.is_pull_secret))
+    }
+
+    /// The lifetime of what a pull that was killed leaves.
+    pub fn leftover_lifetime(&self) -> Duration {
+        self.keep.pull
+    }
+
+    /// Seals an image whose content and snapshots a lease of harpoon's holds; `None` where the runtime cannot seal.
+    ///
+    /// # Errors
+    /// When something of the image is missing, or containerd fails.
+    pub async fn seal_held(
+        &self,
+        image: &Reference,
+        digest: &str,
+    ) -> Option<Result<StoredImage, RuntimeError>> {
+        Some(self.seals()?.seal_held(image, digest, self.keep).await)
+    }
+
     /// The pins of the runtime's images; only containerd has them.
     pub fn pins(&self) -> Option<&Pins> {
         match &self.runtime {
@@ -140,20 +169,30 @@ impl SealingRuntime {
         self.runtime.image_fs().await
     }
 
-    /// The seals that count; none where nothing is to be sealed, or where containerd does not tell.
-    async fn whole_seals(&self) -> HashMap<String, Seal> {
+    /// The seals that count; none where nothing is to be sealed.
+    async fn whole_seals(&self) -> Result<HashMap<String, Seal>, RuntimeError> {
         let (Some(seals), true) = (self.seals(), self.may_seal()) else {
-            return HashMap::new();
+            return Ok(HashMap::new());
         };
-        match seals.list().await {
-            Ok(mut seals) => {
-                seals.retain(|_, seal| seal.is_whole);
-                seals
-            }
-            Err(error) => {
-                tracing::warn!("failed to list seals: {}", sanitize(&error.message));
-                HashMap::new()
-            }
+        let mut seals = seals.list().await?;
+        seals.retain(|_, seal| seal.is_whole);
+        Ok(seals)
+    }
+
+    /// Seals the image that its name stands for, and leaves the name, where the runtime can. A failure is logged.
+    pub async fn hold(&self, image: &Reference) {
+        let Some(seals) = self.seals() else { return };
+        match seals.hold(image, self.keep).await {
+            Ok(true) => tracing::info!(
+                image = image.as_written(),
+                "sealed, and left the name of somebody else"
+            ),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(
+                image = image.as_written(),
+                "failed to seal: {}",
+                sanitize(&error.message)
+            ),
         }
     }
 
@@ -222,12 +261,33 @@ impl ImageService for SealingRuntime {
 
     async fn statuses(&self, images: &[&Reference]) -> Vec<Status> {
         let (mut statuses, seals) = tokio::join!(self.runtime.statuses(images), self.whole_seals());
+        let may_be_sealed = |image: &Reference| self.policy(image) != SealPolicy::Never;
+        let seals = match seals {
+            Ok(seals) => seals,
+            Err(error) => {
+                tracing::warn!("failed to list seals: {}", sanitize(&error.message));
+                // What has no name may be sealed.
+                let unknown = images.iter().zip(&mut statuses);
+                unknown
+                    .filter(|(image, status)| may_be_sealed(image) && matches!(status, Ok(None)))
+                    .for_each(|(_, status)| *status = Err(error.clone()));
+                return statuses;
+            }
+        };
         for (image, status) in images.iter().zip(&mut statuses) {
-            let Some(seal) = seals.get(image.normalized()) else {
+            let Some(seal) = seals
+                .get(image.normalized())
+                .filter(|_| may_be_sealed(image))
+            else {
                 continue;
             };
             match status {
-                Ok(Some(named)) => named.is_sealed = true,
+                // Its tag may have moved since.
+                Ok(Some(named)) => {
+                    let mut digests = named.digest.iter().chain(&named.known).peekable();
+                    named.is_sealed =
+                        digests.peek().is_none() || digests.any(|d| *d == seal.digest);
+                }
                 status => {
                     *status = Ok(Some(StoredImage {
                         digest: Some(seal.digest.clone()),
@@ -248,7 +308,7 @@ impl ImageService for SealingRuntime {
         progress: &Progress,
     ) -> Result<StoredImage, RuntimeError> {
         let policy = self.policy(image);
-        let is_sealed = policy.seals(credential.is_some_and(|c| c.is_pull_secret));
+        let is_sealed = self.is_to_seal(image, credential);
         let containerd = match self.containerd() {
             Some(containerd) if is_sealed => containerd,
             None if is_sealed => {
@@ -276,5 +336,9 @@ impl ImageService for SealingRuntime {
 
     async fn usage(&self) -> Result<Usage, RuntimeError> {
         self.runtime.usage().await
+    }
+
+    async fn file_system(&self) -> Option<ImageFs> {
+        self.image_fs().await.ok()
     }
 }

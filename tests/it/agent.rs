@@ -10,9 +10,12 @@ use serde_json::{Value, json};
 use crate::bed::faulty::{Fault, Gate, Proxy};
 use crate::bed::{self, Containerd, Harpoon, Kubernetes, Running, containerd, eventually, unique};
 
+mod changes;
 mod costs;
+mod fast;
 mod nodes;
 mod outages;
+mod retention;
 mod secrets;
 
 const API: &str = "/apis/harpoon.dev/v1alpha1";
@@ -72,10 +75,17 @@ impl<'a> Machine<'a> {
 
     /// The agent, which compares with the runtime so often.
     fn resyncing(&self, period: &str) -> Harpoon {
+        self.of(self.containerd.endpoint(), period)
+    }
+
+    /// The agent of the runtime at this endpoint.
+    fn of(&self, endpoint: &str, period: &str) -> Harpoon {
         Harpoon::new(["agent", "--resync", period])
             .args(["--metrics-address", "127.0.0.1:0"])
             .args(["--node-name", &self.name])
-            .args(["--runtime-endpoint", self.containerd.endpoint()])
+            .args(["--runtime-endpoint", endpoint])
+            // The disk of the machine that runs the tests may be full.
+            .env("DISK_HIGH_PERCENT", "100")
             .env("KUBECONFIG", self.cluster.kubeconfig())
             .limit(Duration::from_secs(600))
     }

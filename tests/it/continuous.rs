@@ -13,6 +13,7 @@ use crate::bed::{self, Containerd, Harpoon, Kubernetes, Running, Runtime, eventu
 
 mod failures;
 mod nodes;
+mod retention;
 mod workloads;
 
 const API: &str = "/apis/harpoon.dev/v1alpha1";
@@ -96,7 +97,9 @@ impl Stage {
         let agent = self
             .program("agent")
             .args(["--node-name", &machine.name, "--resync", "2s"])
-            .args(["--runtime-endpoint", machine.containerd.endpoint()]);
+            .args(["--runtime-endpoint", machine.containerd.endpoint()])
+            // The disk of the machine that runs the tests may be full.
+            .env("DISK_HIGH_PERCENT", "100");
         *machine.agent.lock().unwrap() = Some(agent.start());
     }
 

@@ -18,7 +18,9 @@ use serde_json::{Value, json};
 use crate::bed::{Harpoon, Kubernetes, Running, eventually, unique};
 
 mod failover;
+mod gate;
 mod nodes;
+mod pressure;
 mod rights;
 
 const PREFETCHES: &str = "/apis/harpoon.dev/v1alpha1/imageprefetches";

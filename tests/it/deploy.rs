@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::bed::{self, Harpoon, Kubernetes};
 
+mod cleanup;
 mod continuous;
 mod generated;
 mod image_volumes;
@@ -68,6 +69,15 @@ fn chart(values: &Value) -> Output {
     let file = directory.path().join("values.yaml");
     fs::write(&file, values.to_string()).unwrap();
     template("harpoon", "harpoon", &file)
+}
+
+/// The chart does not render with these values, and its error has this text.
+#[track_caller]
+fn assert_refused(values: &Value, named: &str) {
+    let output = chart(values);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let refused = !output.status.success() && stderr.contains(named);
+    assert!(refused, "{values}: {stderr}");
 }
 
 #[track_caller]

@@ -18,8 +18,11 @@ use super::bed::{Cluster, Process, run, text, tool, unique};
 
 mod confined;
 mod continuous;
+mod filled;
 mod gain;
+mod gate;
 mod installed;
+mod retention;
 mod rights;
 mod sealed;
 mod variants;
@@ -44,6 +47,7 @@ const STEPS: &[(&str, Step)] = &[
     ("a list of images", variants::list_of_images),
     ("all namespaces and two kinds", variants::all_namespaces),
     ("a kustomization", variants::kustomized),
+    ("a filled image from pull to removal", filled::whole_life),
     (
         "a sealed image is for pods that may pull it",
         sealed::for_its_pullers,
@@ -55,6 +59,15 @@ const STEPS: &[(&str, Step)] = &[
     (
         "continuous mode from install to uninstall",
         continuous::whole_life,
+    ),
+    (
+        "a node gate holds pods until images are there",
+        gate::holds_pods,
+    ),
+    ("a node gate opens whatever fails", gate::fails_open),
+    (
+        "sealed and pinned images on a full disk",
+        retention::full_disk,
     ),
     ("what a pod gains", gain::measured),
     ("what a pod of a private image gains", gain::private),

@@ -12,6 +12,7 @@ const FLOORS: &[&str] = &[
     "registry",
     "kube_api",
     "runtime",
+    "fill",
     "planning",
     "discovery",
     "pulling",
@@ -102,7 +103,7 @@ const RULES: &[Rule] = &[
     // Time limits are kept by the monotonic clock: one that is set, forwards or back, ends nothing and prolongs nothing. The
     // exceptions: the date in a Retry-After, which is bounded; a node's age; the ages that `harpoon status` shows; a leftover's age; a blob's age; a lease's expiry; what a bar shows;
     // the slot of a rollout and the time of a report, which other processes read; so are the time since when an image is unused, that of
-    // a condition and those of the controller's Lease.
+    // a condition and those of the controller's Lease, and the hours of an Event. The node gate takes the longer of a node's age and the time by its own clock.
     Rule {
         within: &[""],
         except: &[
@@ -111,7 +112,10 @@ const RULES: &[Rule] = &[
             "app/node_run",
             "app/agent",
             "app/controller/apply",
+            "app/controller/gate",
+            "app/controller/guard",
             "app/controller/leader",
+            "app/controller/pressure",
             "app/controller/reconcile",
             "app/status",
             "runtime/oci/partial",

@@ -21,6 +21,8 @@ mod deploy;
 mod docker;
 mod documents;
 mod e2e;
+mod fast;
+mod fill;
 mod find;
 mod generations;
 mod image;

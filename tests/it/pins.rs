@@ -23,7 +23,7 @@ use harpoon::runtime::sealing::SealingRuntime;
 use crate::bed::{self, Containerd, Harpoon, Registry, block_on, eventually, unique};
 use crate::sealed::channel;
 
-mod marks;
+pub(crate) mod marks;
 
 const LIMIT: Duration = Duration::from_secs(60);
 const PINNED: &str = "io.cri-containerd.pinned=pinned";
@@ -33,7 +33,7 @@ const TAGS: usize = 5;
 const CONTENTS: usize = 2;
 
 /// A containerd of the test's own, because pins of images that are not in the plan are removed.
-fn own() -> &'static Containerd {
+pub(crate) fn own() -> &'static Containerd {
     Box::leak(Box::new(Containerd::start()))
 }
 
@@ -65,7 +65,7 @@ fn release(containerd: &'static Containerd, image: Option<&str>) -> Vec<String> 
     })
 }
 
-fn pull(containerd: &'static Containerd, image: &str) {
+pub(crate) fn pull(containerd: &'static Containerd, image: &str) {
     let image = parsed(image);
     block_on(async move {
         let cri = connect(containerd).await;
@@ -74,7 +74,7 @@ fn pull(containerd: &'static Containerd, image: &str) {
 }
 
 /// Deletes the image with all its names, as the kubelet's garbage collection does.
-fn evict(containerd: &'static Containerd, image: &str) {
+pub(crate) fn evict(containerd: &'static Containerd, image: &str) {
     let image = image.to_owned();
     block_on(async move {
         let mut images = ImageServiceClient::new(channel(containerd).await);
@@ -105,13 +105,25 @@ fn cri_pins(containerd: &'static Containerd, image: &str) -> bool {
 
 /// A name as containerd's own client lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Named {
+pub(crate) struct Named {
     target: String,
-    is_pinned: bool,
-    is_marked: bool,
+    pub(crate) is_pinned: bool,
+    pub(crate) is_marked: bool,
 }
 
-fn names(containerd: &Containerd) -> BTreeMap<String, Named> {
+impl Named {
+    /// The digest of its manifest or index.
+    pub(crate) fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// Returns whether it names the same image.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.target == other.target
+    }
+}
+
+pub(crate) fn names(containerd: &Containerd) -> BTreeMap<String, Named> {
     let list = containerd.ctr(&["images", "list"]);
     let named = list.lines().skip(1).map(|line| {
         let words: Vec<_> = line.split_whitespace().collect();
@@ -324,6 +336,7 @@ fn docker_cannot_pin() {
         let keep = Keep {
             seal: LIMIT,
             pull: LIMIT,
+            by_agent: false,
         };
         let runtime = SealingRuntime::new(Runtime::Docker(docker), SealPolicy::Auto, keep);
         assert!(!runtime.supports_pins());

@@ -5,7 +5,7 @@
 )]
 
 use std::sync::OnceLock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -66,7 +66,8 @@ fn plan(cluster: &Kubernetes, server: &str) -> Harpoon {
     let plan = plan.args(["--workloads", "deployments,pods"]);
     let file = plan.home().join("kubeconfig");
     cluster.write_kubeconfig(&file, server, cluster.token(), "default");
-    plan.env("KUBECONFIG", file)
+    // Other tests may have the processors.
+    plan.env("KUBECONFIG", file).limit(Duration::from_secs(240))
 }
 
 /// Every image is found, with exactly its pods and workloads.

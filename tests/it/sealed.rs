@@ -26,6 +26,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 const KEEP: Keep = Keep {
     seal: Duration::from_secs(3600),
     pull: Duration::from_secs(600),
+    by_agent: false,
 };
 
 fn login(user: &str, password: &str) -> Credential {

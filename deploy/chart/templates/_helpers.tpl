@@ -2,7 +2,7 @@
 {{- define "harpoon.defaults" -}}
 {{- $values := .Values }}
 {{- $maps := list "settings" "image" "serviceAccount" "priorityClass" "updateStrategy" "openshift" "securityContext" "podSecurityContext"
-    "commonLabels" "podLabels" "podAnnotations" "prefetch" "continuous" "imageVolumes" }}
+    "commonLabels" "podLabels" "podAnnotations" "prefetch" "continuous" "imageVolumes" "cleanup" "fastFill" }}
 {{- range $maps }}{{ if not (kindIs "map" (get $values .)) }}{{ $_ := set $values . dict }}{{ end }}{{ end }}
 {{- range $map := list "serviceAccount" "priorityClass" }}
 {{- if not (hasKey (get $values $map) "create") }}{{ $_ := set (get $values $map) "create" true }}{{ end }}
@@ -178,6 +178,28 @@ controller: {}
 {{- if has (dir $socket) (list "/" "/run" "/var/run") }}{{ $socket }}{{ else }}{{ dir $socket }}{{ end }}
 {{- end }}
 
+{{/* Root directory of containerd, for fast fill. */}}
+{{- define "harpoon.containerdRoot" -}}
+{{- $roots := dict
+    "containerd" "/var/lib/containerd"
+    "k3s" "/var/lib/rancher/k3s/agent/containerd"
+    "rke2" "/var/lib/rancher/rke2/agent/containerd"
+    "microk8s" "/var/snap/microk8s/common/var/lib/containerd"
+    "k0s" "/var/lib/k0s/containerd" }}
+{{- $root := .Values.fastFill.root | default (get $roots .Values.runtime) }}
+{{- if not $root }}{{ fail (printf "fastFill.enabled requires containerd, and the runtime is %s" .Values.runtime) }}{{ end }}
+{{- $root }}
+{{- end }}
+
+{{/* Directory of containerd's registry configuration, for fast fill. */}}
+{{- define "harpoon.registryDirectory" -}}
+{{- $directories := dict
+    "k3s" "/var/lib/rancher/k3s/agent/etc/containerd/certs.d"
+    "rke2" "/var/lib/rancher/rke2/agent/etc/containerd/certs.d"
+    "microk8s" "/var/snap/microk8s/current/args/certs.d" }}
+{{- get $directories .Values.runtime | default "/etc/containerd/certs.d" }}
+{{- end }}
+
 {{/* The credential provider of a cloud: its configuration, its plugins, and files beside them. */}}
 {{- define "harpoon.cloud" -}}
 eks: {config: /etc/eks/image-credential-provider/config.json, plugins: /etc/eks/image-credential-provider, files: {}}
@@ -201,6 +223,9 @@ bottlerocket:
 {{- $own := dict "runAsGroup" (int64 .Values.socketGroup) }}
 {{- if or (eq .Values.cloud "aks") (and (kindIs "invalid" .Values.socketGroup) (not $knownGroup)) }}
 {{- $own = dict "runAsNonRoot" false "runAsUser" 0 "runAsGroup" 0 }}
+{{- end }}
+{{- if .Values.fastFill.enabled }}
+{{- $own = dict "runAsNonRoot" false "runAsUser" 0 "runAsGroup" 0 "capabilities" (dict "add" (list "CHOWN" "DAC_OVERRIDE" "FOWNER" "FSETID" "MKNOD" "SETFCAP")) }}
 {{- end }}
 {{- if .Values.openshift.enabled }}{{ $_ := set $own "seLinuxOptions" (dict "type" "spc_t") }}{{ end }}
 {{- toYaml (merge (deepCopy .Values.securityContext) $own) }}
@@ -327,6 +352,15 @@ subjects:
   mountPath: /var/run/secrets/harpoon.dev/tokens
   readOnly: true
 {{- end }}
+{{- if .Values.fastFill.enabled }}
+- name: snapshots
+  mountPath: {{ include "harpoon.containerdRoot" . }}/io.containerd.snapshotter.v1.overlayfs
+- name: content
+  mountPath: {{ include "harpoon.containerdRoot" . }}/io.containerd.content.v1.content
+- name: registries
+  mountPath: {{ include "harpoon.registryDirectory" . }}
+  readOnly: true
+{{- end }}
 {{- with .Values.extraVolumeMounts }}
 {{- toYaml . | nindent 0 }}
 {{- end }}
@@ -396,6 +430,20 @@ subjects:
               fieldRef:
                 fieldPath: metadata.annotations
 {{- end }}
+{{- if .Values.fastFill.enabled }}
+- name: snapshots
+  hostPath:
+    path: {{ include "harpoon.containerdRoot" . }}/io.containerd.snapshotter.v1.overlayfs
+    type: Directory
+- name: content
+  hostPath:
+    path: {{ include "harpoon.containerdRoot" . }}/io.containerd.content.v1.content
+    type: DirectoryOrCreate
+- name: registries
+  hostPath:
+    path: {{ include "harpoon.registryDirectory" . }}
+    type: DirectoryOrCreate
+{{- end }}
 {{- with .Values.extraVolumes }}
 {{- toYaml . | nindent 0 }}
 {{- end }}
@@ -435,12 +483,26 @@ imagePullSecrets:
 {{- if $cloud }}
 # The plugins call the node's metadata service, which a pod's own network may not reach.
 hostNetwork: true
+{{- else if and .Values.fastFill.enabled .Values.fastFill.hostNetwork }}
+# Registries and mirrors that only the node reaches.
+hostNetwork: true
 {{- end }}
 {{- with .Values.nodeSelector }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .Values.tolerations }}
+{{- $tolerations := .Values.tolerations | default list }}
+{{- /* Agents have to run on the nodes that the gate holds. */}}
+{{- if include "harpoon.nodeGate" . }}
+{{- $all := false }}
+{{- range $tolerations }}{{ if and (eq (toString .operator) "Exists") (not .key) (or (not .effect) (eq (toString .effect) "NoSchedule")) }}{{ $all = true }}{{ end }}{{ end }}
+{{- if not $all }}
+{{- range list "harpoon.dev/not-prefetched" "startup-taint.cluster-autoscaler.kubernetes.io/harpoon" }}
+{{- $tolerations = append $tolerations (dict "key" . "operator" "Exists" "effect" "NoSchedule") }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- with $tolerations }}
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -465,7 +527,9 @@ securityContext:
 {{- define "harpoon.checkMode" -}}
 {{- if eq .Values.mode "once" }}
 {{- if .Values.prefetch }}{{ fail "prefetch requires mode: continuous" }}{{ end }}
-{{- if hasKey .Values.settings "RESYNC" }}{{ fail "settings.RESYNC requires mode: continuous" }}{{ end }}
+{{- range list "RESYNC" "DISK_HIGH_PERCENT" }}
+{{- if hasKey $.Values.settings . }}{{ fail (printf "settings.%s requires mode: continuous" .) }}{{ end }}
+{{- end }}
 {{- else if eq .Values.mode "continuous" }}
 {{- range list "NAMESPACES" "WORKLOADS" "SELECTOR" "INCLUDE_IDLE" "WATCH_CACHE" "ONLY" "IGNORE" "LIMIT" "SEAL" "REFRESH" }}
 {{- if hasKey $.Values.settings . }}{{ fail (printf "settings.%s has no meaning with mode: continuous: the spec of an ImagePrefetch says it; see prefetch" .) }}{{ end }}
@@ -518,4 +582,9 @@ readinessProbe:
     port: metrics
   periodSeconds: 5
   timeoutSeconds: 5
+{{- end }}
+
+{{- /* "true" if the controller may open the node gate. */}}
+{{- define "harpoon.nodeGate" -}}
+{{- if and (eq .Values.mode "continuous") (or .Values.continuous.nodeGate (hasKey (.Values.prefetch | default dict) "nodeGate")) }}true{{ end }}
 {{- end }}

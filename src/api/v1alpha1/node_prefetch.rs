@@ -44,7 +44,9 @@ pub struct NodePrefetchFields {}
 #[serde(rename_all = "camelCase", default)]
 #[schemars(inline)]
 pub struct NodePrefetchStatus {
-    /// Ready: all images that the node needs are present.
+    /// Ready: all images that the node needs are present. DiskPressure, while it lasts: the usage of the disk is above the high
+    /// mark, so that nothing is pulled. PinsIgnored: the runtime does not pin images, so that the retention policy Pin acts as
+    /// Keep.
     pub conditions: Vec<Condition>,
     /// Number of images that the node needs.
     pub desired: i64,

@@ -52,7 +52,7 @@ pub(super) async fn keep(agent: &Agent) -> Infallible {
 
 /// The reason why the runtime counts as lost.
 #[derive(Debug)]
-pub(super) struct Lost(String);
+pub(super) struct Lost(pub(super) String);
 
 /// Decides what the node needs, so that it can be reported, while no runtime responds.
 async fn decide(agent: &Agent) -> Infallible {

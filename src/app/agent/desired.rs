@@ -51,11 +51,24 @@ fn order(planned: &Planned) -> (Reverse<u64>, &str, &str) {
     (Reverse(planned.pods), &planned.image, &planned.object)
 }
 
+/// The images that the node needed, which no prefetch uses any more, and which are kept for a time.
+pub(super) fn kept<'a>(
+    images: impl IntoIterator<Item = &'a Arc<Planned>>,
+    node: &Node,
+) -> Vec<Arc<Planned>> {
+    let images = images.into_iter();
+    let unused = images.filter(|image| image.prefetches.is_empty() && fits(image, node));
+    unused.cloned().collect()
+}
+
 /// Returns whether the node needs the image. An image that no prefetch uses any more is only kept.
 fn is_needed(image: &Planned, node: &Node) -> bool {
+    !image.prefetches.is_empty() && fits(image, node)
+}
+
+fn fits(image: &Planned, node: &Node) -> bool {
     let fits = |requirements| mismatch(requirements, node).is_none();
-    !image.prefetches.is_empty()
-        && (image.placements.is_empty() || image.placements.iter().any(fits))
+    image.placements.is_empty() || image.placements.iter().any(fits)
 }
 
 /// The node's slot in the rollout of the image. A node that is being filled for the first time, and one that is younger than the

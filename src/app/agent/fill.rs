@@ -9,9 +9,11 @@ use tracing::{info, warn};
 
 use super::Agent;
 use super::connection::{self, Lost};
+use super::retention::{self, Retention};
 use super::secrets::Secrets;
 use crate::app::node_run;
 use crate::app::settings::SealSettings;
+use crate::fill::{FillMode, FillingRuntime};
 use crate::model::image_size::Usage;
 use crate::model::outcome::{ImageReport, Outcome, Reason};
 use crate::model::platform::Platform;
@@ -24,6 +26,7 @@ use crate::planning::registry_probe::RegistryProbe;
 use crate::pulling::continuous::{Feed, keep_pulling};
 use crate::pulling::executor::{Event, Options};
 use crate::retry::backoff::shortened;
+use crate::runtime::containerd::Keep;
 use crate::runtime::detect::Runtime;
 use crate::runtime::image_service::ImageService;
 use crate::runtime::sealing::SealingRuntime;
@@ -36,11 +39,16 @@ const SEAL_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 const HOUR: Duration = Duration::from_secs(3600);
 /// The time between the start and the first renewal.
 const FIRST_RENEWAL: Duration = Duration::from_secs(60);
+/// The shortest time between two comparisons with the runtime because of deleted images.
+const AFTER_REMOVAL: Duration = Duration::from_secs(1);
 /// The part of a time that is less as jitter.
 const JITTER: f64 = 0.2;
 /// The time between two reads of the disk usage, without pulls and with pulls.
 const USAGE: Duration = Duration::from_secs(600);
 const USAGE_BUSY: Duration = Duration::from_secs(30);
+
+/// The pause before another check of a runtime that cannot be filled as `--fill fast` requires.
+const NOT_READY: Duration = Duration::from_secs(60);
 
 /// Fills the node until the runtime is lost.
 pub(super) async fn fill(agent: &Agent, runtime: Runtime) -> Lost {
@@ -51,7 +59,19 @@ pub(super) async fn fill(agent: &Agent, runtime: Runtime) -> Lost {
     let pull = &agent.settings.pull;
     let platform = agent.platform();
     let runtime = runtime.for_platform(&platform);
-    let runtime = SealingRuntime::new(runtime, seals.policy, seals.keep(pull.pull_timeout));
+    let keep = Keep {
+        by_agent: true,
+        ..seals.keep(pull.pull_timeout)
+    };
+    let runtime = SealingRuntime::new(runtime, seals.policy, keep);
+    let filling = FillingRuntime::new(runtime, agent.settings.fill);
+    if agent.settings.fill == FillMode::Fast
+        && let Err(error) = filling.require().await
+    {
+        sleep(NOT_READY).await;
+        return Lost(error.to_string());
+    }
+    let runtime = filling.sealing();
     let probe = RegistryProbe::new(&agent.keyring, platform, pull.registry_concurrency);
     let options = Options {
         concurrency: pull.concurrency,
@@ -64,18 +84,29 @@ pub(super) async fn fill(agent: &Agent, runtime: Runtime) -> Lost {
     let feed = Feed::default();
     let see = |event: Event<'_>| agent.see(&event);
     let pulling = async {
-        let budget = budget(agent, &runtime).await;
-        keep_pulling(&feed, &runtime, &agent.keyring, &options, budget, &see).await
+        let budget = budget(agent, runtime).await;
+        let marks = agent.marks_in_use();
+        keep_pulling(
+            &feed,
+            &filling,
+            &agent.keyring,
+            &options,
+            budget,
+            marks,
+            &see,
+        )
+        .await
     };
     agent.checks.runtime.pass();
     tokio::select! {
         lost = connection::until_lost(runtime.runtime()) => lost,
         never = Box::pin(pulling) => match never {},
-        never = Box::pin(plan(agent, &runtime, &feed)) => match never {},
+        never = Box::pin(plan(agent, runtime, &feed)) => match never {},
         never = Box::pin(refresh(agent, &probe)) => match never {},
-        never = Box::pin(renew(agent, &runtime)) => match never {},
-        never = Box::pin(settle(agent, &runtime)) => match never {},
-        never = Box::pin(measure(agent, &runtime)) => match never {},
+        never = Box::pin(renew(agent, runtime)) => match never {},
+        never = Box::pin(settle(agent, runtime)) => match never {},
+        never = Box::pin(measure(agent, runtime)) => match never {},
+        never = Box::pin(retention::removals(agent, runtime)) => match never {},
     }
 }
 
@@ -107,9 +138,11 @@ async fn plan(agent: &Agent, runtime: &SealingRuntime, feed: &Feed) -> Infallibl
         runtime,
         feed,
         secrets: Secrets::new(),
+        retention: Retention::new(agent, runtime),
         files: agent.keyring.changes(),
         // Everything is checked at once.
         resync: Instant::now(),
+        compared: None,
     };
     loop {
         if agent.state().can_decide() {
@@ -129,17 +162,26 @@ struct Planner<'a> {
     runtime: &'a SealingRuntime,
     feed: &'a Feed,
     secrets: Secrets,
+    retention: Retention<'a>,
     /// Number of changes of the files with credentials, at the last plan.
     files: u64,
     /// The time of the next comparison with the runtime.
     resync: Instant,
+    /// The time of the last one.
+    compared: Option<Instant>,
 }
 
 impl Planner<'_> {
     async fn plan(&mut self) {
-        let is_due = Instant::now() >= self.resync;
+        let now = Instant::now();
+        if std::mem::take(&mut self.agent.state().is_stale) {
+            let earliest = self.compared.map_or(now, |at| at + AFTER_REMOVAL);
+            self.resync = self.resync.min(earliest);
+        }
+        let is_due = now >= self.resync;
         if is_due {
-            self.resync = Instant::now() + shortened(self.agent.settings.resync, JITTER);
+            self.compared = Some(now);
+            self.resync = now + shortened(self.agent.settings.resync, JITTER);
         }
         let (mut retried, references, policies, wanted) = {
             let mut state = self.agent.state();
@@ -157,6 +199,7 @@ impl Planner<'_> {
         };
         self.runtime.set_policies(policies);
         look_up(self.agent, self.runtime, &references).await;
+        retried.extend(self.retention.keep(is_due).await);
         let Agent {
             cluster, keyring, ..
         } = self.agent;
@@ -226,7 +269,8 @@ async fn refresh(agent: &Agent, probe: &RegistryProbe<'_>) -> Infallible {
 async fn renew(agent: &Agent, runtime: &SealingRuntime) -> Infallible {
     sleep(FIRST_RENEWAL).await;
     loop {
-        let sealed = agent.state().sealed();
+        let mut sealed = agent.state().protected_by_seals();
+        sealed.retain(|image| agent.marks().may_protect(image.normalized()));
         runtime.renew(&sealed.iter().collect::<Vec<_>>()).await;
         sleep(shortened(HOUR, JITTER)).await;
     }

@@ -11,6 +11,7 @@
 //! | `first_fill.rs` | when the node's first fill is complete; no I/O |
 //! | `connection.rs` | waits for the runtime, and notices when it goes away |
 //! | `fill.rs` | plans, pulls and compares with the runtime while it responds |
+//! | `retention.rs` | pins images, gives them up when the disk is full, releases what has left the plan |
 //! | `secrets.rs` | reads the pull secrets that the planned images name |
 //! | `status.rs` | the status of the NodePrefetch; pure |
 //! | `publish.rs` | writes it |
@@ -29,8 +30,10 @@ use crate::app::serve::{Check, Liveness, Readiness, Served, Server};
 use crate::app::settings::{PullSettings, RuntimeSettings};
 use crate::app::shutdown::Shutdown;
 use crate::credentials::keyring::Keyring;
+use crate::fill::FillMode;
 use crate::kube_api::connect::{self, Cluster};
 use crate::model::image_size::DiskLimit;
+use crate::planning::disk_marks::DiskMarks;
 
 mod connection;
 mod desired;
@@ -38,6 +41,7 @@ mod fill;
 mod first_fill;
 mod planned;
 mod publish;
+mod retention;
 mod secrets;
 mod state;
 mod status;
@@ -58,8 +62,12 @@ pub(crate) struct Settings {
     /// Keys of further taints that are gone once the node has started.
     pub(crate) startup_taints: Vec<String>,
     pub(crate) pull: PullSettings,
+    /// Who fetches and unpacks images.
+    pub(crate) fill: FillMode,
     /// The maximum size of the runtime's image store.
     pub(crate) disk_budget: Option<DiskLimit>,
+    /// Percentage of the image file system above which nothing is pulled or protected; 100 for none.
+    pub(crate) disk_high_percent: u8,
     /// The address of metrics and health.
     pub(crate) metrics_address: SocketAddr,
     /// The time between two comparisons with the runtime.
@@ -72,6 +80,8 @@ struct Agent {
     cluster: Cluster,
     keyring: Keyring,
     state: Mutex<State>,
+    /// The marks of the image file system, for the life of the agent: they know what was lost.
+    marks: Mutex<DiskMarks>,
     metrics: AgentMetrics,
     checks: Checks,
     /// Something has changed that the plan depends on.
@@ -112,11 +122,13 @@ pub(crate) async fn run(settings: Settings, keyring: Keyring, shutdown: &Shutdow
         metrics = server.address().map(tracing::field::display),
         "agent started"
     );
+    let marks = DiskMarks::new(settings.disk_high_percent);
     let agent = Agent {
         settings,
         cluster,
         keyring,
         state: Mutex::new(State::new()),
+        marks: Mutex::new(marks),
         metrics,
         checks,
         planned: Notify::new(),
@@ -154,5 +166,14 @@ async fn live(liveness: &Liveness) -> Infallible {
 impl Agent {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn marks(&self) -> MutexGuard<'_, DiskMarks> {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The marks, unless they are turned off.
+    fn marks_in_use(&self) -> Option<&Mutex<DiskMarks>> {
+        (self.settings.disk_high_percent < 100).then_some(&self.marks)
     }
 }

@@ -223,8 +223,9 @@ fn is_urgent(written: &NodePrefetchStatus, status: &NodePrefetchStatus, is_busy:
         failures.collect::<Vec<_>>()
     };
     let condition = |status: &NodePrefetchStatus| {
-        let ready = status.conditions.first();
-        ready.map(|ready| (ready.status.clone(), ready.reason.clone()))
+        let all = status.conditions.iter();
+        let all = all.map(|c| (c.kind.clone(), c.status.clone(), c.reason.clone()));
+        all.collect::<Vec<_>>()
     };
     let is_away = |status: &NodePrefetchStatus| {
         let ready = status.conditions.first();

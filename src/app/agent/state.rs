@@ -96,6 +96,8 @@ pub(super) struct State {
     images: HashMap<Arc<str>, Image>,
     /// Those images in the order of their pulls.
     order: Vec<Arc<str>>,
+    /// The images that no prefetch uses any more, which stay protected for a time.
+    pub(super) kept: Vec<Arc<Planned>>,
     /// The revisions of the prefetches when that was decided; `None` before.
     revisions: Option<BTreeMap<String, String>>,
     /// The runtime that answers.
@@ -103,6 +105,14 @@ pub(super) struct State {
     /// The runtime that answered last.
     pub(super) last_runtime: Option<RuntimeInfo>,
     pub(super) usage: Option<u64>,
+    /// The size of the image file system.
+    pub(super) capacity: Option<u64>,
+    /// The reason why nothing is pulled: the usage is above the high mark, or was and is not below the resume mark since.
+    pub(super) yielding: Option<String>,
+    /// The reason why pins have no effect, where images are to be pinned.
+    pub(super) pins_ignored: Option<String>,
+    /// An image was deleted: the runtime is to be compared soon.
+    pub(super) is_stale: bool,
     /// A pull was refused though a pull secret is named for its image: the Secret may have changed.
     pub(super) is_refused: bool,
     /// Pull secrets that cannot be used, each with the reason.
@@ -154,6 +164,7 @@ impl State {
         };
         let desired = desired::desired(self.objects.values(), &here);
         self.revisions = Some(desired::revisions(self.objects.values()));
+        self.kept = desired::kept(self.objects.values(), node);
         self.order = desired
             .iter()
             .map(|d| Arc::clone(&d.planned.image))
@@ -167,11 +178,7 @@ impl State {
                     if planned.is_new_chance(&image.planned) {
                         chances.push(name.to_string());
                     }
-                    Image {
-                        planned,
-                        start,
-                        ..image
-                    }
+                    image.replanned(planned, start)
                 }
                 None => Image::new(planned, start),
             };
@@ -240,7 +247,9 @@ impl State {
     pub(super) fn plan(&self, now: SystemTime, instant: Instant) -> Plan {
         let mut facts = Facts::default();
         let mut candidates = Vec::new();
-        for image in self.images().filter(|image| image.may_start(now, instant)) {
+        let is_held = |image: &Image| self.yielding.is_some() && image.is_missing();
+        let images = self.images().filter(|image| image.may_start(now, instant));
+        for image in images.filter(|image| !is_held(image)) {
             let name = image.planned.image.to_string();
             if let Presence::Present(stored, _) = &image.presence {
                 facts.presence.insert(name.clone(), stored.clone());
@@ -323,6 +332,92 @@ impl State {
             _ => None,
         });
         sealed.collect()
+    }
+
+    /// The images whose seals are renewed: those that are there, and those that are only kept.
+    pub(super) fn protected_by_seals(&self) -> Vec<Reference> {
+        let kept = self.kept.iter();
+        let kept = kept.filter_map(|planned| planned.reference.clone().ok());
+        self.sealed().into_iter().chain(kept).collect()
+    }
+
+    /// The images that have a name and no seal of what it stands for, though they are to be sealed: all that always are, and
+    /// those of these that may be.
+    pub(super) fn to_hold(&self, has_seal: impl Fn(&str) -> bool) -> Vec<Reference> {
+        let is_due = |image: &&Image| {
+            let is_unsealed =
+                matches!(&image.presence, Presence::Present(stored, _) if !stored.is_sealed);
+            is_unsealed
+                && match image.planned.seal {
+                    SealPolicy::Always => true,
+                    SealPolicy::Auto => has_seal(&image.planned.image),
+                    SealPolicy::Never => false,
+                }
+        };
+        let due = self.images().filter(is_due);
+        due.filter_map(|image| image.planned.reference.clone().ok())
+            .collect()
+    }
+
+    /// Returns whether the image is not to be sealed, and is not to be pulled under its name either: it is there, or was removed for
+    /// good.
+    pub(super) fn is_open(&self, image: &str) -> bool {
+        let never = |image: &&Image| image.planned.seal == SealPolicy::Never;
+        let image = self.images.get(image).filter(never);
+        image.is_some_and(|image| !image.is_missing())
+    }
+
+    /// Returns whether an image of any node's plan has this normalised reference.
+    pub(super) fn is_planned(&self, image: &str) -> bool {
+        self.objects
+            .values()
+            .any(|planned| &*planned.image == image)
+    }
+
+    /// Returns whether the node needs the image.
+    pub(super) fn needs(&self, image: &str) -> bool {
+        self.images.contains_key(image)
+    }
+
+    /// Returns whether no prefetch uses the image any more, and it is only kept.
+    pub(super) fn keeps(&self, image: &str) -> bool {
+        self.kept.iter().any(|kept| &*kept.image == image)
+    }
+
+    /// Nothing is pulled, for this reason: what is not there counts as failed. `None` ends that; returns the images that may be
+    /// pulled again then.
+    pub(super) fn set_yielding(&mut self, why: Option<String>) -> Vec<String> {
+        let is_over = self.yielding.is_some() && why.is_none();
+        if let Some(message) = &why {
+            let held = self.images.values_mut().filter(|image| {
+                image.presence != Presence::Unknown && image.is_missing() && !image.is_here()
+            });
+            for image in held.filter(|image| image.planned.reference.is_ok()) {
+                image.is_started = false;
+                image.has_failed = true;
+                image.failure = Some(Failure {
+                    reason: Reason::DiskPressure,
+                    message: message.clone(),
+                });
+            }
+        }
+        self.yielding = why;
+        match is_over {
+            true => self.fits_again(),
+            false => Vec::new(),
+        }
+    }
+
+    /// There is space again: forgets the failures for lack of it, and returns their images.
+    pub(super) fn fits_again(&mut self) -> Vec<String> {
+        let mut again = Vec::new();
+        for (name, image) in &mut self.images {
+            let is_pressed = |failure: &mut Failure| failure.reason == Reason::DiskPressure;
+            if image.failure.take_if(is_pressed).is_some() {
+                again.push(name.to_string());
+            }
+        }
+        again
     }
 
     /// An attempt at the image begins.
@@ -440,6 +535,19 @@ impl Image {
         }
     }
 
+    /// The same image, planned otherwise.
+    fn replanned(mut self, planned: Arc<Planned>, start: Option<SystemTime>) -> Self {
+        // A seal counts as presence unless it is not wanted.
+        if planned.seal != self.planned.seal {
+            self.presence = Presence::Unknown;
+        }
+        Self {
+            planned,
+            start,
+            ..self
+        }
+    }
+
     /// Returns whether its pull has been started.
     pub(super) fn is_started(&self) -> bool {
         self.is_started
@@ -519,13 +627,30 @@ impl Image {
                     self.gone = 0;
                 }
                 self.gone += 1;
-                self.resting = (self.gone > 1).then(|| asked + backoff::pause(GONE, self.gone - 1));
                 self.presence = Presence::Removed;
                 self.moved = None;
+                if self.gone > 1 && self.is_missing() {
+                    self.rest(asked);
+                }
             }
             Presence::Unknown => self.presence = Presence::Absent,
             Presence::Absent | Presence::Removed => {}
         }
+    }
+
+    /// The image was removed repeatedly: it is pulled again after a pause.
+    fn rest(&mut self, now: Instant) {
+        let pause = backoff::pause(GONE, self.gone - 1);
+        self.resting = Some(now + pause);
+        self.has_failed = true;
+        self.failure = Some(Failure {
+            reason: Reason::Evicted,
+            message: format!(
+                "removed from the node {} times; pulled again in {}",
+                self.gone,
+                humantime::format_duration(Duration::from_secs(pause.as_secs().max(1)))
+            ),
+        });
     }
 
     fn fail(&mut self, report: &ImageReport, problems: &HashMap<PullSecret, String>) {

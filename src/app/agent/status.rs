@@ -7,8 +7,7 @@ use super::state::{Failure, Image, State};
 use crate::api::v1alpha1::{
     Condition, ImageStore, NodeFailure, NodePrefetchEntry, NodePrefetchStatus,
 };
-use crate::app::continuous::status::{condition, number};
-use crate::model::outcome::Reason;
+use crate::app::continuous::status::{DISK_PRESSURE, condition, number};
 use crate::model::text::clip_sanitized;
 
 /// The most failures in a status.
@@ -18,8 +17,10 @@ const MAX_IMAGE: usize = 300;
 const MAX_MESSAGE: usize = 240;
 /// The size of a status in bytes beyond which failures are left out.
 const MAX_BYTES: usize = 4000;
-/// The only condition.
+/// The condition that is always there, and first.
 const READY: &str = "Ready";
+/// The condition of a node whose runtime does not pin images that are to be pinned.
+const PINS_IGNORED: &str = "PinsIgnored";
 /// Its reason while no runtime responds.
 pub(super) const RUNTIME_UNAVAILABLE: &str = "RuntimeUnavailable";
 
@@ -67,7 +68,7 @@ pub(super) fn status(
     let runtime = state.last_runtime.as_ref();
     let first_fill = state.first_fill.duration();
     let mut status = NodePrefetchStatus {
-        conditions: vec![ready(state, all, before, now)],
+        conditions: conditions(state, all, before, now),
         desired: number(all.desired()),
         present: number(all.present),
         pulling: number(all.pulling + all.waiting),
@@ -81,7 +82,7 @@ pub(super) fn status(
         image_store: state.usage.map(|used| ImageStore {
             harpoon_bytes: Some(number(state.bytes())),
             used_bytes: Some(number(used)),
-            capacity_bytes: None,
+            capacity_bytes: state.capacity.map(number),
         }),
         heartbeat_time: time(now),
     };
@@ -155,7 +156,7 @@ fn ready(
         }
         Some(failure) if counts.failed > 0 => {
             let message = format!("{} images failed", counts.failed);
-            (false, camel_case(failure.reason), message)
+            (false, failure.reason.condition_reason(), message)
         }
         _ if missing > 0 => (
             false,
@@ -165,18 +166,30 @@ fn ready(
         _ => (true, "Complete", "all images are present".to_owned()),
     };
     let status = if is_ready { "True" } else { "False" };
-    let before = before.map_or(&[][..], |status| &status.conditions);
     let why = (reason.to_owned(), message);
+    let before = before.map_or(&[][..], |status| &status.conditions);
     condition(before, (READY, status), why, &time(now))
 }
 
-/// A reason as conditions spell it.
-fn camel_case(reason: Reason) -> &'static str {
-    match reason {
-        Reason::Failure(kind) => kind.condition_reason(),
-        Reason::DiskBudget => "DiskBudget",
-        Reason::Ignored | Reason::NotOnly | Reason::NodeMismatch | Reason::Limit => "Skipped",
+/// All conditions; those of special states only while they last.
+fn conditions(
+    state: &State,
+    counts: Counts,
+    before: Option<&NodePrefetchStatus>,
+    now: SystemTime,
+) -> Vec<Condition> {
+    let mut conditions = vec![ready(state, counts, before, now)];
+    let before = before.map_or(&[][..], |status| &status.conditions);
+    for (kind, reason, message) in [
+        (DISK_PRESSURE, "AboveHighMark", &state.yielding),
+        (PINS_IGNORED, "NotSupported", &state.pins_ignored),
+    ] {
+        if let Some(message) = message {
+            let why = (reason.to_owned(), clip_sanitized(message, MAX_MESSAGE));
+            conditions.push(condition(before, (kind, "True"), why, &time(now)));
+        }
     }
+    conditions
 }
 
 /// A time as the API server writes it.
@@ -198,7 +211,7 @@ mod tests {
     use crate::app::agent::planned::Planned;
     use crate::app::agent::state::LocalNode;
     use crate::model::node_facts::NodeFacts;
-    use crate::model::outcome::{ImageReport, Outcome};
+    use crate::model::outcome::{ImageReport, Outcome, Reason};
     use crate::planning::node_match::Node;
 
     /// A node with these images and prefetches, all of which have failed.

@@ -32,7 +32,8 @@ pub(crate) fn revision<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     hash(&text.join("\n"))
 }
 
-fn hash(text: &str) -> String {
+/// A hash of a text for a name.
+pub(crate) fn hash(text: &str) -> String {
     let digest = sha256(text.as_bytes());
     let hex = digest.as_str().split(':').nth(1).unwrap_or_default();
     hex.chars().take(HASH_DIGITS).collect()

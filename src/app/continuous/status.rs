@@ -2,6 +2,9 @@
 
 use crate::api::v1alpha1::Condition;
 
+/// The condition of a node on which harpoon yields the disk.
+pub(crate) const DISK_PRESSURE: &str = "DiskPressure";
+
 /// A condition with this type and status. Its last transition is that of the condition in `before`, unless the status differs:
 /// then it is `now`, in RFC 3339.
 pub(crate) fn condition(

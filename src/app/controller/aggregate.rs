@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use super::gate::Held;
 use super::observe::{Node, Planned, Refusal};
 use crate::api::v1alpha1::{
     Condition, ImageFailure, ImagePrefetchStatus, NodeCounts, NodePrefetchEntry,
 };
 use crate::app::continuous::names;
 use crate::app::continuous::status::{condition, number};
-use crate::model::failure::FailureKind;
 use crate::model::text::{clip_bytes, clip_sanitized, sanitize};
 
 /// Time without a report after which a node is unknown.
@@ -78,12 +78,13 @@ impl<'a> Index<'a> {
         self.by_prefetch.get(prefetch).map_or(0, BTreeSet::len)
     }
 
-    fn revision(&self, prefetch: &str) -> &str {
+    /// The revision of an ImagePrefetch's set of PlannedImages.
+    pub(super) fn revision(&self, prefetch: &str) -> &str {
         self.revisions.get(prefetch).unwrap_or(&self.empty)
     }
 
     /// Returns whether an ImagePrefetch has an image.
-    fn has(&self, prefetch: &str, image: &str) -> bool {
+    pub(super) fn has(&self, prefetch: &str, image: &str) -> bool {
         let prefetches = self.by_image.get(image).copied().unwrap_or_default();
         prefetches.iter().any(|name| name == prefetch)
     }
@@ -107,7 +108,7 @@ struct Sums {
     outdated: i64,
     reported: i64,
     failures: Vec<ImageFailure>,
-    worst: Option<FailureKind>,
+    worst: Option<&'static str>,
 }
 
 /// An ImagePrefetch to be summed up.
@@ -118,6 +119,8 @@ pub(super) struct Subject<'a> {
     pub(super) standing: &'a Standing,
     /// True if PlannedImages of it have to be written yet.
     pub(super) is_pending: bool,
+    /// The state of its node gate, if it has one.
+    pub(super) gate: Option<Held<'a>>,
 }
 
 /// The status of an ImagePrefetch. Conditions keep their time where their status is that of `before`.
@@ -133,7 +136,10 @@ pub(super) fn status(
         Standing::Resolved { images, .. } => *images,
         _ => index.count(subject.name),
     };
-    let verdict = Verdict::of(subject, images, &sums);
+    let mut verdict = Verdict::of(subject, images, &sums);
+    if let Some(gate) = subject.gate {
+        verdict.add_gate(gate);
+    }
     let conditions = verdict.conditions().map(|(kind, status, reason, message)| {
         let message = clip_bytes(&sanitize(&message), MESSAGE_MAX);
         Condition {
@@ -204,7 +210,7 @@ fn sums(prefetch: &str, index: &Index<'_>, nodes: &BTreeMap<String, Node>, now: 
         ..NodePrefetchEntry::default()
     };
     let mut sums = Sums::default();
-    let mut failures: BTreeMap<(&str, FailureKind), ImageFailure> = BTreeMap::new();
+    let mut failures: BTreeMap<(&str, &'static str), ImageFailure> = BTreeMap::new();
     for (name, node) in nodes {
         let entry = node.entries.get(prefetch).unwrap_or(&none);
         let is_current = node.has_reported && entry.revision == revision;
@@ -225,27 +231,27 @@ fn sums(prefetch: &str, index: &Index<'_>, nodes: &BTreeMap<String, Node>, now: 
     }
     let mut failures = Vec::from_iter(failures);
     failures.sort_by_key(|(_, failure)| std::cmp::Reverse(failure.nodes));
-    sums.worst = failures.first().map(|((_, kind), _)| *kind);
+    sums.worst = failures.first().map(|((_, reason), _)| *reason);
     let shown = failures.into_iter().take(MAX_FAILURES);
     sums.failures = shown.map(|(_, failure)| failure).collect();
     sums
 }
 
 fn note_failures<'a>(
-    failures: &mut BTreeMap<(&'a str, FailureKind), ImageFailure>,
+    failures: &mut BTreeMap<(&'a str, &'static str), ImageFailure>,
     prefetch: &str,
     index: &Index<'_>,
     (name, node): (&str, &'a Node),
 ) {
     let mut seen = BTreeSet::new();
     for failure in &node.failures {
-        let key = (failure.image.as_str(), failure.kind);
+        let key = (failure.image.as_str(), failure.reason.condition_reason());
         if !index.has(prefetch, &failure.image) || !seen.insert(key) {
             continue;
         }
         let known = failures.entry(key).or_insert_with(|| ImageFailure {
             image: clip_sanitized(&failure.image, IMAGE_MAX),
-            reason: failure.kind.condition_reason().to_owned(),
+            reason: failure.reason.condition_reason().to_owned(),
             message: match failure.message.as_str() {
                 "" => "no message".to_owned(),
                 message => message.to_owned(),
@@ -275,9 +281,21 @@ struct Verdict {
     degraded: Option<(String, String)>,
     reason: String,
     message: String,
+    /// The addition of the node gate to the message of Progressing.
+    held: String,
 }
 
 impl Verdict {
+    /// Adds what the node gate lacks, unless something else is wrong, and the nodes that it holds.
+    fn add_gate(&mut self, gate: Held<'_>) {
+        if let (None, Some(refusal)) = (&self.degraded, gate.refusal) {
+            self.degraded = Some((refusal.reason.to_owned(), refusal.message.clone()));
+        }
+        if gate.nodes > 0 {
+            self.held = format!("; nodes held by the node gate: {}", gate.nodes);
+        }
+    }
+
     fn of(subject: Subject<'_>, images: usize, sums: &Sums) -> Self {
         let updates = subject.is_pending || sums.counts.updating > 0;
         let not_ready = |reason: &str, message: String, is_progressing: bool, is_degraded: bool| {
@@ -288,6 +306,7 @@ impl Verdict {
                 degraded,
                 reason: reason.to_owned(),
                 message,
+                held: String::new(),
             }
         };
         let malformed = match subject.standing {
@@ -311,13 +330,8 @@ impl Verdict {
         if !malformed.is_empty() {
             return not_ready("InvalidSpec", malformed.clone(), updates, true);
         }
-        if let (Some(kind), Some(failure)) = (sums.worst, sums.failures.first()) {
-            return not_ready(
-                kind.condition_reason(),
-                failing(failure, sums),
-                updates,
-                true,
-            );
+        if let (Some(reason), Some(failure)) = (sums.worst, sums.failures.first()) {
+            return not_ready(reason, failing(failure, sums), updates, true);
         }
         if subject.is_pending {
             let message = "the images are being planned".to_owned();
@@ -374,6 +388,7 @@ impl Verdict {
             degraded: None,
             reason: reason.to_owned(),
             message,
+            held: String::new(),
         }
     }
 
@@ -400,7 +415,7 @@ impl Verdict {
                 "Progressing",
                 text(self.is_progressing),
                 progress,
-                self.message.clone(),
+                format!("{}{}", self.message, self.held),
             ),
             ("Degraded", text(degraded), why.0, why.1),
         ]

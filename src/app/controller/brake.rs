@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::observe::{Node, Planned};
 use crate::api::v1alpha1::RolloutType;
 use crate::model::failure::FailureKind;
+use crate::model::outcome::Reason;
 
 /// The least time between two doublings for one image.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -56,6 +57,7 @@ impl Brakes {
 /// The images that a node reports as limited by their registry.
 pub(super) fn limited(node: &Node) -> impl Iterator<Item = &str> {
     let limited = node.failures.iter();
-    let limited = limited.filter(|failure| failure.kind == FailureKind::RateLimited);
+    let limited =
+        limited.filter(|failure| failure.reason == Reason::Failure(FailureKind::RateLimited));
     limited.map(|failure| failure.image.as_str())
 }

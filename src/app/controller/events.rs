@@ -1,4 +1,5 @@
-//! Events on ImagePrefetches: when one becomes ready or stops being so, and when something is wrong with it.
+//! Events on ImagePrefetches: when one becomes ready or stops being so, and when something is wrong with it; and on Nodes whose gate
+//! opened without all images.
 //!
 //! Events are hints for people: one that cannot be published is dropped. What is worth an event is pure.
 
@@ -16,6 +17,8 @@ use crate::model::text::clip_bytes;
 const WAITING: usize = 64;
 /// Maximum size of a note in bytes, which the API server checks.
 const NOTE_MAX: usize = 1000;
+/// The namespace of events on objects without a namespace; Kubernetes 1.20 refuses them without it.
+pub(super) const NAMESPACE: &str = "default";
 
 /// A change of a condition that people want to know of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +26,16 @@ pub(super) struct Notice {
     is_warning: bool,
     reason: String,
     note: String,
+}
+
+impl Notice {
+    pub(super) fn warning(reason: &str, note: &str) -> Self {
+        Self {
+            is_warning: true,
+            reason: reason.to_owned(),
+            note: clip_bytes(note, NOTE_MAX),
+        }
+    }
 }
 
 /// The notices for a change of the conditions. Pure.
@@ -100,18 +113,26 @@ impl Publisher {
     /// Publishes the notices about the ImagePrefetch with this name and uid.
     pub(super) fn publish(&self, notices: Vec<Notice>, name: &str, uid: &str) {
         for notice in notices {
-            let about = ObjectReference {
-                api_version: Some("harpoon.dev/v1alpha1".to_owned()),
-                kind: Some("ImagePrefetch".to_owned()),
-                // Where events on objects without a namespace are; Kubernetes 1.20 refuses them without it.
-                namespace: Some("default".to_owned()),
-                name: Some(name.to_owned()),
-                uid: Some(uid.to_owned()),
-                ..ObjectReference::default()
-            };
-            if self.sender.try_send((notice, about)).is_err() {
-                tracing::debug!("an event was dropped: too many wait");
-            }
+            self.send(notice, ("harpoon.dev/v1alpha1", "ImagePrefetch"), name, uid);
+        }
+    }
+
+    /// Publishes a notice about the Node with this name and uid.
+    pub(super) fn publish_on_node(&self, notice: Notice, name: &str, uid: &str) {
+        self.send(notice, ("v1", "Node"), name, uid);
+    }
+
+    fn send(&self, notice: Notice, (version, kind): (&str, &str), name: &str, uid: &str) {
+        let about = ObjectReference {
+            api_version: Some(version.to_owned()),
+            kind: Some(kind.to_owned()),
+            namespace: Some(NAMESPACE.to_owned()),
+            name: Some(name.to_owned()),
+            uid: Some(uid.to_owned()),
+            ..ObjectReference::default()
+        };
+        if self.sender.try_send((notice, about)).is_err() {
+            tracing::debug!("an event was dropped: too many wait");
         }
     }
 }

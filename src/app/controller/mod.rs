@@ -14,6 +14,8 @@
 //! | 5 | `aggregate.rs` | what nodes report -> status | yes |
 //! | 6 | `brake.rs` | rate limits -> longer windows | yes |
 //! | 7 | `events.rs` | changes of conditions -> Events | what is worth one |
+//! | 8 | `gate.rs`, `guard.rs` | nodes and what they report -> taints and conditions of nodes | `gate.rs` |
+//! | 9 | `pressure.rs` | nodes whose disk is above the high mark -> Events | the schedule |
 //!
 //! `reconcile.rs` runs the steps.
 
@@ -35,10 +37,13 @@ mod aggregate;
 mod apply;
 mod brake;
 mod events;
+mod gate;
+mod guard;
 mod leader;
 mod merge;
 mod observe;
 mod prefetch;
+mod pressure;
 mod reconcile;
 mod resolve;
 #[cfg(test)]

@@ -10,7 +10,9 @@ use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt};
 
+use super::gate::{GateNode, Machine};
 use super::prefetch::AnyPrefetch;
+use super::pressure::Pressure;
 use super::resolve::{Demand, Namespaces, Source};
 use super::watches::{Needs, Watches};
 use crate::api::v1alpha1::{
@@ -20,6 +22,7 @@ use crate::api::v1alpha1::{
 use crate::discovery::workloads::inventory::{Class, Inventory, WatchKey};
 use crate::discovery::workloads::{Scope, Watched};
 use crate::model::failure::FailureKind;
+use crate::model::outcome::Reason;
 use crate::model::text::clip_sanitized;
 use crate::model::workload_kind::WorkloadKind;
 
@@ -64,6 +67,10 @@ pub(super) struct Node {
     resource_version: String,
     /// True if its agent has reported.
     pub(super) has_reported: bool,
+    /// The uid of the Node that owns the object.
+    pub(super) owner: Option<String>,
+    /// Its disk is above the high mark.
+    pub(super) pressure: Option<Pressure>,
 }
 
 #[cfg(test)]
@@ -80,6 +87,8 @@ impl Node {
             changed,
             resource_version: String::new(),
             has_reported: true,
+            owner: None,
+            pressure: None,
         }
     }
 
@@ -87,7 +96,7 @@ impl Node {
     pub(super) fn fail(&mut self, image: &str, kind: FailureKind, message: &str) {
         self.failures.push(Failure {
             image: image.to_owned(),
-            kind,
+            reason: Reason::Failure(kind),
             message: message.to_owned(),
         });
     }
@@ -97,7 +106,7 @@ impl Node {
 #[derive(Debug, Clone)]
 pub(super) struct Failure {
     pub(super) image: String,
-    pub(super) kind: FailureKind,
+    pub(super) reason: Reason,
     pub(super) message: String,
 }
 
@@ -166,6 +175,10 @@ pub(super) struct State {
     pub(super) planned: Table<Planned>,
     pub(super) nodes: Table<Node>,
     pub(super) namespaces: Table<BTreeMap<String, String>>,
+    /// The Nodes, for the node gate.
+    pub(super) machines: Table<Machine>,
+    /// Why Nodes cannot be watched.
+    pub(super) machines_refusal: Option<Refusal>,
     pub(super) inventory: Inventory,
     /// Watches of workloads that fail, and those of namespaces under the key `None`.
     pub(super) refusals: BTreeMap<Option<WatchKey>, Refusal>,
@@ -180,6 +193,8 @@ pub(super) struct Changed {
     pub(super) planned: bool,
     /// The reports of nodes.
     pub(super) nodes: bool,
+    /// The Nodes.
+    pub(super) machines: bool,
 }
 
 /// A message of a watch.
@@ -187,6 +202,7 @@ pub(super) enum Seen {
     Prefetch(Box<Event<AnyPrefetch>>),
     Planned(Box<Event<PlannedImage>>),
     Node(Box<Event<NodePrefetch>>),
+    Machine(Result<Box<Event<GateNode>>, Refusal>),
     Namespace(Result<Box<Event<PartialObjectMeta<Namespace>>>, Refusal>),
     Workload(WatchKey, u64, Result<Box<Event<Watched>>, Refusal>),
     Classes(Vec<(String, Option<Class>)>),
@@ -200,6 +216,8 @@ impl State {
             planned: Table::default(),
             nodes: Table::default(),
             namespaces: Table::default(),
+            machines: Table::default(),
+            machines_refusal: None,
             inventory: Inventory::new(include_idle),
             refusals: BTreeMap::new(),
         }
@@ -223,6 +241,18 @@ impl State {
                 changed.nodes = self.nodes.handle(*event, |object, known, listed| {
                     node(object, known, listed, Instant::now())
                 });
+            }
+            Seen::Machine(Ok(event)) => {
+                if works(&event) {
+                    changed.nodes = self.machines_refusal.take().is_some();
+                }
+                changed.machines = self.machines.handle(*event, |node, known, _| {
+                    Machine::of(node, known, Instant::now())
+                });
+            }
+            Seen::Machine(Err(refusal)) => {
+                let known = self.machines_refusal.replace(refusal.clone());
+                changed.nodes = known != Some(refusal);
             }
             Seen::Namespace(Ok(event)) => {
                 changed.demand = works(&event) && self.refusals.remove(&None).is_some();
@@ -351,14 +381,19 @@ fn node(object: &NodePrefetch, known: Option<&Node>, is_listed: bool, now: Insta
         failures: failures
             .map(|failure| Failure {
                 image: failure.image.clone(),
-                kind: FailureKind::ALL
-                    .into_iter()
-                    .find(|kind| kind.as_str() == failure.reason)
-                    .unwrap_or(FailureKind::Other),
+                reason: Reason::of_nodes()
+                    .find(|reason| reason.as_str() == failure.reason)
+                    .unwrap_or(Reason::Failure(FailureKind::Other)),
                 message: clip_sanitized(&failure.message, MESSAGE_MAX),
             })
             .collect(),
         changed,
+        owner: object
+            .owner_references()
+            .iter()
+            .find(|owner| owner.kind == "Node")
+            .map(|owner| owner.uid.clone()),
+        pressure: Pressure::of(&status.conditions),
         has_reported: !status.heartbeat_time.is_empty() || !status.prefetches.is_empty(),
         resource_version,
     }

@@ -19,10 +19,13 @@ use super::aggregate::{self, Index, Standing, Subject};
 use super::apply::{self, Change, MANAGER, Pace, Written};
 use super::brake::{self, Brakes};
 use super::events::{self, Publisher};
+use super::gate::{Gate, Held};
+use super::guard::{Guard, Outcome};
 use super::leader::Fence;
 use super::merge::{self, Demanded, Desired, Planning};
-use super::observe::{Seen, State};
+use super::observe::{Changed, Seen, State};
 use super::prefetch::AnyPrefetch;
+use super::pressure::Teller;
 use super::resolve::{self, Demand, Resolved};
 use super::shown;
 use super::watches::{Needs, Watches};
@@ -100,6 +103,9 @@ pub(super) struct Reconciler {
     written: BTreeMap<String, (ImagePrefetchStatus, Instant)>,
     status_write: InFlight<StatusOutcome>,
 
+    guard: Guard,
+    teller: Teller,
+
     classes_read: Option<Instant>,
     classes: InFlight<Vec<(String, Option<Class>)>>,
 }
@@ -118,6 +124,8 @@ impl Reconciler {
         Self {
             cluster,
             events: Publisher::start(client.clone(), identity, fence.clone()),
+            guard: Guard::new(client.clone(), now),
+            teller: Teller::new(client.clone(), identity, now),
             client,
             fence,
             state: State::new(include_idle),
@@ -161,6 +169,8 @@ impl Reconciler {
                 Some(seen) = self.seen.recv() => self.take_in(seen),
                 (change, outcome) = finished(&mut self.write) => self.wrote(&change, outcome),
                 outcome = finished(&mut self.status_write) => self.wrote_status(outcome),
+                outcome = self.guard.finished() => self.wrote_node(outcome),
+                told = self.teller.finished() => self.teller.take_in(told, Instant::now()),
                 classes = finished(&mut self.classes) => self.take_in(Seen::Classes(classes)),
                 () = tokio::time::sleep_until(wake) => {}
             }
@@ -168,6 +178,8 @@ impl Reconciler {
             self.observe_demands(now);
             self.plan(now, metrics);
             self.start_write(now);
+            self.guard_nodes(now, metrics);
+            self.tell_of_pressure(now);
             self.aggregate(now, metrics);
             self.start_status_write(now);
             if self.has_planned {
@@ -182,6 +194,10 @@ impl Reconciler {
         let mut next = self.aggregate_at;
         if self.is_summed_up || !self.has_planned {
             next = next.max(now + TICK);
+        }
+        next = next.min(self.guard.next(now));
+        if let Some(look) = self.teller.next() {
+            next = next.min(look);
         }
         if let Some(status) = self.status_at {
             next = next.min(status.max(self.aggregate_at));
@@ -213,6 +229,12 @@ impl Reconciler {
                 self.plan_within(SETTLE);
             }
             self.is_summed_up &= !(changed.nodes || changed.planned);
+            if changed != Changed::default() {
+                self.guard.touch();
+            }
+            if changed.nodes {
+                self.teller.touch(Instant::now());
+            }
             taken += 1;
             next = match taken < BATCH {
                 true => self.seen.try_recv().ok(),
@@ -340,6 +362,7 @@ impl Reconciler {
         }
         self.has_planned = true;
         self.is_summed_up = false;
+        self.guard.touch();
         metrics.reconciled(now.elapsed());
     }
 
@@ -452,6 +475,78 @@ impl Reconciler {
             }
         }
         self.is_summed_up = false;
+        self.guard.touch();
+    }
+
+    /// The node gates; one that stands for all while they are not known.
+    fn gates(&self, index: &Index<'_>, pending: &BTreeSet<String>) -> Vec<Gate> {
+        if !self.state.prefetches.is_synced {
+            return vec![Gate::unknown()];
+        }
+        let gates = self.state.prefetches.items.iter();
+        let gates = gates.filter_map(|(name, prefetch)| {
+            let gate = prefetch.spec.as_ref().ok()?.node_gate.as_ref()?;
+            // One that cannot be used holds nobody.
+            if matches!(self.demands.get(name), Some(Err(_))) {
+                return None;
+            }
+            let planned = self.planned.get(name);
+            let is_settled = planned.is_some_and(|planned| {
+                planned.generation == prefetch.generation && planned.standing != Standing::Listing
+            });
+            let revision = index.revision(name).to_owned();
+            let is_settled = is_settled && !pending.contains(name);
+            Some(Gate::new(name, &gate.timeout, revision, is_settled))
+        });
+        gates.collect()
+    }
+
+    /// Removes the taints of nodes that have their images, or that have waited for too long.
+    fn guard_nodes(&mut self, now: Instant, metrics: &ControllerMetrics) {
+        if self.guard.next(now) > now {
+            return;
+        }
+        if !self.fence.is_leading() {
+            self.guard.rest(now);
+            return;
+        }
+        let index = Index::new(&self.state.planned.items);
+        let gates = self.gates(&index, &self.pending());
+        let is_gated = self.state.prefetches.is_synced && !gates.is_empty();
+        self.watches.set_gated(is_gated);
+        let machines = &self.state.machines.items;
+        let nodes = &self.state.nodes.items;
+        let gates = (&*gates, self.has_planned);
+        if self.guard.look(machines, nodes, gates, &index, now) {
+            self.is_summed_up = false;
+        }
+        metrics.set_nodes_held(self.guard.held());
+    }
+
+    /// Tells of nodes whose disk is above the high mark.
+    fn tell_of_pressure(&mut self, now: Instant) {
+        let is_leading = self.fence.is_leading();
+        let nodes = &self.state.nodes.items;
+        self.teller
+            .look(nodes, is_leading, (now, SystemTime::now()));
+    }
+
+    fn wrote_node(&mut self, outcome: Outcome) {
+        let machines = &mut self.state.machines.items;
+        if self.guard.take_in(outcome, machines, &self.events) {
+            self.is_summed_up = false;
+        }
+    }
+
+    /// The state of the node gate of an ImagePrefetch, if it has one.
+    fn held(&self, name: &str) -> Option<Held<'_>> {
+        let prefetch = self.state.prefetches.items.get(name)?;
+        prefetch.spec.as_ref().ok()?.node_gate.as_ref()?;
+        let refusal = self.state.machines_refusal.as_ref();
+        Some(Held {
+            nodes: self.guard.held_by(name),
+            refusal: refusal.or_else(|| self.guard.refusal()),
+        })
     }
 
     /// A plan that was made during a write did not know its result.
@@ -493,6 +588,7 @@ impl Reconciler {
                 generation: planned.generation,
                 standing: &planned.standing,
                 is_pending: pending.contains(name),
+                gate: self.held(name),
             };
             let status = aggregate::status(subject, &index, nodes, known, (now, &text));
             if status != *known {

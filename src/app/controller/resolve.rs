@@ -215,6 +215,11 @@ fn check_times(spec: &ImagePrefetchSpec) -> Result<(), String> {
             Some(spec.retention.keep_after_unused.as_str()),
             YEAR,
         ),
+        (
+            "nodeGate.timeout",
+            spec.node_gate.as_ref().map(|gate| gate.timeout.as_str()),
+            DAY,
+        ),
     ];
     for (field, text, most) in times {
         let Some(text) = text else { continue };

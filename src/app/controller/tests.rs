@@ -473,6 +473,7 @@ fn status_of(
         generation: Some(3),
         standing,
         is_pending: false,
+        gate: None,
     };
     let before = ImagePrefetchStatus::default();
     aggregate::status(subject, &Index::new(planned), nodes, &before, (now, NOW))
@@ -655,6 +656,7 @@ fn condition_keeps_its_time() {
         generation: Some(4),
         standing: &Standing::Suspended,
         is_pending: false,
+        gate: None,
     };
     let planned = BTreeMap::new();
     let after = aggregate::status(

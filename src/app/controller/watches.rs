@@ -15,6 +15,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::gate::GateNode;
+use super::guard;
 use super::observe::{Refusal, Seen, works};
 use super::resolve::{Demand, MAX_NAMESPACES, Namespaces, Source};
 use crate::app::continuous::watch;
@@ -26,6 +28,9 @@ use crate::model::workload_kind::WorkloadKind;
 const EVENTS: usize = 1024;
 /// Time for which a watch of workloads may fail for a passing reason before its ImagePrefetches say so.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Time after which Nodes are tried again that cannot be watched, and that no gate needs.
+const IDLE: Duration = Duration::from_secs(600);
 
 /// The watches that the ImagePrefetches need.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -94,6 +99,8 @@ pub(super) struct Watches {
     client: Client,
     sender: mpsc::Sender<Seen>,
     _always: Vec<AbortOnDropHandle<()>>,
+    /// True while an ImagePrefetch has a node gate.
+    gated: tokio::sync::watch::Sender<bool>,
     namespaces: Option<AbortOnDropHandle<()>>,
     workloads: BTreeMap<WatchKey, (u64, AbortOnDropHandle<()>)>,
     started: u64,
@@ -103,7 +110,10 @@ impl Watches {
     /// Starts the watches that always run.
     pub(super) fn start(client: &Client) -> (Self, mpsc::Receiver<Seen>) {
         let (sender, receiver) = mpsc::channel(EVENTS);
+        let (gated, is_gated) = tokio::sync::watch::channel(false);
+        let nodes = watch_nodes(client.clone(), is_gated, sender.clone());
         let always = vec![
+            AbortOnDropHandle::new(tokio::spawn(nodes)),
             forward(client, "imageprefetches", &sender, |event| {
                 Seen::Prefetch(Box::new(event))
             }),
@@ -118,6 +128,7 @@ impl Watches {
             client: client.clone(),
             sender,
             _always: always,
+            gated,
             namespaces: None,
             workloads: BTreeMap::new(),
             started: 0,
@@ -129,6 +140,12 @@ impl Watches {
         self.workloads
             .get(key)
             .is_some_and(|(current, _)| *current == start)
+    }
+
+    /// Says whether an ImagePrefetch has a node gate: without one, a missing right to watch Nodes is no fault.
+    pub(super) fn set_gated(&self, is_gated: bool) {
+        self.gated
+            .send_if_modified(|known| std::mem::replace(known, is_gated) != is_gated);
     }
 
     /// Starts and stops watches of workloads and namespaces.
@@ -242,11 +259,46 @@ async fn watch_namespaces(client: Client, sender: mpsc::Sender<Seen>) {
     }
 }
 
+/// Watches Nodes wherever that is allowed, so that a taint is removed also if no ImagePrefetch has a gate any more.
+async fn watch_nodes(
+    client: Client,
+    mut is_gated: tokio::sync::watch::Receiver<bool>,
+    sender: mpsc::Sender<Seen>,
+) {
+    let api: Api<GateNode> = Api::all_with(client, &guard::resource());
+    loop {
+        let mut trouble = Trouble::default();
+        let events = watcher(api.clone(), watch::config()).default_backoff();
+        let mut events = std::pin::pin!(events);
+        while let Some(event) = events.next().await {
+            let outcome = match event {
+                Ok(event) => {
+                    trouble.end(&event);
+                    Ok(Box::new(event))
+                }
+                Err(_) if !*is_gated.borrow() => break,
+                Err(error) => match trouble.tell(&error, Resourced::Nodes) {
+                    Some(refusal) => Err(refusal),
+                    None => continue,
+                },
+            };
+            if sender.send(Seen::Machine(outcome)).await.is_err() {
+                return;
+            }
+        }
+        tokio::select! {
+            _ = is_gated.changed() => {}
+            () = tokio::time::sleep(IDLE.mul_f64(0.8 + 0.4 * fastrand::f64())) => {}
+        }
+    }
+}
+
 /// The resource of a watch.
 #[derive(Clone, Copy)]
 enum Resourced<'a> {
     Workload(&'a WatchKey),
     Namespaces,
+    Nodes,
 }
 
 /// The failures of a watch since its last event.
@@ -291,6 +343,7 @@ fn refusal(status: Option<u16>, what: Resourced<'_>) -> Option<Refusal> {
             key.scope.to_string(),
         ),
         Resourced::Namespaces => ("namespaces", "namespaces", "", Scope::All.to_string()),
+        Resourced::Nodes => ("nodes", "nodes", "", "nodeGate".to_owned()),
     };
     match status? {
         401 | 403 => Some(Refusal {
@@ -311,6 +364,7 @@ fn unavailable(what: Resourced<'_>) -> Refusal {
     let (resource, scope) = match what {
         Resourced::Workload(key) => (key.kind.resource(), key.scope.to_string()),
         Resourced::Namespaces => ("namespaces", Scope::All.to_string()),
+        Resourced::Nodes => ("nodes", "nodeGate".to_owned()),
     };
     Refusal {
         reason: "Unavailable",

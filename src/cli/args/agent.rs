@@ -7,11 +7,12 @@ use clap::{Args, Command, FromArgMatches};
 
 use super::cluster::TaintArgs;
 use super::credentials::CredentialArgs;
+use super::fill::FillArgs;
 use super::output::LogArgs;
 use super::pulling::LimitArgs;
 use super::runtime::{EndpointArgs, node_name, platform};
 use super::serve::ServingArgs;
-use super::store::BudgetArgs;
+use super::store::{BudgetArgs, DiskMarkArgs};
 use super::values::{single, time_above_zero};
 use crate::app::agent::Settings;
 use crate::app::settings::RuntimeSettings;
@@ -25,6 +26,8 @@ pub(crate) struct AgentArgs {
     #[command(flatten)]
     budget: BudgetArgs,
     #[command(flatten)]
+    marks: DiskMarkArgs,
+    #[command(flatten)]
     endpoint: EndpointArgs,
     #[command(flatten)]
     node: NodeArgs,
@@ -32,6 +35,8 @@ pub(crate) struct AgentArgs {
     pub(crate) credentials: CredentialArgs,
     #[command(flatten)]
     limits: LimitArgs,
+    #[command(flatten)]
+    fill: FillArgs,
     #[command(flatten)]
     serving: ServingArgs,
     #[command(flatten)]
@@ -71,7 +76,9 @@ impl AgentArgs {
             node: self.node.node_name,
             startup_taints: self.taints.keys(),
             pull: self.limits.settings(),
+            fill: self.fill.fill,
             disk_budget: self.budget.disk_budget,
+            disk_high_percent: self.marks.high_percent(),
             metrics_address: self.serving.metrics_address,
             resync: self.node.resync,
         }

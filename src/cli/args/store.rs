@@ -52,14 +52,12 @@ pub(crate) struct SizeArgs {
 /// The high mark of the image file system.
 #[derive(Args)]
 #[command(next_help_heading = "Selection")]
-#[allow(dead_code, reason = "the agent flattens it")]
 pub(crate) struct DiskMarkArgs {
     /// Percentage of the image file system above which harpoon pulls nothing and gives up pins and seals
     #[arg(long, env, value_name = "PERCENT", default_value = "80", value_parser = single(high_percent))]
     disk_high_percent: u8,
 }
 
-#[allow(dead_code, reason = "the agent flattens it")]
 impl DiskMarkArgs {
     /// The high mark in percent.
     pub(crate) fn high_percent(&self) -> u8 {

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::go_duration;
 use crate::credentials::docker_config::Entry;
 use crate::credentials::keyring::pattern::Pattern;
 use crate::credentials::secret::{Credential, Login, Secret};
+use crate::model::go_duration;
 
 /// The scope that the answer is valid for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,10 +11,11 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::account::Account;
-use super::{Cache, LIMIT, Provider, go_duration};
+use super::{Cache, LIMIT, Provider};
 use crate::credentials::docker_config::{ConfigFileError, read_bounded};
 use crate::credentials::keyring::pattern::Pattern;
 use crate::credentials::secret::Secret;
+use crate::model::go_duration;
 use crate::model::text::excerpt;
 use crate::retry::single_flight::SingleFlight;
 

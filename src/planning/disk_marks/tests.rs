@@ -51,6 +51,15 @@ fn least_important_images_go_first() {
 }
 
 #[test]
+fn unknown_sizes_stop_below_mark() {
+    let marks = DiskMarks::new(HIGH);
+    let unknown = DiskMarks::unknown(fs(0));
+    assert!(marks.admits(fs(750), 0, "a", unknown));
+    assert!(!marks.admits(fs(751), 0, "a", unknown));
+    assert!(!marks.admits(fs(710), unknown, "b", unknown));
+}
+
+#[test]
 fn resumes_five_points_below() {
     let mut marks = DiskMarks::new(HIGH);
     let plan = [image("a", 50, 1)];
@@ -92,9 +101,37 @@ fn lost_image_needs_more_space() {
     marks.decide(fs(650), &gone);
     assert!(!marks.admits(fs(650), 0, "a", 100) && marks.admits(fs(600), 0, "a", 100));
     assert!(marks.admits(fs(650), 0, "b", 100));
+    // It is known how large it was, whatever its registry tells.
+    assert!(!marks.admits(fs(650), 0, "a", 0) && marks.admits(fs(600), 0, "a", 0));
     // What leaves the plan is forgotten.
     marks.decide(fs(650), &[]);
     assert!(marks.admits(fs(650), 0, "a", 100));
+}
+
+#[test]
+fn size_matters_near_the_mark() {
+    let mut marks = DiskMarks::new(HIGH);
+    for (used, in_progress, assumed) in [
+        (0, 0, Some(250)),
+        (300, 0, Some(250)),
+        (50, 250, Some(250)),
+        (50, 251, None),
+        (301, 0, None),
+        (900, u64::MAX, None),
+    ] {
+        assert_eq!(marks.assumed(fs(used), in_progress, "a"), assumed, "{used}");
+    }
+    // An image that the disk was too small for.
+    marks.decide(fs(850), &[image("a", 100, 1)]);
+    marks.decide(
+        fs(100),
+        &[PlannedImage {
+            is_present: false,
+            ..image("a", 100, 1)
+        }],
+    );
+    assert_eq!(marks.assumed(fs(100), 0, "a"), None);
+    assert!(marks.assumed(fs(100), 0, "b").is_some());
 }
 
 /// An image of a simulated node.
@@ -194,7 +231,7 @@ fn simulated() -> impl Strategy<Value = Simulated> {
     values.prop_map(|(estimate, factor, importance, is_sealed)| Simulated {
         name: String::new(),
         estimate,
-        bytes: (estimate as f64 * factor) as u64 + 1,
+        bytes: ((estimate as f64 * factor) as u64).max(1),
         importance,
         is_sealed,
         is_present: false,
@@ -216,7 +253,7 @@ proptest! {
         for (number, image) in images.iter_mut().enumerate() {
             image.name = number.to_string();
         }
-        let is_wrong = |image: &&Simulated| image.bytes > image.estimate + 1;
+        let is_wrong = |image: &&Simulated| image.bytes > image.estimate;
         let wrong = images.iter().filter(is_wrong).count();
         let mut node = Node { images, others: 0, marks: DiskMarks::new(HIGH) };
         for others in phases {

@@ -4,7 +4,7 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::model::candidate::Candidate;
-use crate::model::image_size::{LayerStorage, Size, Usage};
+use crate::model::image_size::{ImageFs, LayerStorage, Size, Usage};
 use crate::planning::plan::{Facts, Policy, select};
 use crate::pulling::scripted::{Answer, Scripted, scripted};
 
@@ -54,7 +54,7 @@ impl Bed {
             }
         };
         tokio::select! {
-            never = keep_pulling(&self.feed, &self.service, &keyring, options, None, &see) => match never {},
+            never = keep_pulling(&self.feed, &self.service, &keyring, options, None, None, &see) => match never {},
             () = story => {}
         }
     }
@@ -241,7 +241,7 @@ async fn evicted_images_leave_space() {
     feed.set(plan);
     let options = options();
     tokio::select! {
-        never = keep_pulling(&feed, &service, &keyring, &options, Some(budget), &see) => match never {},
+        never = keep_pulling(&feed, &service, &keyring, &options, Some(budget), None, &see) => match never {},
         () = seconds(600) => {}
     }
     let finished = finished.into_inner().expect("lock");
@@ -291,4 +291,57 @@ fn ended_images_leave_the_maps() {
         items.ended(&new[0]);
         assert_eq!(items.known.len(), 1);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pulls_stay_below_high_mark() {
+    use Answer::{Pulled, Trickles};
+    let service = scripted(
+        &[("a", &[Trickles(10)]), ("b", &[Pulled]), ("c", &[Pulled])],
+        &[0],
+    );
+    *service.fs.lock().expect("lock") = Some(ImageFs {
+        capacity: 1000,
+        used: 700,
+    });
+    // Only two of the three fit together, and the large one never.
+    let images = [("a", 60), ("b", 60), ("c", 500)];
+    let candidates = images.map(|(image, _)| Candidate::listed(image)).into();
+    let name = |image: &str| {
+        let image = Reference::parse(image).expect("image");
+        image.normalized().to_owned()
+    };
+    let facts = Facts {
+        sizes: images
+            .map(|(image, bytes)| (name(image), Ok(Size::Packed(bytes))))
+            .into(),
+        ..Facts::default()
+    };
+    let plan = select(candidates, &Policy::default()).against(facts);
+    let (feed, keyring) = (Feed::default(), Keyring::default());
+    let finished = Mutex::new(Vec::new());
+    let see = |event: Event<'_>| {
+        if let Event::Finished { report, .. } = event {
+            let reason = report.reason.map_or("-", |reason| reason.as_str());
+            finished
+                .lock()
+                .expect("lock")
+                .push(format!("{} {reason}", report.image));
+        }
+    };
+    feed.set(plan);
+    let marks = Mutex::new(DiskMarks::new(80));
+    let options = options();
+    let story = async {
+        seconds(5).await;
+        // b waits for the outcome of a.
+        assert!(finished.lock().expect("lock").is_empty());
+        seconds(55).await;
+    };
+    tokio::select! {
+        never = keep_pulling(&feed, &service, &keyring, &options, None, Some(&marks), &see) => match never {},
+        () = story => {}
+    }
+    let finished = finished.into_inner().expect("lock");
+    assert_eq!(finished, ["a -", "b -", "c disk_pressure"]);
 }

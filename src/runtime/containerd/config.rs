@@ -1,5 +1,7 @@
 //! The pull configuration of containerd's CRI plugin: hosts, snapshotter and platform. Requested once.
 
+use std::path::PathBuf;
+
 use containerd_client::services::v1::PluginsRequest;
 use containerd_client::types::Platform as ContainerdPlatform;
 use k8s_cri::v1::{ImageFsInfoRequest, StatusRequest};
@@ -11,26 +13,48 @@ use crate::runtime::image_service::RuntimeError;
 
 const TRANSFER: &str = "io.containerd.transfer.v1";
 const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
+const CONTENT: &str = "io.containerd.content.v1";
 const DEFAULT_SNAPSHOTTER: &str = "overlayfs";
 const DEFAULT_HOST_DIR: &str = "/etc/containerd/certs.d";
 
 /// Pull configuration of the CRI plugin.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Config {
+pub struct Config {
     /// The Transfer service is there, and can be given all that the CRI plugin is configured with.
     pub(super) has_transfer: bool,
-    pub(super) hosts: HostDir,
-    pub(super) snapshotter: String,
+    /// Registries are configured in the CRI plugin itself, rather than in a directory.
+    pub has_own_registries: bool,
+    /// The directory with registries' configuration.
+    pub hosts: HostDir,
+    /// The snapshotter for pods without a runtime class.
+    pub snapshotter: String,
+    /// The snapshotter's directory on the node, where it tells.
+    pub snapshotter_root: Option<PathBuf>,
+    /// The content store's directory on the node, where it tells.
+    pub content_root: Option<PathBuf>,
     pub(super) platform: ContainerdPlatform,
+}
+
+impl Config {
+    /// The platform of the images that the CRI plugin pulls.
+    pub fn platform(&self) -> Platform {
+        Platform {
+            os: self.platform.os.clone(),
+            architecture: self.platform.architecture.clone(),
+            variant: Some(self.platform.variant.clone()).filter(|v| !v.is_empty()),
+        }
+    }
 }
 
 /// The directory with registries' host configuration (mirrors, certificates), on the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct HostDir {
+pub struct HostDir {
     /// Empty for none.
-    pub(super) path: String,
+    pub path: String,
     /// It is the one that the CRI plugin has. containerd 2 does not tell.
-    pub(super) is_certain: bool,
+    pub is_certain: bool,
+    /// The CRI plugin reads further directories after it.
+    pub has_more: bool,
 }
 
 impl HostDir {
@@ -42,9 +66,12 @@ impl HostDir {
         {
             // The Transfer service takes one directory.
             let mut paths = told.split(':');
+            let path = paths.next().unwrap_or_default().to_owned();
+            let has_more = paths.next().is_some();
             return Self {
-                path: paths.next().unwrap_or_default().to_owned(),
-                is_certain: paths.next().is_none(),
+                path,
+                is_certain: !has_more,
+                has_more,
             };
         }
         let root = config.get("containerdRootDir").and_then(Value::as_str);
@@ -60,6 +87,7 @@ impl HostDir {
         Self {
             path: usual,
             is_certain: false,
+            has_more: false,
         }
     }
 }
@@ -130,6 +158,7 @@ impl Client {
             filters: vec![
                 format!("type=={TRANSFER}"),
                 format!("type=={SNAPSHOTTER},id=={snapshotter}"),
+                format!("type=={CONTENT},id==content"),
             ],
         }));
         let plugins = answer(plugins, "plugins").await?.plugins;
@@ -139,9 +168,17 @@ impl Client {
             all.find(move |plugin| plugin.r#type == of_type)
         };
         let platform = working(SNAPSHOTTER).and_then(|plugin| plugin.platforms.first().cloned());
+        let root = |plugin_type: &str| {
+            let root = working(plugin_type)?.exports.get("root")?;
+            Some(PathBuf::from(root))
+        };
+        let has_own_registries = has_own_registries(&config);
         Ok(Config {
-            has_transfer: working(TRANSFER).is_some() && !has_own_registries(&config),
+            has_transfer: working(TRANSFER).is_some() && !has_own_registries,
+            has_own_registries,
             hosts: HostDir::of(&config),
+            snapshotter_root: root(SNAPSHOTTER),
+            content_root: root(CONTENT),
             snapshotter,
             platform: platform.unwrap_or_else(current_platform),
         })

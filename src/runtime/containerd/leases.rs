@@ -20,11 +20,15 @@ pub(super) const DIGEST: &str = "harpoon.dev/digest";
 pub(super) const BYTES: &str = "harpoon.dev/bytes";
 /// The number of layers whose compressed form was there when the image was sealed.
 pub(super) const LAYERS: &str = "harpoon.dev/layers";
+/// The mark of a seal that an agent keeps: only those go when their image leaves the plan.
+pub(super) const AGENT: &str = "harpoon.dev/agent";
 /// The image that is being pulled under the lease.
 const PULL: &str = "harpoon.dev/pull";
 /// containerd frees what a lease holds after this time.
 const EXPIRE: &str = "containerd.io/gc.expire";
 const PREFIX: &str = "harpoon/";
+/// Lifetime of a lease for a trial.
+const TRIAL: Duration = Duration::from_secs(600);
 
 /// The beginning of the IDs of an image's leases, `harpoon/HASH`.
 pub(super) fn id(image: &str) -> String {
@@ -66,6 +70,13 @@ impl Client {
         self.create_lease(id, with_expiry(labels, lifetime)).await
     }
 
+    /// Makes a lease for a trial that ends soon; returns its ID.
+    pub(super) async fn lease_trial(&self) -> Result<String, RuntimeError> {
+        let id = format!("{PREFIX}trial/{:016x}", fastrand::u64(..));
+        let labels = with_expiry(HashMap::new(), TRIAL);
+        self.create_lease(id, labels).await
+    }
+
     /// Makes a lease that seals the image under the digest, with labels of its own.
     ///
     /// containerd cannot change a lease, so that each renewal is a new one: their IDs differ in the last part.
@@ -81,17 +92,7 @@ impl Client {
         labels.insert(DIGEST.to_owned(), digest.to_owned());
         let id = format!("{}/{:016x}", id(image), fastrand::u64(..));
         let id = self.create_lease(id, labels).await?;
-        let resource = Resource {
-            id: digest.to_owned(),
-            r#type: "content".to_owned(),
-        };
-        let mut leases = self.leases();
-        let added = leases.add_resource(request(AddResourceRequest {
-            id: id.clone(),
-            resource: Some(resource),
-        }));
-        let added = answer(added, "lease resource").await;
-        match added {
+        match self.hold(&id, "content", digest).await {
             Ok(()) => Ok(id),
             Err(error) => {
                 // An empty lease holds nothing, but would be listed.
@@ -99,6 +100,20 @@ impl Client {
                 Err(error)
             }
         }
+    }
+
+    /// Adds a resource to a lease; one of its resources already is no error.
+    pub(super) async fn hold(&self, lease: &str, kind: &str, id: &str) -> Result<(), RuntimeError> {
+        let resource = Resource {
+            id: id.to_owned(),
+            r#type: kind.to_owned(),
+        };
+        let mut leases = self.leases();
+        let added = leases.add_resource(request(AddResourceRequest {
+            id: lease.to_owned(),
+            resource: Some(resource),
+        }));
+        answer(added, "lease resource").await
     }
 
     async fn create_lease(

@@ -1,5 +1,5 @@
-//! containerd's own API beside the CRI, on the same socket: it seals images, so that they are on the node without a name, and
-//! pins images, so that the kubelet keeps them.
+//! containerd's own API beside the CRI, on the same socket: it seals images, so that they are on the node without a name, pins
+//! images, so that the kubelet keeps them, and stores content and snapshots of images that harpoon has fetched and unpacked itself.
 //!
 //! A seal is a lease on an image's manifest. containerd's gc labels hold the configuration, the layers and the snapshots below
 //! it. Every lease of harpoon expires. No name that harpoon did not make is ever removed.
@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use containerd_client::services::v1::containers_client::ContainersClient;
 use containerd_client::services::v1::content_client::ContentClient;
+use containerd_client::services::v1::diff_client::DiffClient;
 use containerd_client::services::v1::images_client::ImagesClient;
 use containerd_client::services::v1::introspection_client::IntrospectionClient;
 use containerd_client::services::v1::leases_client::LeasesClient;
@@ -24,6 +25,7 @@ use crate::model::failure::FailureKind;
 use crate::runtime::grpc::unexplained;
 use crate::runtime::image_service::RuntimeError;
 
+mod beside;
 mod config;
 mod events;
 mod graph;
@@ -31,11 +33,15 @@ mod leases;
 mod names;
 mod pins;
 mod seal;
+mod store;
 mod transfer;
 
+pub use beside::Beside;
+pub use config::{Config, HostDir};
 pub use events::Removal;
 pub use pins::{PinChanges, Pins};
 pub use seal::{Keep, Seal, Seals};
+pub use store::{BlobReader, BlobWriter, Labels, Prepared, Store};
 
 /// The CRI plugin keeps everything in this namespace of containerd.
 const NAMESPACE: &str = "k8s.io";
@@ -57,6 +63,10 @@ impl Client {
 
     fn snapshots(&self) -> SnapshotsClient<Channel> {
         SnapshotsClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_MAX)
+    }
+
+    fn diff(&self) -> DiffClient<Channel> {
+        DiffClient::new(self.channel.clone())
     }
 
     fn images(&self) -> ImagesClient<Channel> {

@@ -175,12 +175,18 @@ impl Client {
         digest: &str,
         names: &HashMap<String, Image>,
     ) -> Result<bool, RuntimeError> {
+        Ok(self.used(names).await?.contains(digest))
+    }
+
+    /// The digests of the images of which containers were made.
+    pub(super) async fn used(
+        &self,
+        names: &HashMap<String, Image>,
+    ) -> Result<HashSet<String>, RuntimeError> {
         let mut containers = self.containers();
         let asked = containers.list(request(ListContainersRequest::default()));
         let containers = answer(asked, "container list").await?.containers;
-        Ok(containers.iter().any(|container| {
-            let image = names.get(&container.image);
-            image.is_some_and(|image| target(image) == digest)
-        }))
+        let images = containers.iter().filter_map(|c| names.get(&c.image));
+        Ok(images.map(|image| target(image).to_owned()).collect())
     }
 }

@@ -3,7 +3,7 @@
 //! containerd's CRI plugin reports an image as pinned if one of its names carries the label [`PINNED`]. harpoon marks the names
 //! that it pins with a label of its own, so that a pin of anybody else, such as that of the pause image, is never removed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use containerd_client::services::v1::{Image, ListImagesRequest, UpdateImageRequest};
 use k8s_cri::v1::{Image as CriImage, ListImagesRequest as CriListRequest};
@@ -199,6 +199,15 @@ impl Pins {
             (image.name, reference)
         });
         Ok(ours.collect())
+    }
+
+    /// The digests of the images of which containers were made.
+    ///
+    /// # Errors
+    /// If containerd does not answer.
+    pub async fn in_use(&self) -> Result<HashSet<String>, RuntimeError> {
+        let names = self.client.names().await?;
+        self.client.used(&names).await
     }
 
     /// Returns whether the CRI plugin reports harpoon's pins to the kubelet; `None` if there are none. containerd 1.6 before

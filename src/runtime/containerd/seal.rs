@@ -12,6 +12,7 @@ use tonic::transport::Channel;
 use super::config::Config;
 use super::graph::{Graph, Whole};
 use super::names::Pending;
+use super::store::Store;
 use super::{Client, leases, transfer};
 use crate::credentials::secret::Credential;
 use crate::model::failure::FailureKind;
@@ -28,6 +29,17 @@ pub struct Keep {
     pub seal: Duration,
     /// The lifetime of what a pull that was killed leaves.
     pub pull: Duration,
+    /// An agent keeps the seals, and releases them when the images leave its plan.
+    pub by_agent: bool,
+}
+
+impl Keep {
+    /// The labels of a seal, besides those of the image.
+    fn labels(self) -> HashMap<String, String> {
+        let mark = self.by_agent.then_some((leases::AGENT, "true"));
+        let mark = mark.into_iter();
+        mark.map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
+    }
 }
 
 /// A sealed image.
@@ -43,6 +55,8 @@ pub struct Seal {
     pub expires: SystemTime,
     /// All is there that a pod needs.
     pub is_whole: bool,
+    /// An agent keeps it.
+    pub is_of_agent: bool,
 }
 
 /// The seals of one containerd.
@@ -68,6 +82,32 @@ impl Seals {
             config: OnceCell::new(),
             pending: Mutex::default(),
         }
+    }
+
+    /// The store of the same containerd.
+    pub fn store(&self) -> Store {
+        Store::new(self.client.clone())
+    }
+
+    /// Seals an image whose content and snapshots a lease of harpoon's holds.
+    ///
+    /// # Errors
+    /// When something of the image is missing, or containerd fails.
+    pub async fn seal_held(
+        &self,
+        image: &Reference,
+        digest: &str,
+        keep: Keep,
+    ) -> Result<StoredImage, RuntimeError> {
+        let whole = self.client.graph_of(digest).await?.whole(digest);
+        let gone = || {
+            RuntimeError::new(
+                FailureKind::Other,
+                "the image was removed while it was sealed",
+            )
+        };
+        self.seal(image, digest, &whole.ok_or_else(gone)?, keep)
+            .await
     }
 
     /// Pulls the image without a name and seals it; `None` where that takes a pull through the CRI, to be made between
@@ -153,10 +193,9 @@ impl Seals {
         keep: Keep,
     ) -> Result<StoredImage, RuntimeError> {
         let name = image.normalized();
-        let labels = HashMap::from([
-            (leases::BYTES.to_owned(), whole.bytes.to_string()),
-            (leases::LAYERS.to_owned(), whole.layers.to_string()),
-        ]);
+        let mut labels = keep.labels();
+        labels.insert(leases::BYTES.to_owned(), whole.bytes.to_string());
+        labels.insert(leases::LAYERS.to_owned(), whole.layers.to_string());
         let ours = self.client.lease_seal(name, digest, labels, keep.seal);
         let ours = ours.await?;
         self.take_off_older(name, &ours).await?;
@@ -295,17 +334,51 @@ impl Seals {
         newest.retain(|image, lease| {
             wanted.contains(&**image) && leases::expires(lease).is_some_and(|at| at < soon)
         });
-        for (image, lease) in newest {
+        for (image, mut lease) in newest {
             let digest = lease
                 .labels
                 .get(leases::DIGEST)
                 .cloned()
                 .unwrap_or_default();
+            lease.labels.extend(keep.labels());
             let new = self
                 .client
                 .lease_seal(&image, &digest, lease.labels, keep.seal);
             let new = new.await?;
             self.take_off_older(&image, &new).await?;
+        }
+        Ok(())
+    }
+
+    /// Seals the image that its name stands for now, and leaves the name; returns whether all of it is there. A seal of what the
+    /// name stood for before goes.
+    ///
+    /// # Errors
+    /// If containerd does not answer.
+    pub async fn hold(&self, image: &Reference, keep: Keep) -> Result<bool, RuntimeError> {
+        let Some(digest) = self.client.target(image).await? else {
+            return Ok(false);
+        };
+        let whole = self.client.graph_of(&digest).await?.whole(&digest);
+        let Some(whole) = whole else {
+            return Ok(false);
+        };
+        self.seal(image, &digest, &whole, keep).await?;
+        Ok(true)
+    }
+
+    /// Deletes the seals that a newer one of the same image has replaced. A process that was killed in between leaves them.
+    ///
+    /// # Errors
+    /// With the first failure; the other seals stay.
+    pub async fn take_off_replaced(&self) -> Result<(), RuntimeError> {
+        let leases = self.client.seal_leases().await?;
+        let mut seen = HashSet::new();
+        // The newest come last.
+        for lease in leases.iter().rev() {
+            if !seen.insert(image_of(lease)) {
+                self.client.delete_lease(&lease.id, false).await?;
+            }
         }
         Ok(())
     }
@@ -358,5 +431,6 @@ fn seal_of(lease: &Lease, graph: &Graph) -> Option<Seal> {
         bytes: number(leases::BYTES),
         expires: leases::expires(lease)?,
         is_whole: whole.is_some_and(|whole| layers(&whole) >= sealed),
+        is_of_agent: lease.labels.contains_key(leases::AGENT),
     })
 }

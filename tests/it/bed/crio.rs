@@ -76,6 +76,11 @@ impl CrioStandIn {
     pub fn images(&self) -> Vec<String> {
         self.store.lock().unwrap().stored.keys().cloned().collect()
     }
+
+    /// Removes the image with this full reference.
+    pub fn remove(&self, reference: &str) {
+        self.store.lock().unwrap().stored.remove(reference);
+    }
 }
 
 impl Drop for CrioStandIn {

@@ -124,6 +124,14 @@ impl Image {
         self
     }
 
+    /// An index of these platforms, or one manifest if there are none.
+    pub fn platforms_if(self, platforms: &[&str]) -> Self {
+        match platforms.is_empty() {
+            true => self,
+            false => self.platforms(platforms),
+        }
+    }
+
     /// The seed of the content; default: the reference.
     pub fn seed(mut self, seed: &str) -> Self {
         self.0.args(["--random", seed]);
@@ -184,10 +192,21 @@ impl Containerd {
         Self(Daemon::start::<&str>("containerd", &[]))
     }
 
+    /// One of the newer suite, whichever suite is tested.
+    pub fn newer(options: &[&str]) -> Self {
+        Self(Daemon::start_newer("containerd", options))
+    }
+
     /// One whose runtime handler `other` has the snapshotter `native`; of the newer suite.
     pub fn with_handler() -> Self {
         let handler = ["--handler", "native"];
         Self(Daemon::start("containerd", &handler))
+    }
+
+    /// One whose store has a file system of its own, of a kind that `testbed/lib.sh` describes: a number of bytes for a disk,
+    /// `untyped:BYTES`, or `bare`.
+    pub fn with_disk(kind: impl std::fmt::Display) -> Self {
+        Self(Daemon::start("containerd", &["--disk", &kind.to_string()]))
     }
 
     /// One that drops layers when they are unpacked.
@@ -212,6 +231,11 @@ impl Containerd {
             "server = \"{url}\"\n[host.\"{url}\"]\ncapabilities = [\"pull\", \"resolve\"]\n"
         );
         std::fs::write(directory.join("hosts.toml"), hosts).unwrap();
+    }
+
+    /// The directory with the configuration of registries.
+    pub fn certs(&self) -> &str {
+        self.0.value("CERTS")
     }
 
     /// The names of all images that CRI has, as containerd lists them: full references, digests too.
@@ -262,11 +286,15 @@ impl Containerd {
     /// Runs containerd's own client in CRI's namespace.
     #[track_caller]
     pub fn ctr(&self, arguments: &[&str]) -> String {
-        run(Command::new(self.0.value("CTR"))
-            .arg("--address")
-            .arg(self.socket())
-            .args(["--namespace", "k8s.io"])
-            .args(arguments))
+        run(&mut self.client(arguments))
+    }
+
+    /// The command line of [`Containerd::ctr`].
+    pub fn client(&self, arguments: &[&str]) -> Command {
+        let mut ctr = Command::new(self.0.value("CTR"));
+        ctr.arg("--address").arg(self.socket());
+        ctr.args(["--namespace", "k8s.io"]).args(arguments);
+        ctr
     }
 
     pub fn kill(&self) {

@@ -55,6 +55,8 @@ pub enum Fault {
     CutAfter(usize),
     /// The body is limited to this many bytes per second.
     Throttle(usize),
+    /// Passed without its `Range`, so that all bytes come, as from a server that has no ranges; no faster than this.
+    WholeAt(usize),
     /// A long response with status 200, generated while it is sent: a start, this many `x`, an end.
     Long {
         media_type: &'static str,
@@ -419,7 +421,11 @@ impl Shared {
                 let answer = Response::builder().header(header::CONTENT_TYPE, *media_type);
                 return Ok(answer.body(StreamBody::new(frames).boxed_unsync())?);
             }
-            Fault::Pass | Fault::StallAfter(_) | Fault::CutAfter(_) | Fault::Throttle(_) => {}
+            Fault::Pass
+            | Fault::StallAfter(_)
+            | Fault::CutAfter(_)
+            | Fault::Throttle(_)
+            | Fault::WholeAt(_) => {}
         }
         self.pass(request, fault, busy).await
     }
@@ -455,6 +461,9 @@ impl Shared {
             .map_or("/", http::uri::PathAndQuery::as_str);
         let mut headers = head.headers;
         headers.remove(header::CONNECTION);
+        if matches!(fault, Fault::WholeAt(_)) {
+            headers.remove(header::RANGE);
+        }
         let asked = self
             .client
             .request(head.method, format!("{}{path}", self.upstream))
@@ -490,7 +499,9 @@ fn spoil(body: Parts, fault: &Fault) -> Parts {
     match *fault {
         Fault::StallAfter(bytes) => start_of(body, bytes).chain(stream::pending()).boxed(),
         Fault::CutAfter(bytes) => start_of(body, bytes).chain(stream::once(cut())).boxed(),
-        Fault::Throttle(bytes_per_second) => throttle(body, bytes_per_second),
+        Fault::Throttle(bytes_per_second) | Fault::WholeAt(bytes_per_second) => {
+            throttle(body, bytes_per_second)
+        }
         _ => body,
     }
 }

@@ -33,7 +33,7 @@ pub mod token;
 pub use cluster::Kubernetes;
 pub use crio::{Crio, CrioStandIn};
 pub use daemons::{Containerd, Docker, Image, Pushed, Registry, Runtime};
-pub use node::{Cluster, Logged, Process, text, uptime};
+pub use node::{Cluster, Listed, Logged, Process, text, uptime};
 pub use program::{Harpoon, Output, Running, Terminal, program};
 pub use prometheus::Prometheus;
 
@@ -225,9 +225,20 @@ struct Daemon {
 
 impl Daemon {
     fn start<S: AsRef<str>>(kind: &str, options: &[S]) -> Self {
+        Self::start_by(script("start"), kind, options)
+    }
+
+    /// One of the newer suite.
+    fn start_newer<S: AsRef<str>>(kind: &str, options: &[S]) -> Self {
+        let mut command = script("start");
+        command.env("HARPOON_RUNTIMES", "modern");
+        Self::start_by(command, kind, options)
+    }
+
+    fn start_by<S: AsRef<str>>(mut command: Command, kind: &str, options: &[S]) -> Self {
         let directory = session().join(unique(kind));
         let options = options.iter().map(AsRef::as_ref);
-        let values = run(script("start").arg(kind).arg(&directory).args(options));
+        let values = run(command.arg(kind).arg(&directory).args(options));
         Self {
             directory,
             values: parse(&values),

@@ -16,9 +16,10 @@ use super::{
     Daemon, Kubernetes, PASSWORD, Pushed, USER, directory, parse, program, run, runtime, script,
 };
 
+mod disk;
 mod images;
 
-pub use images::Logged;
+pub use images::{Listed, Logged};
 
 /// Time limit for anything in the cluster, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -35,6 +36,8 @@ pub struct Cluster {
     private: String,
     /// containerd's own client.
     ctr: String,
+    /// The name of the program's own image, once it is on the node.
+    harpoon: OnceLock<String>,
 }
 
 /// A process of a container, in the kernel's view.
@@ -43,8 +46,18 @@ pub struct Process(PathBuf);
 
 impl Cluster {
     pub fn start() -> Self {
+        Self::with_options(&[])
+    }
+
+    /// One whose containerd has a disk of its own with this many bytes. When that is full, the kubelet collects images and evicts pods.
+    pub fn with_disk(bytes: u64) -> Self {
+        Self::with_options(&["--disk", &bytes.to_string()])
+    }
+
+    fn with_options(options: &[&str]) -> Self {
         let login = format!("{USER}:{PASSWORD}");
-        let daemon = Daemon::start("cluster", &["--htpasswd", &login]);
+        let options = [&["--htpasswd", &login], options].concat();
+        let daemon = Daemon::start("cluster", &options);
         let node = daemon.value("NODE").to_owned();
         let registry = daemon.value("REGISTRY").to_owned();
         let private = daemon.value("PRIVATE_REGISTRY").to_owned();
@@ -61,6 +74,7 @@ impl Cluster {
             registry,
             private,
             ctr,
+            harpoon: OnceLock::new(),
         }
     }
 
@@ -178,8 +192,7 @@ impl Cluster {
 
     /// The name of the program's own image, which is in the node's containerd and in no registry.
     pub fn harpoon(&self) -> &str {
-        static NAME: OnceLock<String> = OnceLock::new();
-        NAME.get_or_init(|| {
+        self.harpoon.get_or_init(|| {
             let work = directory();
             let [binary, archive] = ["harpoon", "image.tar"].map(|name| work.path().join(name));
             run(Command::new("strip").arg("-o").arg(&binary).arg(program()));

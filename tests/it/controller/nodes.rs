@@ -22,7 +22,7 @@ fn revision(names: BTreeSet<String>) -> String {
         .collect()
 }
 
-fn current(cluster: &Kubernetes, prefetch: &str) -> String {
+pub(super) fn current(cluster: &Kubernetes, prefetch: &str) -> String {
     let objects = planned(cluster, prefetch).into_values();
     revision(
         objects
@@ -31,7 +31,7 @@ fn current(cluster: &Kubernetes, prefetch: &str) -> String {
     )
 }
 
-fn time_ago(seconds: u64) -> String {
+pub(super) fn time_ago(seconds: u64) -> String {
     let time = SystemTime::now() - Duration::from_secs(seconds);
     humantime::format_rfc3339_seconds(time).to_string()
 }
@@ -53,7 +53,7 @@ fn report(cluster: &Kubernetes, node: usize, entry: &Value, failures: &Value, be
     );
 }
 
-fn entry(name: &str, revision: &str, counts: [u32; 4]) -> Value {
+pub(super) fn entry(name: &str, revision: &str, counts: [u32; 4]) -> Value {
     let [desired, present, pulling, failed] = counts;
     json!({"name": name, "revision": revision, "desired": desired, "present": present, "pulling": pulling, "failed": failed})
 }

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use super::values::{valid_settings, variables_of};
 use super::{
-    FOREIGN, all_variants, assert_holds, chart, deploy, parse, rendered, template_with, text_of,
+    FOREIGN, all_variants, assert_holds, assert_refused, chart, deploy, parse, rendered,
+    template_with, text_of,
 };
 use crate::bed::{self, Kubernetes};
 
@@ -215,6 +216,39 @@ fn rights_follow_from_continuous_values() {
 }
 
 #[test]
+fn node_gate_adds_rights_and_tolerations() {
+    let gate = ["*: get,list,watch,patch nodes. ", "*: patch nodes/status. "];
+    let of_nodes = |objects: &[Value]| -> BTreeSet<String> {
+        let mut rights = rights(objects, "harpoon-controller");
+        rights.retain(|right| right.contains(" nodes"));
+        rights
+    };
+    let expected = BTreeSet::from(gate.map(str::to_owned));
+    for values in [
+        json!({"mode": "continuous", "continuous": {"nodeGate": true}, "tolerations": [{"key": "a", "operator": "Exists"}]}),
+        json!({"mode": "continuous", "prefetch": {"images": ["a"], "nodeGate": {"timeout": "5m"}}, "tolerations": []}),
+    ] {
+        let objects = rendered(&values);
+        assert_eq!(of_nodes(&objects), expected);
+        check_rights(&objects, "harpoon-agent", &AGENT);
+        let tolerations = pod(&objects, "DaemonSet")["tolerations"].to_string();
+        for key in [
+            "harpoon.dev/not-prefetched",
+            "startup-taint.cluster-autoscaler.kubernetes.io/harpoon",
+        ] {
+            assert!(tolerations.contains(key), "{tolerations}");
+        }
+    }
+    // By default there is no right, and agents tolerate everything.
+    let objects = rendered(&json!({"mode": "continuous", "continuous": {"nodeGate": false}}));
+    assert!(of_nodes(&objects).is_empty());
+    let all = json!([{"operator": "Exists"}]);
+    assert_eq!(pod(&objects, "DaemonSet")["tolerations"], all);
+    let objects = rendered(&json!({"mode": "continuous", "continuous": {"nodeGate": true}}));
+    assert_eq!(pod(&objects, "DaemonSet")["tolerations"], all);
+}
+
+#[test]
 fn modes_share_no_pods_or_accounts() {
     let names = |mode: &str| -> BTreeSet<String> {
         let objects = rendered(&json!({"mode": mode})).into_iter();
@@ -280,9 +314,35 @@ fn settings_reach_the_agent() {
 }
 
 #[test]
+fn image_file_system_is_mounted_read_only() {
+    let directory = "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs";
+    let values = json!({"mode": "continuous", "continuous": {"imageFilesystem": directory}});
+    let objects = rendered(&values);
+    let agent = pod(&objects, "DaemonSet");
+    let find = |list: &Value| {
+        let mut all = list.as_array().unwrap().iter();
+        all.find(|entry| entry["name"] == "imagefs").cloned()
+    };
+    let mount = json!({"name": "imagefs", "mountPath": directory, "readOnly": true});
+    assert_eq!(find(&agent["containers"][0]["volumeMounts"]), Some(mount));
+    let volume = find(&agent["volumes"]).unwrap();
+    assert_eq!(
+        volume["hostPath"],
+        json!({"path": directory, "type": "Directory"})
+    );
+    let without = rendered(&json!({"mode": "continuous"}));
+    assert_eq!(find(&pod(&without, "DaemonSet")["volumes"]), None);
+}
+
+#[test]
 fn settings_of_continuous_mode_are_the_agents() {
     let mut settings = valid_settings();
-    for (name, value) in [("SEAL", "never"), ("SEAL_TTL", "24h"), ("RESYNC", "5m")] {
+    for (name, value) in [
+        ("SEAL", "never"),
+        ("SEAL_TTL", "24h"),
+        ("RESYNC", "5m"),
+        ("DISK_HIGH_PERCENT", "75"),
+    ] {
         settings[name] = json!(value);
     }
     let of_agent = variables_of("agent");
@@ -310,6 +370,14 @@ fn wrong_continuous_values_are_refused() {
         (
             json!({"settings": {"RESYNC": "1m"}}),
             "settings.RESYNC requires mode: continuous",
+        ),
+        (
+            json!({"settings": {"DISK_HIGH_PERCENT": 75}}),
+            "settings.DISK_HIGH_PERCENT requires mode: continuous",
+        ),
+        (
+            continuous(json!({"settings": {"DISK_HIGH_PERCENT": 5}})),
+            "DISK_HIGH_PERCENT",
         ),
         (
             continuous(json!({"images": ["nginx"]})),
@@ -361,10 +429,7 @@ fn wrong_continuous_values_are_refused() {
             "extraEnv: the chart sets",
         ),
     ] {
-        let output = chart(&values);
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        let refused = !output.status.success() && stderr.contains(named);
-        assert!(refused, "{values}: {stderr}");
+        assert_refused(&values, named);
     }
 }
 

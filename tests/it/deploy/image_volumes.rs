@@ -1,9 +1,12 @@
 //! The chart's mode `imageVolumes`: the kubelet pulls and keeps the images, and the pods have no rights at all.
 
+use std::time::Duration;
+
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::continuous::apply;
-use super::{all_variants, assert_holds, chart, daemon_set, named, rendered};
+use super::{all_variants, assert_holds, assert_refused, daemon_set, named, rendered};
 use crate::bed;
 
 /// The values file of this mode, and the file that is rendered with it.
@@ -148,10 +151,7 @@ fn wrong_image_volume_values_are_refused() {
             "pullPolicy",
         ),
     ] {
-        let output = chart(&values);
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        let refused = !output.status.success() && stderr.contains(expected);
-        assert!(refused, "{values}: {stderr}");
+        assert_refused(&values, expected);
     }
 }
 
@@ -185,4 +185,69 @@ fn current_api_server_accepts_image_volumes() {
     for (answer, object) in answers.iter().zip(&objects) {
         assert_holds(answer, object, &format!("{}", object["kind"]));
     }
+}
+
+/// The Pod Security level `restricted` as of Kubernetes 1.36 for the pods of DaemonSets, as rules of an admission policy. Image volumes are
+/// allowed since 1.33 (kubernetes/kubernetes#130394).
+const RESTRICTED: [&str; 7] = [
+    "!pod.?hostNetwork.orValue(false) && !pod.?hostPID.orValue(false) && !pod.?hostIPC.orValue(false)",
+    "pod.?volumes.orValue([]).all(v, has(v.configMap) || has(v.csi) || has(v.downwardAPI) || has(v.emptyDir) || has(v.ephemeral) \
+     || has(v.image) || has(v.persistentVolumeClaim) || has(v.projected) || has(v.secret))",
+    "all.all(c, c.?securityContext.?allowPrivilegeEscalation.orValue(true) == false)",
+    "all.all(c, c.?securityContext.?capabilities.?drop.orValue([]).exists(d, d == 'ALL') \
+     && c.?securityContext.?capabilities.?add.orValue([]).all(a, a == 'NET_BIND_SERVICE'))",
+    "all.all(c, c.?securityContext.?runAsNonRoot.orValue(pod.?securityContext.?runAsNonRoot.orValue(false)) \
+     && c.?securityContext.?runAsUser.orValue(pod.?securityContext.?runAsUser.orValue(1)) != 0)",
+    "all.all(c, c.?securityContext.?seccompProfile.?type.orValue(pod.?securityContext.?seccompProfile.?type.orValue('')) \
+     in ['RuntimeDefault', 'Localhost'])",
+    "all.all(c, !c.?securityContext.?privileged.orValue(false) && c.?ports.orValue([]).all(p, p.?hostPort.orValue(0) == 0))",
+];
+
+#[test]
+fn restricted_level_admits_image_volumes() {
+    let cluster = bed::apiserver();
+    let (name, namespace) = (bed::unique("restricted"), cluster.namespace());
+    let validations = RESTRICTED.map(|rule| {
+        let rule = rule.replace("all.all", "variables.all.all");
+        json!({"expression": rule.replace("pod.?", "variables.pod.?")})
+    });
+    let policies = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies";
+    let policy = json!({"metadata": {"name": name}, "spec": {"failurePolicy": "Fail",
+        "matchConstraints": {
+            "objectSelector": {}, "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+            "resourceRules": [{"apiGroups": ["apps"], "apiVersions": ["*"], "operations": ["CREATE"], "resources": ["daemonsets"]}]},
+        "variables": [
+            {"name": "pod", "expression": "object.spec.template.spec"},
+            {"name": "all", "expression": "variables.pod.containers + variables.pod.?initContainers.orValue([])"}],
+        "validations": validations}});
+    cluster.create(policies, policy);
+    cluster.patch(
+        &format!("/api/v1/namespaces/{namespace}"),
+        json!({"metadata": {"labels": {"kubernetes.io/metadata.name": namespace}}}),
+    );
+    let binding = json!({"metadata": {"name": name}, "spec": {"policyName": name, "validationActions": ["Deny"]}});
+    let bindings = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings";
+    cluster.create(bindings, binding);
+
+    let create = |mut object: Value| {
+        object["metadata"]["namespace"] = json!(namespace);
+        let path = format!(
+            "/apis/apps/v1/namespaces/{namespace}/daemonsets/a?fieldManager=test&force=true&dryRun=All"
+        );
+        object["metadata"]["name"] = json!("a");
+        cluster.request_as(&[], &Method::PATCH, &path, Some(object))
+    };
+    // The agent's mounts a directory of the host, and nothing else that is not allowed.
+    let agent = daemon_set(&rendered(&json!({"mode": "continuous"}))).clone();
+    bed::eventually("the policy is known", Duration::from_secs(30), || {
+        create(agent.clone()).0 == 422
+    });
+    let mut values = values(&["nginx:1.27", "registry.example/api:2"]);
+    values["imagePullSecrets"] = json!([{"name": "regcred"}]);
+    let images = daemon_set(&rendered(&values)).clone();
+    let (status, answer) = create(images.clone());
+    assert_eq!(status, 201, "{answer}");
+    let mut rooted = images;
+    rooted["spec"]["template"]["spec"]["containers"][1]["securityContext"]["runAsUser"] = json!(0);
+    assert_eq!(create(rooted).0, 422);
 }

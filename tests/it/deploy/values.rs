@@ -6,7 +6,9 @@ use std::fs;
 use harpoon::cli::settings;
 use serde_json::{Value, json};
 
-use super::{chart, committed, daemon_set, deploy, named, parse, pod, rendered, text_of, variants};
+use super::{
+    assert_refused, committed, daemon_set, deploy, named, parse, pod, rendered, text_of, variants,
+};
 use crate::bed;
 
 /// Settings of `harpoon run` and `harpoon agent` that the chart makes from values of its own.
@@ -372,12 +374,7 @@ fn wrong_values_are_refused() {
             "secretNames requires settings.PULL_SECRETS",
         ),
     ] {
-        let output = chart(&values);
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(
-            !output.status.success() && stderr.contains(named),
-            "{values}: {stderr}"
-        );
+        assert_refused(&values, named);
     }
 }
 
@@ -434,4 +431,75 @@ fn likeliest_failures_are_documented_everywhere() {
             );
         }
     }
+}
+
+#[test]
+fn fast_fill_mounts_store_writable() {
+    for (runtime, root, registries) in [
+        (
+            "containerd",
+            "/var/lib/containerd",
+            "/etc/containerd/certs.d",
+        ),
+        (
+            "k3s",
+            "/var/lib/rancher/k3s/agent/containerd",
+            "/var/lib/rancher/k3s/agent/etc/containerd/certs.d",
+        ),
+    ] {
+        for mode in ["once", "continuous"] {
+            let values = json!({"mode": mode, "runtime": runtime, "fastFill": {"enabled": true}});
+            let objects = rendered(&values);
+            let pod = pod(&objects);
+            let run = match mode {
+                "once" => &pod["initContainers"][0],
+                _ => &pod["containers"][0],
+            };
+            let snapshots = format!("{root}/io.containerd.snapshotter.v1.overlayfs");
+            assert_eq!(
+                *named(&run["volumeMounts"], "snapshots"),
+                json!({"name": "snapshots", "mountPath": snapshots})
+            );
+            let content = format!("{root}/io.containerd.content.v1.content");
+            assert_eq!(
+                *named(&run["volumeMounts"], "content"),
+                json!({"name": "content", "mountPath": content})
+            );
+            assert_eq!(
+                *named(&run["volumeMounts"], "registries"),
+                json!({"name": "registries", "mountPath": registries, "readOnly": true})
+            );
+            let security = &run["securityContext"];
+            assert_eq!(security["runAsUser"], 0);
+            assert_eq!(security["allowPrivilegeEscalation"], false);
+            let added = [
+                "CHOWN",
+                "DAC_OVERRIDE",
+                "FOWNER",
+                "FSETID",
+                "MKNOD",
+                "SETFCAP",
+            ];
+            assert_eq!(
+                security["capabilities"],
+                json!({"add": added, "drop": ["ALL"]})
+            );
+            assert_eq!(pod["hostNetwork"], Value::Null);
+        }
+    }
+    let other = json!({"fastFill": {"enabled": true, "root": "/data/containerd"}});
+    let objects = rendered(&other);
+    let snapshots = named(&pod(&objects)["volumes"], "snapshots");
+    assert_eq!(
+        snapshots["hostPath"]["path"],
+        "/data/containerd/io.containerd.snapshotter.v1.overlayfs"
+    );
+    let on_node = json!({"fastFill": {"enabled": true, "hostNetwork": true}});
+    assert_eq!(pod(&rendered(&on_node))["hostNetwork"], true);
+    let unused = json!({"fastFill": {"hostNetwork": true}});
+    assert_eq!(pod(&rendered(&unused))["hostNetwork"], Value::Null);
+    assert_refused(
+        &json!({"runtime": "crio", "fastFill": {"enabled": true}}),
+        "fastFill.enabled requires containerd",
+    );
 }

@@ -6,7 +6,7 @@ use super::*;
 
 /// The kinds of objects that a release can have, for `kubectl get`.
 const KINDS: &str = "deployments,daemonsets,replicasets,pods,serviceaccounts,configmaps,clusterroles,clusterrolebindings,\
-    roles,rolebindings,leases,poddisruptionbudgets,priorityclasses";
+    roles,rolebindings,leases,poddisruptionbudgets,priorityclasses,jobs";
 const DEFINITIONS: [&str; 3] = [
     "imageprefetches.harpoon.dev",
     "plannedimages.harpoon.dev",
@@ -14,8 +14,8 @@ const DEFINITIONS: [&str; 3] = [
 ];
 
 /// A release of the chart, which is uninstalled with its definitions when the value is dropped.
-struct Release<'a> {
-    turn: &'a Turn<'a>,
+pub(super) struct Release<'a> {
+    pub(super) turn: &'a Turn<'a>,
 }
 
 impl Drop for Release<'_> {
@@ -58,7 +58,7 @@ impl Release<'_> {
 
     /// `helm install` or `helm upgrade` with these values.
     #[track_caller]
-    fn apply(&self, verb: &str, values: &Value) {
+    pub(super) fn apply(&self, verb: &str, values: &Value) {
         let (repository, tag) = self.turn.cluster.harpoon().rsplit_once(':').unwrap();
         let mut values = values.clone();
         values["image"] = json!({"repository": repository, "tag": tag});
@@ -97,7 +97,7 @@ impl Release<'_> {
     }
 
     #[track_caller]
-    fn wait_for_rollout(&self, workload: &str) {
+    pub(super) fn wait_for_rollout(&self, workload: &str) {
         let status = [
             "rollout",
             "status",
@@ -111,7 +111,7 @@ impl Release<'_> {
 
     /// As a script does before a release: `kubectl wait`.
     #[track_caller]
-    fn wait_for_prefetch(&self, name: &str) {
+    pub(super) fn wait_for_prefetch(&self, name: &str) {
         let wait = [
             "wait",
             "--for=condition=Ready",
@@ -123,7 +123,7 @@ impl Release<'_> {
 
     /// A pod of the Deployment starts, and its image was there before.
     #[track_caller]
-    fn starts_warm(&self, name: &str, image: &str) {
+    pub(super) fn starts_warm(&self, name: &str, image: &str) {
         let started = self.turn.scale_up(name);
         let events = self.turn.pulled(&started);
         let present = format!("Pulled: Container image \"{image}\" already present on machine");
@@ -172,7 +172,7 @@ pub(super) fn whole_life(turn: &Turn<'_>) {
 
     // A value that changes rolls out, while an image is there before its pods as before.
     let used = turn.idle("used");
-    let values = json!({"mode": "continuous", "prefetch": {"workloads": {"namespaces": [NAMESPACE]}},
+    let mut values = json!({"mode": "continuous", "prefetch": {"workloads": {"namespaces": [NAMESPACE]}},
         "settings": {"LOG_LEVEL": "debug"}});
     release.apply("upgrade", &values);
     release.wait_for_rollout("deployment/harpoon-controller");
@@ -197,16 +197,59 @@ pub(super) fn whole_life(turn: &Turn<'_>) {
 
     // And back: what was planned meanwhile is pulled.
     let last = turn.idle("last");
+    values["cleanup"] = json!({"enabled": true});
     release.apply("upgrade", &values);
     release.wait_for_rollout("daemonset/harpoon-agent");
     release.wait_for_prefetch("harpoon");
     assert!(cluster.has(&last));
     release.wait_until_gone("mode once", |object| object == "DaemonSet/harpoon");
 
+    protect_images(&release);
+    let began = Instant::now();
     run(&mut release.helm(&["uninstall", "harpoon"]));
+    eprintln!(
+        "e2e: uninstalled, with the clean-up of the node, in {:.1?}",
+        began.elapsed()
+    );
+    assert_eq!(protected(cluster), (0, 0));
     release.wait_until_gone("the release", |_| true);
     let delete = [&["delete", "crd", "--timeout=60s"][..], &DEFINITIONS].concat();
     cluster.kubectl(&delete);
     let left = cluster.kubectl(&["get", "crd,leases", "-A", "-o", "name"]);
     assert!(!left.contains("harpoon"), "{left}");
+}
+
+/// The numbers of pinned names and of seals on the node.
+fn protected(cluster: &Cluster) -> (usize, usize) {
+    let names = cluster.ctr(&["images", "list"]);
+    let leases = cluster.ctr(&["leases", "list", "--quiet"]);
+    let of_harpoon = |lease: &&str| lease.starts_with("harpoon/");
+    (
+        names.matches("harpoon.dev/pinned").count(),
+        leases.lines().filter(of_harpoon).count(),
+    )
+}
+
+/// Has one image pinned and one sealed.
+fn protect_images(release: &Release<'_>) {
+    let cluster = release.turn.cluster;
+    for (name, spec) in [
+        ("pinned", json!({"retention": {"policy": "Pin"}})),
+        ("sealed", json!({"seal": "Always"})),
+    ] {
+        let mut spec = spec;
+        let image = cluster.push(&format!("{}:1", unique(name))).reference;
+        spec["source"] = json!({"images": [image]});
+        spec["rollout"] = json!({"type": "Immediate"});
+        let prefetch = json!({"apiVersion": "harpoon.dev/v1alpha1", "kind": "ImagePrefetch", "metadata": {"name": name},
+            "spec": spec});
+        cluster.apply(&prefetch.to_string());
+    }
+    for name in ["pinned", "sealed"] {
+        release.wait_for_prefetch(name);
+    }
+    cluster.wait_for(NAMESPACE, "one is pinned, one is sealed", || {
+        let (pins, seals) = protected(cluster);
+        (pins > 0 && seals == 1).then_some(())
+    });
 }

@@ -12,11 +12,12 @@ const MB: u64 = 1_000_000;
 /// An image of 5 MB is kept compressed and unpacked.
 const IMAGE: u64 = 10 * MB;
 
-fn image_fs(containerd: &'static Containerd) -> ImageFs {
+pub(crate) fn image_fs(containerd: &'static Containerd) -> ImageFs {
     block_on(async move {
         let keep = Keep {
             seal: LIMIT,
             pull: LIMIT,
+            by_agent: false,
         };
         let runtime = Runtime::Cri(connect(containerd).await);
         let runtime = SealingRuntime::new(runtime, SealPolicy::Auto, keep);
@@ -33,13 +34,21 @@ fn unseal(containerd: &'static Containerd, image: &str) {
     });
 }
 
-/// Fills the file system by a file of a neighbour's, up to this percentage.
-fn fill(containerd: &'static Containerd, percent: u8) {
-    let file = containerd.store().join("neighbour");
-    let own = fs::metadata(&file).map_or(0, |file| file.len());
+/// Has a neighbour's file fill the file system up to this percentage.
+pub(crate) fn fill(containerd: &'static Containerd, percent: u8) {
+    let path = containerd.store().join("neighbour");
+    let mut file = fs::OpenOptions::new();
+    let file = file.create(true).append(true).open(path).unwrap();
+    let own = file.metadata().unwrap().len();
     let now = image_fs(containerd);
     let bytes = now.percent(percent) + own - now.used;
-    fs::write(file, vec![0; usize::try_from(bytes).unwrap()]).unwrap();
+    match bytes < own {
+        true => file.set_len(bytes).unwrap(),
+        // Takes the space without writing it.
+        false => {
+            rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, bytes).unwrap()
+        }
+    }
 }
 
 #[test]

@@ -308,3 +308,98 @@ async fn malformed_image_fails_alone() {
     state.finished(&report(A, None), Instant::now());
     assert!(state.first_fill.is_over());
 }
+
+#[tokio::test(start_paused = true)]
+async fn evicted_image_is_named_while_resting() {
+    let mut state = state(&[A]);
+    for time in 1..=3 {
+        look_up(&mut state, true, |_| true);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        look_up(&mut state, true, |_| false);
+        let is_named = state.images[A].failure.is_some();
+        assert_eq!(is_named, time > 1, "{time}");
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    assert!(pulls(&state).is_empty());
+    let told = status(&state, None, SystemTime::now());
+    assert_eq!((told.failed, &*told.failures[0].reason), (1, "evicted"));
+    let message = &told.failures[0].message;
+    assert!(
+        message.starts_with("removed from the node 3 times; pulled again in "),
+        "{message}"
+    );
+    assert_eq!(told.conditions[0].reason, "Evicted");
+    tokio::time::advance(Duration::from_secs(600)).await;
+    assert_eq!(pulls(&state), [A]);
+    look_up(&mut state, true, |_| true);
+    assert!(status(&state, None, SystemTime::now()).failures.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_pulled_while_yielding() {
+    let mut state = state(&[A, B]);
+    look_up(&mut state, false, |image| image == A);
+    assert_eq!(pulls(&state), [B]);
+    state.set_yielding(Some("82% of the image file system is used".to_owned()));
+    assert!(pulls(&state).is_empty());
+    assert!(state.first_fill.duration().is_none());
+    state.end_first_fill();
+    assert!(state.first_fill.is_over());
+    let told = status(&state, None, SystemTime::now());
+    assert_eq!((told.present, told.failed), (1, 1));
+    assert_eq!(told.failures[0].reason, "disk_pressure");
+    let kinds: Vec<_> = told.conditions.iter().map(|c| &*c.kind).collect();
+    assert_eq!(kinds, ["Ready", "DiskPressure"]);
+    assert_eq!(told.conditions[0].reason, "DiskPressure");
+    assert_eq!(state.set_yielding(None), [B]);
+    assert_eq!(pulls(&state), [B]);
+    let told = status(&state, None, SystemTime::now());
+    assert_eq!((told.failed, told.conditions.len()), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn unused_image_is_kept_protected() {
+    let mut state = state(&[A]);
+    state.apply(planned(B, &json!({"prefetches": []})));
+    let elsewhere = json!([{"nodeSelector": {"pool": "other"}}]);
+    state.apply(planned(
+        "r.io/c:1",
+        &json!({"prefetches": [], "placements": elsewhere}),
+    ));
+    state.decide();
+    let kept: Vec<_> = state.kept.iter().map(|planned| &*planned.image).collect();
+    assert_eq!(kept, [B]);
+    assert!(state.is_planned(B) && !state.needs(B));
+    let sealed = state.protected_by_seals();
+    assert_eq!(sealed.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn changed_seal_is_looked_up_again() {
+    let mut state = state(&[A]);
+    look_up(&mut state, false, |_| true);
+    let names = |images: Vec<Reference>| {
+        let names = images.iter().map(Reference::normalized);
+        names.map(str::to_owned).collect::<Vec<_>>()
+    };
+    // With `Auto`, only a tag that has moved away from its seal.
+    assert_eq!(names(state.to_hold(|_| false)), [""; 0]);
+    assert_eq!(names(state.to_hold(|_| true)), [A]);
+    for (seal, held, is_open) in [("Always", &[A][..], false), ("Never", &[], true)] {
+        state.apply(planned(A, &json!({"seal": seal})));
+        state.decide();
+        // Not before the runtime was asked.
+        assert!(!state.is_open(A) && state.to_hold(|_| true).is_empty());
+        look_up(&mut state, false, |_| true);
+        assert_eq!(names(state.to_hold(|_| false)), held);
+        assert_eq!(state.is_open(A), is_open);
+    }
+    look_up(&mut state, true, |_| false);
+    assert!(!state.is_open(A), "it is to be pulled under its name first");
+    state.apply(planned(
+        A,
+        &json!({"seal": "Never", "retention": {"policy": "None"}}),
+    ));
+    state.decide();
+    assert!(state.is_open(A));
+}

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+pub use k8s_cri::v1::Image as Listed;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
-use k8s_cri::v1::{Image as Listed, ImageSpec, ListImagesRequest, RemoveImageRequest};
+use k8s_cri::v1::{ImageSpec, ListImagesRequest, RemoveImageRequest};
 use serde_json::{Value, json};
 use tonic::transport::{Channel, Endpoint};
 
@@ -120,22 +121,29 @@ impl Cluster {
         let ids = listed.into_iter().filter(|listed| is(listed, image));
         let ids: Vec<_> = ids.map(|listed| listed.id).collect();
         assert!(!ids.is_empty(), "{image:?}");
-        for id in ids {
-            let mut images = self.image_service();
-            let image = Some(ImageSpec {
-                image: id,
-                ..ImageSpec::default()
-            });
-            let asked = async move { images.remove_image(RemoveImageRequest { image }).await };
-            block_on(asked).unwrap();
-        }
+        ids.iter().for_each(|id| self.collect_id(id));
+    }
+
+    /// Removes all names of the image with this ID.
+    pub(super) fn collect_id(&self, id: &str) {
+        let mut images = self.image_service();
+        let image = Some(ImageSpec {
+            image: id.to_owned(),
+            ..ImageSpec::default()
+        });
+        let asked = async move { images.remove_image(RemoveImageRequest { image }).await };
+        block_on(asked).unwrap();
     }
 
     fn image_service(&self) -> ImageServiceClient<Channel> {
+        ImageServiceClient::new(self.containerd())
+    }
+
+    pub(super) fn containerd(&self) -> Channel {
         let socket = format!("/proc/{}/root/run/containerd/containerd.sock", self.node);
         block_on(async move {
             let endpoint = Endpoint::from_shared(format!("unix:{socket}")).unwrap();
-            ImageServiceClient::new(endpoint.connect().await.unwrap())
+            endpoint.connect().await.unwrap()
         })
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 const MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// A duration that Go's `time.ParseDuration` accepts; a negative one is `Err(Negative)`.
-pub(super) fn parse(text: &str) -> Option<Result<Duration, Negative>> {
+pub(crate) fn parse(text: &str) -> Option<Result<Duration, Negative>> {
     let (negative, rest) = match text.strip_prefix(['-', '+']) {
         Some(rest) => (text.starts_with('-'), rest),
         None => (false, text),
@@ -25,7 +25,7 @@ pub(super) fn parse(text: &str) -> Option<Result<Duration, Negative>> {
 
 /// The duration is negative.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Negative;
+pub(crate) struct Negative;
 
 fn sum(mut rest: &str) -> Option<Duration> {
     if rest.is_empty() {

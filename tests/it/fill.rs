@@ -1,0 +1,3 @@
+//! Fast fill against a real containerd.
+
+pub(crate) mod unpack;
