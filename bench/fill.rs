@@ -80,7 +80,7 @@ pub fn run(part: &mut Part, runs: usize) {
             }
             let rows = alternate(runs, cases);
             part.table(
-                &format!("{}, {place}", kind.name()),
+                &format!("{}, {place}", kind.version()),
                 &COLUMNS,
                 &rows,
                 &format!("`harpoon run --concurrency {}`", CONCURRENCIES[2]),
@@ -114,8 +114,8 @@ pub fn run(part: &mut Part, runs: usize) {
     part.table("order", &ORDER, &rows, "most used first");
     part.say(&format!(
         "Command: `make bench ONLY=fill`. {}; {}.",
-        said(Command::new("containerd").arg("--version")),
-        said(Command::new("dockerd").arg("--version"))
+        said(tool("containerd").arg("--version")),
+        said(tool("dockerd").arg("--version"))
     ));
 }
 
@@ -211,11 +211,18 @@ enum Kind {
 }
 
 impl Kind {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Containerd => "containerd",
-            Self::Docker => "Docker",
-        }
+    /// The name and the version: containerd's major and minor one, as in 1.6, Docker's major one.
+    fn version(self) -> String {
+        let (name, program, numbers) = match self {
+            Self::Containerd => ("containerd", "containerd", 2),
+            Self::Docker => ("Docker", "dockerd", 1),
+        };
+        let text = said(tool(program).arg("--version"));
+        let mut words = text.split([' ', ',']);
+        let version = words.find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
+        let version = version.unwrap_or_else(|| panic!("no version in {text}"));
+        let version: Vec<_> = version.split('.').take(numbers).collect();
+        format!("{name} {}", version.join("."))
     }
 
     /// The alternative that a user would run: `$1` is the socket, `$2` the list.

@@ -1,7 +1,8 @@
 //! `make bench`: compares harpoon with the alternatives of a user, on real daemons, in alternating runs.
 //!
-//! Each benchmark is a file here and writes its part of `docs/benchmarks.md`. The program measured is the one that
-//! `HARPOON_BIN` names, a release build; the daemons come from the tests' bed.
+//! Each benchmark is a file here. Its results are stored in `results/`; its part of `docs/benchmarks.md` and the pictures are made
+//! from them. The program measured is the one that `HARPOON_BIN` names, a release build; the daemons come from the tests' bed,
+//! with `HARPOON_RUNTIMES=modern` those of a newer generation, whose results have names of their own.
 //!
 //! Arguments: names of benchmarks (default: all) and `--runs N` (default: 5).
 #![allow(
@@ -14,6 +15,7 @@
 
 #[path = "../tests/it/bed/mod.rs"]
 mod bed;
+mod chart;
 mod discovery;
 mod fill;
 mod footprint;
@@ -22,7 +24,9 @@ mod images;
 mod measure;
 mod oci;
 mod page;
+mod pictures;
 mod planning;
+mod results;
 mod shaping;
 mod warm;
 
@@ -66,7 +70,12 @@ fn main() {
     for (name, benchmark) in ALL {
         if chosen.is_empty() || chosen.iter().any(|chosen| chosen == name) {
             eprintln!("== {name}");
-            let mut part = page::Part::new(name);
+            let newer = if bed::has_newer_runtimes() {
+                "-modern"
+            } else {
+                ""
+            };
+            let mut part = page::Part::new(&format!("{name}{newer}"));
             benchmark(&mut part, runs);
             part.write();
         }

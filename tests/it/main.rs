@@ -31,6 +31,7 @@ mod lies;
 mod monitoring;
 mod oci;
 mod output;
+mod pictures;
 mod pins;
 mod private;
 mod pulling;

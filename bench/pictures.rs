@@ -1,0 +1,219 @@
+//! The pictures of `docs/img`, drawn from the stored results.
+//!
+//! A picture is a function of one group of parts that [`ALL`] lists; it is left out while its parts are missing. Bars are for
+//! comparisons, lines for growth. `make generate` draws all of them again; a test compares.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use super::chart::{Bar, Graph, Kind, Line, Panel, Picture, bars, lines};
+use super::results::{Cell, Part};
+
+/// Draws a picture from these parts.
+type Drawing = fn(&[&Part]) -> String;
+
+/// The file name, the parts that may be in it, and the drawing.
+const ALL: &[(&str, &[&str], Drawing)] = &[
+    (
+        "pod-start.svg",
+        &["pod-start-private", "pod-start-private-modern"],
+        pod_start,
+    ),
+    ("fill.svg", &["fill", "fill-modern"], fill),
+    ("discovery-memory.svg", &["discovery"], discovery_memory),
+    ("discovery-cost.svg", &["discovery"], discovery_cost),
+];
+
+/// All pictures that the results suffice for: their file names and contents.
+pub fn all(results: &[Part]) -> Vec<(&'static str, String)> {
+    let pictures = ALL.iter().filter_map(|(file, names, draw)| {
+        let parts = names
+            .iter()
+            .filter_map(|name| results.iter().find(|part| part.name == *name));
+        let parts: Vec<_> = parts.collect();
+        (!parts.is_empty()).then(|| (*file, draw(&parts)))
+    });
+    pictures.collect()
+}
+
+/// Draws all pictures into `docs/img`.
+pub fn draw_all() {
+    let directory = directory();
+    std::fs::create_dir_all(&directory).unwrap();
+    for (file, svg) in all(&Part::all()) {
+        std::fs::write(directory.join(file), svg).unwrap();
+    }
+}
+
+/// The directory of the pictures.
+pub fn directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/img")
+}
+
+/// The caption of a picture of these parts, which have to be of one commit.
+fn caption(parts: &[&Part]) -> Vec<String> {
+    let first = &parts[0].conditions;
+    for part in parts {
+        assert_eq!(
+            part.conditions.commit, first.commit,
+            "{} and {} are of different commits: measure both again",
+            parts[0].name, part.name
+        );
+    }
+    let commands: BTreeSet<_> = parts.iter().filter_map(|part| part.command()).collect();
+    let commands: Vec<_> = commands.into_iter().collect();
+    vec![
+        format!("Measured by {}", commands.join(" and ")),
+        first.caption(),
+    ]
+}
+
+/// A row's name without Markdown.
+fn plain(row: &str) -> String {
+    row.replace('`', "")
+}
+
+fn bar(label: String, cell: Cell, kind: Kind) -> Bar {
+    Bar { label, cell, kind }
+}
+
+fn pod_start(parts: &[&Part]) -> String {
+    let panels = parts.iter().map(|part| {
+        let table = part.tables()[0];
+        let rows = part.column(table, "seconds");
+        let bars = rows.into_iter().map(|(row, cell)| {
+            let kind = match row {
+                _ if row.starts_with("sealed") => Kind::Sealed,
+                _ if row.contains("by harpoon") => Kind::Ours,
+                _ => Kind::Theirs,
+            };
+            bar(plain(row), cell, kind)
+        });
+        Panel {
+            title: capital(table),
+            bars: bars.collect(),
+        }
+    });
+    let picture = Picture {
+        title: "Start of a pod with an image of 300 MB",
+        subtitle: "Seconds from scheduled to running, median. Shorter is better.",
+        legend: &[
+            (Kind::Ours, "pulled by harpoon before the pod"),
+            (Kind::Sealed, "and sealed, for pods with the secret only"),
+            (Kind::Theirs, "pulled by the kubelet for the pod"),
+        ],
+        unit: "s",
+        caption: caption(parts),
+    };
+    bars(&picture, 1, &panels.collect::<Vec<_>>())
+}
+
+fn fill(parts: &[&Part]) -> String {
+    const PLACES: [&str; 2] = ["plain registry", "over a throttled link"];
+    let mut panels = Vec::new();
+    for part in parts {
+        let tables = part.tables();
+        let runtimes = tables
+            .iter()
+            .filter_map(|table| table.strip_suffix(PLACES[0])?.strip_suffix(", "));
+        for (runtime, place) in runtimes.flat_map(|runtime| PLACES.map(|place| (runtime, place))) {
+            let rows = part.column(&format!("{runtime}, {place}"), "wall s");
+            let bars = rows.into_iter().filter_map(|(row, cell)| {
+                let row = plain(row);
+                let kind = if row.starts_with("harpoon") {
+                    Kind::Ours
+                } else {
+                    Kind::Theirs
+                };
+                // The default of --concurrency, and the clients of the runtime.
+                let row = row.replace(" --concurrency 4", "");
+                (!row.contains("--concurrency")).then(|| bar(row, cell, kind))
+            });
+            panels.push(Panel {
+                title: format!("{runtime}, {place}"),
+                bars: bars.collect(),
+            });
+        }
+    }
+    let picture = Picture {
+        title: "Cold fill: 12 images into an empty runtime",
+        subtitle: "Seconds, median; whiskers from the minimum to the maximum. Shorter is better.",
+        legend: &[
+            (Kind::Ours, "harpoon"),
+            (Kind::Theirs, "the runtime's own client"),
+        ],
+        unit: "s",
+        caption: caption(parts),
+    };
+    bars(&picture, 2, &panels)
+}
+
+/// The sizes of the clusters and the values of a client there, of the tables of discovery.
+fn growth(part: &Part, client: &str, column: &str) -> Vec<(f64, f64)> {
+    let tables = part.tables().into_iter().filter_map(|table| {
+        let size: f64 = table.strip_suffix(" Deployments")?.parse().ok()?;
+        Some((table, size))
+    });
+    let points = tables.filter_map(|(table, size)| {
+        let rows = part.column(table, column);
+        let row = rows.iter().find(|(row, _)| plain(row) == client)?;
+        Some((size, row.1[0]))
+    });
+    points.collect()
+}
+
+const CLIENTS: [(&str, Kind); 2] = [
+    ("harpoon plan", Kind::Ours),
+    ("kubectl get deployments -A -o json", Kind::Theirs),
+];
+
+fn graph(part: &Part, title: &str, column: &str) -> Graph {
+    let lines = CLIENTS.map(|(client, kind)| Line {
+        label: client.to_owned(),
+        points: growth(part, client, column),
+        kind,
+    });
+    Graph {
+        title: title.to_owned(),
+        lines: lines.into(),
+    }
+}
+
+const LEGEND: &[(Kind, &str)] = &[(Kind::Ours, CLIENTS[0].0), (Kind::Theirs, CLIENTS[1].0)];
+const SIZE: &str = "Deployments of 20 KB in the cluster";
+
+fn discovery_memory(parts: &[&Part]) -> String {
+    let picture = Picture {
+        title: "Memory to read the cluster's Deployments",
+        subtitle: "Peak resident memory of the client, median. Both axes are logarithmic. Lower is better.",
+        legend: LEGEND,
+        unit: "MiB",
+        caption: caption(parts),
+    };
+    lines(
+        &picture,
+        SIZE,
+        &[graph(parts[0], "Memory of the client, MiB", "memory MiB")],
+    )
+}
+
+fn discovery_cost(parts: &[&Part]) -> String {
+    let picture = Picture {
+        title: "Cost of reading the cluster's Deployments once",
+        subtitle: "Seconds of CPU, median. All axes are logarithmic. Lower is better.",
+        legend: LEGEND,
+        unit: "s",
+        caption: caption(parts),
+    };
+    let graphs = [
+        graph(parts[0], "CPU of the client, s", "CPU s"),
+        graph(parts[0], "CPU of the API server, s", "API server CPU s"),
+    ];
+    lines(&picture, SIZE, &graphs)
+}
+
+fn capital(text: &str) -> String {
+    let mut chars = text.chars();
+    let first = chars.next().map(|c| c.to_uppercase().to_string());
+    first.unwrap_or_default() + chars.as_str()
+}

@@ -1,0 +1,148 @@
+//! The pictures of `docs/img` and the measured sections of `docs/benchmarks.md`: they are what the stored results say.
+//!
+//! `HARPOON_GENERATE=1` makes them again (`make generate`).
+
+use std::collections::BTreeSet;
+use std::fs;
+
+#[path = "../../bench/chart.rs"]
+mod chart;
+#[path = "../../bench/pictures.rs"]
+mod drawn;
+#[path = "../../demo/recording.rs"]
+mod recording;
+#[path = "../../bench/results.rs"]
+pub mod results;
+
+pub use drawn::draw_all;
+use results::{Conditions, Line, Part};
+
+/// The files, as they are to be: the charts and the recording.
+fn expected() -> Vec<(&'static str, String)> {
+    let mut files = drawn::all(&Part::all());
+    files.push((recording::PICTURE, recording::draw()));
+    files
+}
+
+#[test]
+fn pictures_match_the_stored_results() {
+    for (file, svg) in expected() {
+        let path = drawn::directory().join(file);
+        if std::env::var_os("HARPOON_GENERATE").is_some() {
+            fs::create_dir_all(drawn::directory()).unwrap();
+            fs::write(path, svg).unwrap();
+            continue;
+        }
+        let committed = fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            committed == svg,
+            "docs/img/{file} differs from the results: run `make generate`"
+        );
+    }
+}
+
+#[test]
+fn no_picture_is_left_over() {
+    let entries = fs::read_dir(drawn::directory()).unwrap();
+    let there: BTreeSet<_> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    let expected: BTreeSet<_> = expected()
+        .into_iter()
+        .map(|(file, _)| file.to_owned())
+        .collect();
+    assert_eq!(there, expected);
+}
+
+#[test]
+fn benchmarks_page_matches_stored_results() {
+    let page = fs::read_to_string(results::page()).unwrap();
+    let made = Part::all()
+        .iter()
+        .fold(page.clone(), |page, part| part.replaced_in(&page));
+    if std::env::var_os("HARPOON_GENERATE").is_some() {
+        fs::write(results::page(), made).unwrap();
+        return;
+    }
+    assert!(
+        page == made,
+        "{} differs from bench/results: run `make generate`",
+        results::PAGE
+    );
+    let sections = page.matches("<!-- end of ").count();
+    assert_eq!(sections, Part::all().len(), "a section without results");
+}
+
+/// The commits of the results; those that were taken from an older page have several.
+fn commits(parts: &[Part]) -> BTreeSet<&str> {
+    let measured = parts.iter().filter(|part| !part.conditions.transcribed);
+    measured.map(|part| &*part.conditions.commit).collect()
+}
+
+#[test]
+fn results_are_of_one_commit() {
+    let parts = Part::all();
+    let commits = commits(&parts);
+    assert!(
+        commits.len() <= 1,
+        "{commits:?}: measure everything again (`make bench`)"
+    );
+}
+
+#[test]
+fn mixed_commits_are_found() {
+    let mut parts: Vec<_> = ["a", "b"].map(|commit| part(commit, false)).into();
+    assert_eq!(commits(&parts), BTreeSet::from(["a", "b"]));
+    parts[0].conditions.transcribed = true;
+    assert_eq!(commits(&parts), BTreeSet::from(["b"]));
+}
+
+fn part(commit: &str, transcribed: bool) -> Part {
+    Part {
+        name: "some".to_owned(),
+        conditions: Conditions {
+            harpoon: "0.2.0".to_owned(),
+            commit: commit.to_owned(),
+            date: "2026-11-27 15:00 UTC".to_owned(),
+            machine: "2 CPUs".to_owned(),
+            load: Some(["0.1", "0.2"].map(str::to_owned)),
+            transcribed,
+        },
+        lines: vec![Line::Text {
+            text: "A paragraph.".to_owned(),
+        }],
+    }
+}
+
+#[test]
+fn section_replaces_only_its_own() {
+    let page = "# Top\n\n<!-- some -->\nold\n<!-- end of some -->\n\nrest\n";
+    let section = part("abc", false).section();
+    assert_eq!(
+        part("abc", false).replaced_in(page),
+        format!("# Top\n\n{section}\n\nrest\n")
+    );
+    assert!(section.contains("harpoon 0.2.0 (abc)."), "{section}");
+    assert_eq!(
+        part("abc", false).replaced_in("# Top\n"),
+        format!("# Top\n\n{section}\n")
+    );
+}
+
+#[test]
+fn pictures_are_accessible_and_themed() {
+    for (file, svg) in expected() {
+        for part in [
+            "role=\"img\"",
+            "<title id=\"title\">",
+            "<desc id=\"description\">",
+            "prefers-color-scheme:dark",
+        ] {
+            assert!(svg.contains(part), "{file}: {part}");
+        }
+        // A page shows a picture without what it would fetch or run.
+        for word in ["<script", "<image", "href=\"http", "url("] {
+            assert!(!svg.contains(word), "{file}: {word}");
+        }
+    }
+}
