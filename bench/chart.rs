@@ -29,15 +29,15 @@ const INK: Colour = Colour(RGBColor(0x1f, 0x23, 0x28), "#e6edf3");
 const MUTED: Colour = Colour(RGBColor(0x59, 0x63, 0x6e), "#9da7b3");
 const GRID: Colour = Colour(RGBColor(0xd8, 0xde, 0xe4), "#30363d");
 const OURS: Colour = Colour(RGBColor(0x09, 0x69, 0xda), "#4493f8");
-const SEALED: Colour = Colour(RGBColor(0x1a, 0x7f, 0x37), "#3fb950");
+const SECOND: Colour = Colour(RGBColor(0x1a, 0x7f, 0x37), "#3fb950");
 const THEIRS: Colour = Colour(RGBColor(0x8c, 0x95, 0x9f), "#7d8590");
-const COLOURS: [&Colour; 7] = [&BACKGROUND, &INK, &MUTED, &GRID, &OURS, &SEALED, &THEIRS];
+const COLOURS: [&Colour; 7] = [&BACKGROUND, &INK, &MUTED, &GRID, &OURS, &SECOND, &THEIRS];
 
 /// The kind of a bar or a line, shown by its colour.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Kind {
     Ours,
-    Sealed,
+    Second,
     Theirs,
 }
 
@@ -45,7 +45,7 @@ impl Kind {
     fn colour(self) -> RGBColor {
         match self {
             Self::Ours => OURS.0,
-            Self::Sealed => SEALED.0,
+            Self::Second => SECOND.0,
             Self::Theirs => THEIRS.0,
         }
     }
@@ -108,6 +108,9 @@ pub fn bars(picture: &Picture<'_>, columns: usize, panels: &[Panel]) -> String {
     };
     let total = rows.iter().map(|row| height(row)).sum::<i32>();
     let width = (WIDTH as i32 - 2 * MARGIN - label) / i32::try_from(columns).unwrap();
+    // For the value beside the longest bar.
+    let values = all().map(|bar| value(bar.cell[0], picture.unit).chars().count());
+    let room = 1.0 + f64::from(pixels(values.max().unwrap_or(0), 12) + 12) / f64::from(width);
     draw(picture, total, &described(picture, panels), |root| {
         let mut y = HEAD;
         for row in &rows {
@@ -116,13 +119,7 @@ pub fn bars(picture: &Picture<'_>, columns: usize, panels: &[Panel]) -> String {
                 let x = MARGIN + label + width * i32::try_from(n).unwrap();
                 write(root, &panel.title, (x, y + 12), 13, INK.0, HPos::Left, true);
                 let area = part(root, x..x + width - GAP, y + TITLE..bottom);
-                // Room for the value beside the longest bar.
-                group(
-                    &area,
-                    panel,
-                    most * (1.0 + 54.0 / f64::from(width)),
-                    picture.unit,
-                );
+                group(&area, panel, most * room, picture.unit);
                 for (at, bar) in panel.bars.iter().enumerate().filter(|_| n == 0) {
                     let middle = y + TITLE + BAR * i32::try_from(at).unwrap() + BAR / 2;
                     let place = (x - 8, middle);
@@ -150,7 +147,7 @@ fn group(area: &Area<'_>, panel: &Panel, most: f64, unit: &str) {
         .bold_line_style(GRID.0)
         .axis_style(MUTED.0)
         .x_label_style(style(11, MUTED.0, HPos::Center, false))
-        .x_label_formatter(&|value| format!("{value} {unit}"))
+        .x_label_formatter(&|x| format!("{} {unit}", thousands(*x)))
         .draw()
         .unwrap();
     for (at, bar) in panel.bars.iter().enumerate() {
@@ -169,8 +166,15 @@ fn group(area: &Area<'_>, panel: &Panel, most: f64, unit: &str) {
         let (x, y) = chart.backend_coord(&(most.max(middle), at + 0.5));
         let origin = area.get_base_pixel();
         let place = (x - origin.0 + 6, y - origin.1);
-        let value = format!("{} {unit}", shown(middle));
-        write(area, &value, place, 12, INK.0, HPos::Left, true);
+        write(
+            area,
+            &value(middle, unit),
+            place,
+            12,
+            INK.0,
+            HPos::Left,
+            true,
+        );
     }
 }
 
@@ -246,12 +250,11 @@ fn curves(area: &Area<'_>, graph: &Graph, x_title: &str, unit: &str) {
             let origin = area.get_base_pixel();
             // Lines rise to the right, and those of others are above ours.
             let (dx, dy, side) = match line.kind {
-                Kind::Theirs => (-5, -12, HPos::Right),
-                _ => (5, 14, HPos::Left),
+                Kind::Ours => (5, 14, HPos::Left),
+                _ => (-5, -12, HPos::Right),
             };
             let place = (x - origin.0 + dx, y - origin.1 + dy);
-            let value = format!("{} {unit}", shown(point.1));
-            write(area, &value, place, 12, INK.0, side, true);
+            write(area, &value(point.1, unit), place, 12, INK.0, side, true);
         }
     }
 }
@@ -395,6 +398,10 @@ fn style(size: u32, colour: RGBColor, side: HPos, bold: bool) -> TextStyle<'stat
 /// The width of a text in the widest usual fonts.
 fn pixels(characters: usize, size: i32) -> i32 {
     i32::try_from(characters).unwrap() * size * 58 / 100
+}
+
+fn value(number: f64, unit: &str) -> String {
+    format!("{} {unit}", shown(number))
 }
 
 /// Two digits, or all of a larger number.

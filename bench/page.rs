@@ -82,6 +82,15 @@ impl Part {
         }
     }
 
+    /// A table of texts: the first column names the row.
+    #[expect(dead_code, reason = "the benchmark of scale has one")]
+    pub fn texts(&mut self, titles: &[String], rows: &[Vec<String>]) {
+        let titles = titles.to_vec();
+        self.lines.push(Line::Titles { titles });
+        let rows = rows.iter().cloned().map(|texts| Line::Texts { texts });
+        self.lines.extend(rows);
+    }
+
     /// Stores the results, and makes the page and the pictures from all that are stored.
     pub fn write(self) {
         let part = results::Part {

@@ -22,6 +22,8 @@ const ALL: &[(&str, &[&str], Drawing)] = &[
     ("fill.svg", &["fill", "fill-modern"], fill),
     ("discovery-memory.svg", &["discovery"], discovery_memory),
     ("discovery-cost.svg", &["discovery"], discovery_cost),
+    ("scale-release.svg", &["scale"], scale_release),
+    ("scale-rollout.svg", &["scale"], scale_rollout),
 ];
 
 /// All pictures that the results suffice for: their file names and contents.
@@ -83,7 +85,7 @@ fn pod_start(parts: &[&Part]) -> String {
         let rows = part.column(table, "seconds");
         let bars = rows.into_iter().map(|(row, cell)| {
             let kind = match row {
-                _ if row.starts_with("sealed") => Kind::Sealed,
+                _ if row.starts_with("sealed") => Kind::Second,
                 _ if row.contains("by harpoon") => Kind::Ours,
                 _ => Kind::Theirs,
             };
@@ -99,7 +101,7 @@ fn pod_start(parts: &[&Part]) -> String {
         subtitle: "Seconds from scheduled to running, median. Shorter is better.",
         legend: &[
             (Kind::Ours, "pulled by harpoon before the pod"),
-            (Kind::Sealed, "and sealed, for pods with the secret only"),
+            (Kind::Second, "and sealed, for pods with the secret only"),
             (Kind::Theirs, "pulled by the kubelet for the pod"),
         ],
         unit: "s",
@@ -210,6 +212,93 @@ fn discovery_cost(parts: &[&Part]) -> String {
         graph(parts[0], "CPU of the API server, s", "API server CPU s"),
     ];
     lines(&picture, SIZE, &graphs)
+}
+
+/// The number in a title such as "5000 nodes".
+fn nodes(title: &str) -> f64 {
+    let number = title.split(' ').next().and_then(|word| word.parse().ok());
+    number.unwrap_or_else(|| panic!("{title} has no number"))
+}
+
+fn scale_release(parts: &[&Part]) -> String {
+    const LINES: [(&str, &str, usize, Kind); 3] = [
+        (
+            "the image is Ready",
+            "new image: from `kubectl apply` to Ready",
+            0,
+            Kind::Theirs,
+        ),
+        (
+            "the last agent starts",
+            "new image: agents start, p50, p99, last",
+            2,
+            Kind::Second,
+        ),
+        (
+            "the image is planned",
+            "new image: from `kubectl apply` to PlannedImage",
+            0,
+            Kind::Ours,
+        ),
+    ];
+    let part = parts[0];
+    let lines_of = LINES.map(|(label, row, place, kind)| {
+        let sizes = part.titles().iter().map(|title| nodes(title));
+        Line {
+            label: label.to_owned(),
+            points: sizes.zip(part.numbers(row, place)).collect(),
+            kind,
+        }
+    });
+    let picture = Picture {
+        title: "A new image in a cluster that grows",
+        subtitle: "Seconds from kubectl apply, and to agents from the planned image. Both axes are logarithmic. Lower is better.",
+        legend: &LINES.map(|(label, _, _, kind)| (kind, label)),
+        unit: "s",
+        caption: caption(parts),
+    };
+    let graph = Graph {
+        title: "Time, s".to_owned(),
+        lines: lines_of.into(),
+    };
+    lines(&picture, "nodes", &[graph])
+}
+
+fn scale_rollout(parts: &[&Part]) -> String {
+    const ROW: &str = ": most pulls at once from the registry, with peers";
+    let part = parts[0];
+    let rollouts: Vec<_> = part
+        .rows_of_texts()
+        .filter_map(|row| row.strip_suffix(ROW))
+        .collect();
+    // The largest cluster.
+    let last = part.titles().len() - 1;
+    let panel = Panel {
+        title: part.titles()[last].clone(),
+        bars: rollouts
+            .iter()
+            .flat_map(|rollout| {
+                let row = format!("{rollout}{ROW}");
+                [("", 0, Kind::Theirs), (", with peers", 1, Kind::Ours)].map(
+                    |(with, place, kind)| {
+                        let value = part.numbers(&row, place)[last];
+                        bar(format!("{rollout}{with}"), [value; 3], kind)
+                    },
+                )
+            })
+            .collect(),
+    };
+    let picture = Picture {
+        title: "Load on the registry when every node pulls a new image",
+        subtitle: "Most pulls at once from the registry. Fewer is better.",
+        legend: &[
+            (Kind::Ours, "nodes serve each other (peers)"),
+            (Kind::Theirs, "the registry serves all"),
+        ],
+        unit: "pulls",
+        caption: caption(parts),
+    };
+    bars(&picture, 1, &[panel])
 }
 
 fn capital(text: &str) -> String {

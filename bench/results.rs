@@ -57,6 +57,13 @@ pub enum Line {
         cells: Vec<Cell>,
         ratio: f64,
     },
+    /// The head of a table of texts, whose first column names the row.
+    Titles {
+        titles: Vec<String>,
+    },
+    Texts {
+        texts: Vec<String>,
+    },
 }
 
 /// The results of one benchmark.
@@ -186,6 +193,16 @@ impl Part {
                         text.push('\n');
                     }
                 }
+                Line::Titles { titles } => {
+                    writeln!(text, "| {} |", titles.join(" | ")).unwrap();
+                    writeln!(text, "|{}", " --- |".repeat(titles.len())).unwrap();
+                }
+                Line::Texts { texts } => {
+                    writeln!(text, "| {} |", texts.join(" | ")).unwrap();
+                    if !matches!(self.lines.get(at + 1), Some(Line::Texts { .. })) {
+                        text.push('\n');
+                    }
+                }
             }
         }
         format!("{text}{}\n{}", self.conditions.footer(), self.end())
@@ -229,6 +246,42 @@ impl Part {
 
 fn parsed<T: DeserializeOwned>(path: &Path, line: &str) -> T {
     serde_json::from_str(line).unwrap_or_else(|e| panic!("{}: {e}: {line}", path.display()))
+}
+
+impl Part {
+    /// The titles of the first table of texts, without that of the names.
+    pub fn titles(&self) -> &[String] {
+        let titles = self.lines.iter().find_map(|line| match line {
+            Line::Titles { titles } => titles.get(1..),
+            _ => None,
+        });
+        titles.unwrap_or_default()
+    }
+
+    /// The names of the rows of texts.
+    pub fn rows_of_texts(&self) -> impl Iterator<Item = &str> {
+        self.lines.iter().filter_map(|line| match line {
+            Line::Texts { texts } => Some(texts[0].as_str()),
+            _ => None,
+        })
+    }
+
+    /// The numbers in a row of texts: of each text the one at this place, as 3 in "1.5 s, 3 s" at place 1.
+    pub fn numbers(&self, name: &str, place: usize) -> Vec<f64> {
+        let texts = self.lines.iter().find_map(|line| match line {
+            Line::Texts { texts } if texts[0] == name => texts.get(1..),
+            _ => None,
+        });
+        let texts = texts.unwrap_or_else(|| panic!("{} has no row {name}", self.name));
+        let number = |text: &String| {
+            let word = text.split(", ").nth(place)?.split([' ', '%']).next()?;
+            word.parse().ok()
+        };
+        texts
+            .iter()
+            .map(|text| number(text).unwrap_or_else(|| panic!("{name}: {text}")))
+            .collect()
+    }
 }
 
 /// The path of the page.

@@ -146,3 +146,61 @@ fn pictures_are_accessible_and_themed() {
         }
     }
 }
+
+/// A part as `make bench ONLY=scale` stores it.
+fn scale() -> Part {
+    let rows = [
+        ["", "100 nodes", "5000 nodes"],
+        [
+            "new image: from `kubectl apply` to PlannedImage",
+            "0.05 s",
+            "0.31 s",
+        ],
+        [
+            "new image: agents start, p50, p99, last",
+            "0.01 s, 0.02 s, 0.03 s",
+            "0.4 s, 0.7 s, 0.9 s",
+        ],
+        ["new image: from `kubectl apply` to Ready", "3.1 s", "9.8 s"],
+        [
+            "Immediate: most pulls at once from the registry, with peers",
+            "100, 40",
+            "5000, 900",
+        ],
+        [
+            "Linear, 2m: most pulls at once from the registry, with peers",
+            "9, 3",
+            "260, 40",
+        ],
+    ];
+    let mut rows = rows.iter().map(|row| row.map(str::to_owned).to_vec());
+    let titles = rows.next().unwrap();
+    let mut part = part("abc", false);
+    part.name = "scale".to_owned();
+    part.lines.push(Line::Titles { titles });
+    part.lines.extend(rows.map(|texts| Line::Texts { texts }));
+    part
+}
+
+#[test]
+fn scale_is_drawn_from_texts() {
+    let pictures = drawn::all(&[scale()]);
+    let names: Vec<_> = pictures.iter().map(|(file, _)| *file).collect();
+    assert_eq!(names, ["scale-release.svg", "scale-rollout.svg"]);
+    let release = &pictures[0].1;
+    assert!(
+        release.contains("the last agent starts: 0.03 s at 100, 0.90 s at 5,000"),
+        "{release}"
+    );
+    let rollout = &pictures[1].1;
+    assert!(
+        rollout.contains(
+            "Immediate 5,000 pulls; Immediate, with peers 900 pulls; Linear, 2m 260 pulls"
+        ),
+        "{rollout}"
+    );
+    assert!(!rollout.contains("100 nodes"), "{rollout}");
+    assert!(scale().section().contains(
+        "| Linear, 2m: most pulls at once from the registry, with peers | 9, 3 | 260, 40 |\n\n"
+    ));
+}
