@@ -26,7 +26,7 @@ pub struct Conditions {
     /// The load average of the last minute, before and after.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load: Option<[String; 2]>,
-    /// Whether the figures were taken from a page that was written before results were stored.
+    /// The figures were taken from a page that was written before results were stored.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub transcribed: bool,
 }

@@ -177,12 +177,12 @@ fn read(path: &Path) -> Page {
     Page::parse(&fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
 }
 
-/// Whether the link leads out of the repository.
+/// True for a link that leads out of the repository.
 fn is_external(link: &str) -> bool {
     link.contains("://") || link.starts_with("mailto:") || link.starts_with("//")
 }
 
-/// Whether a link out of the repository is well formed: `https`, and a host with a dot. It is not followed.
+/// True for a well-formed link out of the repository: `https`, and a host with a dot. It is not followed.
 fn is_well_formed(link: &str) -> bool {
     link.parse::<http::Uri>().is_ok_and(|uri| {
         let host = uri.host().unwrap_or_default();
