@@ -147,6 +147,16 @@ fn pictures_are_accessible_and_themed() {
     }
 }
 
+#[test]
+fn mixed_commits_are_not_drawn() {
+    let mut parts = Part::all();
+    parts.retain(|part| part.name.starts_with("pod-start-private"));
+    assert_eq!(drawn::all(&parts).len(), 1);
+    parts[0].conditions.commit = "another".to_owned();
+    assert_eq!(parts.len(), 2);
+    assert!(drawn::all(&parts).is_empty());
+}
+
 /// A part as `make bench ONLY=scale` stores it.
 fn scale() -> Part {
     let rows = [
