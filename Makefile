@@ -2,7 +2,7 @@
 CARGO ?= cargo
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 PLATFORMS ?= linux/$(if $(filter aarch64-%,$(HOST)),arm64,amd64)
-SCRIPTS = testbed image demo .ci fuzz/run
+SCRIPTS = testbed image demo bench .ci fuzz/run
 TOOLS = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/harpoon-testbed/tools/bin
 DENY = $(or $(shell command -v cargo-deny),$(TOOLS)/cargo-deny)
 MDBOOK = $(or $(shell command -v mdbook),$(TOOLS)/mdbook)
@@ -49,18 +49,18 @@ lint: ## Check formatting, clippy, docs, shell scripts, licences, duplicate crat
 metrics: ## Measure the shape of the code (lines, circles, test names); DIRS="PATH..." for other trees
 	@.ci/metrics $(DIRS)
 
-generate: ## Regenerate docs/settings.md, deploy/ and the chart's README
+generate: ## Regenerate docs/settings.md, the pictures, deploy/ and the chart's README
 	testbed/install
-	HARPOON_GENERATE=1 testbed/run $(CARGO) test --locked --test it -- settings:: deploy::generated
+	HARPOON_GENERATE=1 testbed/run $(CARGO) test --locked --test it -- settings:: deploy::generated pictures::
 
 docs: ## Build the docs site with mdBook, in target/docs
 	testbed/install docs
 	MDBOOK_BUILD__CREATE_MISSING=false $(MDBOOK) build docs
 
-bench: ## Measure and rewrite docs/benchmarks.md (90 minutes); ONLY=NAME for one part, RUNS=N (5), NODES="100 1000 5000" for scale
+bench: ## Measure, and write bench/results, docs/benchmarks.md and its pictures (2 hours); ONLY=NAME for one part, RUNS=N (5), NODES="100 1000 5000" for scale
 	testbed/install test bench
 	$(CARGO) build --locked --release
-	NODES="$(NODES)" HARPOON_BIN=$(CURDIR)/target/$(HOST)/release/harpoon testbed/run $(CARGO) bench --locked --bench bench -- $(ONLY) $(addprefix --runs ,$(RUNS))
+	NODES="$(NODES)" bench/run target/$(HOST)/release/harpoon "$(ONLY)" $(RUNS)
 
 soak: ## Run harpoon 2,000 times with random faults on one containerd; SOAK=N
 	testbed/install
@@ -77,7 +77,13 @@ demo: ## Show plan, run and continuous mode on a private containerd, registry an
 	$(CARGO) build --locked
 	./demo/run target/$(HOST)/debug/harpoon
 
+recording: ## Record make demo as demo/demo.cast, and draw docs/img/demo.svg from it
+	testbed/install demo recording
+	$(CARGO) build --locked
+	demo/record target/$(HOST)/debug/harpoon
+	HARPOON_GENERATE=1 $(CARGO) test --locked --test it -- pictures::
+
 clean: ## Remove what cargo built
 	$(CARGO) clean
 
-.PHONY: help build image release-check test e2e crio lint metrics generate docs bench soak fuzz demo clean
+.PHONY: help build image release-check test e2e crio lint metrics generate docs bench soak fuzz demo recording clean

@@ -6,22 +6,20 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::{Value, json};
 
 use super::bed::{Kubernetes, Prometheus, directory, eventually};
-use super::page::Part;
-use super::plot::{Chart, Line, Picture, Place, Unit};
+use super::page::{Line, Part, Shape, Unit};
 use super::scale::fleet::{self, Fleet};
 use super::scale::runtimes::{LIMITED, MISSING, Runtimes};
 use super::scale::{Controller, node_object};
 
 const DASHBOARD: &str = "deploy/grafana/harpoon.json";
-const PICTURE: &str = "docs/img/dashboard.svg";
 /// Number of nodes at the start, and of those that join later.
 const NODES: (usize, usize) = (40, 20);
 /// The time between two steps of the story.
 const STEP: Duration = Duration::from_secs(40);
 /// The interval of Grafana's rates.
 const RATE: &str = "20s";
-/// A column and a row of the dashboard's grid, in pixels.
-const CELL: (f64, f64) = (50.0, 26.0);
+/// Seconds between two points of a line.
+const RESOLUTION: f64 = 4.0;
 const COLLECTION: &str = "/apis/harpoon.dev/v1alpha1/imageprefetches";
 
 pub fn run(part: &mut Part, _: usize) {
@@ -84,12 +82,8 @@ pub fn run(part: &mut Part, _: usize) {
     cluster.delete(&format!("{COLLECTION}/broken"));
     cluster.delete(&format!("{COLLECTION}/busy"));
     until(7);
-    draw(&prometheus, (began.1, now()));
+    record(part, &prometheus, (began.1, now()));
     drop((agents, joined, controller));
-    part.say(&format!(
-        "![The Grafana dashboard]({})",
-        PICTURE.trim_start_matches("docs/")
-    ));
     part.say(&format!(
         "The queries of `{DASHBOARD}` on a Prometheus that scraped a controller and the agents of {first} nodes, then {}, on a stand-in for their runtimes: 30 images on new nodes, \
          a release on all nodes, {more} more nodes, an image that does not exist, and a registry that limits the rate. Command: `make bench ONLY=dashboard`.",
@@ -121,23 +115,11 @@ fn create(cluster: &Kubernetes, name: &str, images: &[String], window: &str) {
     cluster.create(COLLECTION, object);
 }
 
-/// Draws all panels where Grafana would.
-fn draw(prometheus: &Prometheus, time: (f64, f64)) {
+/// Records the panels, each in its place, with the answers to its queries.
+fn record(part: &mut Part, prometheus: &Prometheus, time: (f64, f64)) {
     let text = std::fs::read_to_string(DASHBOARD).unwrap();
     let dashboard: Value = serde_json::from_str(&text).unwrap();
-    let panels = dashboard["panels"].as_array().unwrap();
-    let at = |panel: &Value, key: &str| panel["gridPos"][key].as_f64().unwrap();
-    let rows = panels.iter().map(|panel| at(panel, "y") + at(panel, "h"));
-    let height = rows.fold(0.0, f64::max) * CELL.1;
-    let mut picture = Picture::new(24.0 * CELL.0, height);
-    for panel in panels {
-        let place = Place {
-            x: at(panel, "x") * CELL.0 + 4.0,
-            y: at(panel, "y") * CELL.1 + 4.0,
-            width: at(panel, "w") * CELL.0 - 8.0,
-            height: at(panel, "h") * CELL.1 - 8.0,
-        };
-        let title = panel["title"].as_str().unwrap();
+    for panel in dashboard["panels"].as_array().unwrap() {
         let defaults = &panel["fieldConfig"]["defaults"];
         let unit = match defaults["unit"].as_str().unwrap_or_default() {
             "percentunit" => Unit::Percent,
@@ -145,57 +127,61 @@ fn draw(prometheus: &Prometheus, time: (f64, f64)) {
             "bytes" | "Bps" => Unit::Bytes,
             _ => Unit::Number,
         };
-        if panel["type"] == "row" {
-            picture.heading(place.x, place.y + 16.0, title);
-            continue;
-        }
-        let lines = lines(prometheus, panel, time);
-        if panel["type"] == "stat" {
-            let last = lines.first().and_then(|line| line.points.last());
-            let value = last.map_or_else(|| "-".to_owned(), |point| unit.show(point.1));
-            picture.number(place, title, &value);
-            continue;
-        }
-        let minutes = |seconds: f64| format!("{}:{:02}", seconds as u64 / 60, seconds as u64 % 60);
-        let chart = Chart {
-            title: title.to_owned(),
-            unit,
-            x: minutes,
-            ticks: Vec::new(),
-            is_log: false,
-            lines,
-            is_stacked: defaults["custom"]["stacking"]["mode"] == "normal",
+        let shape = match panel["type"].as_str().unwrap() {
+            "row" => Shape::Heading,
+            "stat" => Shape::Number,
+            _ if defaults["custom"]["stacking"]["mode"] == "normal" => Shape::Stacked,
+            _ => Shape::Lines,
         };
-        picture.chart(place, &chart);
+        let place = ["x", "y", "w", "h"].map(|key| panel["gridPos"][key].as_i64().unwrap());
+        let head = Line::Panel {
+            panel: panel["title"].as_str().unwrap().to_owned(),
+            shape,
+            unit,
+            place: place.map(|cells| i32::try_from(cells).unwrap()),
+        };
+        let mut series = series(prometheus, panel, time);
+        if shape == Shape::Number {
+            series.truncate(1);
+            for (_, points) in &mut series {
+                points.drain(..points.len() - 1);
+            }
+        }
+        part.panel(head, series);
     }
-    picture.write(PICTURE);
 }
 
-/// The series of a panel, with seconds since the start.
-fn lines(prometheus: &Prometheus, panel: &Value, (from, to): (f64, f64)) -> Vec<Line> {
-    let targets = panel["targets"].as_array().unwrap().iter();
-    let lines = targets.flat_map(|target| {
+/// The series of a panel: names, seconds since the start and values.
+fn series(
+    prometheus: &Prometheus,
+    panel: &Value,
+    (from, to): (f64, f64),
+) -> Vec<(String, Vec<(f64, f64)>)> {
+    let targets = panel["targets"].as_array().into_iter().flatten();
+    let series = targets.flat_map(|target| {
         let query = target["expr"].as_str().unwrap();
         let query = query
             .replace("$namespace", ".*")
             .replace("$__rate_interval", RATE);
-        let series = prometheus.range(&query, (from, to), 2.0);
+        let answer = prometheus.range(&query, (from, to), RESOLUTION);
         let legend = target["legendFormat"]
             .as_str()
             .unwrap_or_default()
             .to_owned();
-        series.into_iter().map(move |(labels, points)| Line {
-            name: named(&legend, &labels),
-            points: points
-                .into_iter()
-                .filter(|point| point.1.is_finite())
-                .map(|(at, value)| (at - from, value))
-                .collect(),
+        answer.into_iter().map(move |(labels, points)| {
+            let points = points.into_iter().filter(|point| point.1.is_finite());
+            let points = points.map(|(at, value)| (digits(at - from), digits(value)));
+            (named(&legend, &labels), points.collect::<Vec<_>>())
         })
     });
-    let mut lines: Vec<_> = lines.filter(|line| !line.points.is_empty()).collect();
-    lines.truncate(8);
-    lines
+    let mut series: Vec<_> = series.filter(|(_, points)| !points.is_empty()).collect();
+    series.truncate(8);
+    series
+}
+
+/// The number with three digits: more are not seen in a picture.
+fn digits(value: f64) -> f64 {
+    format!("{value:.2e}").parse().unwrap()
 }
 
 /// The legend of a series, as Grafana makes it.

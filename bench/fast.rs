@@ -1,11 +1,10 @@
 //! One cold image, by containerd's own pull and by fast fill, on two generations of containerd.
 
-use std::process::Command;
 use std::time::Duration;
 
 use super::bed::{Containerd, Registry, unique};
 use super::images::{Layer, push};
-use super::measure::{Case, alternate, cpu_of, harpoon, run as taken};
+use super::measure::{Case, alternate, cpu_of, harpoon, run as taken, tool};
 use super::page::{Column, Part, column, said};
 use super::shaping::{Shape, Wire};
 
@@ -86,7 +85,7 @@ pub fn run(part: &mut Part, runs: usize) {
     }
     part.say(&format!(
         "Command: `make bench ONLY=fast` (also a part of `ONLY=fill`). {}.",
-        said(Command::new("containerd").arg("--version"))
+        said(tool("containerd").arg("--version"))
     ));
 }
 

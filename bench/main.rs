@@ -1,7 +1,8 @@
 //! `make bench`: compares harpoon with the alternatives of a user, on real daemons, in alternating runs.
 //!
-//! Each benchmark is a file here and writes its part of `docs/benchmarks.md`. The program measured is the one that
-//! `HARPOON_BIN` names, a release build; the daemons come from the tests' bed.
+//! Each benchmark is a file here. Its results are stored in `results/`; its part of `docs/benchmarks.md` and the pictures are made
+//! from them. The program measured is the one that `HARPOON_BIN` names, a release build; the daemons come from the tests' bed,
+//! with `HARPOON_RUNTIMES=modern` those of a newer generation, whose results have names of their own.
 //!
 //! Arguments: names of benchmarks (default: all) and `--runs N` (default: 5).
 #![allow(
@@ -14,6 +15,8 @@
 
 #[path = "../tests/it/bed/mod.rs"]
 mod bed;
+mod board;
+mod chart;
 mod dashboard;
 mod discovery;
 mod fast;
@@ -24,8 +27,9 @@ mod images;
 mod measure;
 mod oci;
 mod page;
+mod pictures;
 mod planning;
-mod plot;
+mod results;
 mod scale;
 mod shaping;
 mod warm;
@@ -73,14 +77,19 @@ fn main() {
             "no benchmark {name}, there are {known:?}"
         );
     }
-    // One of a cold node, the other of one cold image.
-    if chosen.iter().any(|name| name == "fill") {
+    // One of a cold node, the other of one cold image, which has the newer runtimes beside the others.
+    if chosen.iter().any(|name| name == "fill") && !bed::has_newer_runtimes() {
         chosen.push("fast".to_owned());
     }
     for (name, benchmark) in ALL {
         if chosen.is_empty() || chosen.iter().any(|chosen| chosen == name) {
             eprintln!("== {name}");
-            let mut part = page::Part::new(name);
+            let newer = if bed::has_newer_runtimes() {
+                "-modern"
+            } else {
+                ""
+            };
+            let mut part = page::Part::new(&format!("{name}{newer}"));
             benchmark(&mut part, runs);
             part.write();
         }

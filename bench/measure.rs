@@ -13,6 +13,16 @@ const TICKS: f64 = 100.0;
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// The directories of programs; those of the newer runtimes come first if they are measured.
+fn path() -> String {
+    if !crate::bed::has_newer_runtimes() {
+        return PATH.to_owned();
+    }
+    let cache = std::env::var("XDG_CACHE_HOME")
+        .unwrap_or_else(|_| std::env::var("HOME").unwrap() + "/.cache");
+    format!("{cache}/harpoon-testbed/modern/bin:{PATH}")
+}
+
 /// The measurements of one run of a command.
 #[derive(Debug, Clone, Copy)]
 pub struct Taken {
@@ -34,7 +44,8 @@ pub fn harpoon<const N: usize>(arguments: [&str; N]) -> Command {
 /// A program of this machine, with only a path and a home in its environment.
 pub fn tool(name: &str) -> Command {
     // By its full path: a name would be searched for between fork and exec, and a fork of this program, with its memory, is slow.
-    let whole = PATH
+    let path = path();
+    let whole = path
         .split(':')
         .map(|directory| Path::new(directory).join(name));
     let whole = whole.into_iter().find(|path| path.exists());
@@ -42,7 +53,7 @@ pub fn tool(name: &str) -> Command {
         whole.unwrap_or_else(|| panic!("{name} is missing: run testbed/install bench")),
     );
     command.env_clear();
-    command.env("PATH", PATH);
+    command.env("PATH", &path);
     command.env("HOME", std::env::temp_dir());
     command
 }
@@ -177,16 +188,4 @@ pub fn alternate(runs: usize, cases: Vec<Case<'_>>) -> Vec<Row> {
         }
     }
     rows
-}
-
-/// The median of the values; for an even number the mean of the two middle ones.
-pub fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let half = sorted.len() / 2;
-    if sorted.len() % 2 == 1 {
-        sorted[half]
-    } else {
-        f64::midpoint(sorted[half - 1], sorted[half])
-    }
 }

@@ -1,26 +1,15 @@
-//! Writes `docs/benchmarks.md`: each benchmark replaces its own section.
+//! Collects the results of a benchmark while it runs; at the end they are stored, and the page and the pictures made from them.
 
-use std::fmt::Write;
-use std::path::Path;
-use std::process::Command;
+use super::measure::Row;
+use super::pictures;
+use super::results::{self, Conditions, load, median, spread};
 
-use super::measure::{Row, median};
+pub use super::results::{Line, Shape, Unit, said};
 
-const PAGE: &str = "docs/benchmarks.md";
-const TOP: &str = "# Benchmarks
-
-harpoon compared with the tools that users run instead, on real daemons on one machine.
-
-- `make bench` measures everything on this page and writes it again. `make bench ONLY=NAME` measures one part.
-- The cases of a table are measured in turn, then all again, so that a busy minute affects all of them.
-- A cell is the median, with the minimum and the maximum in parentheses. A ratio is between medians of one table.
-- Seconds differ between machines and with their load; each part states the load average. Compare the ratios.
-";
-
-/// A part of the page.
+/// The results of a benchmark that runs.
 pub struct Part {
-    name: &'static str,
-    text: String,
+    name: String,
+    lines: Vec<Line>,
     load: String,
 }
 
@@ -37,17 +26,19 @@ pub const fn column(title: &'static str, decimals: usize) -> Column {
 }
 
 impl Part {
-    pub fn new(name: &'static str) -> Self {
+    pub fn new(name: &str) -> Self {
         Self {
-            name,
-            text: String::new(),
+            name: name.to_owned(),
+            lines: Vec::new(),
             load: load(),
         }
     }
 
     /// A paragraph.
     pub fn say(&mut self, text: &str) {
-        writeln!(self.text, "{text}\n").unwrap();
+        self.lines.push(Line::Text {
+            text: text.to_owned(),
+        });
     }
 
     /// A table, with the ratio of the first column to that of the row `base`.
@@ -64,16 +55,6 @@ impl Part {
         });
     }
 
-    /// A table of texts: the first column names the row.
-    pub fn texts(&mut self, titles: &[String], rows: &[Vec<String>]) {
-        writeln!(self.text, "| {} |", titles.join(" | ")).unwrap();
-        writeln!(self.text, "|{}", " --- |".repeat(titles.len())).unwrap();
-        for row in rows {
-            writeln!(self.text, "| {} |", row.join(" | ")).unwrap();
-        }
-        self.text.push('\n');
-    }
-
     fn table_of(
         &mut self,
         what: &str,
@@ -81,96 +62,52 @@ impl Part {
         rows: &[Row],
         base: impl Fn(&Row) -> f64,
     ) {
-        let titles: Vec<_> = columns.iter().map(|column| column.title).collect();
-        writeln!(self.text, "| {what} | {} | ratio |", titles.join(" | ")).unwrap();
-        writeln!(self.text, "| --- |{} --- |", " --- |".repeat(columns.len())).unwrap();
-        for row in rows {
-            write!(self.text, "| {} |", row.name).unwrap();
-            for (column, values) in columns.iter().zip(&row.columns) {
-                write!(self.text, " {} |", cell(values, column.decimals)).unwrap();
-            }
-            writeln!(self.text, " {:.2} |", median(&row.columns[0]) / base(row)).unwrap();
-        }
-        self.text.push('\n');
-    }
-
-    /// Writes it into the page, replacing the previous section of this benchmark.
-    pub fn write(self) {
-        let (begin, end) = (
-            format!("<!-- {} -->", self.name),
-            format!("<!-- end of {} -->", self.name),
-        );
-        let part = format!(
-            "{begin}\n## {}\n\n{}{}\n{end}\n",
-            self.name,
-            self.text,
-            footer(&self.load)
-        );
-        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE);
-        let old = std::fs::read_to_string(&page).unwrap_or_else(|_| TOP.to_owned());
-        let new = match (old.find(&begin), old.find(&end)) {
-            (Some(from), Some(to)) => format!(
-                "{}{}{}",
-                &old[..from],
-                part.trim_end(),
-                &old[to + end.len()..]
-            ),
-            _ => format!("{}\n\n{part}", old.trim_end()),
-        };
-        std::fs::write(page, new).unwrap();
-        eprintln!("{part}");
-    }
-}
-
-fn cell(values: &[f64], decimals: usize) -> String {
-    let (least, most) = values
-        .iter()
-        .fold((f64::MAX, f64::MIN), |(least, most), v| {
-            (least.min(*v), most.max(*v))
+        let head = columns.iter().map(|column| results::Column {
+            title: column.title.to_owned(),
+            decimals: column.decimals,
         });
-    let middle = median(values);
-    if format!("{least:.decimals$}") == format!("{most:.decimals$}") {
-        return format!("{middle:.decimals$}");
+        self.lines.push(Line::Table {
+            table: what.to_owned(),
+            columns: head.collect(),
+        });
+        for row in rows {
+            let cells = columns.iter().zip(&row.columns);
+            self.lines.push(Line::Row {
+                row: row.name.clone(),
+                cells: cells
+                    .map(|(column, values)| spread(values, column.decimals))
+                    .collect(),
+                ratio: spread(&[median(&row.columns[0]) / base(row)], 2)[0],
+            });
+        }
     }
-    format!("{middle:.decimals$} ({least:.decimals$}–{most:.decimals$})")
-}
 
-/// The machine and the date of the measurement.
-fn footer(before: &str) -> String {
-    let cpus = std::thread::available_parallelism().unwrap();
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap();
-    let model = info
-        .lines()
-        .find_map(|line| line.strip_prefix("model name"))
-        .map_or("unknown", |l| l.trim_start_matches([' ', '\t', ':']));
-    let memory = std::fs::read_to_string("/proc/meminfo").unwrap();
-    let memory: u64 = memory
-        .split_whitespace()
-        .nth(1)
-        .and_then(|kib| kib.parse().ok())
-        .unwrap();
-    format!(
-        "Measured {} on {cpus} CPUs ({model}), {} GiB, Linux {}; load average before {before}, after {}. {}.",
-        said(Command::new("date").args(["-u", "+%Y-%m-%d %H:%M UTC"])),
-        memory >> 20,
-        said(Command::new("uname").arg("-r")),
-        load(),
-        said(Command::new(crate::bed::program()).arg("--version")),
-    )
-}
+    /// A table of texts: the first column names the row.
+    pub fn texts(&mut self, titles: &[String], rows: &[Vec<String>]) {
+        let titles = titles.to_vec();
+        self.lines.push(Line::Titles { titles });
+        let rows = rows.iter().cloned().map(|texts| Line::Texts { texts });
+        self.lines.extend(rows);
+    }
 
-/// The first line that a command prints; for versions.
-pub fn said(command: &mut Command) -> String {
-    crate::bed::run(command)
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_owned()
-}
+    /// A panel of a dashboard, with its lines.
+    pub fn panel(&mut self, panel: Line, series: Vec<(String, Vec<(f64, f64)>)>) {
+        self.lines.push(panel);
+        let series = series
+            .into_iter()
+            .map(|(series, points)| Line::Series { series, points });
+        self.lines.extend(series);
+    }
 
-/// The load average of the last minute.
-fn load() -> String {
-    let text = std::fs::read_to_string("/proc/loadavg").unwrap();
-    text.split(' ').next().unwrap_or_default().to_owned()
+    /// Stores the results, and makes the page and the pictures from all that are stored.
+    pub fn write(self) {
+        let part = results::Part {
+            name: self.name,
+            conditions: Conditions::now(crate::bed::program(), self.load),
+            lines: self.lines,
+        };
+        eprintln!("{}", part.section());
+        part.record();
+        pictures::draw_all();
+    }
 }

@@ -13,8 +13,9 @@ use serde_json::{Value, json};
 
 use super::bed::large::{self, DEPLOYMENT_BYTES, deployment, namespace};
 use super::bed::{Kubernetes, eventually};
-use super::measure::{cpu_of, harpoon, median, memory_of, peak_of};
+use super::measure::{cpu_of, harpoon, memory_of, peak_of};
 use super::page::Part;
+use super::results::median;
 
 pub mod fleet;
 mod objects;

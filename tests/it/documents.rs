@@ -1,7 +1,11 @@
 //! Checks the documentation: the tests that it names exist, its links resolve, and the book lists all pages.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
 
 /// The tests that a document names: `` `file::name` ``, the file below `tests/it/` or with `src/` in front of it.
 fn named(text: &str) -> Vec<(String, String)> {
@@ -88,9 +92,12 @@ fn book() -> Vec<PathBuf> {
 fn pages() -> Vec<PathBuf> {
     let own = [
         "README.md",
+        "ARCHITECTURE.md",
         "CONTRIBUTING.md",
         "SECURITY.md",
         "CHANGELOG.md",
+        "deploy/chart/README.md",
+        ".github/pull_request_template.md",
     ];
     book()
         .into_iter()
@@ -98,66 +105,191 @@ fn pages() -> Vec<PathBuf> {
         .collect()
 }
 
-/// The targets of the links of a page that lead into the repository.
-fn links(text: &str) -> Vec<&str> {
-    let targets = text.split("](").skip(1);
-    let targets = targets.filter_map(|rest| rest.split(')').next());
-    targets
-        .filter(|target| !target.contains("://") && !target.contains(char::is_whitespace))
-        .collect()
+/// The links and the images of a page, without those in code.
+#[derive(Debug, Default)]
+struct Page {
+    links: Vec<String>,
+    /// The targets of the images, and the texts that stand for them.
+    images: Vec<(String, String)>,
+    /// The anchors of the headings, as GitHub and mdBook make them.
+    anchors: Vec<String>,
 }
 
-/// The anchors of a page's headings, as GitHub and mdBook make them.
-fn anchors(text: &str) -> Vec<String> {
-    let headings = text.lines().filter(|line| line.starts_with('#'));
-    headings
-        .map(|line| {
-            let heading = line.trim_start_matches('#').trim().to_lowercase();
-            let kept = heading
-                .chars()
-                .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
-            kept.map(|c| if c == ' ' { '-' } else { c }).collect()
-        })
-        .collect()
+impl Page {
+    fn parse(text: &str) -> Self {
+        let mut page = Self::default();
+        // The text of the heading, and that of the image, in which the parser is.
+        let (mut heading, mut image) = (None::<String>, None::<String>);
+        for event in Parser::new_ext(text, Options::ENABLE_TABLES) {
+            match event {
+                Event::Start(Tag::Heading { .. }) => heading = Some(String::new()),
+                Event::End(TagEnd::Heading(_)) => page.heading(&heading.take().unwrap()),
+                Event::Start(Tag::Link { dest_url, .. }) => page.links.push(dest_url.into_string()),
+                Event::Start(Tag::Image { dest_url, .. }) => {
+                    page.images.push((dest_url.into_string(), String::new()));
+                    image = Some(String::new());
+                }
+                Event::End(TagEnd::Image) => {
+                    page.images.last_mut().unwrap().1 = image.take().unwrap();
+                }
+                Event::Text(text) | Event::Code(text) => {
+                    for open in [&mut heading, &mut image].into_iter().flatten() {
+                        open.push_str(&text);
+                    }
+                }
+                Event::Html(html) | Event::InlineHtml(html) => {
+                    let attributes = ["href=\"", "src=\"", "srcset=\""];
+                    let values = attributes.iter().flat_map(|name| html.split(name).skip(1));
+                    let values = values.filter_map(|rest| rest.split('"').next());
+                    page.links.extend(values.map(str::to_owned));
+                }
+                _ => {}
+            }
+        }
+        page
+    }
+
+    fn heading(&mut self, text: &str) {
+        let kept = text.trim().to_lowercase();
+        let kept = kept
+            .chars()
+            .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+        let anchor: String = kept.map(|c| if c == ' ' { '-' } else { c }).collect();
+        // The second heading of a name has -1 behind it.
+        let same = |n: &usize| match n {
+            0 => anchor.clone(),
+            n => format!("{anchor}-{n}"),
+        };
+        let free = (0..)
+            .map(|n| same(&n))
+            .find(|anchor| !self.anchors.contains(anchor));
+        self.anchors.extend(free);
+    }
+
+    /// The targets of the links and the images.
+    fn targets(&self) -> impl Iterator<Item = &str> {
+        let images = self.images.iter().map(|(target, _)| target);
+        self.links.iter().chain(images).map(String::as_str)
+    }
 }
 
-/// The target of a link, if it does not exist.
+fn read(path: &Path) -> Page {
+    Page::parse(&fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
+}
+
+/// True for a link that leads out of the repository.
+fn is_external(link: &str) -> bool {
+    link.contains("://") || link.starts_with("mailto:") || link.starts_with("//")
+}
+
+/// True for a well-formed link out of the repository: `https`, and a host with a dot. It is not followed.
+fn is_well_formed(link: &str) -> bool {
+    link.parse::<http::Uri>().is_ok_and(|uri| {
+        let host = uri.host().unwrap_or_default();
+        uri.scheme_str() == Some("https") && host.contains('.')
+    })
+}
+
+/// The target of a link, if it does not exist or is not well formed.
 fn broken(page: &Path, link: &str) -> Option<String> {
+    let fault = || Some(format!("{}: {link}", page.display()));
+    if is_external(link) {
+        return if is_well_formed(link) { None } else { fault() };
+    }
     let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
     let target = match file {
         "" => page.to_owned(),
         _ => page.with_file_name(file),
     };
     let found = target.exists()
-        && (anchor.is_empty()
-            || anchors(&fs::read_to_string(&target).unwrap()).contains(&anchor.to_owned()));
-    (!found).then(|| format!("{}: {link}", page.display()))
+        && (anchor.is_empty() || read(&target).anchors.contains(&anchor.to_owned()));
+    if found { None } else { fault() }
 }
 
 #[test]
 fn links_lead_to_pages_and_headings() {
     let mut all = 0;
     let mut wrong = Vec::new();
-    for page in pages() {
-        let text = fs::read_to_string(&page).unwrap();
-        let links = links(&text);
-        all += links.len();
-        wrong.extend(links.iter().filter_map(|link| broken(&page, link)));
+    for path in pages() {
+        let page = read(&path);
+        all += page.targets().count();
+        wrong.extend(page.targets().filter_map(|link| broken(&path, link)));
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
-    assert!(all > 50, "{all} links");
+    assert!(all > 100, "{all} links");
+}
+
+#[test]
+fn broken_links_are_found() {
     let page = root().join("docs/deploy.md");
-    assert!(broken(&page, "deploy.md#no-such-heading").is_some());
-    assert!(broken(&page, "no-such-page.md").is_some());
+    let text = "[a](no-such-page.md \"title\") [b]\n\n    [code](no-link.md)\n\n`[c](no-link.md)` <img src=\"no-such.svg\">\n\n[b]: deploy.md#no-such";
+    let links = Page::parse(text).links;
+    assert_eq!(
+        links,
+        ["no-such-page.md", "deploy.md#no-such", "no-such.svg"]
+    );
+    for link in links {
+        assert!(broken(&page, &link).is_some(), "{link}");
+    }
+    for link in [
+        "http://example.com",
+        "https://host",
+        "https:///path",
+        "ftp://example.com/a",
+        "//example.com",
+    ] {
+        assert!(broken(&page, link).is_some(), "{link}");
+    }
+    assert_eq!(broken(&page, "https://example.com/a#b"), None);
+}
+
+#[test]
+fn anchors_are_those_of_headings() {
+    let text = "# A `code` & more\n\n## Same\n\n## Same\n\n```\n# no heading\n```\n";
+    assert_eq!(
+        Page::parse(text).anchors,
+        ["a-code--more", "same", "same-1"]
+    );
+}
+
+#[test]
+fn every_page_is_checked() {
+    let files = Command::new("git")
+        .args(["ls-files", "-z", "*.md"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    let files = String::from_utf8(files.stdout).unwrap();
+    let checked = pages();
+    for file in files.split_terminator('\0') {
+        assert!(checked.contains(&root().join(file)), "{file}");
+    }
+}
+
+#[test]
+fn images_are_described_and_used() {
+    let mut used = BTreeSet::new();
+    for path in pages() {
+        for (target, text) in read(&path).images {
+            assert!(text.len() > 20, "{}: {target} has no text", path.display());
+            used.insert(path.with_file_name(target).canonicalize().unwrap());
+        }
+    }
+    for image in fs::read_dir(root().join("docs/img")).unwrap() {
+        let image = image.unwrap().path().canonicalize().unwrap();
+        assert!(used.contains(&image), "no page shows {}", image.display());
+    }
 }
 
 #[test]
 fn book_lists_every_page() {
-    let text = fs::read_to_string(root().join("docs/SUMMARY.md")).unwrap();
-    let listed = links(&text);
+    let listed = read(&root().join("docs/SUMMARY.md")).links;
     for page in book() {
         let name = page.file_name().unwrap().to_str().unwrap();
-        assert!(name == "SUMMARY.md" || listed.contains(&name), "{name}");
+        assert!(
+            name == "SUMMARY.md" || listed.iter().any(|listed| listed == name),
+            "{name}"
+        );
     }
 }
 
@@ -169,12 +301,16 @@ fn is_own_picture(link: &str) -> bool {
 
 #[test]
 fn book_links_stay_inside_it() {
-    for page in book() {
-        let text = fs::read_to_string(&page).unwrap();
-        let outside: Vec<_> = links(&text)
-            .into_iter()
-            .filter(|link| link.contains('/') && !is_own_picture(link))
+    for path in book() {
+        let page = read(&path);
+        let outside: Vec<_> = page
+            .targets()
+            .filter(|link| {
+                !is_external(link)
+                    && !is_own_picture(link)
+                    && (link.starts_with('/') || link.contains(".."))
+            })
             .collect();
-        assert!(outside.is_empty(), "{}: {outside:?}", page.display());
+        assert!(outside.is_empty(), "{}: {outside:?}", path.display());
     }
 }

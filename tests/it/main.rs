@@ -33,6 +33,7 @@ mod lies;
 mod monitoring;
 mod oci;
 mod output;
+mod pictures;
 mod pins;
 mod private;
 mod pulling;
