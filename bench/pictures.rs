@@ -194,14 +194,18 @@ fn fill(parts: &[&Part]) -> String {
             });
         }
     }
+    let kinds = panels.iter().flat_map(|panel| &panel.bars);
+    let kinds: Vec<_> = kinds.map(|bar| bar.kind).collect();
+    let legend = [
+        (Kind::Ours, "harpoon"),
+        (Kind::Second, "with fast fill"),
+        (Kind::Theirs, "the runtime's own client"),
+    ];
+    let legend = legend.into_iter().filter(|(kind, _)| kinds.contains(kind));
     let picture = Picture {
         title: "Cold fill: 12 images into an empty runtime",
         subtitle: "Seconds, median; whiskers from the minimum to the maximum. Shorter is better.",
-        legend: &[
-            (Kind::Ours, "harpoon"),
-            (Kind::Second, "with fast fill"),
-            (Kind::Theirs, "the runtime's own client"),
-        ],
+        legend: &legend.collect::<Vec<_>>(),
         unit: "s",
         caption: caption(parts),
     };

@@ -291,6 +291,28 @@ fn fast_fill_has_a_picture() {
     assert!(svg.contains(described), "{svg}");
 }
 
+#[test]
+fn fill_has_bars_of_fast() {
+    let mut parts = Part::all();
+    parts.retain(|part| part.name == "fill");
+    let without = drawn::all(&parts).remove(0).1;
+    assert!(!without.contains("with fast fill"), "{without}");
+    let lines = &mut parts[0].lines;
+    let ours = lines.iter().position(|line| match line {
+        Line::Row { row, .. } => row.ends_with("--concurrency 4`"),
+        _ => false,
+    });
+    let row = Line::Row {
+        row: "`harpoon run --fill fast`".to_owned(),
+        cells: vec![[2.0; 3]; 2],
+        ratio: 0.4,
+    };
+    lines.insert(ours.unwrap(), row);
+    let with = drawn::all(&parts).remove(0).1;
+    assert!(with.contains("harpoon run --fill fast 2.0 s"), "{with}");
+    assert!(with.contains("with fast fill"), "{with}");
+}
+
 /// A part as `make bench ONLY=dashboard` stores it.
 fn dashboard() -> Part {
     let mut part = part("abc", false);
