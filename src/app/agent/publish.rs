@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, warn};
 
 use super::Agent;
+use super::state::LocalNode;
 use super::status::{Counts, RUNTIME_UNAVAILABLE, counts, status};
 use crate::api::v1alpha1::{NodePrefetch, NodePrefetchStatus};
 use crate::app::metrics::ImageState;
@@ -28,6 +29,10 @@ const HEARTBEAT: Duration = Duration::from_secs(120);
 const SPREAD: Duration = Duration::from_millis(2);
 /// The longest of those times.
 const SPREAD_MAX: Duration = Duration::from_secs(30);
+/// A node that has joined so recently is filled before it waits for others.
+const YOUNG: Duration = Duration::from_secs(600);
+/// The longest time for which an agent that starts says nothing while it looks at its node.
+const LOOK: Duration = Duration::from_secs(10);
 /// News of one moment are written together.
 const BURST: Duration = Duration::from_millis(20);
 /// The time limit for a request.
@@ -73,6 +78,8 @@ struct Writer<'a> {
     earliest: Instant,
     /// A write at the latest at this time.
     heartbeat: Instant,
+    /// The end of the time for which the agent looks at its node before it says anything.
+    looks_until: Instant,
     /// The time chosen for the urgent news, among the nodes that have the same.
     chosen: Option<Instant>,
     failures: u32,
@@ -88,6 +95,7 @@ impl<'a> Writer<'a> {
             written: None,
             earliest: now,
             heartbeat: now,
+            looks_until: now + LOOK,
             chosen: None,
             failures: 0,
         }
@@ -109,8 +117,13 @@ impl<'a> Writer<'a> {
         self.agent
             .measured(counts(&state), state.usage.map(|all| (state.bytes(), all)));
         let is_busy = state.is_busy(now);
+        let has_looked = state.has_looked();
         drop(state);
         self.agent.tell_first_fill();
+        // An agent that has started knows less than the object that an earlier one has written.
+        if !is_first && !has_looked && Instant::now() < self.looks_until {
+            return None;
+        }
         let is_urgent = match &self.written {
             None => true,
             Some(written) => is_urgent(written, &status, is_busy),
@@ -121,18 +134,36 @@ impl<'a> Writer<'a> {
     /// The time of the next write.
     fn due(&mut self, news: Option<&News>, now: Instant) -> Instant {
         let Some(news) = news else {
-            return now + HEARTBEAT;
+            return match now < self.looks_until {
+                true => self.looks_until,
+                false => now + HEARTBEAT,
+            };
         };
         if !news.is_urgent {
             self.chosen = None;
             return self.heartbeat.max(self.earliest);
         }
-        let nodes = self.agent.state().nodes();
-        let chosen = *self.chosen.get_or_insert_with(|| {
-            let spread = SPREAD.saturating_mul(nodes).min(SPREAD_MAX);
-            now + spread.mul_f64(fastrand::f64())
+        let state = self.agent.state();
+        let (nodes, is_synced) = (state.nodes(), state.is_synced);
+        let waits = self.owner.is_some() || !is_young(state.node.as_ref(), SystemTime::now());
+        drop(state);
+        // The number of nodes is in the planned images.
+        if waits && !is_synced && now < self.looks_until {
+            return self.looks_until;
+        }
+        let chosen = *self.chosen.get_or_insert_with(|| match waits {
+            true => now + spread(nodes),
+            false => now,
         });
         chosen.max(self.earliest)
+    }
+
+    /// Goes on from the status that an earlier agent of this node has written.
+    fn resume(&mut self, status: NodePrefetchStatus, now: (Instant, SystemTime)) {
+        let nodes = self.agent.state().nodes();
+        let late = || now.0 + spread(nodes);
+        self.heartbeat = next_heartbeat(&status, now).unwrap_or_else(late);
+        self.written = Some(status);
     }
 
     async fn write(&mut self, status: NodePrefetchStatus) {
@@ -202,7 +233,11 @@ impl<'a> Writer<'a> {
                 .patch(name, &parameters, &Patch::Apply(&object))
                 .await?;
             self.owner = uid;
-            self.agent.knows_first_fill(Some(&made));
+            let earlier = self.agent.earlier_status(made);
+            self.agent.knows_first_fill(earlier.as_ref());
+            if let Some(earlier) = earlier {
+                self.resume(earlier, (Instant::now(), SystemTime::now()));
+            }
             return Ok(false);
         }
         object["status"] = json!(status);
@@ -211,6 +246,38 @@ impl<'a> Writer<'a> {
             .await?;
         Ok(true)
     }
+}
+
+/// A random time in which the nodes of a cluster write that have the same news.
+fn spread(nodes: u32) -> Duration {
+    let spread = SPREAD.saturating_mul(nodes).min(SPREAD_MAX);
+    spread.mul_f64(fastrand::f64())
+}
+
+/// Returns whether the node has joined the cluster a short time ago.
+fn is_young(node: Option<&LocalNode>, now: SystemTime) -> bool {
+    let created = node.and_then(|node| node.facts.created);
+    // A clock that is behind makes it no older.
+    created.is_some_and(|at| now.duration_since(at).unwrap_or_default() < YOUNG)
+}
+
+/// The time of the next sign of life after this status; `None` if it is late.
+fn next_heartbeat(
+    status: &NodePrefetchStatus,
+    (now, wall): (Instant, SystemTime),
+) -> Option<Instant> {
+    let last = humantime::parse_rfc3339(&status.heartbeat_time).ok()?;
+    let age = wall.duration_since(last).unwrap_or_default();
+    let left = backoff::around(HEARTBEAT, 0.2).checked_sub(age)?;
+    Some(now + left)
+}
+
+/// The status of the object, unless it is that of an earlier node of the name, which is about to be deleted.
+fn own_status(made: NodePrefetch, joined: Option<SystemTime>) -> Option<NodePrefetchStatus> {
+    let created = made.metadata.creation_timestamp.as_ref();
+    let created = created.and_then(|at| humantime::parse_rfc3339(&at.0.to_string()).ok());
+    let is_own = joined.is_none_or(|joined| created.is_some_and(|at| at >= joined));
+    made.status.filter(|_| is_own)
 }
 
 /// Returns whether the status says something that others wait for: the node has settled, its failures have changed, or its
@@ -247,21 +314,19 @@ fn is_urgent(written: &NodePrefetchStatus, status: &NodePrefetchStatus, is_busy:
 }
 
 impl Agent {
+    /// The status that an earlier agent of this node has written.
+    fn earlier_status(&self, made: NodePrefetch) -> Option<NodePrefetchStatus> {
+        let state = self.state();
+        let joined = state.node.as_ref().and_then(|node| node.facts.created);
+        own_status(made, joined)
+    }
+
     /// Takes over the first fill that an earlier agent of this node has reported, if it has.
-    fn knows_first_fill(&self, made: Option<&NodePrefetch>) {
+    fn knows_first_fill(&self, earlier: Option<&NodePrefetchStatus>) {
         let mut state = self.state();
         if !state.first_fill.is_known() {
-            let joined = state.node.as_ref().and_then(|node| node.facts.created);
-            let created = made.and_then(|made| made.metadata.creation_timestamp.as_ref());
-            let created = created.and_then(|at| humantime::parse_rfc3339(&at.0.to_string()).ok());
-            // An older object is that of an earlier node of the name, and about to be deleted.
-            let is_own = joined.is_none_or(|joined| created.is_some_and(|at| at >= joined));
-            let status = made
-                .filter(|_| is_own)
-                .and_then(|made| made.status.as_ref());
-            state
-                .first_fill
-                .earlier(status.and_then(|status| status.first_fill_seconds));
+            let seconds = earlier.and_then(|status| status.first_fill_seconds);
+            state.first_fill.earlier(seconds);
         }
         drop(state);
         self.planned.notify_one();
@@ -321,6 +386,39 @@ mod tests {
             }],
             ..status.clone()
         }
+    }
+
+    #[test]
+    fn heartbeat_goes_on_after_restart() {
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        let next = |age: u64| {
+            let beat = wall - Duration::from_secs(age);
+            let heartbeat_time = humantime::format_rfc3339_seconds(beat).to_string();
+            let status = NodePrefetchStatus {
+                heartbeat_time,
+                ..status(1, &[])
+            };
+            next_heartbeat(&status, (now, wall)).map(|at| (at - now).as_secs())
+        };
+        assert!(next(60).is_some_and(|left| (34..=85).contains(&left)));
+        assert_eq!(next(200), None);
+        assert_eq!(next_heartbeat(&status(1, &[]), (now, wall)), None);
+    }
+
+    #[test]
+    fn status_of_former_node_is_ignored() {
+        let made = |created: &str| {
+            let object = serde_json::json!({
+                "apiVersion": "harpoon.dev/v1alpha1", "kind": "NodePrefetch",
+                "metadata": {"name": "node-1", "creationTimestamp": created}, "status": status(3, &[])
+            });
+            serde_json::from_value::<NodePrefetch>(object).unwrap()
+        };
+        let joined = humantime::parse_rfc3339("2026-01-02T00:00:00Z").ok();
+        let own = own_status(made("2026-01-02T00:00:01Z"), joined);
+        assert_eq!(own, Some(status(3, &[])));
+        assert_eq!(own_status(made("2026-01-01T00:00:00Z"), joined), None);
+        assert_eq!(own_status(made("2026-01-01T00:00:00Z"), None), own);
     }
 
     #[test]

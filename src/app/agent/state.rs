@@ -205,6 +205,12 @@ impl State {
         self.revisions.clone().unwrap_or_default()
     }
 
+    /// Returns whether the runtime was asked about every image that the node needs.
+    pub(super) fn has_looked(&self) -> bool {
+        let mut images = self.images();
+        self.runtime.is_some() && images.all(|image| image.presence != Presence::Unknown)
+    }
+
     /// Returns whether it was decided what the node needs.
     pub(super) fn has_decided(&self) -> bool {
         self.revisions.is_some()

@@ -28,7 +28,10 @@ pub(super) async fn images(agent: &Agent) -> Infallible {
                 listed.push(Planned::of(object));
                 continue;
             }
-            Event::InitDone => agent.state().replace(std::mem::take(&mut listed)),
+            Event::InitDone => {
+                agent.state().replace(std::mem::take(&mut listed));
+                agent.told.notify_one();
+            }
             Event::Apply(object) => agent.state().apply(Planned::of(object)),
             Event::Delete(object) => {
                 let name = object.metadata.name.unwrap_or_default();

@@ -18,8 +18,11 @@ use crate::retry::backoff;
 
 /// The field manager of all writes.
 pub(super) const MANAGER: &str = "harpoon-controller";
-/// Writes of PlannedImages a second, and at once after a pause.
+/// Writes of PlannedImages a second.
 const RATE: f64 = 10.0;
+/// Events for agents that the writes of one burst may cause, and the most writes of a burst. A pause allows another one.
+const BURST_EVENTS: f64 = 50_000.0;
+const BURST_MAX: f64 = 500.0;
 /// The time for which an image is kept if its object does not say so in a usable way.
 const DEFAULT_KEEP: Duration = Duration::from_secs(24 * 3600);
 /// The longest time that is added to a time, so that no sum overflows.
@@ -228,7 +231,7 @@ async fn apply(
     Ok(Written::Applied(Box::new(planned)))
 }
 
-/// The pace of writes: at most ten a second, and a jittered back-off after a failure.
+/// The pace of writes: ten a second, more at once where few agents watch, and a jittered back-off after a failure.
 #[derive(Debug)]
 pub(super) struct Pace {
     tokens: f64,
@@ -243,17 +246,19 @@ impl Pace {
     /// Full speed.
     pub(super) fn new(now: Instant) -> Self {
         Self {
-            tokens: RATE,
+            tokens: BURST_MAX,
             refilled: now,
             paused: None,
             objects: BTreeMap::new(),
         }
     }
 
-    /// The time at which the next write may be made.
-    pub(super) fn next(&mut self, now: Instant) -> Instant {
+    /// The time at which the next write may be made, which this number of agents sees.
+    pub(super) fn next(&mut self, now: Instant, agents: usize) -> Instant {
         let gained = now.saturating_duration_since(self.refilled).as_secs_f64() * RATE;
-        self.tokens = (self.tokens + gained).min(RATE);
+        let agents = u32::try_from(agents.max(1)).unwrap_or(u32::MAX);
+        let burst = (BURST_EVENTS / f64::from(agents)).clamp(RATE, BURST_MAX);
+        self.tokens = (self.tokens + gained).min(burst);
         self.refilled = now;
         let token = now + Duration::from_secs_f64((1.0 - self.tokens).max(0.0) / RATE);
         self.paused.map_or(token, |(_, end)| token.max(end))

@@ -58,6 +58,8 @@ pub(super) fn notices(before: &[Condition], after: &[Condition]) -> Vec<Notice> 
         let was_ready = was("Ready").is_some_and(|(status, _)| status == "True");
         match (was_ready, ready.status == "True") {
             (false, true) => add(false, &ready, "ready"),
+            // A change of the images, which becomes ready again.
+            (true, false) if ready.reason == "Updating" => {}
             (true, false) => add(false, &ready, "not ready any more"),
             _ => {}
         }

@@ -11,7 +11,7 @@
 //! | 2 | `resolve.rs` | one ImagePrefetch -> its images | yes |
 //! | 3 | `merge.rs` | images of all ImagePrefetches -> PlannedImages | yes |
 //! | 4 | `apply.rs` | what differs, and its writes | the difference |
-//! | 5 | `aggregate.rs` | what nodes report -> status | yes |
+//! | 5 | `aggregate.rs`, `status_pace.rs` | what nodes report -> status, and the time of its write | yes |
 //! | 6 | `brake.rs` | rate limits -> longer windows | yes |
 //! | 7 | `events.rs` | changes of conditions -> Events | what is worth one |
 //! | 8 | `gate.rs`, `guard.rs` | nodes and what they report -> taints and conditions of nodes | `gate.rs` |
@@ -46,6 +46,7 @@ mod prefetch;
 mod pressure;
 mod reconcile;
 mod resolve;
+mod status_pace;
 #[cfg(test)]
 mod tests;
 mod watches;

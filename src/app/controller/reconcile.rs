@@ -28,6 +28,7 @@ use super::prefetch::AnyPrefetch;
 use super::pressure::Teller;
 use super::resolve::{self, Demand, Resolved};
 use super::shown;
+use super::status_pace::StatusPace;
 use super::watches::{Needs, Watches};
 use crate::api::v1alpha1::ImagePrefetchStatus;
 use crate::app::metrics::{ControllerMetrics, NodeState};
@@ -38,8 +39,6 @@ use crate::kube_api::connect::Cluster;
 
 /// The time in which further changes may follow a change before they are planned together.
 const SETTLE: Duration = Duration::from_secs(1);
-/// The least time between two writes of the status of one ImagePrefetch.
-const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 /// The least time between two sums over all nodes.
 const AGGREGATE_INTERVAL: Duration = Duration::from_millis(500);
 /// The longest time without a sum, because nodes may become stale without an event.
@@ -98,9 +97,9 @@ pub(super) struct Reconciler {
     is_summed_up: bool,
     /// The time to look again at a status that may not be written yet.
     status_at: Option<Instant>,
-    statuses: VecDeque<(String, ImagePrefetchStatus)>,
-    /// The last status that was written for each ImagePrefetch, and when.
-    written: BTreeMap<String, (ImagePrefetchStatus, Instant)>,
+    /// Statuses that differ from those of the objects, each with the time from which it may be written.
+    statuses: VecDeque<(String, ImagePrefetchStatus, Instant)>,
+    status_pace: StatusPace,
     status_write: InFlight<StatusOutcome>,
 
     guard: Guard,
@@ -147,7 +146,7 @@ impl Reconciler {
             is_summed_up: true,
             status_at: None,
             statuses: VecDeque::new(),
-            written: BTreeMap::new(),
+            status_pace: StatusPace::default(),
             status_write: None,
             classes_read: None,
             classes: None,
@@ -208,7 +207,7 @@ impl Reconciler {
             );
         }
         if self.write.is_none() && !self.changes.is_empty() {
-            next = next.min(self.pace.next(now));
+            next = next.min(self.pace.next(now, self.state.nodes.items.len()));
         }
         next.max(now + Duration::from_millis(10))
     }
@@ -411,7 +410,8 @@ impl Reconciler {
 
     /// Starts the next write, if there is one and the pace allows it.
     fn start_write(&mut self, now: Instant) {
-        if self.write.is_some() || self.changes.is_empty() || self.pace.next(now) > now {
+        let agents = self.state.nodes.items.len();
+        if self.write.is_some() || self.changes.is_empty() || self.pace.next(now, agents) > now {
             return;
         }
         if !self.fence.is_leading() {
@@ -570,6 +570,7 @@ impl Reconciler {
         self.is_summed_up = true;
         self.status_at = None;
         let pending: BTreeSet<String> = self.pending();
+        self.status_pace.note_pending(&pending, now);
         let index = Index::new(&self.state.planned.items);
         let nodes = &self.state.nodes.items;
         let text = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
@@ -578,9 +579,9 @@ impl Reconciler {
             let Some(prefetch) = self.state.prefetches.items.get(name) else {
                 continue;
             };
-            let known = match (&prefetch.spec, self.written.get(name)) {
+            let known = match (&prefetch.spec, self.status_pace.written(name)) {
                 // The status of an object that cannot be decoded is not known otherwise.
-                (Err(_), Some((written, _))) => written,
+                (Err(_), Some(written)) => written,
                 _ => &prefetch.status,
             };
             let subject = Subject {
@@ -592,7 +593,8 @@ impl Reconciler {
             };
             let status = aggregate::status(subject, &index, nodes, known, (now, &text));
             if status != *known {
-                self.statuses.push_back((name.clone(), status));
+                let due = self.status_pace.due(name, known, &status, now);
+                self.statuses.push_back((name.clone(), status, due));
             }
         }
         for (state, count) in NodeState::ALL
@@ -615,7 +617,8 @@ impl Reconciler {
             self.plan_within(Duration::ZERO);
         }
         let prefetches = &self.state.prefetches.items;
-        self.written.retain(|name, _| prefetches.contains_key(name));
+        self.status_pace
+            .retain(|name| prefetches.contains_key(name));
     }
 
     /// The ImagePrefetches of which a PlannedImage has to be written, or of which a later generation has to be planned.
@@ -631,34 +634,23 @@ impl Reconciler {
         pending
     }
 
-    /// Starts the next write of a status, of which each ImagePrefetch gets at most one in a while.
+    /// Starts the next write of a status that is due.
     fn start_status_write(&mut self, now: Instant) {
         if self.status_write.is_some() || self.statuses.is_empty() || !self.fence.is_leading() {
             return;
         }
-        let is_free = |name: &String| {
-            let written = self.written.get(name);
-            written.is_none_or(|(_, at)| now.saturating_duration_since(*at) >= STATUS_INTERVAL)
-        };
-        let Some(at) = self.statuses.iter().position(|(name, _)| is_free(name)) else {
+        let due = self.statuses.iter().position(|(.., due)| *due <= now);
+        let Some((name, status, _)) = due.and_then(|at| self.statuses.remove(at)) else {
             // They are summed up again when the first of them may be written.
-            let times = self
-                .statuses
-                .iter()
-                .filter_map(|(name, _)| self.written.get(name));
-            if let Some(first) = times.map(|(_, at)| *at + STATUS_INTERVAL).min() {
-                self.status_at = Some(first);
-            }
+            self.status_at = self.statuses.iter().map(|(.., due)| *due).min();
             self.statuses.clear();
             return;
         };
-        let Some((name, status)) = self.statuses.remove(at) else {
-            return;
-        };
-        self.written.insert(name.clone(), (status.clone(), now));
         // The watch may tell of the new status before the response to the write is here.
         let known = self.state.prefetches.items.get(&name);
-        let before = known.map_or_else(Vec::new, |known| known.status.conditions.clone());
+        let known = known.map_or_else(ImagePrefetchStatus::default, |known| known.status.clone());
+        self.status_pace.write(&name, &known, &status, now);
+        let before = known.conditions;
         let api: Api<AnyPrefetch> = Api::all(self.client.clone());
         self.status_write = Some(Box::pin(async move {
             let object = json!({

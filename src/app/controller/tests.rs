@@ -310,19 +310,23 @@ fn stored_object_that_differs_is_written_once() {
 #[test]
 fn pace_is_ten_writes_a_second() {
     let start = Instant::now();
-    let mut pace = Pace::new(start);
-    let (mut now, mut writes) = (start, 0);
-    while now < start + Duration::from_secs(10) {
-        if pace.next(now) <= now {
-            pace.take();
-            writes += 1;
+    // At once, where so many agents see each write; then ten a second.
+    for (agents, burst) in [(0, 500), (100, 500), (1000, 50), (5000, 10), (20_000, 10)] {
+        let mut pace = Pace::new(start);
+        let (mut now, mut writes) = (start, 0);
+        while now < start + Duration::from_secs(10) {
+            if pace.next(now, agents) <= now {
+                pace.take();
+                writes += 1;
+            }
+            now += Duration::from_millis(1);
         }
-        now += Duration::from_millis(1);
+        let expected = burst + 95..=burst + 101;
+        assert!(expected.contains(&writes), "{agents}: {writes}");
     }
-    // Ten at once, then ten a second.
-    assert!((105..=111).contains(&writes), "{writes}");
+    let (now, mut pace) = (start, Pace::new(start));
     assert!(pace.failed("x", false, now));
-    assert!(pace.next(now) >= now + Duration::from_millis(250));
+    assert!(pace.next(now, 5000) >= now + Duration::from_millis(250));
     assert!(!pace.failed("x", false, now));
     pace.succeeded("x");
     assert!(pace.failed("y", true, now));
@@ -697,6 +701,11 @@ fn events_tell_transitions_only() {
     assert_eq!(count(&failing, &limited), 1);
     assert_eq!(count(&limited, &updating), 0);
     assert_eq!(count(&[], &updating), 0);
+    // A new image: ready again soon.
+    assert_eq!(count(&ready, &updating), 0);
+    assert_eq!(count(&updating, &ready), 1);
+    let suspended = conditions("False", "False", "Suspended");
+    assert_eq!(count(&ready, &suspended), 1);
 }
 
 proptest! {

@@ -84,3 +84,40 @@ fn idle_agent_is_cheap() {
     assert!(memory <= most * (20 << 20), "{memory}");
     assert!(share <= 0.002 * f64::from(most as u32), "{share}");
 }
+
+#[test]
+fn restarted_agent_repeats_no_report() {
+    // Of its own: the status names the prefetches of all tests. Kubernetes before 1.22 stores who applied the status, and who the rest.
+    let cluster = Kubernetes::start_newer();
+    cluster.install_definitions();
+    let machine = Machine::new(&cluster, containerd());
+    let agent = machine.start();
+    machine.plan(&push("agent"), &json!({}));
+    machine.wait_for(&agent, "the image is reported", || {
+        machine.status()["present"] == 1 && machine.ready().0 == "True"
+    });
+    agent.signal(Signal::TERM);
+    agent.wait().expect(0);
+    let before = machine.object();
+    let agent = machine.start();
+    machine.wait_for(&agent, "it has looked", || {
+        let (_, metrics) = served(&agent, "/metrics");
+        metrics.contains("harpoon_images{state=\"present\"} 1")
+            && served(&agent, "/readyz").0 == 200
+    });
+    std::thread::sleep(Duration::from_secs(12));
+    assert_eq!(machine.object(), before);
+    agent.signal(Signal::KILL);
+    drop(agent.wait());
+    // What has changed meanwhile is reported.
+    machine.plan(&push("agent"), &json!({}));
+    let agent = machine.start();
+    machine.wait_for(&agent, "the second image is reported", || {
+        machine.status()["present"] == 2
+    });
+    let status = machine.status();
+    assert_eq!(
+        status["firstFillSeconds"],
+        before["status"]["firstFillSeconds"]
+    );
+}

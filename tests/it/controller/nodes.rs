@@ -1,6 +1,6 @@
 //! The reports of many nodes become one status.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
@@ -77,7 +77,8 @@ fn status_sums_up_nodes() {
             .collect::<serde_json::Map<_, _>>()
             .into();
         let started = std::time::Instant::now();
-        eventually(&expected.to_string(), SOON, || {
+        // While nodes fill, other counts alone are written half a minute after the last write.
+        eventually(&expected.to_string(), 2 * SOON, || {
             cluster.get(&path)["status"]["nodes"] == expected
         });
         eprintln!("{expected} after {:?}", started.elapsed());
@@ -179,6 +180,73 @@ fn status_sums_up_nodes() {
         "{about:?}"
     );
     assert!(about.len() <= 10, "{about:?}");
+}
+
+/// The writes that a controller makes, as the API server has counted them: of PlannedImages, statuses and Events.
+fn writes(cluster: &Kubernetes) -> BTreeMap<String, u64> {
+    let metrics = cluster.text("/metrics");
+    let mut writes = BTreeMap::new();
+    for line in metrics.lines() {
+        let Some(series) = line.strip_prefix("apiserver_request_total{") else {
+            continue;
+        };
+        let (labels, count) = series.rsplit_once("} ").unwrap();
+        let has = |label: &str| labels.contains(label);
+        let resource = match () {
+            () if ["GET", "LIST", "WATCH"]
+                .iter()
+                .any(|verb| has(&format!("verb=\"{verb}\""))) =>
+            {
+                continue;
+            }
+            () if has("resource=\"plannedimages\"") => "plannedimages",
+            () if has("resource=\"events\"") => "events",
+            () if has("resource=\"imageprefetches\"") && has("subresource=\"status\"") => {
+                "imageprefetches/status"
+            }
+            () => continue,
+        };
+        *writes.entry(resource.to_owned()).or_default() += count.parse::<f64>().unwrap() as u64;
+    }
+    writes
+}
+
+#[test]
+fn new_image_costs_five_writes() {
+    let cluster = Controlled::start(Kubernetes::start());
+    let (name, count) = (unique("cheap"), 50);
+    let spec = |tag: u32| json!({"source": {"images": [format!("registry.example/{name}:{tag}")]}});
+    let path = prefetch(&cluster, &name, spec(1));
+    eventually("planned", SOON, || images(&cluster, &name).len() == 1);
+    create_nodes(&cluster, count);
+    let settle = |pause: Duration| {
+        let entry = entry(&name, &current(&cluster, &name), [1, 1, 0, 0]);
+        for node in 0..count {
+            report(&cluster, node, &entry, &json!([]), &time_ago(0));
+            std::thread::sleep(pause);
+        }
+        wait_for(&cluster, &path, "Ready", ("True", "Complete"));
+    };
+    settle(Duration::ZERO);
+    std::thread::sleep(Duration::from_secs(8));
+    let before = writes(&cluster);
+    cluster.patch(&path, json!({"spec": spec(2)}));
+    wait_for(&cluster, &path, "Ready", ("False", "Updating"));
+    assert_eq!(cluster.get(&path)["status"]["nodes"]["updating"], count);
+    // Each node has the image at another time.
+    settle(Duration::from_millis(250));
+    std::thread::sleep(Duration::from_secs(8));
+    let after = writes(&cluster);
+    let made: BTreeMap<&str, u64> = after
+        .iter()
+        .map(|(of, writes)| (of.as_str(), writes - before.get(of).unwrap_or(&0)))
+        .collect();
+    let expected = [
+        ("events", 1),
+        ("imageprefetches/status", 2),
+        ("plannedimages", 2),
+    ];
+    assert_eq!(made, expected.into());
 }
 
 #[test]
