@@ -389,6 +389,27 @@ mod tests {
     }
 
     #[test]
+    fn only_young_nodes_report_at_once() {
+        let now = SystemTime::now();
+        let joined = |created: Option<SystemTime>| LocalNode {
+            node: crate::planning::node_match::Node::default(),
+            facts: crate::model::node_facts::NodeFacts {
+                created,
+                platform: None,
+            },
+            uid: "1".to_owned(),
+            is_deleted: false,
+        };
+        let ago = |seconds| Some(now - Duration::from_secs(seconds));
+        assert!(is_young(Some(&joined(ago(30))), now));
+        assert!(is_young(Some(&joined(Some(now + YOUNG))), now));
+        for created in [ago(601), None] {
+            assert!(!is_young(Some(&joined(created)), now));
+        }
+        assert!(spread(5000) <= Duration::from_secs(10) && spread(u32::MAX) <= SPREAD_MAX);
+    }
+
+    #[test]
     fn heartbeat_goes_on_after_restart() {
         let (now, wall) = (Instant::now(), SystemTime::now());
         let next = |age: u64| {

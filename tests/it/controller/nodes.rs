@@ -234,7 +234,7 @@ fn new_image_costs_five_writes() {
     wait_for(&cluster, &path, "Ready", ("False", "Updating"));
     assert_eq!(cluster.get(&path)["status"]["nodes"]["updating"], count);
     // Each node has the image at another time.
-    settle(Duration::from_millis(250));
+    settle(Duration::from_millis(100));
     std::thread::sleep(Duration::from_secs(8));
     let after = writes(&cluster);
     let made: BTreeMap<&str, u64> = after
