@@ -86,7 +86,8 @@ impl Cost {
             .requests
             .iter()
             .filter(|((verb, of), _)| of == resource && writes.contains(&verb.as_str()));
-        of.map(|(_, count)| count).sum()
+        // The sum of nothing would be shown as -0.
+        of.fold(0.0, |sum, (_, count)| sum + count)
     }
 
     /// Number of all requests that changed objects of these resources.
