@@ -20,7 +20,7 @@ const COLOURS: [RGBColor; 8] = [
 /// A column and a row of the grid, in pixels.
 const CELL: (i32, i32) = (33, 23);
 /// Height of the title and of the legend of a panel.
-const TITLE: i32 = 26;
+const TITLE: i32 = 30;
 const LEGEND: i32 = 20;
 
 /// A panel of a dashboard.
