@@ -16,7 +16,6 @@
     reason = "the seed and the steps, for who asks with --nocapture"
 )]
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -31,7 +30,7 @@ mod world;
 use actors::Cast;
 use checks::{Allowed, differences};
 use schedule::{Action, schedule};
-use world::{Change, IMAGES, PREFETCHES, Policy, Prefetch, Source, World};
+use world::{Change, IMAGES, PREFETCHES, PRIVATE, Policy, Prefetch, Source, World};
 
 /// The time in which everything settles: longer than the pause after a failed pull, and the time after which the standby leads.
 const SETTLED: Duration = Duration::from_secs(150);
@@ -115,13 +114,13 @@ impl Play {
             std::thread::sleep(at.saturating_sub(began.elapsed()));
             self.note(&format!("{:?}", step.action));
             self.cast.check();
+            let before = began.elapsed();
             match &step.action {
-                Action::Settle => {
-                    let before = began.elapsed();
-                    self.settle(Allowed::Removed);
-                    late += began.elapsed() - before;
-                }
+                Action::Settle => self.settle(Allowed::Removed),
                 action => self.cast.act(action),
+            }
+            if matches!(step.action, Action::Settle | Action::RestartApi) {
+                late += began.elapsed() - before;
             }
             if let Action::Ask(change) = &step.action {
                 self.world.apply(change);
@@ -165,14 +164,16 @@ impl Play {
             .agents
             .iter_mut()
             .for_each(actors::Program::restart);
-        let all = Prefetch {
-            source: Source::Images(BTreeSet::from_iter(0..IMAGES)),
-            pool: None,
-            policy: Policy::Keep,
-            is_sealed: false,
-            is_immediate: true,
-        };
-        self.ask(&Change::Prefetch(0, Some(all)));
+        for (number, images) in [(0, PRIVATE..IMAGES), (1, 0..PRIVATE)] {
+            let all = Prefetch {
+                is_sealed: images.start == 0,
+                source: Source::Images(images.collect()),
+                pool: None,
+                policy: Policy::Keep,
+                is_immediate: true,
+            };
+            self.ask(&Change::Prefetch(number, Some(all)));
+        }
         self.settle(Allowed::Nothing);
         leaks::downloads(&self.cast);
     }

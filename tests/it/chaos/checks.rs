@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::actors::{API, Cast, Node, name, policy};
-use super::world::{IMAGES, NODES, Planned, Policy, World};
+use super::world::{IMAGES, NODES, PRIVATE, Planned, Policy, World};
 use crate::agent::seals;
 use crate::bed;
 use crate::fast::images as checked;
@@ -195,7 +195,7 @@ impl Content {
                 found.push(format!("{name}: {named:?}, to be pinned: {is_wanted}"));
             }
             // A former containerd has no pull without a name, so that one that was killed can leave it.
-            let private = &images[..super::world::PRIVATE];
+            let private = &images[..PRIVATE];
             if bed::has_newer_runtimes() && private.iter().any(|image| is_of(name, image)) {
                 found.push(format!("{name} is a name of an image that is only sealed"));
             }
