@@ -16,6 +16,8 @@ use crate::pins::{Named, names};
 pub(super) enum Allowed {
     /// Images that were removed: those with the policy `None`, and those that wait to be pulled again, if the status names them.
     Removed,
+    /// The same, but failures of pulls are over.
+    Evicted,
     /// Nothing.
     Nothing,
 }
@@ -26,6 +28,8 @@ enum Found {
     Present,
     /// The status names it as failed.
     Failing,
+    /// The status names it as removed repeatedly.
+    Resting,
     /// It was removed, and is not pulled again.
     GivenUp,
     /// It is not there, and the status does not say so.
@@ -37,6 +41,8 @@ struct Content {
     names: BTreeMap<String, Named>,
     /// The digests of the seals of each image.
     seals: BTreeMap<String, Vec<String>>,
+    /// Leases of harpoon's.
+    leases: usize,
 }
 
 /// The images that a node needs, and the state of each.
@@ -123,9 +129,11 @@ fn plan(cast: &Cast, world: &World) -> Vec<String> {
 
 impl Content {
     fn of(node: &Node) -> Self {
+        let leases = node.containerd.leases().into_iter();
         Self {
             names: names(&node.containerd),
             seals: seals(&node.containerd),
+            leases: leases.filter(|lease| lease.starts_with("harpoon/")).count(),
         }
     }
 
@@ -139,12 +147,13 @@ impl Content {
             false => self.names.contains_key(image),
         };
         let failures = status["failures"].as_array().cloned().unwrap_or_default();
-        let is_named = failures.iter().any(|failure| failure["image"] == image);
+        let named = failures.iter().find(|failure| failure["image"] == image);
         // There may be no room for all of them.
         let is_clipped = status["failed"].as_u64().unwrap_or_default() > failures.len() as u64;
         match is_there {
             true => Found::Present,
-            false if is_named || is_clipped => Found::Failing,
+            false if named.is_some_and(|failure| failure["reason"] == "evicted") => Found::Resting,
+            false if named.is_some() || is_clipped => Found::Failing,
             false if planned.policy == Policy::None => Found::GivenUp,
             false => Found::Missing,
         }
@@ -172,7 +181,9 @@ impl Content {
                     seals.is_empty() || matches!(seals, [digest] if is_same(digest))
                 }
                 // It stays sealed until it has its name.
-                (Some(_), _) => seals.is_empty() || states[&image] == Found::Failing,
+                (Some(_), _) => {
+                    seals.is_empty() || [Found::Failing, Found::Resting].contains(&states[&image])
+                }
                 // A seal of what only other nodes need expires.
                 (None, true) => seals.len() <= 1,
                 (None, false) => seals.is_empty(),
@@ -205,6 +216,10 @@ impl Content {
         }
         let unknown = self.seals.keys().filter(|image| !images.contains(image));
         found.extend(unknown.map(|image| format!("{image} is sealed")));
+        let sealed: usize = self.seals.values().map(Vec::len).sum();
+        if self.leases != sealed {
+            found.push(format!("{} leases, {sealed} seals", self.leases));
+        }
         for line in checked(&cast.nodes[number].containerd) {
             if !line.contains("complete (") || !line.trim_end().ends_with("true") {
                 found.push(format!("not whole: {line}"));
@@ -212,6 +227,7 @@ impl Content {
         }
         let bad = states.iter().filter(|(_, state)| match allowed {
             Allowed::Removed => **state == Found::Missing,
+            Allowed::Evicted => [Found::Missing, Found::Failing].contains(state),
             Allowed::Nothing => **state != Found::Present,
         });
         found.extend(bad.map(|(image, state)| format!("{} is {state:?}", images[*image])));
@@ -234,7 +250,7 @@ fn numbers<'a>(states: impl Iterator<Item = &'a Found>) -> [u64; 3] {
     for state in states {
         let of = match state {
             Found::Present => [1, 1, 0],
-            Found::Failing | Found::Missing => [1, 0, 1],
+            Found::Failing | Found::Resting | Found::Missing => [1, 0, 1],
             Found::GivenUp => [0, 0, 0],
         };
         for (number, more) in numbers.iter_mut().zip(of) {
