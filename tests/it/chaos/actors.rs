@@ -1,4 +1,4 @@
-//! What acts: a cluster, its nodes, controllers and agents, each with a connection to the API server that can be cut off.
+//! The parts that act: a cluster, its nodes, controllers and agents, each with a connection to the API server that can be cut off.
 
 use std::path::Path;
 use std::process::Command;
@@ -23,7 +23,7 @@ const LONG: Duration = Duration::from_secs(7200);
 const PULL: Duration = Duration::from_secs(5);
 /// The size of the last node's disk in bytes.
 const DISK: u64 = 300_000_000;
-/// Who fetches and unpacks images on each node.
+/// The value of `FILL` on each node.
 const FILLS: [&str; NODES] = ["runtime", "fast", "auto"];
 
 /// An agent or a controller.

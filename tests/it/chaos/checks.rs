@@ -11,7 +11,7 @@ use crate::bed;
 use crate::fast::images as checked;
 use crate::pins::{Named, names};
 
-/// What may be missing.
+/// The images that may be missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Allowed {
     /// Images that were removed: those with the policy `None`, and those that wait to be pulled again, if the status names them.
@@ -36,7 +36,7 @@ enum Found {
     Missing,
 }
 
-/// What one node has.
+/// The names, seals and leases of one node.
 struct Content {
     names: BTreeMap<String, Named>,
     /// The digests of the seals of each image.

@@ -1,4 +1,4 @@
-//! What may leak: descriptors and memory of the processes; leases, downloads, snapshots and files of containerds.
+//! Leaks: descriptors and memory of the processes; leases, downloads, snapshots and files of containerds.
 
 use std::time::{Duration, Instant};
 

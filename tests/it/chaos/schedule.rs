@@ -61,7 +61,7 @@ pub(super) enum Trouble {
     Full(u8),
 }
 
-/// What a trouble concerns: there is one at a time.
+/// The part that a trouble concerns: each has one at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
     Process(Process),

@@ -1,4 +1,4 @@
-//! What people have asked for: ImagePrefetches, workloads and labels of nodes, and what follows from them. Pure.
+//! The wishes of people: ImagePrefetches, workloads and labels of nodes, and the plan that follows from them. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -59,7 +59,7 @@ pub(super) enum Change {
     Label(usize, Pool),
 }
 
-/// What is asked for now.
+/// Everything that is asked for now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct World {
     pub(super) prefetches: BTreeMap<usize, Prefetch>,
