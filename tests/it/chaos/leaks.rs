@@ -7,9 +7,9 @@ use crate::bed::eventually;
 use crate::fast::remains;
 
 /// The most descriptors of an agent or controller that is idle.
-const DESCRIPTORS: usize = 48;
+const DESCRIPTORS: usize = 40;
 /// The most memory of it in bytes that is not mapped from files, in a debug build.
-const MEMORY: u64 = 48 << 20;
+const MEMORY: u64 = 32 << 20;
 /// The most descriptors of an idle containerd more than at the start.
 const MORE: usize = 20;
 const PATIENCE: Duration = Duration::from_secs(90);
