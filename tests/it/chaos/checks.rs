@@ -41,8 +41,8 @@ struct Content {
     names: BTreeMap<String, Named>,
     /// The digests of the seals of each image.
     seals: BTreeMap<String, Vec<String>>,
-    /// Leases of harpoon's.
-    leases: usize,
+    /// Leases of harpoon's that are no seals.
+    leases: Vec<String>,
 }
 
 /// The images that a node needs, and the state of each.
@@ -129,11 +129,14 @@ fn plan(cast: &Cast, world: &World) -> Vec<String> {
 
 impl Content {
     fn of(node: &Node) -> Self {
-        let leases = node.containerd.leases().into_iter();
+        let leases = node.containerd.ctr(&["leases", "list"]);
+        let leases = leases.lines().map(str::to_owned);
+        let leases = leases
+            .filter(|lease| lease.starts_with("harpoon/") && !lease.contains("harpoon.dev/image="));
         Self {
             names: names(&node.containerd),
             seals: seals(&node.containerd),
-            leases: leases.filter(|lease| lease.starts_with("harpoon/")).count(),
+            leases: leases.collect(),
         }
     }
 
@@ -216,9 +219,14 @@ impl Content {
         }
         let unknown = self.seals.keys().filter(|image| !images.contains(image));
         found.extend(unknown.map(|image| format!("{image} is sealed")));
-        let sealed: usize = self.seals.values().map(Vec::len).sum();
-        if self.leases != sealed {
-            found.push(format!("{} leases, {sealed} seals", self.leases));
+        // What came of an image that waits is kept for the next attempt.
+        let waits = |state: &Found| [Found::Failing, Found::Resting].contains(state);
+        if !states.values().any(waits) {
+            found.extend(
+                self.leases
+                    .iter()
+                    .map(|lease| format!("a lease is left: {lease}")),
+            );
         }
         for line in checked(&cast.nodes[number].containerd) {
             if !line.contains("complete (") || !line.trim_end().ends_with("true") {
