@@ -41,7 +41,7 @@ struct Content {
     names: BTreeMap<String, Named>,
     /// The digests of the seals of each image.
     seals: BTreeMap<String, Vec<String>>,
-    /// Leases of harpoon's that are no seals.
+    /// Leases of harpoon's that are no seals; without those of trials, which expire after ten minutes.
     leases: Vec<String>,
 }
 
@@ -131,8 +131,11 @@ impl Content {
     fn of(node: &Node) -> Self {
         let leases = node.containerd.ctr(&["leases", "list"]);
         let leases = leases.lines().map(str::to_owned);
-        let leases = leases
-            .filter(|lease| lease.starts_with("harpoon/") && !lease.contains("harpoon.dev/image="));
+        let leases = leases.filter(|lease| {
+            lease.starts_with("harpoon/")
+                && !lease.starts_with("harpoon/trial/")
+                && !lease.contains("harpoon.dev/image=")
+        });
         Self {
             names: names(&node.containerd),
             seals: seals(&node.containerd),

@@ -106,7 +106,9 @@ fn clear(node: &Node) {
         containerd.remove(&image);
     }
     let leases = containerd.leases().into_iter();
-    for lease in leases.filter(|lease| !lease.starts_with("harpoon/")) {
+    let is_ours =
+        |lease: &String| lease.starts_with("harpoon/") && !lease.starts_with("harpoon/trial/");
+    for lease in leases.filter(|lease| !is_ours(lease)) {
         containerd.ctr(&["leases", "delete", "--sync", &lease]);
     }
     // Another one has it collect what nothing holds.
