@@ -66,6 +66,10 @@ soak: ## Run harpoon 2,000 times with random faults on one containerd; SOAK=N
 	testbed/install
 	SOAK=$(or $(SOAK),2000) testbed/run $(CARGO) test --locked --test it soak -- --nocapture
 
+chaos: ## Change a cluster of three nodes at random for ten minutes while its parts fail; SEED=N, CHANGES=N (200), MINUTES=N (10)
+	testbed/install
+	$(addprefix SEED=,$(SEED)) CHANGES=$(or $(CHANGES),200) MINUTES=$(or $(MINUTES),10) testbed/run $(CARGO) test --locked --test it state_equals_plan_after_chaos -- --nocapture
+
 fuzz: ## Run every fuzzer for 60 seconds on libFuzzer; TIME=N
 	testbed/install build
 	fuzz/run $(or $(TIME),60)
@@ -86,4 +90,4 @@ recording: ## Record make demo as demo/demo.cast, and draw docs/img/demo.svg fro
 clean: ## Remove what cargo built
 	$(CARGO) clean
 
-.PHONY: help build image release-check test e2e crio lint metrics generate docs bench soak fuzz demo recording clean
+.PHONY: help build image release-check test e2e crio lint metrics generate docs bench soak chaos fuzz demo recording clean

@@ -28,12 +28,16 @@ CONFIG
     cat <<CONFIG
 version = 3
 temp = "$dir/tmp"
+disabled_plugins = [${without:-}]
 [plugins."io.containerd.internal.v1.opt"]
 path = "$dir/opt"
 [plugins."io.containerd.nri.v1.nri"]
 disable = true
 [plugins."io.containerd.transfer.v1.local"]
 max_concurrent_downloads = ${downloads:-100}
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+platform = "linux"
+snapshotter = "$snapshotter"
 [plugins."io.containerd.cri.v1.images"]
 ${buffer:+use_local_image_pull = true
 max_concurrent_downloads = $downloads
@@ -52,9 +56,6 @@ bin_dirs = ["/usr/lib/cni"]
 CONFIG
     # A runtime handler with a snapshotter of its own, as for a runtime class.
     [ -z "${handler:-}" ] || cat <<CONFIG
-[[plugins."io.containerd.transfer.v1.local".unpack_config]]
-platform = "linux"
-snapshotter = "$snapshotter"
 [[plugins."io.containerd.transfer.v1.local".unpack_config]]
 platform = "linux"
 snapshotter = "$handler"

@@ -126,8 +126,8 @@ impl ImageService for FillingRuntime {
         let Some(filler) = self.ready().await else {
             return self.runtime.pull(image, credential, progress).await;
         };
-        let lifetime = self.runtime.leftover_lifetime();
-        let filled = Box::pin(filler.fill(image, credential, lifetime, progress)).await;
+        let keep = self.runtime.keep();
+        let filled = Box::pin(filler.fill(image, credential, keep, progress)).await;
         match filled {
             Ok(filled) => {
                 let stored = self.finish(image, credential, &filled).await;

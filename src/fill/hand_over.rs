@@ -30,7 +30,7 @@ use crate::model::reference::Reference;
 use crate::model::text::chain;
 use crate::registry::manifest::Content;
 use crate::retry::keyed::Keyed;
-use crate::runtime::containerd::{Beside, Config, Labels, Prepared, Store};
+use crate::runtime::containerd::{Beside, Config, Keep, Labels, Prepared, Store};
 use crate::runtime::image_service::{Progress, RuntimeError};
 
 /// Time for the threads of a pull that failed to end, before its directories are removed.
@@ -90,7 +90,7 @@ impl Filler {
         &self,
         image: &Reference,
         credential: Option<&Credential>,
-        lifetime: Duration,
+        keep: Keep,
         progress: &Progress,
     ) -> Result<Filled, Failure> {
         let config = self.store.config().await?;
@@ -103,7 +103,7 @@ impl Filler {
         progress.set_came();
         let layers = image::layers(&found.image, &text)?;
         let budget = Arc::new(Budget::new(space(config).await?));
-        let lease = self.store.lease(image, lifetime).await?;
+        let lease = self.store.lease(image, keep).await?;
         let mut pull = Pull {
             filler: self,
             snapshotter: &config.snapshotter,

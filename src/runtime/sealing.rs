@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
-use std::time::Duration;
 
 use crate::credentials::secret::Credential;
 use crate::model::failure::FailureKind;
@@ -102,9 +101,9 @@ impl SealingRuntime {
         policy.seals(credential.is_some_and(|c| c.is_pull_secret))
     }
 
-    /// The lifetime of what a pull that was killed leaves.
-    pub fn leftover_lifetime(&self) -> Duration {
-        self.keep.pull
+    /// The lifetimes of content without a name.
+    pub fn keep(&self) -> Keep {
+        self.keep
     }
 
     /// Seals an image whose content and snapshots a lease of harpoon's holds; `None` where the runtime cannot seal.

@@ -18,6 +18,8 @@ mod outages;
 mod retention;
 mod secrets;
 
+pub(crate) use changes::seals;
+
 const API: &str = "/apis/harpoon.dev/v1alpha1";
 /// The time limit for anything that takes a second or two on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -116,14 +116,19 @@ fn content(containerd: &Containerd) -> BTreeMap<String, Vec<String>> {
     list.lines().skip(1).filter_map(line).collect()
 }
 
-/// All snapshots, as containerd describes them, without the times.
-fn snapshots(containerd: &Containerd) -> BTreeMap<String, Value> {
+fn snapshot_keys(containerd: &Containerd) -> Vec<String> {
     let list = containerd.ctr(&["snapshots", "list"]);
     let keys = list
         .lines()
         .skip(1)
         .filter_map(|line| line.split("  ").next());
-    let keys = keys.map(|key| key.split(" sha256:").next().unwrap().trim().to_owned());
+    keys.map(|key| key.split(" sha256:").next().unwrap().trim().to_owned())
+        .collect()
+}
+
+/// All snapshots, as containerd describes them, without the times.
+fn snapshots(containerd: &Containerd) -> BTreeMap<String, Value> {
+    let keys = snapshot_keys(containerd).into_iter();
     let info = |key: String| {
         let text = containerd.ctr(&["snapshots", "info", &key]);
         let mut info: Value = serde_json::from_str(&text).unwrap();
@@ -200,6 +205,25 @@ fn by_cri<T: Send + 'static>(
     })
 }
 
+/// Pulls within this time, or fails, as the kubelet does.
+pub(crate) fn try_pull_by_cri(containerd: &Containerd, image: &str, limit: Duration) {
+    let request = |image| PullImageRequest {
+        image,
+        ..PullImageRequest::default()
+    };
+    by_cri(containerd, image, async |mut images, image| {
+        let pull = images.pull_image(request(image));
+        let _ = tokio::time::timeout(limit, pull).await;
+    });
+}
+
+/// Removes all names of the image, if it is there, as the kubelet's garbage collection does.
+pub(crate) fn evict_by_cri(containerd: &Containerd, image: &str) {
+    by_cri(containerd, image, async |mut images, image| {
+        let _ = images.remove_image(RemoveImageRequest { image }).await;
+    });
+}
+
 fn pull_by_cri(containerd: &Containerd, image: &str) {
     let request = |image| PullImageRequest {
         image,
@@ -219,9 +243,9 @@ fn remove(containerd: &Containerd, image: &str) {
 }
 
 /// Everything of images that containerd has: names, snapshots, blobs, incomplete ones, directories of snapshots.
-fn remains(containerd: &Containerd) -> Vec<String> {
+pub(crate) fn remains(containerd: &Containerd) -> Vec<String> {
     let mut all = containerd.images();
-    all.extend(snapshots(containerd).into_keys());
+    all.extend(snapshot_keys(containerd));
     all.extend(content(containerd).into_keys());
     all.extend(containerd.downloads());
     for directory in [

@@ -11,6 +11,7 @@
 mod agent;
 mod api;
 mod bed;
+mod chaos;
 mod commands;
 mod continuous;
 mod controller;

@@ -59,7 +59,8 @@ pub struct NodePrefetchStatus {
     /// The same for each ImagePrefetch.
     pub prefetches: Vec<NodePrefetchEntry>,
     /// Images that failed, at most 10.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    // Written also if there is none. Before Kubernetes 1.22, the write of the object by a new agent gives up the fields of its
+    // status, and a field without an owner stays if it is not written.
     pub failures: Vec<NodeFailure>,
     /// Duration of the node's first fill in seconds, once it is complete.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -187,6 +187,16 @@ impl<'a> Retention<'a> {
         if let Err(error) = seals.take_off_replaced().await {
             warn!("failed to release seals: {}", sanitize(&error.message));
         }
+        // What was interrupted is kept for the next attempt, and for no longer.
+        let released = seals.release_pulls(|image| !self.agent.state().resumes(image));
+        match released.await {
+            Ok(0) => {}
+            Ok(pulls) => info!(pulls, "freed what interrupted pulls have left"),
+            Err(error) => warn!(
+                "failed to free what pulls have left: {}",
+                sanitize(&error.message)
+            ),
+        }
         let unused: Vec<_> = {
             let state = self.agent.state();
             let unused = found.values().filter(|seal| is_unused(&state, seal));

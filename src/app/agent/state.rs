@@ -385,6 +385,14 @@ impl State {
         self.images.contains_key(image)
     }
 
+    /// Returns whether the image is being pulled, or what came of it is of use to the next attempt: not while the disk is full.
+    pub(super) fn resumes(&self, image: &str) -> bool {
+        let image = self.images.get(image);
+        image.is_some_and(|image| {
+            image.is_started() || (image.is_missing() && self.yielding.is_none())
+        })
+    }
+
     /// Returns whether no prefetch uses the image any more, and it is only kept.
     pub(super) fn keeps(&self, image: &str) -> bool {
         self.kept.iter().any(|kept| &*kept.image == image)

@@ -8,6 +8,7 @@ use containerd_client::services::v1::{
 };
 use sha2::{Digest as _, Sha256};
 
+use super::seal::Keep;
 use super::{Client, answer, request};
 use crate::model::reference::Reference;
 use crate::runtime::image_service::RuntimeError;
@@ -20,7 +21,7 @@ pub(super) const DIGEST: &str = "harpoon.dev/digest";
 pub(super) const BYTES: &str = "harpoon.dev/bytes";
 /// The number of layers whose compressed form was there when the image was sealed.
 pub(super) const LAYERS: &str = "harpoon.dev/layers";
-/// The mark of a seal that an agent keeps: only those go when their image leaves the plan.
+/// The mark of a lease that an agent keeps: only those go when their image leaves the plan.
 pub(super) const AGENT: &str = "harpoon.dev/agent";
 /// The image that is being pulled under the lease.
 const PULL: &str = "harpoon.dev/pull";
@@ -63,11 +64,25 @@ impl Client {
     pub(super) async fn lease_pull(
         &self,
         image: &Reference,
-        lifetime: Duration,
+        keep: Keep,
     ) -> Result<String, RuntimeError> {
         let id = format!("{PREFIX}pull/{:016x}", fastrand::u64(..));
-        let labels = HashMap::from([(PULL.to_owned(), image.normalized().to_owned())]);
-        self.create_lease(id, with_expiry(labels, lifetime)).await
+        let mut labels = keep.labels();
+        labels.insert(PULL.to_owned(), image.normalized().to_owned());
+        self.create_lease(id, with_expiry(labels, keep.pull)).await
+    }
+
+    /// The leases of an agent's pulls, each with the image's normalised reference: those in progress, and those of pulls that
+    /// were interrupted.
+    pub(super) async fn pull_leases_of_agent(&self) -> Result<Vec<(String, String)>, RuntimeError> {
+        let mut leases = self.leases();
+        let asked = leases.list(request(ListRequest {
+            filters: vec![format!("labels.\"{PULL}\",labels.\"{AGENT}\"")],
+        }));
+        let found = answer(asked, "lease list").await?.leases.into_iter();
+        let ours = found.filter(|lease| lease.id.starts_with(PREFIX));
+        let with_image = ours.filter_map(|mut lease| Some((lease.id, lease.labels.remove(PULL)?)));
+        Ok(with_image.collect())
     }
 
     /// Makes a lease for a trial that ends soon; returns its ID.

@@ -29,13 +29,13 @@ pub struct Keep {
     pub seal: Duration,
     /// The lifetime of what a pull that was killed leaves.
     pub pull: Duration,
-    /// An agent keeps the seals, and releases them when the images leave its plan.
+    /// An agent keeps the leases, and releases them when the images leave its plan.
     pub by_agent: bool,
 }
 
 impl Keep {
-    /// The labels of a seal, besides those of the image.
-    fn labels(self) -> HashMap<String, String> {
+    /// The labels of a lease, besides those of the image.
+    pub(super) fn labels(self) -> HashMap<String, String> {
         let mark = self.by_agent.then_some((leases::AGENT, "true"));
         let mark = mark.into_iter();
         mark.map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
@@ -126,7 +126,7 @@ impl Seals {
         if !config.has_transfer || !transfer::can_send(credential) {
             return Ok(None);
         }
-        let lease = self.client.lease_pull(image, keep.pull).await?;
+        let lease = self.client.lease_pull(image, keep).await?;
         let pulled = self
             .under(&lease, config, image, credential, keep, progress)
             .await;
@@ -381,6 +381,23 @@ impl Seals {
             }
         }
         Ok(())
+    }
+
+    /// Frees what interrupted pulls of an agent have left, of the images of which `is_over` returns true; the argument is the
+    /// normalised reference. Returns the number of these pulls.
+    ///
+    /// # Errors
+    /// With the first failure; the rest stays until it expires.
+    pub async fn release_pulls(
+        &self,
+        is_over: impl Fn(&str) -> bool,
+    ) -> Result<usize, RuntimeError> {
+        let mut leases = self.client.pull_leases_of_agent().await?;
+        leases.retain(|(_, image)| is_over(image));
+        for (lease, _) in &leases {
+            self.client.delete_lease(lease, false).await?;
+        }
+        Ok(leases.len())
     }
 
     /// Takes the seals of these images off, of all where there are none, and has containerd free what nothing else holds.

@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use tonic::{Code, Response, Status, Streaming};
 
 use super::config::Config;
+use super::seal::Keep;
 use super::{Client, answer, leased, request};
 use crate::model::digest::Digest;
 use crate::model::failure::FailureKind;
@@ -92,16 +93,12 @@ impl Store {
         self.config.get_or_try_init(|| self.client.config()).await
     }
 
-    /// Makes a lease for a pull of the image, which ends after `lifetime`; returns its ID.
+    /// Makes a lease for a pull of the image; returns its ID.
     ///
     /// # Errors
     /// When containerd does not make it.
-    pub async fn lease(
-        &self,
-        image: &Reference,
-        lifetime: std::time::Duration,
-    ) -> Result<String, RuntimeError> {
-        self.client.lease_pull(image, lifetime).await
+    pub async fn lease(&self, image: &Reference, keep: Keep) -> Result<String, RuntimeError> {
+        self.client.lease_pull(image, keep).await
     }
 
     /// Makes a lease for a short trial of the store; returns its ID.

@@ -244,7 +244,7 @@ impl History<'_> {
 }
 
 /// The digests of the seals of each image.
-pub(super) fn seals(containerd: &Containerd) -> BTreeMap<String, Vec<String>> {
+pub(crate) fn seals(containerd: &Containerd) -> BTreeMap<String, Vec<String>> {
     let mut seals: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let list = containerd.ctr(&["leases", "list"]);
     for line in list.lines().skip(1) {

@@ -87,6 +87,50 @@ fn agent_without_root_directory_tells_why() {
     machine.wait_ready(&agent);
 }
 
+/// A pull that waits for its layers, and the gate that lets them come.
+fn held_pull(machine: &Machine<'_>, extra: &Value) -> (Proxy, Gate) {
+    let (gate, config) = (Gate::new(), OnceLock::new());
+    let held = gate.clone();
+    let proxy = Proxy::start(bed::registry().url(), move |seen| {
+        // The first blob is the configuration.
+        match seen.is_blob() && config.get_or_init(|| seen.path.clone()) != &seen.path {
+            true => Fault::Hold(held.clone()),
+            false => Fault::Pass,
+        }
+    });
+    let name = format!("{}:1", unique("agent-held"));
+    bed::registry().push(&name);
+    machine.plan(&proxy.reference(&name), extra);
+    (proxy, gate)
+}
+
+#[test]
+fn killed_pull_is_freed_after_success() {
+    for extra in [json!({}), json!({"seal": "Always"})] {
+        let containerd = Containerd::start();
+        let machine = Machine::new(cluster(), &containerd);
+        let agent = machine.harpoon().env("FILL", "fast").start();
+        let (proxy, gate) = held_pull(&machine, &extra);
+        let pulls = || {
+            let leases = containerd.leases().into_iter();
+            leases
+                .filter(|lease| lease.starts_with("harpoon/pull/"))
+                .count()
+        };
+        machine.wait_for(&agent, "the pull waits", || proxy.now() > 0 && pulls() == 1);
+        agent.signal(Signal::KILL);
+        drop(agent);
+        let agent = machine.harpoon().env("FILL", "fast").start();
+        machine.wait_for(&agent, "it waits again", || pulls() == 2);
+        // What came is kept for the attempt.
+        std::thread::sleep(Duration::from_secs(4));
+        assert_eq!(pulls(), 2);
+        gate.open();
+        machine.wait_ready(&agent);
+        machine.wait_for(&agent, "nothing holds what was left", || pulls() == 0);
+    }
+}
+
 #[test]
 fn image_that_leaves_leaves_nothing() {
     let containerd = Containerd::start();
@@ -98,5 +142,8 @@ fn image_that_leaves_leaves_nothing() {
     machine.wait_ready(&agent);
     machine.wait_for(&agent, "its snapshots are removed", || {
         containerd.ctr(&["snapshots", "list"]).lines().count() <= 1
+    });
+    machine.wait_for(&agent, "its lease is released", || {
+        containerd.leases().is_empty()
     });
 }

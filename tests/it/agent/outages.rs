@@ -45,6 +45,23 @@ fn late_runtime_is_waited_for() {
 }
 
 #[test]
+fn failures_of_killed_agent_are_over() {
+    let machine = Machine::new(cluster(), containerd());
+    let missing = bed::registry().reference(&format!("{}:1", unique("agent-missing")));
+    let object = machine.plan(&missing, &json!({}));
+    let agent = machine.start();
+    machine.wait_for(&agent, "the failure is reported", || {
+        machine.status()["failures"][0]["image"] == missing.as_str()
+    });
+    agent.signal(Signal::KILL);
+    drop(agent);
+    unplan(cluster(), &object);
+    let agent = machine.start();
+    machine.wait_ready(&agent);
+    assert_eq!(machine.status()["failures"], json!([]));
+}
+
+#[test]
 fn killed_agent_keeps_first_fill() {
     let machine = Machine::new(cluster(), containerd());
     let image = push("agent");

@@ -1,11 +1,11 @@
 //! Registries with images, and the runtimes that pull these.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
 use serde_json::Value;
 
-use super::{Daemon, parse, run, script};
+use super::{Daemon, finished, parse, run, script, succeeded};
 
 /// A real registry (docker-registry) on loopback, over plain http by default.
 #[derive(Debug)]
@@ -286,7 +286,20 @@ impl Containerd {
     /// Runs containerd's own client in CRI's namespace.
     #[track_caller]
     pub fn ctr(&self, arguments: &[&str]) -> String {
-        run(&mut self.client(arguments))
+        // On a busy machine a connection can take longer than the client waits. Nothing was asked then.
+        let has_no_answer = |output: &Output| {
+            !output.status.success()
+                && String::from_utf8_lossy(&output.stderr).contains("connection error")
+        };
+        let mut attempts = 1;
+        loop {
+            let mut client = self.client(arguments);
+            let output = finished(&mut client);
+            if attempts == 3 || !has_no_answer(&output) {
+                return succeeded(&client, output);
+            }
+            attempts += 1;
+        }
     }
 
     /// The command line of [`Containerd::ctr`].

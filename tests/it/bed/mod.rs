@@ -128,9 +128,20 @@ pub fn eventually(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
 /// Runs a program of the bed to its end and returns its standard output; panics with its standard error if it fails.
 #[track_caller]
 pub fn run(command: &mut Command) -> String {
-    let output = command
+    let output = finished(command);
+    succeeded(command, output)
+}
+
+#[track_caller]
+fn finished(command: &mut Command) -> std::process::Output {
+    command
         .output()
-        .unwrap_or_else(|e| panic!("{command:?}: {e}: run testbed/install"));
+        .unwrap_or_else(|e| panic!("{command:?}: {e}: run testbed/install"))
+}
+
+/// The standard output; panics with the standard error if the command failed.
+#[track_caller]
+fn succeeded(command: &Command, output: std::process::Output) -> String {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(
         output.status.success(),

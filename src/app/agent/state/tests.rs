@@ -403,3 +403,17 @@ async fn changed_seal_is_looked_up_again() {
     state.decide();
     assert!(state.is_open(A));
 }
+
+#[tokio::test(start_paused = true)]
+async fn interrupted_pull_waits_for_next_attempt() {
+    let mut state = state(&[A, B]);
+    look_up(&mut state, false, |image| image == A);
+    let resumed = |state: &State| [A, B, "r.io/other:1"].map(|image| state.resumes(image));
+    assert_eq!(resumed(&state), [false, true, false]);
+    state.set_yielding(Some("82% of the image file system is used".to_owned()));
+    assert_eq!(resumed(&state), [false, false, false]);
+    state.set_yielding(None);
+    // A pull of the moved tag is in progress.
+    state.started(A);
+    assert_eq!(resumed(&state), [true, true, false]);
+}
