@@ -394,7 +394,8 @@ impl<C: Fn(u64) + Sync> Download<'_, C> {
     /// Sends the rest in parts. Each part is requested in its turn, so that the one that is sent next is always among those that
     /// are received: no download waits for the memory of another that waits for it.
     async fn read_parts(&self, at: &mut u64) -> Result<(), Stop> {
-        let (done, mut ready) = mpsc::channel::<Part>(1);
+        // Room for all parts in memory: while a finished part waits for its turn, the others are received.
+        let (done, mut ready) = mpsc::channel::<Part>(PARTS_HELD);
         let receive = async {
             let mut parts = stream::iter(parts(*at, self.descriptor.size))
                 .map(|part| self.read_part(part))
