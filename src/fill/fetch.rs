@@ -38,9 +38,9 @@ const INDEX_DEPTH_MAX: usize = 3;
 /// Maximum size of an image's configuration in bytes.
 const CONFIG_MAX: u64 = 8 << 20;
 /// Clients of configured servers that are kept for the next image.
-const CLIENTS_MAX: usize = 16;
+const CLIENTS_MAX: usize = 64;
 
-/// What all fetches of one process share.
+/// State shared by all fetches of a process.
 #[derive(Debug)]
 pub(super) struct Fetcher {
     /// Clients of servers, the latest last.
@@ -112,7 +112,9 @@ impl Fetcher {
     fn client(&self, host: &Host) -> Result<Client, ClientError> {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(at) = clients.iter().position(|(known, _)| known == host) {
-            return Ok(clients[at].1.clone());
+            let (host, client) = clients.remove(at);
+            clients.push((host, client.clone()));
+            return Ok(client);
         }
         let options = Options {
             connect_timeout: host.dial_timeout.min(Options::default().connect_timeout),
