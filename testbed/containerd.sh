@@ -1,6 +1,15 @@
 # The configuration of containerd with its CRI server, in the version that the chosen runtimes read; sourced.
 # shellcheck shell=bash disable=SC2154  # ./start sets these
 
+# Prints the configuration of registries: a directory or, as older configurations have it, a mirror in the CRI plugin itself.
+registries() { # PLUGIN
+  if [ -z "${mirror:-}" ]; then
+    printf '[plugins."%s".registry]\nconfig_path = "%s"\n' "$1" "$dir/certs.d"
+  else
+    printf '[plugins."%s".registry.mirrors."%s"]\nendpoint = ["%s"]\n' "$1" "${mirror%%=*}" "${mirror#*=}"
+  fi
+}
+
 # Prints the configuration without the paths of the store and the socket. Uses registries (certs.d) and networks (cni) in $dir.
 containerd_config() { # SANDBOX-IMAGE
   local snapshotter=${snapshotter:-overlayfs}; overlay_works || snapshotter=native
@@ -19,8 +28,7 @@ discard_unpacked_layers = ${discard:-false}
 [plugins."io.containerd.grpc.v1.cri".cni]
 conf_dir = "$dir/cni"
 bin_dir = "/usr/lib/cni"
-[plugins."io.containerd.grpc.v1.cri".registry]
-config_path = "$dir/certs.d"
+$(registries io.containerd.grpc.v1.cri)
 CONFIG
   else
     # NRI's socket has a fixed path on a machine and is not used here. containerd 2.1 and later limit downloads to three at once
@@ -46,8 +54,7 @@ snapshotter = "$snapshotter"
 discard_unpacked_layers = ${discard:-false}
 [plugins."io.containerd.cri.v1.images".pinned_images]
 sandbox = "$1"
-[plugins."io.containerd.cri.v1.images".registry]
-config_path = "$dir/certs.d"
+$(registries io.containerd.cri.v1.images)
 [plugins."io.containerd.cri.v1.runtime"]
 restrict_oom_score_adj = true
 [plugins."io.containerd.cri.v1.runtime".cni]

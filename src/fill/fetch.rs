@@ -38,9 +38,9 @@ const INDEX_DEPTH_MAX: usize = 3;
 /// Maximum size of an image's configuration in bytes.
 const CONFIG_MAX: u64 = 8 << 20;
 /// Clients of configured servers that are kept for the next image.
-const CLIENTS_MAX: usize = 16;
+const CLIENTS_MAX: usize = 64;
 
-/// What all fetches of one process share.
+/// State shared by all fetches of a process.
 #[derive(Debug)]
 pub(super) struct Fetcher {
     /// Clients of servers, the latest last.
@@ -112,7 +112,9 @@ impl Fetcher {
     fn client(&self, host: &Host) -> Result<Client, ClientError> {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(at) = clients.iter().position(|(known, _)| known == host) {
-            return Ok(clients[at].1.clone());
+            let (host, client) = clients.remove(at);
+            clients.push((host, client.clone()));
+            return Ok(client);
         }
         let options = Options {
             connect_timeout: host.dial_timeout.min(Options::default().connect_timeout),
@@ -394,7 +396,8 @@ impl<C: Fn(u64) + Sync> Download<'_, C> {
     /// Sends the rest in parts. Each part is requested in its turn, so that the one that is sent next is always among those that
     /// are received: no download waits for the memory of another that waits for it.
     async fn read_parts(&self, at: &mut u64) -> Result<(), Stop> {
-        let (done, mut ready) = mpsc::channel::<Part>(1);
+        // Room for all parts in memory: while a finished part waits for its turn, the others are received.
+        let (done, mut ready) = mpsc::channel::<Part>(PARTS_HELD);
         let receive = async {
             let mut parts = stream::iter(parts(*at, self.descriptor.size))
                 .map(|part| self.read_part(part))

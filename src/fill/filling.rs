@@ -1,10 +1,14 @@
 //! A runtime whose pulls are filled from here where that is possible. Everything else it passes on.
 
-use tokio::sync::OnceCell;
+use std::time::Duration;
 
-use super::hand_over::{Filled, Filler};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use super::hand_over::{Filled, Filler, Unfilled, is_useful};
 use super::{Failure, place};
 use crate::credentials::secret::Credential;
+use crate::model::failure::FailureKind;
 use crate::model::image_size::{ImageFs, LayerStorage, Usage};
 use crate::model::reference::Reference;
 use crate::model::stored_image::StoredImage;
@@ -13,7 +17,7 @@ use crate::runtime::detect::of_daemon;
 use crate::runtime::image_service::{ImageService, Progress, RuntimeError, RuntimeInfo, Status};
 use crate::runtime::sealing::SealingRuntime;
 
-/// Who fetches and unpacks images.
+/// Method of fetching and unpacking images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FillMode {
     /// harpoon where it can, otherwise the runtime.
@@ -27,17 +31,21 @@ pub enum FillMode {
 /// The reason why `--fill fast` is not possible.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "no usable container runtime for --fill fast (FILL): {0}; it requires containerd with the overlayfs snapshotter, and its root directory mounted writable at the same path"
+    "no usable container runtime for --fill fast (FILL): {0}; it requires containerd with the overlayfs snapshotter, and its snapshot directory mounted writable at the same path"
 )]
 pub struct FillError(String);
+
+/// Time until a failed check is made again: the disk may have been full, or containerd busy.
+const CHECK_AGAIN: Duration = Duration::from_secs(600);
 
 /// A runtime, and the means to fill it.
 #[derive(Debug)]
 pub struct FillingRuntime {
     runtime: SealingRuntime,
+    mode: FillMode,
     filler: Option<Filler>,
-    /// The result of the check, made at the first pull.
-    is_ready: OnceCell<bool>,
+    /// The result of the last check, and its time.
+    checked: Mutex<Option<(Result<(), String>, Instant)>>,
 }
 
 impl FillingRuntime {
@@ -49,8 +57,9 @@ impl FillingRuntime {
         };
         Self {
             runtime,
+            mode,
             filler,
-            is_ready: OnceCell::new(),
+            checked: Mutex::default(),
         }
     }
 
@@ -62,8 +71,24 @@ impl FillingRuntime {
         let Some(filler) = &self.filler else {
             return Err(FillError("the runtime is not containerd".to_owned()));
         };
-        let checked = place::check(filler.store()).await;
-        checked.map_err(|why| FillError(sanitize(&why)))
+        self.check(filler).await.map_err(FillError)
+    }
+
+    /// The result of the check, made at the first pull and, if it failed, again later.
+    async fn check(&self, filler: &Filler) -> Result<(), String> {
+        let mut checked = self.checked.lock().await;
+        if let Some((known, at)) = &*checked
+            && (known.is_ok() || at.elapsed() < CHECK_AGAIN)
+        {
+            return known.clone();
+        }
+        let now = place::check(filler.store()).await;
+        let now = now.map_err(|why| sanitize(&why));
+        if let Err(why) = &now {
+            tracing::debug!("the runtime pulls (--fill): {why}");
+        }
+        *checked = Some((now.clone(), Instant::now()));
+        now
     }
 
     /// The runtime itself.
@@ -72,17 +97,18 @@ impl FillingRuntime {
     }
 
     /// The filler, if the runtime's store can be filled from here.
-    async fn ready(&self) -> Option<&Filler> {
-        let filler = self.filler.as_ref()?;
-        let check = || async {
-            let checked = place::check(filler.store()).await;
-            if let Err(why) = &checked {
-                tracing::debug!("the runtime pulls (--fill): {}", sanitize(why));
-            }
-            checked.is_ok()
+    async fn ready(&self) -> Result<Option<&Filler>, RuntimeError> {
+        let Some(filler) = &self.filler else {
+            return Ok(None);
         };
-        let is_ready = self.is_ready.get_or_init(check).await;
-        is_ready.then_some(filler)
+        match self.check(filler).await {
+            Ok(()) => Ok(Some(filler)),
+            Err(why) if self.mode == FillMode::Fast => {
+                let message = FillError(why).to_string();
+                Err(RuntimeError::new(FailureKind::Unavailable, message))
+            }
+            Err(_) => Ok(None),
+        }
     }
 
     /// Makes the image that was filled known to the runtime, or seals it.
@@ -123,26 +149,35 @@ impl ImageService for FillingRuntime {
         credential: Option<&Credential>,
         progress: &Progress,
     ) -> Result<StoredImage, RuntimeError> {
-        let Some(filler) = self.ready().await else {
+        let Some(filler) = self.ready().await? else {
             return self.runtime.pull(image, credential, progress).await;
         };
         let keep = self.runtime.keep();
         let filled = Box::pin(filler.fill(image, credential, keep, progress)).await;
-        match filled {
+        let Unfilled { failure, lease } = match filled {
             Ok(filled) => {
                 let stored = self.finish(image, credential, &filled).await;
-                filler.store().release(&filled.lease, false).await;
-                stored.map_err(|error| of_daemon(error, credential, progress))
+                if !stored.as_ref().is_err_and(is_useful) {
+                    filler.store().release(&filled.lease, false).await;
+                }
+                return stored.map_err(|error| of_daemon(error, credential, progress));
             }
-            Err(Failure::Unsupported(why)) => {
+            Err(unfilled) => unfilled,
+        };
+        match failure {
+            Failure::Unsupported(why) => {
                 tracing::debug!(
                     image = image.as_written(),
                     "the runtime pulls (--fill): {}",
                     sanitize(&why)
                 );
-                self.runtime.pull(image, credential, progress).await
+                let pulled = self.runtime.pull(image, credential, progress).await;
+                if let Some(lease) = lease {
+                    filler.store().release(&lease, false).await;
+                }
+                pulled
             }
-            Err(Failure::Failed(error)) => Err(of_daemon(error, credential, progress)),
+            Failure::Failed(error) => Err(of_daemon(error, credential, progress)),
         }
     }
 

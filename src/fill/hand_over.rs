@@ -6,13 +6,13 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::try_join_all;
+use futures_util::stream::{FuturesUnordered, TryStreamExt};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
-use rustix::io::Errno;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::task::TaskTracker;
 
@@ -22,6 +22,7 @@ use super::hosts::hosts;
 use super::image::{self, Layer};
 use super::keep::{KeepError, keep};
 use super::stream::{Cancel, LayerSender, queue};
+use super::unpack::media_type::{Compression, compression};
 use super::unpack::{self, Budget, Dir, Limits, Position, UnpackError, Unpacked};
 use crate::credentials::secret::Credential;
 use crate::model::digest::Digest;
@@ -43,8 +44,12 @@ const PIECES: usize = 2;
 const UNPACKERS_MAX: usize = 8;
 /// Maximum number of those that need zstd's window.
 const WINDOWS: usize = 3;
+/// A registry that sends less than [`SLOW_BYTES`] of a layer in this time is left to the runtime: the layer would hold up those of
+/// other registries.
+const SLOW_TIME: Duration = Duration::from_secs(20);
+const SLOW_BYTES: u64 = 1 << 20;
 
-/// What the pulls of one process share.
+/// State shared by all pulls of a process.
 #[derive(Debug)]
 pub(super) struct Filler {
     store: Store,
@@ -57,6 +62,8 @@ pub(super) struct Filler {
     chains: Keyed<String, tokio::sync::Mutex<()>>,
     /// Held for a blob that is being written.
     blobs: Keyed<Digest, tokio::sync::Mutex<()>>,
+    /// Shared by the pulls of one time.
+    budget: Mutex<Weak<Budget>>,
 }
 
 /// An image that is there, held by a lease.
@@ -66,6 +73,21 @@ pub(super) struct Filled {
     pub(super) digest: Digest,
     /// The lease.
     pub(super) lease: String,
+}
+
+/// The reason why an image is not there.
+#[derive(Debug)]
+pub(super) struct Unfilled {
+    pub(super) failure: Failure,
+    /// A lease that holds what the runtime can use when it pulls the image itself. The caller releases it then.
+    pub(super) lease: Option<String>,
+}
+
+impl Unfilled {
+    fn of(failure: Failure) -> Self {
+        let lease = None;
+        Self { failure, lease }
+    }
 }
 
 impl Filler {
@@ -78,7 +100,20 @@ impl Filler {
             windows: Semaphore::new(WINDOWS),
             chains: Keyed::default(),
             blobs: Keyed::default(),
+            budget: Mutex::default(),
         }
+    }
+
+    /// The bytes that the pulls of this time may write together: those that are free when the first of them begins.
+    async fn budget(&self, config: &Config) -> Result<Arc<Budget>, Failure> {
+        let free = space(config).await?;
+        let mut shared = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(budget) = shared.upgrade() {
+            return Ok(budget);
+        }
+        let budget = Arc::new(Budget::new(free));
+        *shared = Arc::downgrade(&budget);
+        Ok(budget)
     }
 
     pub(super) fn store(&self) -> &Store {
@@ -92,32 +127,9 @@ impl Filler {
         credential: Option<&Credential>,
         keep: Keep,
         progress: &Progress,
-    ) -> Result<Filled, Failure> {
-        let config = self.store.config().await?;
-        let directory = config.hosts.clone();
-        let registry = image.registry().to_owned();
-        let hosts = blocking(move || hosts(&directory, &registry)).await??;
-        let servers = self.fetcher.servers(image, credential, hosts)?;
-        let found = servers.find(&config.platform()).await?;
-        let text = servers.config(&found.image.config).await?;
-        progress.set_came();
-        let layers = image::layers(&found.image, &text)?;
-        let budget = Arc::new(Budget::new(space(config).await?));
-        let lease = self.store.lease(image, keep).await?;
-        let mut pull = Pull {
-            filler: self,
-            snapshotter: &config.snapshotter,
-            image,
-            servers,
-            lease,
-            layers,
-            budget,
-            progress,
-            done: Mutex::default(),
-            active: Mutex::default(),
-            threads: TaskTracker::new(),
-            is_over: false,
-        };
+    ) -> Result<Filled, Unfilled> {
+        let begun = self.begin(image, credential, keep, progress).await;
+        let (mut pull, found, text) = begun.map_err(Unfilled::of)?;
         let cancel = Cancel::default();
         let run = pull.run(&found, text, &cancel).await;
         drop(cancel);
@@ -129,11 +141,45 @@ impl Filler {
                     lease: pull.lease.clone(),
                 })
             }
-            Err(failure) => {
-                pull.clean_up(&failure).await;
-                Err(failure)
-            }
+            Err(failure) => Err(pull.clean_up(failure).await),
         }
+    }
+
+    /// Finds the image, and prepares its pull.
+    async fn begin<'a>(
+        &'a self,
+        image: &'a Reference,
+        credential: Option<&'a Credential>,
+        keep: Keep,
+        progress: &'a Progress,
+    ) -> Result<(Pull<'a>, Found, Bytes), Failure> {
+        let config = self.store.config().await?;
+        let directory = config.hosts.clone();
+        let registry = image.registry().to_owned();
+        let hosts = blocking(move || hosts(&directory, &registry)).await??;
+        let servers = self.fetcher.servers(image, credential, hosts)?;
+        let found = servers.find(&config.platform()).await?;
+        let text = servers.config(&found.image.config).await?;
+        progress.set_came();
+        let layers = image::layers(&found.image, &text)?;
+        let budget = self.budget(config).await?;
+        let lease = self.store.lease(image, keep).await?;
+        let pull = Pull {
+            filler: self,
+            snapshotter: &config.snapshotter,
+            keeps_layers: !config.discards_layers,
+            image,
+            servers,
+            lease,
+            layers,
+            budget,
+            progress,
+            done: Mutex::default(),
+            active: Mutex::default(),
+            threads: TaskTracker::new(),
+            is_over: false,
+        };
+        Ok((pull, found, text))
     }
 }
 
@@ -141,6 +187,8 @@ impl Filler {
 struct Pull<'a> {
     filler: &'a Filler,
     snapshotter: &'a str,
+    /// containerd keeps the content of unpacked layers.
+    keeps_layers: bool,
     image: &'a Reference,
     servers: Servers<'a>,
     lease: String,
@@ -204,7 +252,7 @@ async fn abort(store: &Store, lease: &str, blobs: &[Digest]) {
 struct Scratch {
     prepared: Prepared,
     directory: PathBuf,
-    /// What was unpacked; `None` for a layer that containerd has to unpack.
+    /// The unpacked layer; `None` for one that containerd has to unpack.
     unpacked: Option<Unpacked>,
 }
 
@@ -223,10 +271,12 @@ impl Pull<'_> {
         let mut order = missing;
         // The largest first: it takes longest. A layer waits for those below only when it is unpacked.
         order.sort_by_key(|layer| std::cmp::Reverse(layer.descriptor.size));
+        // Not `try_join_all`, which looks at many futures in their order only: one waits for layers that may have failed.
         let all = order
             .into_iter()
             .map(|layer| self.layer(layer, &committed, cancel));
-        try_join_all(all).await?;
+        let mut all: FuturesUnordered<_> = all.collect();
+        while all.try_next().await?.is_some() {}
         self.put_manifests(found, config).await
     }
 
@@ -275,8 +325,8 @@ impl Pull<'_> {
                 let _ = below.wait_for(|is_committed| *is_committed).await;
             }
             self.commit(layer, scratch).await?;
-        } else if !self.has(&layer.chain).await? {
-            return Err(gone("a snapshot appeared and went"));
+        } else {
+            self.hold_other(layer).await?;
         }
         committed[layer.index].send_replace(true);
         Ok(())
@@ -289,7 +339,7 @@ impl Pull<'_> {
     ) -> Result<Option<Scratch>, Failure> {
         let digest = layer.descriptor.digest.clone();
         let _blob = self.filler.blobs.lock(digest).await;
-        let _window = match layer.descriptor.media_type.ends_with("zstd") {
+        let _window = match is_windowed(layer) {
             true => self.filler.windows.acquire().await.ok(),
             false => None,
         };
@@ -315,7 +365,7 @@ impl Pull<'_> {
         let mut unpack = self.threads.spawn_blocking(move || {
             let layer = unpack::Layer {
                 media_type: &owned.descriptor.media_type,
-                // containerd verifies what it stores.
+                // Verified by the other reader of the stream, which stores the bytes.
                 digest: None,
                 diff_id: &owned.diff_id,
                 position,
@@ -346,11 +396,21 @@ impl Pull<'_> {
                 unpacked
             }
         };
+        if unpacked.is_some() {
+            self.label_verified(layer).await?;
+        }
         Ok(Some(Scratch {
             prepared,
             directory,
             unpacked,
         }))
+    }
+
+    /// Tells containerd the diff ID of a layer. It trusts the label for all images with the blob, so the ID must have been verified.
+    async fn label_verified(&self, layer: &Layer) -> Result<(), Failure> {
+        let store = &self.filler.store;
+        let labels = layer.verified_labels();
+        Ok(store.label(&layer.descriptor.digest, labels).await?)
     }
 
     /// Passes a layer's bytes on to the unpacker and, unless it is there, into the store.
@@ -367,11 +427,11 @@ impl Pull<'_> {
             }
             self.add(layer.descriptor.size);
             sender.finish();
-            let labels = layer.content_labels(self.source(digest).await?);
+            let labels = self.source(digest).await?;
             return Ok(store.label(digest, labels).await?);
         }
         let size = layer.descriptor.size;
-        let labels = layer.content_labels(image::source(self.image, None));
+        let labels = image::source(self.image, None);
         let Some(beside) = store.beside(&self.lease, digest, size).await? else {
             return self.stream_through(layer, labels, sender).await;
         };
@@ -387,6 +447,17 @@ impl Pull<'_> {
         }
     }
 
+    /// Fetches a layer; one that comes too slowly is for the runtime.
+    async fn fetch(&self, layer: &Layer, pieces: &mpsc::Sender<Bytes>) -> Result<(), Failure> {
+        let received = AtomicU64::new(0);
+        let count = |bytes| {
+            received.fetch_add(bytes, Ordering::Relaxed);
+            self.add(bytes);
+        };
+        let fetch = self.servers.blob(&layer.descriptor, pieces, &count);
+        unless_slow(fetch, &received, layer.descriptor.size).await
+    }
+
     /// Fetches a layer into a file of containerd's.
     async fn keep(
         &self,
@@ -399,8 +470,7 @@ impl Pull<'_> {
         let kept = self
             .threads
             .spawn_blocking(move || keep(received, file, &expected, sender));
-        let came = |bytes| self.add(bytes);
-        let fetched = self.servers.blob(&layer.descriptor, &pieces, &came).await;
+        let fetched = self.fetch(layer, &pieces).await;
         drop(pieces);
         let kept = kept.await.map_err(|_| gone("a thread ended"))?;
         match (fetched, kept) {
@@ -420,10 +490,9 @@ impl Pull<'_> {
         let store = &self.filler.store;
         let mut writer = store.write(&self.lease, &descriptor.digest, descriptor.size);
         let (pieces, mut received) = mpsc::channel(PIECES);
-        let came = |bytes| self.add(bytes);
         let fetch = async {
             let pieces = pieces;
-            self.servers.blob(descriptor, &pieces, &came).await
+            self.fetch(layer, &pieces).await
         };
         let pass_on = async {
             let mut is_read = true;
@@ -470,7 +539,7 @@ impl Pull<'_> {
             .prepare("extract", layer, &layer.parent, labels)
             .await?
         else {
-            return Ok(true);
+            return self.hold_other(layer).await.map(|()| true);
         };
         let (upper, below) = prepared.directories().ok_or_else(odd_mounts)?;
         let mended = self.threads.spawn_blocking(move || {
@@ -493,7 +562,7 @@ impl Pull<'_> {
     async fn apply(&self, layer: &Layer) -> Result<(), Failure> {
         let labels = layer.snapshot_labels();
         let Some(prepared) = self.prepare("apply", layer, &layer.parent, labels).await? else {
-            return Ok(());
+            return self.hold_other(layer).await;
         };
         let descriptor = &layer.descriptor;
         let content = (&*descriptor.media_type, &descriptor.digest, descriptor.size);
@@ -506,6 +575,7 @@ impl Pull<'_> {
                 "diff ID mismatch: expected {expected}, got {applied}"
             )));
         }
+        self.label_verified(layer).await?;
         self.commit_as(layer, prepared).await
     }
 
@@ -532,9 +602,20 @@ impl Pull<'_> {
         match done.await? {
             true => self.forget(&prepared),
             // The kubelet, or another harpoon, was first.
-            false => self.drop_snapshot(prepared).await,
+            false => {
+                self.drop_snapshot(prepared).await;
+                self.hold_other(layer).await?;
+            }
         }
         Ok(())
+    }
+
+    /// Holds the snapshot of a layer that someone else has just made.
+    async fn hold_other(&self, layer: &Layer) -> Result<(), Failure> {
+        match self.has(&layer.chain).await? {
+            true => Ok(()),
+            false => Err(gone("a snapshot appeared and went")),
+        }
     }
 
     async fn drop_snapshot(&self, prepared: Prepared) {
@@ -555,7 +636,8 @@ impl Pull<'_> {
         let labels = image::config_labels(source, self.snapshotter, top);
         self.put(digest, &config, labels).await?;
         let digest = &found.manifest.digest;
-        let labels = image::manifest_labels(self.source(digest).await?, &found.image);
+        let source = self.source(digest).await?;
+        let labels = image::manifest_labels(source, &found.image, self.keeps_layers);
         self.put(digest, &found.manifest.bytes, labels).await?;
         for index in found.indexes.iter().rev() {
             let Content::Index(content) = index.content()? else {
@@ -594,25 +676,36 @@ impl Pull<'_> {
     }
 
     /// Removes what the next attempt cannot use. What it can use is held by the lease until that expires.
-    async fn clean_up(&mut self, failure: &Failure) {
+    async fn clean_up(&mut self, failure: Failure) -> Unfilled {
         end(&self.threads).await;
         let active = {
             let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut *active)
         };
+        let store = &self.filler.store;
         for prepared in &active {
-            self.filler.store.remove(self.snapshotter, prepared).await;
+            store.remove(self.snapshotter, prepared).await;
         }
-        let is_useful = match failure {
-            Failure::Failed(error) => error.is_retryable() && error.kind != FailureKind::Other,
-            Failure::Unsupported(_) => false,
-        };
-        abort(&self.filler.store, &self.lease, &self.blobs()).await;
-        if !is_useful {
-            self.filler.store.release(&self.lease, true).await;
-        }
+        abort(store, &self.lease, &self.blobs()).await;
         self.is_over = true;
+        let mut unfilled = Unfilled::of(failure);
+        match &unfilled.failure {
+            Failure::Unsupported(_) => unfilled.lease = Some(self.lease.clone()),
+            Failure::Failed(error) if is_useful(error) => {}
+            Failure::Failed(_) => store.release(&self.lease, true).await,
+        }
+        unfilled
     }
+}
+
+/// Returns whether another attempt may follow, which uses what is complete.
+pub(super) fn is_useful(error: &RuntimeError) -> bool {
+    error.is_retryable() && error.kind != FailureKind::Other
+}
+
+/// Returns whether unpacking the layer may need zstd's window.
+fn is_windowed(layer: &Layer) -> bool {
+    compression(&layer.descriptor.media_type).is_ok_and(|known| known == Compression::Zstd)
 }
 
 /// The result of a step of the unpacker; `None` if containerd has to unpack the layer.
@@ -621,14 +714,7 @@ fn outcome<T>(done: Result<T, UnpackError>, layer: &Layer) -> Result<Option<T>, 
         Ok(done) => return Ok(Some(done)),
         Err(error) => error,
     };
-    let is_refused = matches!(
-        error,
-        UnpackError::Filesystem {
-            errno: Errno::PERM | Errno::OPNOTSUPP,
-            ..
-        }
-    );
-    if error.needs_diff_service() || is_refused {
+    if error.needs_diff_service() {
         tracing::debug!(digest = %layer.descriptor.digest, "containerd unpacks the layer: {error}");
         return Ok(None);
     }
@@ -670,6 +756,28 @@ fn of_blob(error: RuntimeError) -> Failure {
     }
 }
 
+/// The result of a fetch of `size` bytes that are counted in `received`, unless they come too slowly.
+async fn unless_slow(
+    fetch: impl Future<Output = Result<(), Failure>>,
+    received: &AtomicU64,
+    size: u64,
+) -> Result<(), Failure> {
+    tokio::pin!(fetch);
+    let mut before = 0;
+    loop {
+        let fetched = tokio::time::timeout(SLOW_TIME, &mut fetch).await;
+        if let Ok(fetched) = fetched {
+            return fetched;
+        }
+        let now = received.load(Ordering::Relaxed);
+        // All received: the unpacker is the one that is slow.
+        if now < size && now.saturating_sub(before) < SLOW_BYTES {
+            return Err(gone("the registry is slow"));
+        }
+        before = now;
+    }
+}
+
 fn gone(what: &str) -> Failure {
     Failure::Unsupported(what.to_owned())
 }
@@ -703,4 +811,27 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, Failure> {
     let done = tokio::task::spawn_blocking(call).await;
     done.map_err(|_| gone("a thread ended"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_registry_is_left_to_runtime() {
+        let (size, second) = (10 << 20, Duration::from_secs(1));
+        for (rate, is_slow) in [(1_000, true), (60_000, false)] {
+            let received = AtomicU64::new(0);
+            let fetch = async {
+                while received.fetch_add(rate, Ordering::Relaxed) < size {
+                    tokio::time::sleep(second).await;
+                }
+                // Nothing is left to receive.
+                tokio::time::sleep(10 * SLOW_TIME).await;
+                Ok(())
+            };
+            let fetched = unless_slow(fetch, &received, size).await;
+            assert_eq!(fetched.is_err(), is_slow, "{rate} bytes a second");
+        }
+    }
 }

@@ -16,6 +16,7 @@ use crate::model::go_duration;
 use crate::model::reference::{DOCKER_HUB, served_at};
 use crate::model::text::excerpt;
 use crate::registry::endpoint::{Endpoint, Identity, Tls, private_header};
+use crate::registry::transport::is_loopback;
 use crate::runtime::containerd::HostDir;
 
 /// Name of the file in a registry's directory.
@@ -64,7 +65,9 @@ impl Host {
     /// Returns whether requests go to another machine over plain http.
     pub(super) fn is_plain(&self) -> bool {
         let base = self.endpoint.as_ref().map(|endpoint| &endpoint.base);
-        base.is_some_and(|base| base.scheme() == "http" && !base.host_str().is_some_and(is_local))
+        base.is_some_and(|base| {
+            base.scheme() == "http" && !base.host_str().is_some_and(is_loopback)
+        })
     }
 }
 
@@ -318,7 +321,7 @@ impl Fields {
     /// The registry's own server, where the file names no other.
     fn registry(mut self, registry: &str) -> Result<Host, Unsupported> {
         let host = served_at(registry);
-        if is_local(host) {
+        if is_loopback(host) {
             // containerd guesses http or https by the port and does not verify the certificate.
             return match self.has_tls || !self.headers.is_empty() {
                 true => Err(Unsupported("settings of a registry on this machine".into())),
@@ -354,11 +357,6 @@ impl Fields {
             is_own,
         })
     }
-}
-
-fn is_local(host: &str) -> bool {
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-    name == "localhost" || name.starts_with("127.") || name == "[::1]" || host == "::1"
 }
 
 /// A text, or a list of texts.

@@ -1,9 +1,10 @@
-//! What an image's manifest and configuration say of its layers, and the labels that containerd sets for it. Pure, no I/O.
+//! Layers of an image, from its manifest and configuration, and the labels that containerd sets for it. Pure, no I/O.
 
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use super::Failure;
+use super::unpack::media_type::compression;
 use crate::model::digest::Digest;
 use crate::model::reference::Reference;
 use crate::model::text::excerpt;
@@ -18,16 +19,6 @@ const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
 /// containerd's limit on the length of a label's key and value.
 const LABEL_MAX: usize = 4096;
-
-/// Media types of layers that can be unpacked here.
-const LAYERS: [&str; 6] = [
-    "application/vnd.oci.image.layer.v1.tar",
-    "application/vnd.oci.image.layer.v1.tar+gzip",
-    "application/vnd.oci.image.layer.v1.tar+zstd",
-    "application/vnd.docker.image.rootfs.diff.tar",
-    "application/vnd.docker.image.rootfs.diff.tar.gzip",
-    "application/vnd.docker.image.rootfs.diff.tar.zstd",
-];
 
 /// A layer of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,7 +59,7 @@ pub(super) fn layers(image: &ImageManifest, config: &[u8]) -> Result<Vec<Layer>,
     }
     let mut layers: Vec<Layer> = Vec::with_capacity(ids.len());
     for (index, (descriptor, diff_id)) in image.layers.iter().zip(&ids).enumerate() {
-        if !LAYERS.contains(&&*descriptor.media_type) || !descriptor.urls.is_empty() {
+        if compression(&descriptor.media_type).is_err() || !descriptor.urls.is_empty() {
             let media_type = excerpt(&descriptor.media_type);
             return Err(Failure::Unsupported(format!("layer of type {media_type}")));
         }
@@ -121,11 +112,9 @@ pub(super) fn source(image: &Reference, known: Option<&Labels>) -> Labels {
 }
 
 impl Layer {
-    /// The labels of its content.
-    pub(super) fn content_labels(&self, source: Labels) -> Labels {
-        let mut labels = source;
-        labels.insert(UNCOMPRESSED.to_owned(), self.diff_id.to_string());
-        labels
+    /// The labels of its content when the diff ID was verified.
+    pub(super) fn verified_labels(&self) -> Labels {
+        Labels::from([(UNCOMPRESSED.to_owned(), self.diff_id.to_string())])
     }
 
     /// The labels of its snapshot.
@@ -141,10 +130,13 @@ pub(super) fn config_labels(source: Labels, snapshotter: &str, top: &str) -> Lab
     labels
 }
 
-/// The labels of a manifest: its configuration and layers.
-pub(super) fn manifest_labels(source: Labels, image: &ImageManifest) -> Labels {
+/// The labels of a manifest: its configuration and, unless containerd discards those that are unpacked, its layers.
+pub(super) fn manifest_labels(source: Labels, image: &ImageManifest, keeps: bool) -> Labels {
     let mut labels = source;
     labels.insert(format!("{CHILD}config"), image.config.digest.to_string());
+    if !keeps {
+        return labels;
+    }
     for (index, layer) in image.layers.iter().enumerate() {
         labels.insert(format!("{CHILD}l.{index}"), layer.digest.to_string());
     }
@@ -164,6 +156,9 @@ pub(super) fn index_labels(source: Labels, index: &Index) -> Labels {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    const PLAIN: &str = "application/vnd.oci.image.layer.v1.tar";
+    const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
     fn digest(n: u8) -> String {
         format!("sha256:{n:064x}")
@@ -189,7 +184,7 @@ mod tests {
 
     #[test]
     fn chain_ids_follow_the_specification() {
-        let image = manifest(&[(LAYERS[0], 1), (LAYERS[1], 2)]);
+        let image = manifest(&[(PLAIN, 1), (GZIP, 2)]);
         let layers = layers(&image, &config(&[7, 8])).unwrap();
         assert_eq!((&*layers[0].chain, &*layers[0].parent), (&*digest(7), ""));
         assert_eq!(layers[1].parent, digest(7));
@@ -200,7 +195,7 @@ mod tests {
 
     #[test]
     fn odd_images_are_for_the_runtime() {
-        let one = [(LAYERS[0], 1)];
+        let one = [(PLAIN, 1)];
         layers(&manifest(&one), &config(&[1])).unwrap();
         layers(&manifest(&one), &config(&[])).unwrap_err();
         layers(&manifest(&one), &config(&[1, 2])).unwrap_err();

@@ -14,7 +14,7 @@ pub mod manifest;
 pub(crate) mod select;
 #[cfg(test)]
 pub(crate) mod standin;
-mod transport;
+pub(crate) mod transport;
 
 use std::fmt;
 use std::ops::Range;

@@ -10,7 +10,7 @@ use super::archive::{Archive, Entry, Kind};
 use super::attributes::{complete, complete_file, make_opaque, owner, times};
 use super::dir::{Dir, LOOKUP, READ};
 use super::implied::ImpliedDirectories;
-use super::parents::{DIRECTORY_BYTES, Parent, Parents};
+use super::parents::{BLOCK_BYTES, Parent, Parents};
 use super::resolve::{clean, join, parent, resolve, split, within_root};
 use super::{Limits, Position, UnpackError};
 
@@ -156,13 +156,16 @@ impl Apply<'_> {
         let made = match entry.kind {
             Kind::File => {
                 let new = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+                self.limits
+                    .budget
+                    .take(entry.size.wrapping_neg() % BLOCK_BYTES)?;
                 let file = fs::openat(dir, base, new | OFlags::CLOEXEC, mode);
                 return file
                     .map(Some)
                     .map_err(|errno| UnpackError::filesystem("create", &entry.name, errno));
             }
             Kind::Directory => {
-                self.limits.budget.take(DIRECTORY_BYTES)?;
+                self.limits.budget.take(BLOCK_BYTES)?;
                 fs::mkdirat(dir, base, mode)
             }
             Kind::Symlink => fs::symlinkat(entry.link.as_slice(), dir, base),

@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use flate2::bufread::MultiGzDecoder;
 
 use super::UnpackError;
+use super::media_type::Compression;
 use crate::registry::digest::Hasher;
 
 /// Size of a chunk of the archive.
@@ -84,7 +85,7 @@ impl<R: Read> Read for Source<R> {
     }
 }
 
-/// How the archive is compressed.
+/// Compression of the archive.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Codec {
     Plain,
@@ -100,12 +101,12 @@ enum Codec {
 /// [`UnpackError::Stream`]; [`UnpackError::Malformed`] if the bytes cannot be decompressed.
 pub(super) fn run<R: Read>(
     source: &mut Source<R>,
-    may_be_compressed: bool,
+    compression: Compression,
     producer: &Producer,
     must_drain: &AtomicBool,
 ) -> Result<(), UnpackError> {
     let mut buffered = BufReader::with_capacity(BUFFER, &mut *source);
-    let result = codec(&mut buffered, may_be_compressed).and_then(|codec| match codec {
+    let result = codec(&mut buffered, compression).and_then(|codec| match codec {
         Codec::Plain => pass_on(&mut buffered, producer),
         Codec::Gzip => pass_on(&mut MultiGzDecoder::new(&mut buffered), producer),
         Codec::Zstd => {
@@ -131,14 +132,18 @@ pub(super) fn run<R: Read>(
 }
 
 /// Detects the compression by the first bytes, as containerd does.
-fn codec(input: &mut impl BufRead, may_be_compressed: bool) -> io::Result<Codec> {
-    if !may_be_compressed {
+fn codec(input: &mut impl BufRead, compression: Compression) -> io::Result<Codec> {
+    if compression == Compression::None {
         return Ok(Codec::Plain);
     }
     let start = input.fill_buf()?;
     Ok(match start {
         [0x1f, 0x8b, 0x08, ..] => Codec::Gzip,
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Codec::Zstd,
+        [0x28, 0xb5, 0x2f, 0xfd, ..] if compression == Compression::Zstd => Codec::Zstd,
+        // Its window would be memory that nobody has accounted for.
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            return Err(io::Error::other("zstd in a layer of another type"));
+        }
         // Which of these containerd detects depends on its version.
         [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
             return Err(io::Error::other("a skippable frame at the beginning"));

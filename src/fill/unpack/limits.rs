@@ -6,7 +6,8 @@ use super::UnpackError;
 
 /// Bytes that layers may still write, shared by all layers that are unpacked at once.
 ///
-/// The uncompressed archive counts, and 4 KiB for each directory: a few bytes of a compressed layer can stand for many.
+/// The uncompressed archive counts, the rest of each file's last block, and 4 KiB for each directory: a few bytes of a compressed
+/// layer can stand for many.
 #[derive(Debug)]
 pub struct Budget {
     limit: u64,

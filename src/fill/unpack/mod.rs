@@ -17,7 +17,7 @@ mod header;
 mod implied;
 mod input;
 mod limits;
-mod media_type;
+pub(crate) mod media_type;
 mod mend;
 mod parents;
 mod pax;
@@ -96,7 +96,7 @@ pub fn unpack(
     into: &Dir,
     limits: &Limits<'_>,
 ) -> Result<Unpacked, UnpackError> {
-    let may_be_compressed = media_type::may_be_compressed(layer.media_type)?;
+    let compression = media_type::compression(layer.media_type)?;
     let mut source = Source::new(stream, layer.digest.map(hasher).transpose()?);
     let (producer, (chunks, used)) = decompress::queues();
     let input = Input::new(chunks, used, hasher(layer.diff_id)?, limits);
@@ -104,7 +104,7 @@ pub fn unpack(
     let (applied, decompressed) = thread::scope(|scope| {
         let decompressing = scope.spawn(|| {
             let producer = producer;
-            decompress::run(&mut source, may_be_compressed, &producer, &must_drain)
+            decompress::run(&mut source, compression, &producer, &must_drain)
         });
         let mut archive = Archive::new(input);
         let applied = apply::apply(&mut archive, into, layer.position, limits)

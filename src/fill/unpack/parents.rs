@@ -18,7 +18,7 @@ const OPEN_MAX: usize = 64;
 /// Mode of a directory that no layer contains.
 const MODE: Mode = Mode::from_raw_mode(0o755);
 /// Disk space of a directory, for the budget.
-pub(super) const DIRECTORY_BYTES: u64 = 4096;
+pub(super) const BLOCK_BYTES: u64 = 4096;
 
 /// An open directory of the layer.
 pub(super) struct Parent {
@@ -132,7 +132,7 @@ impl<'a> Parents<'a> {
         };
         while let Some(path) = missing.pop() {
             let (_, name) = parent(path);
-            self.limits.budget.take(DIRECTORY_BYTES)?;
+            self.limits.budget.take(BLOCK_BYTES)?;
             fs::mkdirat(&above, name, MODE).map_err(failed)?;
             // Not for the umask alone: a directory inherits the set-gid bit of the one above it.
             fs::chmodat(&above, name, MODE, AtFlags::empty()).map_err(failed)?;

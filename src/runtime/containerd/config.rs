@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use containerd_client::services::v1::PluginsRequest;
+use containerd_client::services::v1::{DeprecationWarning, PluginsRequest};
 use containerd_client::types::Platform as ContainerdPlatform;
 use k8s_cri::v1::{ImageFsInfoRequest, StatusRequest};
 use serde_json::Value;
@@ -14,6 +14,7 @@ use crate::runtime::image_service::RuntimeError;
 const TRANSFER: &str = "io.containerd.transfer.v1";
 const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
 const CONTENT: &str = "io.containerd.content.v1";
+const REGISTRIES_DEPRECATED: &str = "io.containerd.deprecation/cri-registry-";
 const DEFAULT_SNAPSHOTTER: &str = "overlayfs";
 const DEFAULT_HOST_DIR: &str = "/etc/containerd/certs.d";
 
@@ -24,6 +25,8 @@ pub struct Config {
     pub(super) has_transfer: bool,
     /// Registries are configured in the CRI plugin itself, rather than in a directory.
     pub has_own_registries: bool,
+    /// Layers are not kept compressed once they are unpacked. containerd 2 does not tell.
+    pub discards_layers: bool,
     /// The directory with registries' configuration.
     pub hosts: HostDir,
     /// The snapshotter for pods without a runtime class.
@@ -105,6 +108,12 @@ fn has_own_registries(config: &Value) -> bool {
         .any(is_set)
 }
 
+/// Returns whether a warning of containerd is about registries that are configured in the CRI plugin. containerd 2 does not tell the
+/// configuration itself.
+fn is_of_registries(warning: &DeprecationWarning) -> bool {
+    warning.id.starts_with(REGISTRIES_DEPRECATED)
+}
+
 /// The snapshotter for pods without a runtime class: the default handler's own, else the plugin's. containerd 2 tells the last
 /// only by the directories that it counts.
 fn snapshotter(config: &Value, mountpoints: &[String]) -> String {
@@ -172,10 +181,14 @@ impl Client {
             let root = working(plugin_type)?.exports.get("root")?;
             Some(PathBuf::from(root))
         };
-        let has_own_registries = has_own_registries(&config);
+        let server = answer(introspection.server(()), "server").await?;
+        let has_own_registries =
+            has_own_registries(&config) || server.deprecations.iter().any(is_of_registries);
+        let discards = config.pointer("/containerd/discardUnpackedLayers");
         Ok(Config {
             has_transfer: working(TRANSFER).is_some() && !has_own_registries,
             has_own_registries,
+            discards_layers: discards.and_then(Value::as_bool).unwrap_or_default(),
             hosts: HostDir::of(&config),
             snapshotter_root: root(SNAPSHOTTER),
             content_root: root(CONTENT),

@@ -85,7 +85,7 @@ impl Store {
         }
     }
 
-    /// How the CRI plugin pulls. Requested once.
+    /// The pull configuration of the CRI plugin. Requested once.
     ///
     /// # Errors
     /// When containerd does not answer.
@@ -134,6 +134,10 @@ impl Store {
     /// # Errors
     /// When containerd does not set them.
     pub async fn label(&self, digest: &Digest, labels: Labels) -> Result<(), RuntimeError> {
+        // An empty mask would replace all labels.
+        if labels.is_empty() {
+            return Ok(());
+        }
         let paths = labels.keys().map(|key| format!("labels.{key}")).collect();
         let mut content = self.client.content();
         let asked = content.update(request(UpdateRequest {

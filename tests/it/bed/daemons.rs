@@ -209,6 +209,12 @@ impl Containerd {
         Self(Daemon::start("containerd", &["--disk", &kind.to_string()]))
     }
 
+    /// One whose CRI plugin itself has a mirror for the registry `name`, as in configurations without a directory.
+    pub fn with_mirror(name: &str, url: &str) -> Self {
+        let mirror = format!("{name}={url}");
+        Self(Daemon::start("containerd", &["--mirror", &mirror]))
+    }
+
     /// One that drops layers when they are unpacked.
     pub fn discarding() -> Self {
         Self(Daemon::start("containerd", &["--discard"]))

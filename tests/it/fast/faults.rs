@@ -162,6 +162,77 @@ fn bomb_ends_at_the_free_space() {
 }
 
 #[test]
+fn diff_id_is_told_when_verified() {
+    // A blob that two images share, of which one names a wrong diff ID.
+    let containerd = Containerd::start();
+    let layer = Blob::gzip(Tar::new([file("shared", "1")]).end());
+    let image = push(std::slice::from_ref(&layer), &unique("right"));
+    fast(&containerd, &[&image]).run().expect(0);
+    let before = content(&containerd)[&layer.digest()].clone();
+    assert!(
+        before.iter().any(|label| label.contains("uncompressed=")),
+        "{before:?}"
+    );
+    let image = push(&[layer.clone().with_wrong_diff_id()], &unique("wrong"));
+    fast(&containerd, &[&image])
+        .env("RETRIES", "0")
+        .run()
+        .expect(1);
+    let told = |labels: &[String]| {
+        let is_told = |label: &&String| label.contains("uncompressed=");
+        labels.iter().find(is_told).cloned()
+    };
+    assert_eq!(told(&content(&containerd)[&layer.digest()]), told(&before));
+}
+
+#[test]
+fn lowest_of_many_layers_fails_soon() {
+    // The others wait for it.
+    let layer = |n: usize| Blob::gzip(Tar::new([file(&format!("{n}"), "1")]).end());
+    let blobs: Vec<_> = (0..40).map(layer).collect();
+    let lowest = blobs[0].digest();
+    let image = push(&blobs, &unique("many"));
+    let proxy = Proxy::start(registry().url(), move |seen| {
+        match seen.path.ends_with(&lowest) {
+            true => Fault::status(403),
+            false => Fault::Pass,
+        }
+    });
+    let (_, name) = image.split_once('/').unwrap();
+    let image = proxy.reference(name);
+    let harpoon = fast(bed::containerd(), &[&image]).env("PULL_TIMEOUT", "60s");
+    let output = harpoon.env("RETRIES", "0").run().expect(1);
+    assert_eq!(
+        entry(&output.json(), &image)["reason"],
+        "unauthorized",
+        "{output}"
+    );
+}
+
+#[test]
+fn filled_image_is_not_fetched_again() {
+    // The runtime's request at the end is refused once.
+    let containerd = Containerd::start();
+    let name = format!("{}:1", unique("refused-once"));
+    registry().image(&name).layers(3).size(600_000).push();
+    let count = AtomicUsize::new(0);
+    let proxy = Proxy::start(registry().url(), move |seen| {
+        let agent = seen.headers.get("user-agent");
+        let is_runtime =
+            agent.is_some_and(|agent| agent.as_bytes().starts_with(CONTAINERD.as_bytes()));
+        match is_runtime && count.fetch_add(1, Ordering::Relaxed) == 0 {
+            true => Fault::too_many(1),
+            false => Fault::Pass,
+        }
+    });
+    let image = proxy.reference(&name);
+    let output = fast(&containerd, &[&image]).run().expect(0);
+    filled(&output);
+    let layers = proxy.count(|seen| seen.is_blob() && seen.nth > 1);
+    assert_eq!(layers, 0, "{output}");
+}
+
+#[test]
 fn broken_layer_is_the_runtimes_failure() {
     let containerd = bed::containerd();
     // Neither gzip nor tar: containerd, which is asked too, says so.

@@ -89,6 +89,29 @@ fn unknown_settings_are_for_the_runtime() {
 }
 
 #[test]
+fn mirror_in_cri_is_the_runtimes() {
+    let name = format!("{}:1", unique("in-cri"));
+    registry().push(&name);
+    let proxy = Proxy::start(registry().url(), |_| Fault::Pass);
+    let containerd = Containerd::with_mirror(REGISTRY, &proxy.url());
+    let image = format!("{REGISTRY}/{name}");
+    let output = configured(&containerd, &[&image]).run().expect(0);
+    assert!(
+        output
+            .stderr
+            .contains("registries are configured in containerd"),
+        "{output}"
+    );
+    let by_containerd = |seen: &bed::faulty::Seen| {
+        seen.headers["user-agent"]
+            .to_str()
+            .unwrap()
+            .starts_with(CONTAINERD)
+    };
+    assert!(proxy.seen().iter().all(by_containerd));
+}
+
+#[test]
 fn unreachable_mirror_is_not_passed_by() {
     let containerd = Containerd::start();
     let name = format!("{}:1", unique("unreachable"));

@@ -46,6 +46,11 @@ impl Blob {
         }
     }
 
+    /// `sha256:...` of what is transferred.
+    pub(crate) fn digest(&self) -> String {
+        sha256(&self.bytes).to_string()
+    }
+
     /// Cuts what is transferred.
     pub(crate) fn truncate(&mut self, bytes: usize) {
         self.bytes.truncate(bytes);
