@@ -341,7 +341,7 @@ pub(crate) struct Settings {
     pub(crate) runtime: RuntimeSettings,
     pub(crate) store: StoreSettings,
     pub(crate) seal: SealSettings,
-    /// Who fetches and unpacks images.
+    /// Method of fetching and unpacking images.
     pub(crate) fill: FillMode,
     pub(crate) pull: PullSettings,
     /// The name of this node.

@@ -436,15 +436,20 @@ impl Pull<'_> {
             return self.stream_through(layer, labels, sender).await;
         };
         match self.keep(layer, &beside, sender).await {
-            Ok(()) => store
-                .take(&self.lease, beside, labels)
-                .await
-                .map_err(of_blob),
+            Ok(()) => self.take(beside, labels).await,
             Err(failure) => {
                 store.abandon(&beside).await;
                 Err(failure)
             }
         }
+    }
+
+    /// Has containerd take a complete blob. It goes on if the pull ends meanwhile: a file that is moved later would stay.
+    async fn take(&self, beside: Beside, labels: Labels) -> Result<(), Failure> {
+        let (store, lease) = (self.filler.store.clone(), self.lease.clone());
+        let take = async move { store.take(&lease, beside, labels).await };
+        let taken = self.threads.spawn(take).await;
+        taken.map_err(|_| gone("a task ended"))?.map_err(of_blob)
     }
 
     /// Fetches a layer; one that comes too slowly is for the runtime.

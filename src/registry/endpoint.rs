@@ -36,7 +36,7 @@ pub type Identity = (Vec<u8>, Vec<u8>);
 pub struct Tls {
     /// Certificates that are trusted beside the machine's own; PEM.
     pub roots: Vec<Vec<u8>>,
-    /// What the client authenticates itself with.
+    /// Certificate and key of the client.
     pub client: Option<Identity>,
     /// The server's certificate is not verified.
     pub skip_verify: bool,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::path::Path;
 use std::process::{Child, Command};
 use std::time::Duration;
@@ -170,19 +170,29 @@ fn mounted<T>(containerd: &Containerd, image: &str, look: impl FnOnce(&Path) -> 
 fn export(containerd: &Containerd, image: &str) -> BTreeMap<String, Vec<u8>> {
     let directory = bed::directory();
     let file = directory.path().join("image.tar");
-    containerd.ctr(&["images", "export", file.to_str().unwrap(), image]);
-    let mut archive = tar::Archive::new(std::fs::File::open(file).unwrap());
+    let mut files = Err(io::ErrorKind::NotFound.into());
+    // That of containerd 2.1 sometimes ends before all is written.
+    bed::eventually("an export is complete", PATIENCE, || {
+        containerd.ctr(&["images", "export", file.to_str().unwrap(), image]);
+        files = files_of(&file);
+        files
+            .as_ref()
+            .is_ok_and(|files| files.contains_key("oci-layout"))
+    });
+    files.unwrap()
+}
+
+fn files_of(archive: &Path) -> io::Result<BTreeMap<String, Vec<u8>>> {
+    let mut archive = tar::Archive::new(std::fs::File::open(archive)?);
     let mut files = BTreeMap::new();
-    for entry in archive.entries().unwrap() {
-        let mut entry = entry.unwrap();
+    for entry in archive.entries()? {
+        let mut entry = entry?;
         let mut content = Vec::new();
-        entry.read_to_end(&mut content).unwrap();
-        let name = entry.path().unwrap().display().to_string();
+        entry.read_to_end(&mut content)?;
+        let name = entry.path()?.display().to_string();
         files.insert(name, content);
     }
-    // The last one, always the same. containerd 2.1 sometimes ends before it is written.
-    files.remove("oci-layout");
-    files
+    Ok(files)
 }
 
 /// Calls containerd's CRI server, as the kubelet and crictl do.

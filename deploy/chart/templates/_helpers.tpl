@@ -193,11 +193,12 @@ controller: {}
 
 {{/* Directory of containerd's registry configuration, for fast fill. */}}
 {{- define "harpoon.registryDirectory" -}}
-{{- $directories := dict
-    "k3s" "/var/lib/rancher/k3s/agent/etc/containerd/certs.d"
-    "rke2" "/var/lib/rancher/rke2/agent/etc/containerd/certs.d"
-    "microk8s" "/var/snap/microk8s/current/args/certs.d" }}
-{{- get $directories .Values.runtime | default "/etc/containerd/certs.d" }}
+{{- $root := include "harpoon.containerdRoot" . }}
+{{- if .Values.fastFill.configPath }}{{ .Values.fastFill.configPath }}
+{{- else if hasSuffix "/agent/containerd" $root }}{{ trimSuffix "/containerd" $root }}/etc/containerd/certs.d
+{{- else if eq .Values.runtime "microk8s" }}/var/snap/microk8s/current/args/certs.d
+{{- else }}/etc/containerd/certs.d
+{{- end }}
 {{- end }}
 
 {{/* The credential provider of a cloud: its configuration, its plugins, and files beside them. */}}

@@ -62,7 +62,7 @@ pub(crate) struct Settings {
     /// Keys of further taints that are gone once the node has started.
     pub(crate) startup_taints: Vec<String>,
     pub(crate) pull: PullSettings,
-    /// Who fetches and unpacks images.
+    /// Method of fetching and unpacking images.
     pub(crate) fill: FillMode,
     /// The maximum size of the runtime's image store.
     pub(crate) disk_budget: Option<DiskLimit>,

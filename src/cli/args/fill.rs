@@ -5,11 +5,11 @@ use clap::Args;
 use super::values::{Parsed, single};
 use crate::fill::FillMode;
 
-/// Who fetches and unpacks images.
+/// Method of fetching and unpacking images.
 #[derive(Args)]
 #[command(next_help_heading = "Pulling")]
 pub(crate) struct FillArgs {
-    /// Who fetches and unpacks images: auto (harpoon where containerd's root directory is mounted writable), runtime or fast
+    /// Method of fetching and unpacking images: auto (by harpoon where containerd's root directory is mounted writable, else by the runtime), runtime or fast
     #[arg(long, env, value_name = "HOW", default_value = "auto", value_parser = single(mode))]
     pub(crate) fill: FillMode,
 }

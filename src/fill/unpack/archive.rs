@@ -44,7 +44,7 @@ pub(super) struct Entry {
 /// An archive that is being read.
 pub(super) struct Archive<'a> {
     input: Input<'a>,
-    /// What the current entry still has.
+    /// Unread bytes of the current entry.
     content: u64,
     padding: u64,
 }
@@ -173,7 +173,7 @@ impl<'a> Archive<'a> {
     }
 }
 
-/// What extension headers say about the entry that follows.
+/// Values of extension headers for the entry that follows.
 #[derive(Default)]
 struct Extensions {
     records: Records,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Memory of one record, beside its path.
 const RECORD: usize = 96;
 
-/// What is known about an implied directory.
+/// Record of an implied directory.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Implied {
     /// The layer names it later than it uses it: only the attributes come from below.

@@ -1,6 +1,6 @@
 //! Content and snapshots of one containerd, written and read by its own API. It never makes a name.
 //!
-//! What is stored here is held by a lease of harpoon's, until the labels of an image's manifest hold it.
+//! Everything stored here is held by a lease of harpoon's, until the labels of an image's manifest hold it.
 
 use std::collections::HashMap;
 use std::path::PathBuf;

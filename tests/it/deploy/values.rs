@@ -494,6 +494,20 @@ fn fast_fill_mounts_store_writable() {
         snapshots["hostPath"]["path"],
         "/data/containerd/io.containerd.snapshotter.v1.overlayfs"
     );
+    for (root, path, directory) in [
+        ("", "", "/etc/containerd/certs.d"),
+        ("", "/data/certs.d", "/data/certs.d"),
+        (
+            "/data/k3s/agent/containerd",
+            "",
+            "/data/k3s/agent/etc/containerd/certs.d",
+        ),
+    ] {
+        let fast = json!({"enabled": true, "root": root, "configPath": path});
+        let objects = rendered(&json!({"fastFill": fast}));
+        let registries = named(&pod(&objects)["volumes"], "registries");
+        assert_eq!(registries["hostPath"]["path"], directory);
+    }
     let on_node = json!({"fastFill": {"enabled": true, "hostNetwork": true}});
     assert_eq!(pod(&rendered(&on_node))["hostNetwork"], true);
     let unused = json!({"fastFill": {"hostNetwork": true}});

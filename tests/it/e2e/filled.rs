@@ -5,9 +5,10 @@ use super::*;
 /// The capabilities that the chart adds, by their numbers.
 const CAPABILITIES: u64 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 27 | 1 << 31;
 
-/// The node's registry listens on its loopback address.
-fn values() -> Value {
-    json!({"fastFill": {"enabled": true, "hostNetwork": true}, "settings": {"FILL": "fast", "LOG_LEVEL": "debug"}})
+/// The node's registry listens on its loopback address, and the configuration of registries is not where it usually is.
+fn values(turn: &Turn<'_>) -> Value {
+    let fast = json!({"enabled": true, "hostNetwork": true, "configPath": turn.cluster.api.file("certs.d")});
+    json!({"fastFill": fast, "settings": {"FILL": "fast", "LOG_LEVEL": "debug"}})
 }
 
 /// All snapshots and blobs of the node.
@@ -30,7 +31,7 @@ pub(super) fn whole_life(turn: &Turn<'_>) {
 
     // While the registry is frozen, the fill continues.
     let frozen = cluster.freeze_registry();
-    let harpoon = turn.install(&chart(&values()));
+    let harpoon = turn.install(&chart(&values(turn)));
     let running = cluster.wait_for(&turn.namespace, "the init container runs", || {
         let pod = harpoon.pods().pop()?;
         let status = &pod["status"]["initContainerStatuses"][0];

@@ -95,7 +95,10 @@ fn mirror_in_cri_is_the_runtimes() {
     let proxy = Proxy::start(registry().url(), |_| Fault::Pass);
     let containerd = Containerd::with_mirror(REGISTRY, &proxy.url());
     let image = format!("{REGISTRY}/{name}");
-    let output = configured(&containerd, &[&image]).run().expect(0);
+    let output = configured(&containerd, &[&image])
+        .env("FILL", "auto")
+        .run()
+        .expect(0);
     assert!(
         output
             .stderr

@@ -1,4 +1,4 @@
-//! What the unpacker makes of layers, compared with what containerd makes of them.
+//! Trees that the unpacker makes of layers, compared with those that containerd makes.
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -215,18 +215,12 @@ impl Theirs {
         let imported = ctr(&["images", "import", path.to_str().unwrap()]);
         // The image stays: to remove one collects what another test's import is about to use.
         let layers = imported.map(|_| {
-            let mut mounts = Err(String::new());
-            for _ in 0..10 {
-                // A view has no lease: a collection that another test causes may remove it.
-                let key = unique("view");
-                mounts = ctr(&["snapshots", "view", &key, &chain])
-                    .and_then(|_| ctr(&["snapshots", "mounts", "/nowhere", &key]));
-                _ = ctr(&["snapshots", "remove", &key]);
-                if mounts.is_ok() {
-                    break;
-                }
-            }
-            directories(&mounts.unwrap())
+            // Not a view, which a collection that another test causes may remove.
+            let key = unique("mounted");
+            containerd().ctr(&["snapshots", "prepare", &key, &chain]);
+            let mounts = containerd().ctr(&["snapshots", "mounts", "/nowhere", &key]);
+            containerd().ctr(&["snapshots", "remove", &key]);
+            directories(&mounts)
         });
         Self { layers }
     }
@@ -278,7 +272,7 @@ pub(crate) fn start() -> i64 {
     })
 }
 
-/// What became of an image on both sides.
+/// The results of an image on both sides.
 #[derive(Debug, PartialEq, Clone, Copy)]
 enum Outcome {
     /// Both trees are the same.

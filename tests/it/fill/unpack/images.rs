@@ -33,7 +33,7 @@ fn same(blobs: &[Blob]) {
     assert_eq!(compare(blobs), Ok(Outcome::Same));
 }
 
-/// What most images start with.
+/// The entries that most images start with.
 fn base() -> Vec<Entry> {
     vec![
         dir("./"),
