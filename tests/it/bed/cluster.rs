@@ -355,7 +355,7 @@ impl Kubernetes {
     }
 
     /// A file of its directory.
-    pub(super) fn file(&self, name: &str) -> PathBuf {
+    pub fn file(&self, name: &str) -> PathBuf {
         self.daemon.directory.join(name)
     }
 
