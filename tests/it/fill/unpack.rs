@@ -259,7 +259,8 @@ fn merged(layers: &[PathBuf], start: i64) -> tree::Tree {
         .unwrap();
     assert!(mount.status.success(), "{mount:?}");
     let tree = std::panic::catch_unwind(|| tree(point.path(), start));
-    bed::run(Command::new("umount").arg(point.path()));
+    // Lazily: another test may just start a program, which has the mount until it runs.
+    bed::run(Command::new("umount").arg("--lazy").arg(point.path()));
     tree.unwrap()
 }
 

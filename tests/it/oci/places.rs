@@ -247,7 +247,7 @@ fn memory_is_independent_of_image_size() {
     let mib = |bytes: u64| bytes as f64 / MIB as f64;
     // What connections buffer grows until it has the size that suits the network, and not beyond.
     assert!(
-        large < 45 * MIB && large < small + 25 * MIB,
+        large < 60 * MIB && large < small + 30 * MIB,
         "{:.1} MiB for 30 MiB, {:.1} MiB for 300 MiB",
         mib(small),
         mib(large)
