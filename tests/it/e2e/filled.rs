@@ -5,17 +5,22 @@ use super::*;
 /// The capabilities that the chart adds, by their numbers.
 const CAPABILITIES: u64 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 27 | 1 << 31;
 
-/// The node's registry listens on its loopback address, and the configuration of registries is not where it usually is.
+/// The node's registry listens on its loopback address. The configuration of registries is not where it usually is, which
+/// containerd 2 does not tell.
 fn values(turn: &Turn<'_>) -> Value {
-    let fast = json!({"enabled": true, "hostNetwork": true, "configPath": turn.cluster.api.file("certs.d")});
+    let mut fast = json!({"enabled": true, "hostNetwork": true});
+    if !bed::has_newer_runtimes() {
+        fast["configPath"] = json!(turn.cluster.api.file("certs.d"));
+    }
     json!({"fastFill": fast, "settings": {"FILL": "fast", "LOG_LEVEL": "debug"}})
 }
 
-/// All snapshots and blobs of the node.
+/// All snapshots and blobs of the node that images have.
 fn stored(turn: &Turn<'_>) -> Vec<String> {
     let snapshots = turn.cluster.ctr(&["snapshots", "list"]);
     let blobs = turn.cluster.ctr(&["content", "list", "--quiet"]);
-    let mut all: Vec<_> = snapshots.lines().skip(1).chain(blobs.lines()).collect();
+    let of_images = snapshots.lines().filter(|line| line.contains("Committed"));
+    let mut all: Vec<_> = of_images.chain(blobs.lines()).collect();
     all.sort_unstable();
     all.into_iter().map(str::to_owned).collect()
 }
