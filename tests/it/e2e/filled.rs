@@ -9,7 +9,7 @@ const CAPABILITIES: u64 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 27 | 1 << 31;
 /// containerd 2 does not tell.
 fn values(turn: &Turn<'_>) -> Value {
     let mut fast = json!({"enabled": true, "hostNetwork": true});
-    if !bed::has_newer_runtimes() {
+    if !crate::bed::has_newer_runtimes() {
         fast["configPath"] = json!(turn.cluster.api.file("certs.d"));
     }
     json!({"fastFill": fast, "settings": {"FILL": "fast", "LOG_LEVEL": "debug"}})
