@@ -318,7 +318,7 @@ impl Pull<'_> {
         let _chain = self.filler.chains.lock(layer.chain.clone()).await;
         if self.has(&layer.chain).await? {
             self.add(layer.descriptor.size);
-        } else if let Some(scratch) = self.unpack_in_turn(layer, cancel).await? {
+        } else if let Some(scratch) = Box::pin(self.unpack_in_turn(layer, cancel)).await? {
             if let Some(below) = layer.index.checked_sub(1) {
                 let mut below = committed[below].subscribe();
                 // All senders live as long as this future.
@@ -373,8 +373,7 @@ impl Pull<'_> {
             let into = Dir::open(&path)?;
             unpack::unpack(reader, &layer, &into, &Limits::new(&budget, &cancelled))
         });
-        let stream = self.stream(layer, sender);
-        tokio::pin!(stream);
+        let mut stream = Box::pin(self.stream(layer, sender));
         let ended = |ended: Result<_, _>| match ended {
             Ok(unpacked) => outcome(unpacked, layer),
             Err(_) => Err(gone("a thread ended")),
