@@ -34,7 +34,6 @@ pub(super) fn whole_life(turn: &Turn<'_>) {
     let image = image.layers(4).size(2_000_000).push();
     turn.deployment("filled", &image.reference);
     cluster.harpoon();
-    let before = stored(turn);
 
     // While the registry is frozen, the fill continues.
     let frozen = cluster.freeze_registry();
@@ -45,6 +44,8 @@ pub(super) fn whole_life(turn: &Turn<'_>) {
         let is_running = status["state"]["running"].is_object();
         is_running.then(|| status.clone())
     });
+    // harpoon's own image is unpacked by now.
+    let before = stored(turn);
     let process = cluster.process(&running);
     for set in ["CapPrm", "CapEff", "CapBnd"] {
         assert_eq!(process.status(set), format!("{CAPABILITIES:016x}"), "{set}");
