@@ -188,7 +188,7 @@ fn diff_id_is_told_when_verified() {
 #[test]
 fn lowest_of_many_layers_fails_soon() {
     // The others wait for it.
-    let layer = |n: usize| Blob::gzip(Tar::new([file(&n.to_string(), "1")]).end());
+    let layer = |n: usize| Blob::gzip(Tar::new([file(n.to_string(), "1")]).end());
     let blobs: Vec<_> = (0..40).map(layer).collect();
     let lowest = blobs[0].digest();
     let image = push(&blobs, &unique("many"));
