@@ -51,7 +51,7 @@ impl Kind {
     }
 }
 
-/// What all kinds of pictures have.
+/// The parts that all kinds of pictures have.
 #[derive(Debug)]
 pub struct Picture<'a> {
     pub title: &'a str,

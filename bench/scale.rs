@@ -36,7 +36,7 @@ const NODES: &str = "100 1000 5000";
 const IMAGES: usize = 500;
 /// The largest number of Deployments, and their number for each node.
 const DEPLOYMENTS: (usize, usize) = (20_000, 4);
-/// How long anything may take.
+/// The time limit of each step.
 const PATIENCE: Duration = Duration::from_secs(900);
 /// The time for which a settled cluster is measured.
 const IDLE: Duration = Duration::from_secs(60);
@@ -99,7 +99,7 @@ impl Figures {
         self.0.push((name.to_owned(), text));
     }
 
-    /// What a phase cost the API server.
+    /// Adds the rows of a phase's cost to the API server.
     fn cost(&mut self, phase: &str, cost: &Cost) {
         eprintln!("   {phase}: {}", cost.shown());
         self.add(

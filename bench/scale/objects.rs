@@ -2,6 +2,7 @@
 //!
 //! Only its writes are made: the spec of each object for a new image, and one status by each node that has seen it.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use tokio::sync::mpsc;
 use super::super::bed::{Kubernetes, client, eventually};
 use super::fleet::node;
 use super::server::{Cost, Counters};
+use super::watch::objects;
 
 const COLLECTION: &str = "/apis/bench.harpoon.dev/v1/nodeimagelists";
 /// Number of images of each node: its object has 3 KB. A node of 500 images would have 75 KB, in each write.
@@ -105,27 +107,19 @@ async fn agent(
         given.server
     );
     let answer = client.get(url).bearer_auth(&given.token).send();
-    let mut chunks = answer.await.unwrap().bytes_stream();
-    let mut text = Vec::new();
+    let mut objects = pin!(objects(answer.await.unwrap()));
     let mut is_watching = false;
-    while let Some(Ok(chunk)) = chunks.next().await {
-        let now = Instant::now();
-        text.extend_from_slice(&chunk);
-        while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
-            let event: Value = serde_json::from_slice(&text[..end]).unwrap();
-            text.drain(..=end);
-            if !std::mem::replace(&mut is_watching, true) {
-                let _ = told.send(Told::Watching);
-            }
-            let images = event["object"]["spec"]["images"].as_array();
-            if images.map_or(0, Vec::len) > IMAGES && event["object"]["status"].is_null() {
-                let _ = told.send(Told::Seen(now));
-                let url = format!("{}{COLLECTION}/{name}/status", given.server);
-                let status =
-                    json!({"status": {"present": IMAGES + 1, "time": "2026-01-01T00:00:00Z"}});
-                patch(&given, &client, url, &status).await;
-                let _ = told.send(Told::Reported);
-            }
+    while let Some((now, object)) = objects.next().await {
+        if !std::mem::replace(&mut is_watching, true) {
+            let _ = told.send(Told::Watching);
+        }
+        let images = object["spec"]["images"].as_array();
+        if images.map_or(0, Vec::len) > IMAGES && object["status"].is_null() {
+            let _ = told.send(Told::Seen(now));
+            let url = format!("{}{COLLECTION}/{name}/status", given.server);
+            let status = json!({"status": {"present": IMAGES + 1, "time": "2026-01-01T00:00:00Z"}});
+            patch(&given, &client, url, &status).await;
+            let _ = told.send(Told::Reported);
         }
     }
 }

@@ -18,7 +18,7 @@ pub struct Counters {
     other_bytes: f64,
 }
 
-/// What was between two moments.
+/// The cost to the API server between two moments.
 #[derive(Debug)]
 pub struct Cost {
     pub seconds: f64,

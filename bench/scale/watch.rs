@@ -1,12 +1,32 @@
 //! A watch of this program's own, which takes the time of what it is told.
 
+use std::pin::pin;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
+use futures_util::future::ready;
+use futures_util::stream::{Stream, StreamExt, iter};
 use serde_json::Value;
 
 use super::super::bed::{Kubernetes, client};
+
+/// The objects of a watch's events, each with the time when it came.
+pub fn objects(answer: reqwest::Response) -> impl Stream<Item = (Instant, Value)> {
+    let mut text = Vec::new();
+    let chunks = answer.bytes_stream();
+    let chunks = chunks.take_while(|chunk| ready(chunk.is_ok()));
+    chunks.flat_map(move |chunk| {
+        let now = Instant::now();
+        text.extend_from_slice(&chunk.unwrap());
+        let mut found = Vec::new();
+        while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
+            let mut event: Value = serde_json::from_slice(&text[..end]).unwrap();
+            text.drain(..=end);
+            found.push((now, event["object"].take()));
+        }
+        iter(found)
+    })
+}
 
 /// Events of one resource, from now on and with the objects that exist.
 pub struct Watch {
@@ -33,17 +53,10 @@ impl Watch {
         tokio.spawn(async move {
             let answer = request.send().await.unwrap();
             assert!(answer.status().is_success(), "{answer:?}");
-            let mut chunks = answer.bytes_stream();
-            let mut text = Vec::new();
-            while let Some(Ok(chunk)) = chunks.next().await {
-                let now = Instant::now();
-                text.extend_from_slice(&chunk);
-                while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
-                    let event: Value = serde_json::from_slice(&text[..end]).unwrap();
-                    text.drain(..=end);
-                    if send.send((now, event["object"].clone())).is_err() {
-                        return;
-                    }
+            let mut objects = pin!(objects(answer));
+            while let Some(told) = objects.next().await {
+                if send.send(told).is_err() {
+                    return;
                 }
             }
         });

@@ -25,7 +25,7 @@ use state::State;
 /// The time between two looks at what changed.
 const REDRAW: Duration = Duration::from_millis(250);
 
-/// What is shown.
+/// The objects that are shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Subject {
     /// All ImagePrefetches and nodes.
@@ -39,7 +39,7 @@ pub(crate) enum Subject {
 /// The outcome of a watch.
 #[derive(Debug)]
 pub(crate) struct Watched {
-    /// What was seen last.
+    /// The last view.
     pub(crate) view: View,
     /// False if the time limit came first.
     pub(crate) is_complete: bool,

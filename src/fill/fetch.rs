@@ -19,7 +19,7 @@ use crate::model::digest::Digest;
 use crate::model::platform::Platform;
 use crate::model::reference::Reference;
 use crate::registry::manifest::{Content, Descriptor, ImageManifest, Manifest};
-use crate::registry::select::{available, entry};
+use crate::registry::select::{INDEX_DEPTH_MAX, entry};
 use crate::registry::{self, Access, Blob, Client, ClientError, Options};
 
 /// Maximum number of concurrent requests for layers, of all images together.
@@ -33,8 +33,6 @@ const SLOW: Duration = Duration::from_millis(25);
 const FIRST: u64 = 1 << 20;
 /// Maximum number of resumptions after a lost connection. Each must have received some bytes.
 const RESUMES: usize = 3;
-/// Maximum depth of nested indexes.
-const INDEX_DEPTH_MAX: usize = 3;
 /// Maximum size of an image's configuration in bytes.
 const CONFIG_MAX: u64 = 8 << 20;
 /// Clients of configured servers that are kept for the next image.
@@ -182,14 +180,7 @@ impl Servers<'_> {
             if indexes.len() >= INDEX_DEPTH_MAX {
                 return Err(Failure::Unsupported("deeply nested indexes".to_owned()));
             }
-            let Some(entry) = entry(&index, wanted) else {
-                return Err(registry::Error::Platform {
-                    image: self.image().to_string(),
-                    wanted: wanted.to_string(),
-                    available: available(&index),
-                }
-                .into());
-            };
+            let entry = entry(&index, wanted, self.image())?;
             indexes.push(manifest);
             manifest = self.manifest(&entry.digest).await?;
         }

@@ -10,4 +10,5 @@ pub(crate) mod counted;
 pub(crate) mod decode;
 pub mod error;
 pub(crate) mod get;
+pub(crate) mod pages;
 pub(crate) mod request;

@@ -12,7 +12,7 @@ const SHOWN_MAX: usize = 20;
 /// Rank after every platform that is named and matches.
 const UNNAMED: u32 = 1000;
 /// Maximum depth of nested indexes; they are rare, and deeper ones are unknown.
-const INDEX_DEPTH_MAX: usize = 3;
+pub(crate) const INDEX_DEPTH_MAX: usize = 3;
 
 /// The manifest that a reference resolves to on one platform.
 #[derive(Debug, Clone)]
@@ -49,11 +49,7 @@ impl Client {
                 }
                 Content::Index(index) => index,
             };
-            let entry = entry(&index, wanted).ok_or_else(|| Error::Platform {
-                image: access.image.to_string(),
-                wanted: wanted.to_string(),
-                available: available(&index),
-            })?;
+            let entry = entry(&index, wanted, &access.image.to_string())?;
             platform = entry.platform.clone().or(platform);
             manifest = self.manifest(access, Some(&entry.digest)).await?;
         }
@@ -75,8 +71,15 @@ impl ImageManifest {
     }
 }
 
-/// The best matching entry; of equal ones the first. Entries without a platform come last.
-pub(crate) fn entry<'a>(index: &'a Index, wanted: &Platform) -> Option<&'a Descriptor> {
+/// The best matching entry of an image's index; of equal ones the first. Entries without a platform come last.
+///
+/// # Errors
+/// [`Error::Platform`] if there is none.
+pub(crate) fn entry<'a>(
+    index: &'a Index,
+    wanted: &Platform,
+    image: &str,
+) -> Result<&'a Descriptor, Error> {
     let ranked = index.manifests.iter().filter_map(|entry| {
         let rank = match &entry.platform {
             Some(platform) => rank(platform, wanted)?,
@@ -84,7 +87,12 @@ pub(crate) fn entry<'a>(index: &'a Index, wanted: &Platform) -> Option<&'a Descr
         };
         Some((rank, entry))
     });
-    ranked.min_by_key(|(rank, _)| *rank).map(|(_, entry)| entry)
+    let best = ranked.min_by_key(|(rank, _)| *rank);
+    best.map(|(_, entry)| entry).ok_or_else(|| Error::Platform {
+        image: image.to_owned(),
+        wanted: wanted.to_string(),
+        available: available(index),
+    })
 }
 
 /// Rank of an image made for `made_for` on `wanted`, 0 being the best; `None` if it does not run there. The rules and their order

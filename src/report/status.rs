@@ -1,4 +1,4 @@
-//! What continuous mode has put where: the views of `harpoon status`, and their JSON and YAML. Pure.
+//! The views of `harpoon status` on continuous mode, and their JSON and YAML. Pure.
 //!
 //! All texts of a view are sanitized where it is made. Text for people is in `text.rs`, the lines of a watch in `bars.rs`.
 
@@ -221,7 +221,7 @@ pub struct NodeView {
     pub failures: Vec<FailureRow>,
 }
 
-/// What `harpoon status` shows.
+/// A view that `harpoon status` shows.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum View {

@@ -12,7 +12,7 @@ use k8s_cri::v1::{ImageSpec, PullImageRequest, RemoveImageRequest};
 use serde_json::Value;
 use tonic::transport::Channel;
 
-use crate::bed::faulty::{Fault, Proxy};
+use crate::bed::faulty::{Fault, Proxy, Seen};
 use crate::bed::{self, Containerd, Harpoon, Output, Runtime as _, registry, unique};
 use crate::pulling::{PATIENCE, entry};
 use crate::sealed::channel;
@@ -24,9 +24,6 @@ mod interrupted;
 mod parts;
 mod sealed;
 mod trees;
-
-/// The user agent of containerd's own requests.
-pub(crate) const CONTAINERD: &str = "containerd/";
 
 /// `harpoon pull --fill fast`.
 fn fast(containerd: &Containerd, images: &[&str]) -> Harpoon {

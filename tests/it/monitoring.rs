@@ -12,7 +12,7 @@ use crate::bed::faulty::{Fault, Proxy};
 use crate::bed::{self, Containerd, Harpoon, Kubernetes, Prometheus, Running};
 
 const API: &str = "/apis/harpoon.dev/v1alpha1";
-/// How long anything may take that takes some seconds on an idle machine.
+/// The time limit of steps that take some seconds on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 fn file(path: &str) -> PathBuf {

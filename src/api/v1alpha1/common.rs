@@ -157,3 +157,12 @@ pub struct Condition {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 }
+
+impl Condition {
+    /// Type, status and reason of each condition: others wait for these, and not for messages and times.
+    pub fn verdicts(conditions: &[Self]) -> impl Iterator<Item = (&str, &str, &str)> {
+        conditions
+            .iter()
+            .map(|c| (&*c.kind, &*c.status, &*c.reason))
+    }
+}

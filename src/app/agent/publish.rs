@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 use super::Agent;
 use super::state::LocalNode;
 use super::status::{Counts, RUNTIME_UNAVAILABLE, counts, status};
-use crate::api::v1alpha1::{NodePrefetch, NodePrefetchStatus};
+use crate::api::v1alpha1::{Condition, NodePrefetch, NodePrefetchStatus};
 use crate::app::metrics::ImageState;
 use crate::kube_api::error::TransportError;
 use crate::model::text::one_line;
@@ -289,11 +289,6 @@ fn is_urgent(written: &NodePrefetchStatus, status: &NodePrefetchStatus, is_busy:
         let failures = failures.map(|failure| (failure.image.clone(), failure.reason.clone()));
         failures.collect::<Vec<_>>()
     };
-    let condition = |status: &NodePrefetchStatus| {
-        let all = status.conditions.iter();
-        let all = all.map(|c| (c.kind.clone(), c.status.clone(), c.reason.clone()));
-        all.collect::<Vec<_>>()
-    };
     let is_away = |status: &NodePrefetchStatus| {
         let ready = status.conditions.first();
         ready.is_some_and(|ready| ready.reason == RUNTIME_UNAVAILABLE)
@@ -304,7 +299,7 @@ fn is_urgent(written: &NodePrefetchStatus, status: &NodePrefetchStatus, is_busy:
     };
     let is_settled_news = || {
         counts(written) != counts(status)
-            || condition(written) != condition(status)
+            || !Condition::verdicts(&written.conditions).eq(Condition::verdicts(&status.conditions))
             || written.first_fill_seconds != status.first_fill_seconds
             || written.runtime != status.runtime
     };
@@ -359,7 +354,7 @@ impl Agent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::v1alpha1::{Condition, NodeFailure};
+    use crate::api::v1alpha1::NodeFailure;
 
     fn status(present: i64, failures: &[&str]) -> NodePrefetchStatus {
         let failure = |reason: &&str| NodeFailure {

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use crate::api::v1alpha1::ImagePrefetchStatus;
+use crate::api::v1alpha1::{Condition, ImagePrefetchStatus};
 
 /// The least time between two writes of the status of one ImagePrefetch.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -97,18 +97,14 @@ fn is_progressing(status: &ImagePrefetchStatus) -> bool {
 
 /// Returns whether the status says something that others wait for, and not only other counts and messages.
 fn is_news(known: &ImagePrefetchStatus, status: &ImagePrefetchStatus) -> bool {
-    let verdict = |status: &ImagePrefetchStatus| {
-        let conditions = status.conditions.iter();
-        let conditions = conditions.map(|c| (c.kind.clone(), c.status.clone(), c.reason.clone()));
-        (status.observed_generation, conditions.collect::<Vec<_>>())
-    };
-    verdict(known) != verdict(status)
+    known.observed_generation != status.observed_generation
+        || !Condition::verdicts(&known.conditions).eq(Condition::verdicts(&status.conditions))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::v1alpha1::{Condition, NodeCounts};
+    use crate::api::v1alpha1::NodeCounts;
 
     const SECOND: Duration = Duration::from_secs(1);
 

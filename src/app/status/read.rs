@@ -13,8 +13,9 @@ use super::Subject;
 use super::state::State;
 use crate::api::v1alpha1::{ImagePrefetch, NodePrefetch, PlannedImage};
 use crate::kube_api::connect::Cluster;
-use crate::kube_api::decode::Element;
+use crate::kube_api::decode::{Element, PageEnd};
 use crate::kube_api::error::ListError;
+use crate::kube_api::pages::{self, LIMIT, Pages};
 use crate::kube_api::request::{ListFault, PageFault, decode_each, retrying, send};
 use crate::model::text::{one_line, sanitize};
 use crate::model::workload_kind::percent_encode;
@@ -23,12 +24,6 @@ pub(super) const PREFETCHES: &str = "imageprefetches";
 pub(super) const PLANNED: &str = "plannedimages";
 pub(super) const NODES: &str = "nodeprefetches";
 
-/// Objects per page, as in kubectl.
-const LIMIT: usize = 500;
-/// Ten million objects; a longer list is assumed to be endless.
-const MAX_PAGES: usize = 20_000;
-/// Maximum number of times that a list is started again because it expired.
-const MAX_RESTARTS: u32 = 3;
 /// Maximum number of characters of an error.
 const QUOTED_MAX: usize = 300;
 
@@ -110,17 +105,48 @@ async fn list<K: Resource + DeserializeOwned + Send + 'static>(
     put: fn(&mut State, K),
     clear: fn(&mut State),
 ) -> Result<(), ReadError> {
-    let failed = |error| ReadError::Failed { plural, error };
-    let mut token: Option<String> = None;
-    let mut restarts = 0;
-    for _ in 0..MAX_PAGES {
+    let mut list = List {
+        cluster,
+        plural,
+        only,
+        state,
+        put,
+        clear,
+    };
+    match pages::read(cluster, &mut list).await {
+        Ok(_) => Ok(()),
+        Err(fault) => Err(refused(cluster, plural, fault)),
+    }
+}
+
+/// A list that is read into the state.
+struct List<'a, K> {
+    cluster: &'a Cluster,
+    plural: &'static str,
+    /// A further parameter of the request, or nothing.
+    only: &'a str,
+    state: &'a mut State,
+    put: fn(&mut State, K),
+    clear: fn(&mut State),
+}
+
+impl<K: Resource + DeserializeOwned + Send + 'static> Pages for List<'_, K> {
+    async fn read(&mut self, token: Option<&str>) -> Result<PageEnd, PageFault> {
+        let Self {
+            cluster,
+            plural,
+            only,
+            state,
+            put,
+            ..
+        } = self;
         let mut path = format!("/apis/harpoon.dev/v1alpha1/{plural}?limit={LIMIT}{only}");
-        if let Some(token) = &token {
+        if let Some(token) = token {
             path.push_str("&continue=");
             percent_encode(token, &mut path);
         }
         // An object that is read twice replaces itself, so that a page can be tried again.
-        let page = retrying(cluster, plural, async || {
+        retrying(cluster, &*plural, async || {
             let response = send(cluster, &path).await?;
             if let Some(now) = date(response.headers()) {
                 state.set_now(now);
@@ -139,30 +165,13 @@ async fn list<K: Resource + DeserializeOwned + Send + 'static>(
                 },
             )
             .await
-        });
-        let next = match page.await {
-            Ok(end) => end.next,
-            Err(PageFault::Gone(Some(next))) => Some(next),
-            Err(PageFault::Gone(None)) if restarts < MAX_RESTARTS => {
-                restarts += 1;
-                clear(state);
-                cluster.patience.pause(restarts, None).await;
-                token = None;
-                continue;
-            }
-            Err(PageFault::Gone(None)) => return Err(failed(ListError::Expired(restarts + 1))),
-            Err(PageFault::Passing(error, _)) => return Err(failed(error)),
-            Err(PageFault::Final(fault)) => return Err(refused(cluster, plural, fault)),
-        };
-        match next {
-            None => return Ok(()),
-            Some(next) if token.as_ref() == Some(&next) => {
-                return Err(failed(ListError::Endless("it repeats a page")));
-            }
-            next => token = next,
-        }
+        })
+        .await
     }
-    Err(failed(ListError::Endless("it has more than 20000 pages")))
+
+    fn clear(&mut self) {
+        (self.clear)(self.state);
+    }
 }
 
 fn refused(cluster: &Cluster, plural: &'static str, fault: ListFault) -> ReadError {

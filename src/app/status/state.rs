@@ -20,7 +20,7 @@ const TEXT_MAX: usize = 512;
 /// Maximum number of failures of one node that are kept.
 const FAILURES_MAX: usize = 10;
 
-/// What was read.
+/// The objects that were read.
 pub(super) struct State {
     subject: Subject,
     pub(super) prefetches: BTreeMap<String, Prefetch>,

@@ -278,7 +278,7 @@ fn failures(state: &State, counts: impl Fn(&str) -> bool) -> Vec<FailureRow> {
     rows
 }
 
-/// Which images of an ImagePrefetch a node needs, as far as its numbers tell.
+/// The images of an ImagePrefetch that a node needs, as far as its numbers tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Need {
     /// All of them.
@@ -313,8 +313,8 @@ impl Counts {
     }
 }
 
-/// How many nodes have each image of an ImagePrefetch. A node reports how many images it has and which failed; this says which it
-/// has where it has all, or all but those that failed.
+/// Numbers of nodes that have each image of an ImagePrefetch. A node reports the number of its images and those that failed, which
+/// names its images where it has all, or all but those that failed.
 fn images(state: &State, sets: &Sets<'_>, prefetch: &str, now: Duration) -> Vec<ImageRow> {
     let planned: Vec<_> = state.planned.values().collect();
     let own: BTreeSet<&str> = planned.iter().map(|p| p.image.as_str()).collect();

@@ -1,29 +1,17 @@
-//! Reads one list, of one kind in one namespace or in all, page by page, to its end.
-//!
-//! Pages are read as described in the Kubernetes API concepts ("Retrieving large results sets in chunks"), including an expired
-//! continue token. A failed page is retried and never counted twice.
-
-use std::collections::HashSet;
-use std::hash::{BuildHasher, RandomState};
+//! Reads one list, of one kind in one namespace or in all. A failed page is retried and never counted twice.
 
 use http::Response;
 use kube::client::Body;
 
-use super::accumulate::Accumulator;
+use super::accumulate::{Accumulator, Checkpoint};
 use super::node::LocalNode;
 use super::object::Facts;
 use crate::discovery::workloads::error::Scope;
 use crate::kube_api::connect::Cluster;
 use crate::kube_api::decode::PageEnd;
-use crate::kube_api::error::ListError;
+use crate::kube_api::pages::{self, LIMIT, Pages};
 use crate::kube_api::request::{ListFault, PageFault, decode_each, retrying, send};
 use crate::model::workload_kind::{WorkloadKind, percent_encode};
-
-/// Objects per page, as in kubectl.
-const LIMIT: usize = 500;
-/// Ten million objects; a longer list is assumed to be endless.
-const MAX_PAGES: usize = 20_000;
-const MAX_RESTARTS: u32 = 3;
 
 /// The parameters of a list.
 #[derive(Debug, Clone, Copy)]
@@ -45,66 +33,44 @@ pub(super) async fn read(
     into: &mut Accumulator,
 ) -> Result<usize, ListFault> {
     let start = into.checkpoint();
-    let mut token: Option<String> = None;
-    // Only hashes are kept: 20,000 tokens of the maximum length would be 320 MB.
-    let (mut tokens, hash) = (HashSet::new(), RandomState::new());
-    let mut objects = 0;
-    let mut restarts = 0;
-    for _ in 0..MAX_PAGES {
-        let next = match read_page(cluster, query, token.as_deref(), here, into).await {
-            Ok(end) => {
-                objects += end.objects;
-                match end.next {
-                    Some(next) => next,
-                    None => return Ok(objects),
-                }
+    let mut list = List {
+        cluster,
+        query,
+        here,
+        into,
+        start,
+    };
+    pages::read(cluster, &mut list).await
+}
+
+/// A list that is read into an accumulator.
+struct List<'a> {
+    cluster: &'a Cluster,
+    query: Query<'a>,
+    here: &'a mut Option<LocalNode>,
+    into: &'a mut Accumulator,
+    /// The state of the accumulator before the list.
+    start: Checkpoint,
+}
+
+impl Pages for List<'_> {
+    async fn read(&mut self, token: Option<&str>) -> Result<PageEnd, PageFault> {
+        let (cluster, query) = (self.cluster, self.query);
+        retrying(cluster, query, async || {
+            let start = self.into.checkpoint();
+            let page = try_page(cluster, query, token, self.here, self.into).await;
+            if page.is_err() {
+                self.into.rollback(start);
             }
-            Err(PageFault::Gone(Some(next))) => next,
-            Err(PageFault::Gone(None)) if restarts == MAX_RESTARTS => {
-                return failed(ListError::Expired(restarts + 1));
-            }
-            Err(PageFault::Gone(None)) => {
-                tracing::debug!(?query, "list expired, restarting");
-                into.rollback(start);
-                restarts += 1;
-                cluster.patience.pause(restarts, None).await;
-                objects = 0;
-                token = None;
-                tokens.clear();
-                continue;
-            }
-            Err(PageFault::Passing(error, _)) => return failed(error),
-            Err(PageFault::Final(fault)) => return Err(fault),
-        };
-        if !tokens.insert(hash.hash_one(&next)) {
-            return failed(ListError::Endless("it repeats a page"));
-        }
-        token = Some(next);
+            page
+        })
+        .await
     }
-    failed(ListError::Endless("it has more than 20000 pages"))
-}
 
-fn failed(error: ListError) -> Result<usize, ListFault> {
-    Err(ListFault::Failed(error))
-}
-
-/// Reads one page, with retries where these may help.
-async fn read_page(
-    cluster: &Cluster,
-    query: Query<'_>,
-    token: Option<&str>,
-    here: &mut Option<LocalNode>,
-    into: &mut Accumulator,
-) -> Result<PageEnd, PageFault> {
-    retrying(cluster, query, async || {
-        let start = into.checkpoint();
-        let page = try_page(cluster, query, token, here, into).await;
-        if page.is_err() {
-            into.rollback(start);
-        }
-        page
-    })
-    .await
+    fn clear(&mut self) {
+        tracing::debug!(query = ?self.query, "list expired, restarting");
+        self.into.rollback(self.start);
+    }
 }
 
 async fn try_page(

@@ -13,12 +13,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use containerd_client::services::v1::{
-    AbortRequest, DeleteContentRequest, WriteAction, WriteContentRequest,
-};
+use containerd_client::services::v1::{DeleteContentRequest, WriteAction, WriteContentRequest};
 use tonic::{Code, Status};
 
-use super::store::{Labels, Store, last_answer, with_space};
+use super::store::{Labels, Store, last_answer, with_space, write_key};
 use super::{answer, leased, request};
 use crate::model::digest::Digest;
 use crate::model::failure::FailureKind;
@@ -75,7 +73,7 @@ impl Store {
         let Some(root) = self.config().await?.content_root.clone() else {
             return Ok(None);
         };
-        let key = format!("{lease}/{digest}");
+        let key = write_key(lease, digest);
         let open = message(WriteAction::Stat, &key, size);
         let opened = self.send_all(lease, vec![open]).await;
         opened.map_err(|status| with_space(unexplained(&status)))?;
@@ -200,13 +198,8 @@ impl Store {
 
     /// Ends a write and removes its directory. A failure is logged: the lease's end removes it too.
     async fn abort(&self, key: &str) {
-        let mut content = self.client.content();
-        let asked = content.abort(request(AbortRequest {
-            r#ref: key.to_owned(),
-        }));
-        match answer(asked, "content abort").await {
-            Ok(()) => {}
-            Err(error) => tracing::debug!("failed to abort the write {key}: {error}"),
+        if let Err(error) = self.abort_key(key.to_owned()).await {
+            tracing::debug!("failed to abort the write {key}: {error}");
         }
     }
 

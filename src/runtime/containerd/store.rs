@@ -196,10 +196,13 @@ impl Store {
     /// # Errors
     /// When containerd does not answer.
     pub async fn abort_write(&self, lease: &str, digest: &Digest) -> Result<(), RuntimeError> {
+        self.abort_key(write_key(lease, digest)).await
+    }
+
+    /// The same by the key of the write.
+    pub(super) async fn abort_key(&self, key: String) -> Result<(), RuntimeError> {
         let mut content = self.client.content();
-        let asked = content.abort(request(AbortRequest {
-            r#ref: write_key(lease, digest),
-        }));
+        let asked = content.abort(request(AbortRequest { r#ref: key }));
         let done = answer(unless(Code::NotFound, asked), "content abort").await;
         done.map(drop)
     }
@@ -437,7 +440,7 @@ impl Drop for BlobWriter {
 }
 
 /// The name of the write of a blob.
-fn write_key(lease: &str, digest: &Digest) -> String {
+pub(super) fn write_key(lease: &str, digest: &Digest) -> String {
     format!("{lease}/{digest}")
 }
 

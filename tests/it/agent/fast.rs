@@ -1,7 +1,7 @@
 //! Fast fill by the agent.
 
 use super::*;
-use crate::fast::{CONTAINERD, Events, hidden, images};
+use crate::fast::{Events, hidden, images};
 
 /// An image behind a proxy, which shows who requests it.
 fn behind_proxy(name: &str, registry: &bed::Registry) -> (Proxy, String) {
@@ -14,10 +14,7 @@ fn behind_proxy(name: &str, registry: &bed::Registry) -> (Proxy, String) {
 
 /// Blobs that containerd itself has requested.
 fn by_containerd(proxy: &Proxy) -> usize {
-    proxy.count(|seen| {
-        let agent = seen.headers["user-agent"].to_str().unwrap();
-        seen.is_blob() && agent.starts_with(CONTAINERD)
-    })
+    proxy.count(|seen| seen.is_blob() && seen.is_by_containerd())
 }
 
 #[test]

@@ -140,6 +140,12 @@ impl Seen {
         self.method == Method::GET && self.path.contains("/blobs/")
     }
 
+    /// A request of containerd's own.
+    pub fn is_by_containerd(&self) -> bool {
+        let agent = self.headers["user-agent"].to_str().unwrap();
+        agent.starts_with("containerd/")
+    }
+
     pub fn is_manifest(&self) -> bool {
         self.path.contains("/manifests/")
     }

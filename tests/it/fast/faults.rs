@@ -217,10 +217,7 @@ fn filled_image_is_not_fetched_again() {
     registry().image(&name).layers(3).size(600_000).push();
     let count = AtomicUsize::new(0);
     let proxy = Proxy::start(registry().url(), move |seen| {
-        let agent = seen.headers.get("user-agent");
-        let is_runtime =
-            agent.is_some_and(|agent| agent.as_bytes().starts_with(CONTAINERD.as_bytes()));
-        match is_runtime && count.fetch_add(1, Ordering::Relaxed) == 0 {
+        match seen.is_by_containerd() && count.fetch_add(1, Ordering::Relaxed) == 0 {
             true => Fault::too_many(1),
             false => Fault::Pass,
         }

@@ -79,13 +79,7 @@ fn unknown_settings_are_for_the_runtime() {
         output.stderr.contains("unsupported field unknown"),
         "{output}"
     );
-    let by_containerd = |seen: &bed::faulty::Seen| {
-        seen.headers["user-agent"]
-            .to_str()
-            .unwrap()
-            .starts_with(CONTAINERD)
-    };
-    assert!(proxy.seen().iter().all(by_containerd));
+    assert!(proxy.seen().iter().all(Seen::is_by_containerd));
 }
 
 #[test]
@@ -105,13 +99,7 @@ fn mirror_in_cri_is_the_runtimes() {
             .contains("registries are configured in containerd"),
         "{output}"
     );
-    let by_containerd = |seen: &bed::faulty::Seen| {
-        seen.headers["user-agent"]
-            .to_str()
-            .unwrap()
-            .starts_with(CONTAINERD)
-    };
-    assert!(proxy.seen().iter().all(by_containerd));
+    assert!(proxy.seen().iter().all(Seen::is_by_containerd));
 }
 
 #[test]
@@ -131,13 +119,7 @@ fn unreachable_mirror_is_not_passed_by() {
         output.stderr.contains("the runtime pulls (--fill)"),
         "{output}"
     );
-    let by_containerd = |seen: &bed::faulty::Seen| {
-        seen.headers["user-agent"]
-            .to_str()
-            .unwrap()
-            .starts_with(CONTAINERD)
-    };
-    assert!(proxy.seen().iter().all(by_containerd));
+    assert!(proxy.seen().iter().all(Seen::is_by_containerd));
 }
 
 #[test]

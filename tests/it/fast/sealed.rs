@@ -24,13 +24,7 @@ fn sealed_image_is_filled_without_a_name() {
     assert_eq!(containerd.images(), [""; 0]);
     assert_eq!(containerd.leases().len(), 1);
     assert_eq!(snapshots(&containerd).len(), 3);
-    let by_containerd = |seen: &bed::faulty::Seen| {
-        seen.headers["user-agent"]
-            .to_str()
-            .unwrap()
-            .starts_with(CONTAINERD)
-    };
-    assert_eq!(proxy.count(by_containerd), 0);
+    assert_eq!(proxy.count(Seen::is_by_containerd), 0);
 
     // One that may pull it has it at once.
     let before = proxy.count(|seen| seen.is_blob());

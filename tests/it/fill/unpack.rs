@@ -264,7 +264,7 @@ fn merged(layers: &[PathBuf], start: i64) -> tree::Tree {
     tree.unwrap()
 }
 
-/// When the first image was unpacked, in seconds. Images share layers.
+/// The time at which the first image was unpacked, in seconds. Images share layers.
 pub(crate) fn start() -> i64 {
     static START: OnceLock<i64> = OnceLock::new();
     *START.get_or_init(|| {
