@@ -75,6 +75,8 @@ pub(super) struct Told {
 #[derive(Debug, Clone)]
 pub(super) struct Machine {
     pub(super) uid: String,
+    /// The resource version that the watch told last.
+    version: Option<String>,
     created: Option<SystemTime>,
     /// The time at which this process saw it first.
     seen: Instant,
@@ -91,6 +93,7 @@ impl Machine {
         let conditions = node.status.as_ref().and_then(|s| s.conditions.as_deref());
         let mut conditions = conditions.unwrap_or_default().iter();
         Self {
+            version: node.resource_version(),
             created: created.and_then(|at| humantime::parse_rfc3339(&at).ok()),
             seen: known
                 .filter(|known| known.uid == uid)
@@ -108,6 +111,20 @@ impl Machine {
                     since: condition["lastTransitionTime"].as_str().map(str::to_owned),
                 }),
             uid,
+        }
+    }
+
+    /// Takes in what was written, until the watch tells the same. What the watch has told since the write began is newer, or is
+    /// about to be followed by it: somebody may have put a taint back before the answer came.
+    pub(super) fn written(&mut self, action: &Action, is_opened: bool, is_told: bool) {
+        if (&self.uid, &self.version) != (&action.uid, &action.version) {
+            return;
+        }
+        if is_opened && !action.taints.is_empty() {
+            self.taints.clear();
+        }
+        if is_told && action.condition.is_some() {
+            self.condition.clone_from(&action.condition);
         }
     }
 
@@ -318,6 +335,8 @@ fn failures(gate: &Gate, report: Option<&Node>, index: &Index<'_>) -> Vec<String
 pub(super) struct Action {
     pub(super) name: String,
     pub(super) uid: String,
+    /// The resource version of the Node that asked for it.
+    pub(super) version: Option<String>,
     /// The taints to remove.
     pub(super) taints: Vec<(usize, Value)>,
     /// The condition to write.
@@ -361,6 +380,7 @@ pub(super) fn action(name: &str, machine: &Machine, decision: &Decision<'_>) -> 
     Some(Action {
         name: name.to_owned(),
         uid: machine.uid.clone(),
+        version: machine.version.clone(),
         taints,
         condition,
         complaint,

@@ -198,16 +198,8 @@ impl Guard {
             let notice = Notice::warning(reason, message);
             events.publish_on_node(notice, &action.name, &action.uid);
         }
-        // Until the watch tells the same.
-        if let Some(machine) = machines.get_mut(&action.name)
-            && machine.uid == action.uid
-        {
-            if opened.is_ok() && !action.taints.is_empty() {
-                machine.taints.clear();
-            }
-            if told.is_ok() && action.condition.is_some() {
-                machine.condition.clone_from(&action.condition);
-            }
+        if let Some(machine) = machines.get_mut(&action.name) {
+            machine.written(&action, opened.is_ok(), told.is_ok());
         }
         let before: Vec<_> = self.refusals.keys().copied().collect();
         for (resource, outcome) in [("nodes", opened), ("nodes/status", told)] {

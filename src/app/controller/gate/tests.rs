@@ -162,13 +162,18 @@ fn only_own_taints_are_removed() {
     let told = action.condition.clone().unwrap();
     assert!(told.is_open && action.opens() && action.complaint.is_some());
     // Once written, there is nothing more to do, and the node may still become complete.
-    let mut written = Machine {
-        condition: Some(told),
-        ..node
-    };
-    written.taints.clear();
+    let mut written = node.clone();
+    written.written(&action, true, true);
+    assert_eq!(written.condition, Some(told));
     assert_eq!(decide(&written), None);
     assert!(written.is_concerned());
+    // Another writer put the taint back, and the watch told so before the answer came.
+    let mut again = Machine {
+        version: Some("2".to_owned()),
+        ..node
+    };
+    again.written(&action, true, true);
+    assert!(decide(&again).unwrap().opens());
     // A node that is held is told so once, and gives up nothing.
     let young = machine(MINUTE, MINUTE, at);
     let action = decide(&young).unwrap();

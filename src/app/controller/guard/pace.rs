@@ -96,6 +96,7 @@ mod tests {
         Action {
             name: name.to_owned(),
             uid: uid.to_owned(),
+            version: None,
             taints: Vec::from_iter(opens.then_some((0, serde_json::Value::Null))),
             condition: None,
             complaint: None,
