@@ -674,6 +674,7 @@ impl Reconciler {
         let known = self.state.prefetches.items.get_mut(&name);
         match (outcome, known) {
             (Ok(object), Some(known)) => {
+                self.status_pace.succeeded(&name);
                 self.events.publish(notices, &name, &known.uid);
                 let stored = object.read();
                 if stored.uid == known.uid {
@@ -684,10 +685,17 @@ impl Reconciler {
             (_, None) => {}
             (Err(kube::Error::Api(status)), _) if status.code == 404 => {}
             (Err(error), _) => {
-                warn!(
-                    "failed to write the status of the ImagePrefetch {name}: {}; retrying",
-                    shown(error)
-                );
+                let failures = self.status_pace.failed(&name);
+                let error = shown(error);
+                if failures.is_power_of_two() {
+                    warn!(
+                        "failed to write the status of the ImagePrefetch {name}: {error}; retrying"
+                    );
+                } else {
+                    debug!(
+                        "failed to write the status of the ImagePrefetch {name}: {error}; retrying"
+                    );
+                }
             }
         }
     }

@@ -7,11 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crate::api::v1alpha1::{Condition, ImagePrefetchStatus};
+use crate::retry::backoff;
 
 /// The least time between two writes of the status of one ImagePrefetch.
 const INTERVAL: Duration = Duration::from_secs(5);
 /// The least time from a write to one without news while nodes fill, and to further ones.
 const PROGRESS: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(120)];
+/// The longest time between attempts of a write that fails.
+const LONGEST: Duration = Duration::from_secs(120);
 /// The longest time for which a status waits for writes of PlannedImages, which change it again.
 const PLAN_WAIT: Duration = Duration::from_secs(2);
 
@@ -21,6 +24,9 @@ struct Written {
     status: ImagePrefetchStatus,
     at: Instant,
     is_news: bool,
+    /// Number of failures since a success, and the least time to the next attempt because of them.
+    failures: u32,
+    rest: Duration,
 }
 
 /// The last writes, and what they wait for, by ImagePrefetch.
@@ -59,7 +65,7 @@ impl StatusPace {
             Some(written) if !written.is_news => PROGRESS[1],
             _ => PROGRESS[0],
         };
-        let free = last.map_or(now, |written| written.at + interval);
+        let free = last.map_or(now, |written| written.at + interval.max(written.rest));
         let planned = self
             .pending
             .get(name)
@@ -75,12 +81,34 @@ impl StatusPace {
         status: &ImagePrefetchStatus,
         now: Instant,
     ) {
+        let last = self.written.get(name);
+        let (failures, rest) =
+            last.map_or_else(Default::default, |last| (last.failures, last.rest));
         let written = Written {
             status: status.clone(),
             at: now,
             is_news: is_news(known, status),
+            failures,
+            rest,
         };
         self.written.insert(name.to_owned(), written);
+    }
+
+    /// The last write has succeeded.
+    pub(super) fn succeeded(&mut self, name: &str) {
+        if let Some(written) = self.written.get_mut(name) {
+            (written.failures, written.rest) = (0, Duration::ZERO);
+        }
+    }
+
+    /// The last write has failed. Returns the number of failures since a success.
+    pub(super) fn failed(&mut self, name: &str) -> u32 {
+        let Some(written) = self.written.get_mut(name) else {
+            return 1;
+        };
+        written.failures = written.failures.saturating_add(1);
+        written.rest = backoff::pause((INTERVAL, LONGEST), written.failures);
+        written.failures
     }
 
     /// Forgets ImagePrefetches that are gone.
@@ -192,11 +220,20 @@ mod tests {
     }
 
     #[test]
-    fn failed_news_are_repeated_soon() {
+    fn failed_writes_become_rare() {
         let now = Instant::now();
         let mut pace = StatusPace::default();
         let (known, news) = (status("Updating", 1), status("Complete", 3));
         pace.write("shop", &known, &news, now);
+        assert_eq!(pace.failed("shop"), 1);
+        assert_eq!(pace.due("shop", &known, &news, now), now + INTERVAL);
+        for _ in 1..50 {
+            pace.write("shop", &known, &news, now);
+            pace.failed("shop");
+        }
+        let rare = pace.due("shop", &known, &news, now);
+        assert!(rare >= now + LONGEST / 2 && rare <= now + LONGEST);
+        pace.succeeded("shop");
         assert_eq!(pace.due("shop", &known, &news, now), now + INTERVAL);
         pace.retain(|_| false);
         assert!(pace.written("shop").is_none());
