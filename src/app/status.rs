@@ -2,10 +2,10 @@
 //!
 //! `read.rs` reads lists page by page, `state.rs` keeps the few fields that are shown, `view.rs` sums them up.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use futures_util::{StreamExt, stream};
 use kube::runtime::watcher::Event;
 use kube::{Api, ResourceExt};
@@ -20,10 +20,13 @@ mod read;
 mod state;
 mod view;
 
+use read::ReadError;
 use state::State;
 
 /// The time between two looks at what changed.
 const REDRAW: Duration = Duration::from_millis(250);
+/// The time for which a watch may be refused.
+const REFUSED: Duration = Duration::from_secs(20);
 
 /// The objects that are shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,19 +70,28 @@ pub(crate) async fn follow(
     mut see: impl FnMut(&View),
 ) -> Result<Watched> {
     let end = limit.map(|limit| Instant::now() + limit);
-    let cluster = connect().await?;
     let mut state = State::new(subject.clone());
-    read::all(&cluster, &mut state).await?;
+    let cluster = tokio::select! {
+        () = passed(end) => bail!("the API server did not answer in time (--timeout)"),
+        cluster = Box::pin(begin(&mut state)) => cluster?,
+    };
     let mut view = view::of(&state)?;
     see(&view);
     let mut changes = std::pin::pin!(changes(&cluster, subject));
     let mut ticks = interval(REDRAW);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut relists = Relists::default();
+    let mut refusals = Refusals::default();
     while !view.is_complete() {
         tokio::select! {
             () = passed(end) => return Ok(Watched { view, is_complete: false }),
-            Some(change) = changes.next() => relists.apply(&mut state, change),
+            Some((resource, outcome)) = changes.next() => match outcome {
+                Ok(change) => {
+                    refusals.clear(resource);
+                    relists.apply(&mut state, change);
+                }
+                Err(code) => refusals.note(&cluster, resource, code)?,
+            },
             _ = ticks.tick(), if !relists.is_pending() => {
                 state.forget_failures();
                 let now = view::of(&state)?;
@@ -96,6 +108,13 @@ pub(crate) async fn follow(
     })
 }
 
+/// Connects, and reads the objects.
+async fn begin(state: &mut State) -> Result<Cluster> {
+    let cluster = connect().await?;
+    read::all(&cluster, state).await?;
+    Ok(cluster)
+}
+
 async fn connect() -> Result<Cluster> {
     let cluster = connect::connect().await;
     cluster.context("failed to find the cluster")
@@ -105,6 +124,34 @@ async fn passed(end: Option<Instant>) {
     match end {
         Some(end) => sleep_until(end).await,
         None => std::future::pending().await,
+    }
+}
+
+/// The watches that are refused, and since when.
+#[derive(Default)]
+struct Refusals(BTreeMap<&'static str, Instant>);
+
+impl Refusals {
+    fn clear(&mut self, resource: &str) {
+        self.0.remove(resource);
+    }
+
+    /// Returns the refusal as an error once it has lasted. An API server that has just started refuses for a moment what it does
+    /// not know yet.
+    fn note(
+        &mut self,
+        cluster: &Cluster,
+        resource: &'static str,
+        code: u16,
+    ) -> Result<(), ReadError> {
+        let Some(refusal) = ReadError::of_watch(cluster, resource, code) else {
+            return Ok(());
+        };
+        let since = *self.0.entry(resource).or_insert_with(Instant::now);
+        match since.elapsed() < REFUSED {
+            true => Ok(()),
+            false => Err(refusal),
+        }
     }
 }
 
@@ -118,7 +165,7 @@ enum Change {
 fn changes(
     cluster: &Cluster,
     subject: &Subject,
-) -> impl stream::Stream<Item = Change> + Send + use<> {
+) -> impl stream::Stream<Item = (&'static str, Result<Change, u16>)> + Send + use<> {
     let client = || cluster.client().clone();
     let named = |name: &str| watch::config().fields(&format!("metadata.name={name}"));
     let (of_prefetches, of_nodes) = match subject {
@@ -126,16 +173,16 @@ fn changes(
         Subject::Prefetch(name) => (named(name), watch::config()),
         Subject::Node(name) => (watch::config(), named(name)),
     };
-    let prefetches = watch::objects(Api::all(client()), of_prefetches, read::PREFETCHES);
-    let planned = watch::objects(Api::all(client()), watch::config(), read::PLANNED);
-    let nodes = watch::objects(Api::all(client()), of_nodes, read::NODES);
-    stream::select(
-        stream::select(
-            prefetches.map(|event| Change::Prefetch(Box::new(event))),
-            planned.map(|event| Change::Planned(Box::new(event))),
-        ),
-        nodes.map(|event| Change::Node(Box::new(event))),
-    )
+    let prefetches = watch::outcomes(Api::all(client()), of_prefetches, read::PREFETCHES)
+        .map(|outcome| outcome.map(|event| Change::Prefetch(Box::new(event))))
+        .map(|outcome| (read::PREFETCHES, outcome));
+    let planned = watch::outcomes(Api::all(client()), watch::config(), read::PLANNED)
+        .map(|outcome| outcome.map(|event| Change::Planned(Box::new(event))))
+        .map(|outcome| (read::PLANNED, outcome));
+    let nodes = watch::outcomes(Api::all(client()), of_nodes, read::NODES)
+        .map(|outcome| outcome.map(|event| Change::Node(Box::new(event))))
+        .map(|outcome| (read::NODES, outcome));
+    stream::select(stream::select(prefetches, planned), nodes)
 }
 
 /// The lists that are being read again, with the names that they have so far.

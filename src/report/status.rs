@@ -92,6 +92,10 @@ pub struct PrefetchRow {
     pub message: String,
     /// True if something is wrong that nodes alone do not explain: the condition Degraded.
     pub degraded: bool,
+    /// Reason of that condition.
+    pub degraded_reason: String,
+    /// Message of that condition.
+    pub degraded_message: String,
     /// True if nothing is planned on request.
     pub suspended: bool,
     /// Number of its images.
@@ -240,9 +244,7 @@ impl View {
             row.suspended || row.ready == "True" && row.nodes.complete == row.nodes.desired
         };
         match self {
-            Self::Overview(all) => {
-                all.prefetches.iter().all(is_ready) && all.nodes.complete == all.nodes.desired
-            }
+            Self::Overview(all) => all.prefetches.iter().all(is_ready),
             Self::Prefetch(one) => {
                 one.prefetch.ready == "True"
                     && one.prefetch.nodes.complete == one.prefetch.nodes.desired

@@ -162,6 +162,9 @@ fn check_tables(cluster: &Kubernetes) {
         assert!(output.stdout.contains(part), "{part}: {output}");
     }
     assert!(!output.stdout.contains("PREFETCH"), "{output}");
+    let output = shown(cluster, &["--no-headers"]);
+    assert!(output.stdout.starts_with("shop "), "{output}");
+    assert!(!output.stdout.contains("harpoon:"), "{output}");
 }
 
 #[test]
@@ -331,6 +334,42 @@ fn watch_survives_restart_of_server() {
         output.stdout.contains("shop: 1 of 1 nodes complete"),
         "{output}"
     );
+}
+
+#[test]
+fn refused_watch_ends() {
+    let cluster = old();
+    fill(&cluster);
+    let kinds = ["imageprefetches", "plannedimages", "nodeprefetches"];
+    let list = json!([{"apiGroups": ["harpoon.dev"], "resources": kinds, "verbs": ["list"]}]);
+    let proof = format!("{API}/imageprefetches");
+    let token = cluster.account_with("default", None, &list, &proof);
+    let directory = bed::directory();
+    let config = directory.path().join("config");
+    cluster.write_kubeconfig(&config, cluster.server(), &token, "default");
+    let harpoon = Harpoon::new(["status", "--watch"]).env("KUBECONFIG", &config);
+    let error = harpoon.run().expect(1).stderr;
+    let expected = "not allowed to watch";
+    assert!(
+        error.contains(expected) && error.contains("the RBAC verb \"watch\""),
+        "{error}"
+    );
+}
+
+#[test]
+fn time_limit_covers_silent_servers() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = format!("http://{}", silent.local_addr().unwrap());
+    let directory = bed::directory();
+    let config = directory.path().join("config");
+    bed::kubernetes().write_kubeconfig(&config, &server, "token", "default");
+    let harpoon = Harpoon::new(["status", "--watch", "--timeout=1s"]).env("KUBECONFIG", &config);
+    let output = harpoon.run().expect(1);
+    assert!(
+        output.stderr.contains("did not answer in time (--timeout)"),
+        "{output}"
+    );
+    assert!(output.elapsed < Duration::from_secs(10), "{output}");
 }
 
 #[test]

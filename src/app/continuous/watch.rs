@@ -40,6 +40,19 @@ where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     K::DynamicType: Clone + Default + Debug + Send + 'static,
 {
+    outcomes(api, config, resource).filter_map(|outcome| std::future::ready(outcome.ok()))
+}
+
+/// Like [`objects`], with the HTTP status of each answer that is an error.
+pub(crate) fn outcomes<K>(
+    api: Api<DeserializeGuard<K>>,
+    config: watcher::Config,
+    resource: &'static str,
+) -> impl Stream<Item = Result<Event<K>, u16>> + Send
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+    K::DynamicType: Clone + Default + Debug + Send + 'static,
+{
     let mut complaint = Complaint::default();
     watch(api, config)
         .default_backoff()
@@ -49,11 +62,12 @@ where
                     if complaint.over() {
                         tracing::info!(resource, "watching again");
                     }
-                    decoded(event, resource)
+                    decoded(event, resource).map(Ok)
                 }
                 Err(error) => {
+                    let code = status(&error);
                     complaint.tell(resource, error);
-                    None
+                    code.map(Err)
                 }
             };
             std::future::ready(event)

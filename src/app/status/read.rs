@@ -39,10 +39,13 @@ pub(super) enum ReadError {
         plural: &'static str,
     },
     #[error(
-        "not allowed to list {plural}.harpoon.dev: needs the RBAC verb \"list\" on \"{plural}\" in the API group \"harpoon.dev\", \
-         granted by a ClusterRole and a ClusterRoleBinding"
+        "not allowed to {verb} {plural}.harpoon.dev: needs the RBAC verb \"{verb}\" on \"{plural}\" in the API group \
+         \"harpoon.dev\", granted by a ClusterRole and a ClusterRoleBinding"
     )]
-    Forbidden { plural: &'static str },
+    Forbidden {
+        verb: &'static str,
+        plural: &'static str,
+    },
     #[error("the API server {server} does not accept the credentials (401 Unauthorized)")]
     Unauthorized { server: String },
     #[error("failed to list {plural}.harpoon.dev: {error}")]
@@ -50,6 +53,25 @@ pub(super) enum ReadError {
         plural: &'static str,
         error: ListError,
     },
+}
+
+impl ReadError {
+    /// The error of a watch that was answered with this HTTP status; `None` if another attempt may succeed.
+    pub(super) fn of_watch(cluster: &Cluster, plural: &'static str, code: u16) -> Option<Self> {
+        let server = || cluster.server().to_owned();
+        match code {
+            401 => Some(Self::Unauthorized { server: server() }),
+            403 => Some(Self::Forbidden {
+                verb: "watch",
+                plural,
+            }),
+            404 => Some(Self::Missing {
+                server: server(),
+                plural,
+            }),
+            _ => None,
+        }
+    }
 }
 
 /// An object of any kind, or what is wrong with it.
@@ -178,7 +200,10 @@ fn refused(cluster: &Cluster, plural: &'static str, fault: ListFault) -> ReadErr
     let server = cluster.server().to_owned();
     match fault {
         ListFault::NotFound => ReadError::Missing { server, plural },
-        ListFault::Forbidden => ReadError::Forbidden { plural },
+        ListFault::Forbidden => ReadError::Forbidden {
+            verb: "list",
+            plural,
+        },
         ListFault::Unauthorized(_) => ReadError::Unauthorized { server },
         ListFault::Failed(error) => ReadError::Failed { plural, error },
     }

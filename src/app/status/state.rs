@@ -36,13 +36,13 @@ pub(super) struct State {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Prefetch {
     pub(super) ready: Verdict,
-    pub(super) is_degraded: bool,
+    pub(super) degraded: Verdict,
     pub(super) is_suspended: bool,
     /// Time of its creation.
     pub(super) created: Option<Duration>,
 }
 
-/// The condition Ready.
+/// A condition.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Verdict {
     pub(super) status: String,
@@ -64,7 +64,10 @@ pub(super) struct Planned {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Node {
     pub(super) has_reported: bool,
+    /// Time of its last report by the node's own clock.
     pub(super) heartbeat: Option<Duration>,
+    /// Time of its creation.
+    pub(super) created: Option<Duration>,
     pub(super) images: ImageSums,
     pub(super) entries: Vec<Entry>,
     pub(super) failures: Vec<Arc<Failure>>,
@@ -131,18 +134,16 @@ impl State {
         if !wanted {
             return;
         }
-        let created = object.metadata.creation_timestamp.as_ref();
-        let created = created.and_then(|time| since_epoch(time.0));
+        let created = created(&object);
         let status = object.status.unwrap_or_default();
         let mut ready = verdict(&status.conditions, "Ready");
         // A status that is about an earlier spec says nothing about this one.
         if status.observed_generation != object.metadata.generation {
             ready = Verdict::default();
         }
-        let is_degraded = verdict(&status.conditions, "Degraded").status == "True";
         let prefetch = Prefetch {
             ready,
-            is_degraded,
+            degraded: verdict(&status.conditions, "Degraded"),
             is_suspended: object.spec.suspend,
             created,
         };
@@ -173,6 +174,7 @@ impl State {
         if matches!(&self.subject, Subject::Node(one) if *one != name) {
             return;
         }
+        let created = created(&object);
         let status = object.status.unwrap_or_default();
         let detail = matches!(self.subject, Subject::Node(_)).then(|| Box::new(detail(&status)));
         let has_reported = status != NodePrefetchStatus::default();
@@ -185,6 +187,7 @@ impl State {
         let node = Node {
             has_reported,
             heartbeat: time(&status.heartbeat_time),
+            created,
             images: sums([
                 status.desired,
                 status.present,
@@ -300,6 +303,10 @@ fn text(text: &str) -> String {
 /// The time of RFC 3339 as time since 1970.
 fn time(text: &str) -> Option<Duration> {
     since_epoch(text.parse().ok()?)
+}
+
+fn created(object: &impl ResourceExt) -> Option<Duration> {
+    since_epoch(object.creation_timestamp()?.0)
 }
 
 fn since_epoch(time: jiff::Timestamp) -> Option<Duration> {

@@ -91,7 +91,8 @@ fn nodes_are_counted_by_state() {
     node(&mut state, "outdated", &["a"], [1, 1], &[]);
     node(&mut state, "failing", &["a", "b"], [2, 1], &["b"]);
     node(&mut state, "unneeded", &["a", "b"], [0, 0], &[]);
-    state.node(object("NodePrefetch", "new", &json!({})));
+    let created = json!({"metadata": {"name": "new", "creationTimestamp": "2026-11-27T11:59:50Z"}});
+    state.node(object("NodePrefetch", "new", &created));
     let view = overview(&state);
     let row = &view.prefetches[0];
     assert_eq!((row.images, row.age_seconds), (2, Some(3600)));
@@ -106,11 +107,35 @@ fn nodes_are_counted_by_state() {
         .map(|row| row.name.as_str())
         .collect();
     assert_eq!(names, ["failing", "pulling", "new", "outdated"]);
-    // Five minutes later no agent has reported again, but the new one is still new.
+    // Five minutes later no agent has reported again, and the new one never did.
     state.set_now(NOW + Duration::from_secs(300));
     let view = overview(&state);
-    assert_eq!((view.nodes.unknown, view.nodes.updating), (5, 1));
+    assert_eq!((view.nodes.unknown, view.nodes.updating), (6, 0));
     assert_eq!(view.incomplete[0].state, NodeState::Unknown);
+}
+
+#[test]
+fn suspended_prefetch_is_not_awaited() {
+    let mut state = state(Subject::All);
+    node(&mut state, "failing", &["a", "b"], [2, 1], &["b"]);
+    assert!(!view::of(&state).unwrap().is_complete());
+    let rest = json!({"spec": {"source": {"images": ["a"]}, "suspend": true}});
+    state.prefetch(object("ImagePrefetch", "shop", &rest));
+    assert!(view::of(&state).unwrap().is_complete());
+}
+
+#[test]
+fn degraded_has_its_own_reason() {
+    let mut state = shop();
+    let conditions = json!([{"type": "Ready", "status": "True", "reason": "Complete"},
+        {"type": "Degraded", "status": "True", "reason": "Forbidden", "message": "nodeGate"}]);
+    let status = json!({"observedGeneration": 2, "conditions": conditions});
+    let rest = json!({"spec": {"source": {"images": ["a"]}}, "status": status});
+    state.prefetch(object("ImagePrefetch", "shop", &rest));
+    let row = prefetch_view(&state).prefetch;
+    assert_eq!((row.ready.as_str(), row.degraded), ("True", true));
+    let degraded = (&*row.degraded_reason, &*row.degraded_message);
+    assert_eq!(degraded, ("Forbidden", "nodeGate"));
 }
 
 #[test]

@@ -172,14 +172,16 @@ fn row(
 ) -> PrefetchRow {
     let mut nodes = NodeSums::default();
     states.for_each(|state| nodes.add(state));
-    let ready = prefetch.ready.clone();
+    let (ready, degraded) = (prefetch.ready.clone(), prefetch.degraded.clone());
     let age = prefetch.created.map(|at| state.now().saturating_sub(at));
     PrefetchRow {
         name: name.to_owned(),
         ready: ready.status,
         reason: ready.reason,
         message: ready.message,
-        degraded: prefetch.is_degraded,
+        degraded: degraded.status == "True",
+        degraded_reason: degraded.reason,
+        degraded_message: degraded.message,
         suspended: prefetch.is_suspended,
         images: sets.names.get(name).map_or(0, |set| set.len() as u64),
         nodes,
@@ -210,12 +212,14 @@ fn sort(rows: &mut [NodeRow]) {
     rows.sort_by_key(|row| (row.state, Reverse(missing(row))));
 }
 
+/// Returns whether a node has been silent, since its creation if it never reported. The time of a report is that of the node's
+/// clock; the controller has seen the report come, and does not depend on it.
 fn is_stale(node: &Node, now: Duration) -> bool {
     let fresh = |at: Duration| now.saturating_sub(at) < STALE;
-    node.has_reported && !node.heartbeat.is_some_and(fresh)
+    !node.heartbeat.or(node.created).is_some_and(fresh)
 }
 
-/// The state of a node for one ImagePrefetch; `None` if it needs no image of it. The same rules as in the controller.
+/// The state of a node for one ImagePrefetch; `None` if it needs no image of it. The rules are those of the controller.
 fn of_prefetch(
     sets: &Sets<'_>,
     prefetch: &str,

@@ -28,7 +28,7 @@ pub(crate) struct StatusArgs {
     #[arg(long, short = 'o', value_name = "FORMAT", default_value = "text", value_parser = single(format))]
     pub(crate) output: StatusFormat,
 
-    /// Print tables without their heads
+    /// Print tables without their heads and the summary
     #[arg(long)]
     no_headers: bool,
 }

@@ -8,7 +8,7 @@ use std::io::{self, Write};
 pub struct Style {
     /// True to show all rows, and further columns.
     pub wide: bool,
-    /// True to print the heads of tables.
+    /// True to print the heads of tables, and the lines that tell of more rows and sum up.
     pub headers: bool,
     /// True to use colours.
     pub colors: bool,

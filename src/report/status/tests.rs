@@ -45,6 +45,8 @@ fn shop() -> PrefetchRow {
         reason: "NotFound".to_owned(),
         message: "registry.example/shop/web:7: not found".to_owned(),
         degraded: true,
+        degraded_reason: "NotFound".to_owned(),
+        degraded_message: "registry.example/shop/web:7: not found".to_owned(),
         suspended: false,
         images: 212,
         nodes: sums(5000, 4987, 10, 3),

@@ -35,8 +35,15 @@ fn overview(out: &mut impl Write, all: &Overview, style: Style) -> io::Result<()
     prefetches(out, &all.prefetches, style)?;
     incomplete(out, &all.incomplete, style)?;
     failures(out, &all.failures, style)?;
-    let summary = View::Overview(all.clone()).summary();
-    writeln!(out, "\nharpoon: {summary}")
+    summary(out, || View::Overview(all.clone()), style)
+}
+
+/// The last line, for people.
+fn summary(out: &mut impl Write, view: impl FnOnce() -> View, style: Style) -> io::Result<()> {
+    match style.headers {
+        true => writeln!(out, "\nharpoon: {}", view().summary()),
+        false => Ok(()),
+    }
 }
 
 fn prefetches(out: &mut impl Write, rows: &[PrefetchRow], style: Style) -> io::Result<()> {
@@ -73,8 +80,8 @@ fn prefetches(out: &mut impl Write, rows: &[PrefetchRow], style: Style) -> io::R
         let name = Cell::toned(&*row.name, Tone::Bad);
         table.row(vec![
             name,
-            row.reason.as_str().into(),
-            message(&row.message, style),
+            row.degraded_reason.as_str().into(),
+            message(&row.degraded_message, style),
         ]);
     }
     writeln!(out)?;
@@ -90,8 +97,7 @@ fn prefetch(out: &mut impl Write, one: &PrefetchView, style: Style) -> io::Resul
         incomplete(out, &one.incomplete, style)?;
     }
     failures(out, &one.failures, style)?;
-    let summary = View::Prefetch(Box::new(one.clone())).summary();
-    writeln!(out, "\nharpoon: {summary}")
+    summary(out, || View::Prefetch(Box::new(one.clone())), style)
 }
 
 fn images(out: &mut impl Write, rows: &[ImageRow], style: Style) -> io::Result<()> {
@@ -115,7 +121,7 @@ fn images(out: &mut impl Write, rows: &[ImageRow], style: Style) -> io::Result<(
     }
     writeln!(out)?;
     table.write(out, style)?;
-    more(out, rows.len(), shown, "images")
+    more(out, rows.len(), shown, "images", style)
 }
 
 /// The number of nodes that have an image: a range where the reports leave it open.
@@ -130,7 +136,7 @@ fn incomplete(out: &mut impl Write, rows: &[NodeRow], style: Style) -> io::Resul
     let shown = if style.wide { rows.len() } else { ROWS };
     let first = &rows[..rows.len().min(shown)];
     nodes(out, "INCOMPLETE NODE", first, style)?;
-    more(out, rows.len(), shown, "nodes")
+    more(out, rows.len(), shown, "nodes", style)
 }
 
 fn nodes(out: &mut impl Write, title: &'static str, rows: &[NodeRow], s: Style) -> io::Result<()> {
@@ -178,7 +184,7 @@ fn failures(out: &mut impl Write, rows: &[FailureRow], style: Style) -> io::Resu
     }
     writeln!(out)?;
     table.write(out, style)?;
-    more(out, rows.len(), shown, "failures")
+    more(out, rows.len(), shown, "failures", style)
 }
 
 fn node(out: &mut impl Write, one: &NodeView, style: Style) -> io::Result<()> {
@@ -268,8 +274,15 @@ fn store(store: &StoreRow) -> String {
     or_dash(Some(parts.join(", ")).filter(|text| !text.is_empty()))
 }
 
-fn more(out: &mut impl Write, all: usize, shown: usize, what: &str) -> io::Result<()> {
+fn more(
+    out: &mut impl Write,
+    all: usize,
+    shown: usize,
+    what: &str,
+    style: Style,
+) -> io::Result<()> {
     match all.saturating_sub(shown) {
+        _ if !style.headers => Ok(()),
         0 => Ok(()),
         more => writeln!(out, "... and {more} more {what}, shown by -o wide"),
     }
