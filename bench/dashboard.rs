@@ -18,6 +18,8 @@ const NODES: (usize, usize) = (40, 20);
 const STEP: Duration = Duration::from_secs(40);
 /// The interval of Grafana's rates.
 const RATE: &str = "20s";
+/// Number of agents that start in a second.
+const AGENTS_A_SECOND: usize = 200;
 /// Seconds between two points of a line.
 const RESOLUTION: f64 = 4.0;
 const COLLECTION: &str = "/apis/harpoon.dev/v1alpha1/imageprefetches";
@@ -32,7 +34,12 @@ pub fn run(part: &mut Part, _: usize) {
             .clone()
             .map(|n| ("/api/v1/nodes".to_owned(), node_object(n)));
         cluster.create_each(objects);
-        Fleet::start(cluster.kubeconfig(), runtimes.directory(), nodes)
+        Fleet::start(
+            cluster.kubeconfig(),
+            runtimes.directory(),
+            nodes,
+            AGENTS_A_SECOND,
+        )
     };
     let controller = Controller::start(&cluster);
     eventually("the controller serves", Duration::from_secs(60), || {

@@ -8,6 +8,7 @@ use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use super::runtimes::socket;
 
@@ -22,8 +23,8 @@ pub const ARGUMENT: &str = "run-agents";
 pub struct Fleet(Vec<Child>);
 
 impl Fleet {
-    /// Starts the agents of these nodes, all at once.
-    pub fn start(kubeconfig: &Path, sockets: &Path, nodes: Range<usize>) -> Self {
+    /// Starts the agents of these nodes, so many in a second.
+    pub fn start(kubeconfig: &Path, sockets: &Path, nodes: Range<usize>, rate: usize) -> Self {
         let starts = nodes.clone().step_by(PER_PROCESS);
         let start = |first: usize| {
             let mut command = Command::new(std::env::current_exe().unwrap());
@@ -33,7 +34,7 @@ impl Fleet {
                 .env("KUBECONFIG", kubeconfig)
                 .arg(ARGUMENT)
                 .arg(sockets)
-                .args([first, nodes.end.min(first + PER_PROCESS)].map(|n| n.to_string()))
+                .args([first, nodes.end.min(first + PER_PROCESS), rate].map(|n| n.to_string()))
                 .stdin(Stdio::piped());
             command.spawn().unwrap()
         };
@@ -83,24 +84,26 @@ pub fn arguments(n: usize, sockets: &Path) -> Vec<OsString> {
     arguments.map(OsString::from).into()
 }
 
-/// Runs agents until standard input is closed: `SOCKETS FIRST END`.
+/// Runs agents until standard input is closed: `SOCKETS FIRST END RATE`. Those of other processes start in their own time.
 pub fn main(mut given: impl Iterator<Item = String>) {
     let sockets = given.next().expect("SOCKETS");
     let mut number = || given.next().and_then(|n| n.parse::<usize>().ok());
     let (first, end) = (number().expect("FIRST"), number().expect("END"));
+    let rate = number().expect("RATE");
     tracing_subscriber::fmt()
         .with_max_level(tracing::Level::ERROR)
         .with_writer(std::io::stderr)
         .init();
     for thread in 0..THREADS {
         let sockets = sockets.clone();
-        std::thread::spawn(move || run((first + thread..end).step_by(THREADS), &sockets));
+        let nodes = (first + thread..end).step_by(THREADS);
+        std::thread::spawn(move || run(nodes, rate, &sockets));
     }
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
 }
 
-/// Runs these agents on this thread.
-fn run(nodes: impl Iterator<Item = usize>, sockets: &str) {
+/// Runs these agents on this thread: each starts when those before it have, over all processes.
+fn run(nodes: impl Iterator<Item = usize>, rate: usize, sockets: &str) {
     let tokio = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -108,7 +111,9 @@ fn run(nodes: impl Iterator<Item = usize>, sockets: &str) {
     let agents = tokio::task::LocalSet::new();
     for n in nodes {
         let arguments = arguments(n, Path::new(sockets));
+        let start = Duration::from_secs_f64(n as f64 / rate as f64);
         agents.spawn_local(async move {
+            tokio::time::sleep(start).await;
             let ended = Box::pin(harpoon::cli::run_agent(arguments)).await;
             panic!("the agent of {} ended: {ended:?}", node(n));
         });
