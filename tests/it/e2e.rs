@@ -22,6 +22,7 @@ mod filled;
 mod gain;
 mod gate;
 mod installed;
+mod monitored;
 mod retention;
 mod rights;
 mod sealed;

@@ -169,6 +169,7 @@ pub(super) fn whole_life(turn: &Turn<'_>) {
     let node: Vec<_> = node.split_whitespace().collect();
     assert_eq!(node[..6], ["node-1", "True", "1", "1", "0", "0"]);
     release.starts_warm("listed", &listed);
+    monitored::by_prometheus(cluster);
 
     // A value that changes rolls out, while an image is there before its pods as before.
     let used = turn.idle("used");
