@@ -5,6 +5,7 @@
 
 use std::fmt::Write;
 use std::io::{BufRead, BufReader};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -40,10 +41,9 @@ const DEPLOYMENTS: (usize, usize) = (20_000, 4);
 const PATIENCE: Duration = Duration::from_secs(900);
 /// The time for which a settled cluster is measured: each agent gives one sign of life.
 const IDLE: Duration = Duration::from_secs(120);
-/// Number of agents that start in a second. The controller of DaemonSets creates 20 pods in a second with its defaults.
-const STARTS: usize = 50;
-/// The time for which agents that were restarted are measured.
-const RESTARTS: usize = 100;
+/// Number of agents that start in a second, as many as the controller of DaemonSets creates with its defaults.
+const STARTS: usize = 20;
+/// The time for which agents that were restarted are measured after the last start.
 const RESTART: Duration = Duration::from_secs(60);
 const CONTROLLER_KINDS: [&str; 3] = ["imageprefetches", "plannedimages", "events"];
 
@@ -58,12 +58,18 @@ pub fn run(part: &mut Part, runs: usize) {
     let sizes = chosen.split_whitespace().map(|n| n.parse().unwrap());
     let columns: Vec<(usize, Figures)> = sizes.map(|n| (n, figures(n, runs))).collect();
     introduce(part);
+    for (n, _) in columns.iter().filter(|(_, figures)| !figures.is_whole) {
+        part.say(&format!(
+            "With {n} nodes the run failed: its figures are those until then."
+        ));
+    }
     let titles = columns.iter().map(|(n, _)| format!("{n} nodes"));
     let titles: Vec<_> = std::iter::once(String::new()).chain(titles).collect();
-    let names = columns.first().map_or(&[][..], |(_, figures)| &figures.0);
+    let most = columns.iter().max_by_key(|(_, figures)| figures.rows.len());
+    let names = most.map_or(&[][..], |(_, figures)| &figures.rows);
     let rows = names.iter().map(|(name, _)| {
         let cell = |figures: &Figures| {
-            let mut of = figures.0.iter().filter(|(other, _)| other == name);
+            let mut of = figures.rows.iter().filter(|(other, _)| other == name);
             of.next().map_or(String::new(), |(_, text)| text.clone())
         };
         let cells = columns.iter().map(|(_, figures)| cell(figures));
@@ -93,13 +99,17 @@ fn introduce(part: &mut Part) {
 
 /// The named figures of one number of nodes, as texts.
 #[derive(Default)]
-struct Figures(Vec<(String, String)>);
+struct Figures {
+    rows: Vec<(String, String)>,
+    /// False if something failed before the end.
+    is_whole: bool,
+}
 
 impl Figures {
     fn add(&mut self, name: &str, text: impl Into<String>) {
         let text = text.into();
         eprintln!("   {name}: {text}");
-        self.0.push((name.to_owned(), text));
+        self.rows.push((name.to_owned(), text));
     }
 
     /// Adds the rows of a phase's cost to the API server.
@@ -129,20 +139,25 @@ fn figures(nodes: usize, runs: usize) -> Figures {
     let began = Instant::now();
     eprintln!("-- {nodes} nodes");
     let mut figures = Figures::default();
-    let mut stage = Stage::start(nodes, &mut figures);
-    stage.join(&mut figures);
-    stage.idle(&mut figures);
-    stage.new_images(&mut figures, runs.clamp(1, 3));
-    stage.rollouts(&mut figures);
-    stage.failover(&mut figures);
-    stage.restart(&mut figures);
-    stage.controller_figures(&mut figures);
+    let all = AssertUnwindSafe(|| measure(nodes, runs, &mut figures));
+    figures.is_whole = catch_unwind(all).is_ok();
+    eprintln!("-- {nodes} nodes took {:.0?}", began.elapsed());
+    figures
+}
+
+fn measure(nodes: usize, runs: usize, figures: &mut Figures) {
+    let mut stage = Stage::start(nodes, figures);
+    stage.join(figures);
+    stage.idle(figures);
+    stage.new_images(figures, runs.clamp(1, 3));
+    stage.rollouts(figures);
+    stage.failover(figures);
+    stage.restart(figures);
+    stage.controller_figures(figures);
     stage.fleet = None;
     stage.controllers.clear();
     std::thread::sleep(Duration::from_secs(5));
-    other_design(&stage.cluster, nodes, &mut figures);
-    eprintln!("-- {nodes} nodes took {:.0?}", began.elapsed());
-    figures
+    other_design(&stage.cluster, nodes, figures);
 }
 
 /// A controller, and what it logs.
@@ -507,13 +522,15 @@ impl Stage {
             self.cluster.kubeconfig(),
             sockets,
             0..self.nodes,
-            RESTARTS,
+            STARTS,
         ));
-        std::thread::sleep(RESTART);
+        std::thread::sleep(Duration::from_secs_f64(self.nodes as f64 / STARTS as f64) + RESTART);
         let cost = before.cost(&self.cluster);
         // One request of each agent, and the signs of life that are due.
         figures.add(
-            &format!("{RESTARTS} agents a second restart: writes of nodes in a minute"),
+            &format!(
+                "{STARTS} agents a second restart: writes of nodes until a minute after the last"
+            ),
             format!("{:.0}", cost.writes("nodeprefetches")),
         );
         figures.cost("agents restart", &cost);

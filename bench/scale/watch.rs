@@ -35,7 +35,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Starts to watch a collection.
+    /// Starts to watch a collection. The API server closes a watch that does not keep up; then it begins again.
     pub fn start(cluster: &Kubernetes, collection: &str) -> Self {
         let (send, events) = channel();
         let separator = if collection.contains('?') { '&' } else { '?' };
@@ -45,19 +45,24 @@ impl Watch {
         );
         let request = client(Some(cluster.ca())).get(url);
         let request = request.bearer_auth(cluster.token());
+        let again = move || request.try_clone().expect("a request without a body");
         let tokio = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()
             .unwrap();
         tokio.spawn(async move {
-            let answer = request.send().await.unwrap();
-            assert!(answer.status().is_success(), "{answer:?}");
-            let mut objects = pin!(objects(answer));
-            while let Some(told) = objects.next().await {
-                if send.send(told).is_err() {
-                    return;
+            loop {
+                if let Ok(answer) = again().send().await {
+                    assert!(answer.status().is_success(), "{answer:?}");
+                    let mut objects = pin!(objects(answer));
+                    while let Some(told) = objects.next().await {
+                        if send.send(told).is_err() {
+                            return;
+                        }
+                    }
                 }
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
         });
         Self {
