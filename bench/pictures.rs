@@ -375,7 +375,10 @@ fn scale_release(parts: &[&Part]) -> String {
         let sizes = part.titles().iter().map(|title| nodes(title));
         Line {
             label: label.to_owned(),
-            points: sizes.zip(part.numbers(row, place)).collect(),
+            points: sizes
+                .zip(part.numbers(row, place))
+                .filter_map(|(size, number)| Some((size, number?)))
+                .collect(),
             kind,
         }
     });
@@ -400,8 +403,13 @@ fn scale_rollout(parts: &[&Part]) -> String {
         .rows_of_texts()
         .filter_map(|row| row.strip_suffix(ROW))
         .collect();
-    // The largest cluster.
-    let last = part.titles().len() - 1;
+    // The largest cluster with all of them.
+    let is_measured = |at: &usize| {
+        let mut rows = rollouts.iter().map(|rollout| format!("{rollout}{ROW}"));
+        rows.all(|row| part.numbers(&row, 0)[*at].is_some())
+    };
+    let last = (0..part.titles().len()).rev().find(is_measured);
+    let last = last.expect("a cluster with all rollouts");
     let panel = Panel {
         title: part.titles()[last].clone(),
         bars: rollouts
@@ -410,7 +418,7 @@ fn scale_rollout(parts: &[&Part]) -> String {
                 let row = format!("{rollout}{ROW}");
                 [("", 0, Kind::Theirs), (", with peers", 1, Kind::Ours)].map(
                     |(with, place, kind)| {
-                        let value = part.numbers(&row, place)[last];
+                        let value = part.numbers(&row, place)[last].expect("it was measured");
                         bar(format!("{rollout}{with}"), [value; 3], kind)
                     },
                 )

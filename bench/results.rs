@@ -300,8 +300,9 @@ impl Part {
         })
     }
 
-    /// The numbers in a row of texts: of each text the one at this place, as 3 in "1.5 s, 3 s" at place 1.
-    pub fn numbers(&self, name: &str, place: usize) -> Vec<f64> {
+    /// The numbers in a row of texts: of each text the one at this place, as 3 in "1.5 s, 3 s" at place 1. `None` where nothing was
+    /// measured.
+    pub fn numbers(&self, name: &str, place: usize) -> Vec<Option<f64>> {
         let texts = self.lines.iter().find_map(|line| match line {
             Line::Texts { texts } if texts[0] == name => texts.get(1..),
             _ => None,
@@ -313,7 +314,10 @@ impl Part {
         };
         texts
             .iter()
-            .map(|text| number(text).unwrap_or_else(|| panic!("{name}: {text}")))
+            .map(|text| match text.is_empty() {
+                true => None,
+                false => Some(number(text).unwrap_or_else(|| panic!("{name}: {text}"))),
+            })
             .collect()
     }
 }

@@ -405,7 +405,9 @@ impl Stage {
         let mut starts: Vec<f64> = starts
             .map(|start| start.saturating_duration_since(at).as_secs_f64())
             .collect();
-        assert_eq!(starts.len(), self.nodes, "each node pulls once");
+        // A pull that fails is repeated, as on a machine that is too busy for the runtimes.
+        assert!(starts.len() >= self.nodes, "each node pulls");
+        eprintln!("   {} pulls were repeated", starts.len() - self.nodes);
         starts.sort_by(f64::total_cmp);
         Release {
             planned: (at - applied).as_secs_f64(),
