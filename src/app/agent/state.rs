@@ -56,6 +56,8 @@ pub(super) struct Image {
     start: Option<SystemTime>,
     /// It is being pulled, or pauses between attempts: a slot that moves does not stop it.
     is_started: bool,
+    /// An attempt is in progress: it may have made the name, and not yet the seal.
+    is_in_progress: bool,
     pub(super) presence: Presence,
     /// It was pulled, and the runtime was not asked since.
     is_fresh: bool,
@@ -293,7 +295,12 @@ impl State {
                 continue;
             };
             image.is_fresh = false;
+            // The end of the attempt tells more, and nothing must stop it before.
+            if image.is_in_progress {
+                continue;
+            }
             match status {
+                Ok(Some(_)) if image.has_come_since(asked) => {}
                 Ok(Some(stored)) => image.is_present(stored, asked),
                 Ok(None) => image.is_absent(asked),
                 // The runtime is away; it is asked again.
@@ -408,6 +415,7 @@ impl State {
             });
             for image in held.filter(|image| image.planned.reference.is_ok()) {
                 image.is_started = false;
+                image.is_in_progress = false;
                 image.has_failed = true;
                 image.failure = Some(Failure {
                     reason: Reason::DiskPressure,
@@ -438,15 +446,18 @@ impl State {
     pub(super) fn started(&mut self, image: &str) {
         if let Some(image) = self.images.get_mut(image) {
             image.is_started = true;
+            image.is_in_progress = true;
         }
     }
 
     /// An attempt failed and is repeated soon.
     pub(super) fn retrying(&mut self, image: &str, kind: FailureKind, message: &str) {
+        let Some(image) = self.images.get_mut(image) else {
+            return;
+        };
+        image.is_in_progress = false;
         // The controller slows rollouts down when it sees this, so that it is told before the last attempt.
-        if kind == FailureKind::RateLimited
-            && let Some(image) = self.images.get_mut(image)
-        {
+        if kind == FailureKind::RateLimited {
             image.failure = Some(Failure {
                 reason: Reason::Failure(kind),
                 message: message.to_owned(),
@@ -459,6 +470,7 @@ impl State {
         let Some(image) = self.images.get_mut(&report.image) else {
             return;
         };
+        image.is_in_progress = false;
         if report.outcome == Outcome::Pulled {
             let digest = report.digest.clone();
             let stored = StoredImage {
@@ -484,6 +496,7 @@ impl State {
         self.runtime = None;
         for image in self.images.values_mut() {
             image.is_started = false;
+            image.is_in_progress = false;
         }
     }
 
@@ -539,6 +552,7 @@ impl Image {
             planned,
             start,
             is_started: false,
+            is_in_progress: false,
             presence: Presence::Unknown,
             is_fresh: false,
             moved: None,
@@ -629,6 +643,11 @@ impl Image {
             self.failure = None;
             self.is_started = false;
         }
+    }
+
+    /// Returns whether it came after this time.
+    fn has_come_since(&self, asked: Instant) -> bool {
+        matches!(&self.presence, Presence::Present(_, since) if *since > asked)
     }
 
     /// The runtime does not have the image, according to a question that was asked at `asked`.

@@ -146,6 +146,35 @@ async fn pulled_image_is_looked_at_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn attempt_in_progress_decides_alone() {
+    let mut state = state(&[A]);
+    state.apply(planned(A, &json!({"seal": "Always"})));
+    state.decide();
+    look_up(&mut state, false, |_| false);
+    state.started(A);
+    // The pull has made the name, which it removes once the image is sealed.
+    let asked = Instant::now();
+    look_up(&mut state, true, |_| true);
+    assert_eq!(pulls(&state), [A]);
+    assert!(state.to_hold(|_| true).is_empty());
+    tokio::time::advance(Duration::from_secs(1)).await;
+    let mut sealed = report(A, None);
+    sealed.is_sealed = true;
+    state.finished(&sealed, Instant::now());
+    // An answer from before comes late.
+    let references = state.references(true);
+    state.looked_up(&references, vec![here()], asked);
+    assert!(state.to_hold(|_| true).is_empty());
+    // Between attempts the image may come in another way.
+    let mut state = super::tests::state(&[A]);
+    look_up(&mut state, false, |_| false);
+    state.started(A);
+    state.retrying(A, FailureKind::Unavailable, "scripted");
+    look_up(&mut state, true, |_| true);
+    assert!(pulls(&state).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn removed_image_is_pulled_with_pauses() {
     let mut state = state(&[A]);
     for (time, longest) in [(1, 0), (2, 30), (3, 60), (9, 600)] {
