@@ -269,19 +269,18 @@ impl Stage {
         images.collect()
     }
 
+    fn start_fleet(&mut self) {
+        let (config, sockets) = (self.cluster.kubeconfig(), self.runtimes.directory());
+        self.fleet = Some(Fleet::start(config, sockets, 0..self.nodes, STARTS));
+    }
+
     /// Starts all agents, and waits until each has reported.
     fn start_agents(&mut self) -> (f64, Cost) {
         let before = Counters::read(&self.cluster);
         let watch = self.watch("nodeprefetches");
         let began = Instant::now();
         let since = rfc3339(std::time::SystemTime::now());
-        let sockets = self.runtimes.directory();
-        self.fleet = Some(Fleet::start(
-            self.cluster.kubeconfig(),
-            sockets,
-            0..self.nodes,
-            STARTS,
-        ));
+        self.start_fleet();
         let mut told = std::collections::BTreeSet::new();
         let all = watch.until(PATIENCE, |object| {
             let at = object["status"]["heartbeatTime"].as_str();
@@ -519,13 +518,7 @@ impl Stage {
         self.fleet = None;
         std::thread::sleep(Duration::from_secs(5));
         let before = Counters::read(&self.cluster);
-        let sockets = self.runtimes.directory();
-        self.fleet = Some(Fleet::start(
-            self.cluster.kubeconfig(),
-            sockets,
-            0..self.nodes,
-            STARTS,
-        ));
+        self.start_fleet();
         std::thread::sleep(Duration::from_secs_f64(self.nodes as f64 / STARTS as f64) + RESTART);
         let cost = before.cost(&self.cluster);
         // One request of each agent, and the signs of life that are due.

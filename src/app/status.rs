@@ -3,12 +3,15 @@
 //! `read.rs` reads lists page by page, `state.rs` keeps the few fields that are shown, `view.rs` sums them up.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use futures_util::{StreamExt, stream};
-use kube::runtime::watcher::Event;
-use kube::{Api, ResourceExt};
+use kube::core::ClusterResourceScope;
+use kube::runtime::watcher::{Config, Event};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::api::v1alpha1::{ImagePrefetch, NodePrefetch, PlannedImage};
@@ -173,16 +176,25 @@ fn changes(
         Subject::Prefetch(name) => (named(name), watch::config()),
         Subject::Node(name) => (watch::config(), named(name)),
     };
-    let prefetches = watch::outcomes(Api::all(client()), of_prefetches, read::PREFETCHES)
-        .map(|outcome| outcome.map(|event| Change::Prefetch(Box::new(event))))
-        .map(|outcome| (read::PREFETCHES, outcome));
-    let planned = watch::outcomes(Api::all(client()), watch::config(), read::PLANNED)
-        .map(|outcome| outcome.map(|event| Change::Planned(Box::new(event))))
-        .map(|outcome| (read::PLANNED, outcome));
-    let nodes = watch::outcomes(Api::all(client()), of_nodes, read::NODES)
-        .map(|outcome| outcome.map(|event| Change::Node(Box::new(event))))
-        .map(|outcome| (read::NODES, outcome));
+    let prefetches = told(client(), of_prefetches, read::PREFETCHES, Change::Prefetch);
+    let planned = told(client(), watch::config(), read::PLANNED, Change::Planned);
+    let nodes = told(client(), of_nodes, read::NODES, Change::Node);
     stream::select(stream::select(prefetches, planned), nodes)
+}
+
+/// The changes of one resource, or the HTTP status of an answer that is an error.
+fn told<K>(
+    client: Client,
+    config: Config,
+    resource: &'static str,
+    change: fn(Box<Event<K>>) -> Change,
+) -> impl stream::Stream<Item = (&'static str, Result<Change, u16>)> + Send
+where
+    K: Resource<Scope = ClusterResourceScope> + Clone + DeserializeOwned + Debug + Send + 'static,
+    K::DynamicType: Clone + Default + Debug + Send + 'static,
+{
+    let outcomes = watch::outcomes(Api::all(client), config, resource);
+    outcomes.map(move |outcome| (resource, outcome.map(|event| change(Box::new(event)))))
 }
 
 /// The lists that are being read again, with the names that they have so far.

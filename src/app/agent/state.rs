@@ -54,10 +54,7 @@ pub(super) struct Image {
     pub(super) planned: Arc<Planned>,
     /// The time from which its pull may start; `None` for at once.
     start: Option<SystemTime>,
-    /// It is being pulled, or pauses between attempts: a slot that moves does not stop it.
-    is_started: bool,
-    /// An attempt is in progress: it may have made the name, and not yet the seal.
-    is_in_progress: bool,
+    attempts: Attempts,
     pub(super) presence: Presence,
     /// It was pulled, and the runtime was not asked since.
     is_fresh: bool,
@@ -70,6 +67,17 @@ pub(super) struct Image {
     resting: Option<Instant>,
     /// Number of times that it was removed.
     gone: u32,
+}
+
+/// The attempts at an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Attempts {
+    /// None yet, or its slot decides again.
+    None,
+    /// One is in progress: it may have made the name, and not yet the seal.
+    Running,
+    /// One has ended, and a slot that moves does not stop the next.
+    Paused,
 }
 
 /// The presence of an image in the runtime.
@@ -278,7 +286,7 @@ impl State {
             let rest = image
                 .resting
                 .and_then(|end| end.checked_duration_since(instant));
-            slot.filter(|_| !image.is_started).max(rest)
+            slot.filter(|_| !image.is_started()).max(rest)
         });
         left.filter(|left| !left.is_zero()).min()
     }
@@ -295,12 +303,11 @@ impl State {
                 continue;
             };
             image.is_fresh = false;
-            // The end of the attempt tells more, and nothing must stop it before.
-            if image.is_in_progress {
+            // The end of an attempt tells more than the answer, and nothing must stop it before.
+            if image.attempts == Attempts::Running || image.has_come_since(asked) {
                 continue;
             }
             match status {
-                Ok(Some(_)) if image.has_come_since(asked) => {}
                 Ok(Some(stored)) => image.is_present(stored, asked),
                 Ok(None) => image.is_absent(asked),
                 // The runtime is away; it is asked again.
@@ -414,8 +421,7 @@ impl State {
                 image.presence != Presence::Unknown && image.is_missing() && !image.is_here()
             });
             for image in held.filter(|image| image.planned.reference.is_ok()) {
-                image.is_started = false;
-                image.is_in_progress = false;
+                image.attempts = Attempts::None;
                 image.has_failed = true;
                 image.failure = Some(Failure {
                     reason: Reason::DiskPressure,
@@ -445,8 +451,7 @@ impl State {
     /// An attempt at the image begins.
     pub(super) fn started(&mut self, image: &str) {
         if let Some(image) = self.images.get_mut(image) {
-            image.is_started = true;
-            image.is_in_progress = true;
+            image.attempts = Attempts::Running;
         }
     }
 
@@ -455,7 +460,7 @@ impl State {
         let Some(image) = self.images.get_mut(image) else {
             return;
         };
-        image.is_in_progress = false;
+        image.attempt_ended();
         // The controller slows rollouts down when it sees this, so that it is told before the last attempt.
         if kind == FailureKind::RateLimited {
             image.failure = Some(Failure {
@@ -470,7 +475,7 @@ impl State {
         let Some(image) = self.images.get_mut(&report.image) else {
             return;
         };
-        image.is_in_progress = false;
+        image.attempt_ended();
         if report.outcome == Outcome::Pulled {
             let digest = report.digest.clone();
             let stored = StoredImage {
@@ -495,8 +500,7 @@ impl State {
     pub(super) fn lost_runtime(&mut self) {
         self.runtime = None;
         for image in self.images.values_mut() {
-            image.is_started = false;
-            image.is_in_progress = false;
+            image.attempts = Attempts::None;
         }
     }
 
@@ -528,7 +532,7 @@ impl State {
     /// Returns whether pulls are in progress or wait for their turn.
     pub(super) fn is_busy(&self, now: SystemTime) -> bool {
         let waits =
-            |image: &Image| image.start.is_some_and(|start| start > now) && !image.is_started;
+            |image: &Image| image.start.is_some_and(|start| start > now) && !image.is_started();
         self.images()
             .any(|i| i.is_missing() && i.failure.is_none() && i.resting.is_none() && !waits(i))
     }
@@ -551,8 +555,7 @@ impl Image {
         Self {
             planned,
             start,
-            is_started: false,
-            is_in_progress: false,
+            attempts: Attempts::None,
             presence: Presence::Unknown,
             is_fresh: false,
             moved: None,
@@ -578,7 +581,7 @@ impl Image {
 
     /// Returns whether its pull has been started.
     pub(super) fn is_started(&self) -> bool {
-        self.is_started
+        self.attempts != Attempts::None
     }
 
     /// Returns whether the runtime has it.
@@ -599,7 +602,7 @@ impl Image {
     /// Returns whether its pull may start. What the runtime was not asked about is not pulled, and what was started goes on.
     fn may_start(&self, now: SystemTime, instant: Instant) -> bool {
         let is_resting = self.resting.is_some_and(|end| end > instant);
-        let waits = self.start.is_some_and(|start| start > now) && !self.is_started;
+        let waits = self.start.is_some_and(|start| start > now) && !self.is_started();
         self.planned.reference.is_ok()
             && self.presence != Presence::Unknown
             && self.is_missing()
@@ -641,7 +644,13 @@ impl Image {
         self.resting = None;
         if self.moved.is_none() {
             self.failure = None;
-            self.is_started = false;
+            self.attempts = Attempts::None;
+        }
+    }
+
+    fn attempt_ended(&mut self) {
+        if self.attempts == Attempts::Running {
+            self.attempts = Attempts::Paused;
         }
     }
 
@@ -653,8 +662,6 @@ impl Image {
     /// The runtime does not have the image, according to a question that was asked at `asked`.
     fn is_absent(&mut self, asked: Instant) {
         match &self.presence {
-            // It has come since.
-            Presence::Present(_, since) if *since > asked => {}
             Presence::Present(_, since) => {
                 if asked.duration_since(*since) > SETTLED {
                     self.gone = 0;

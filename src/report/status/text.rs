@@ -25,25 +25,20 @@ const MESSAGE: usize = 100;
 /// Those of the writer.
 pub fn write(out: &mut impl Write, view: &View, style: Style) -> io::Result<()> {
     match view {
-        View::Overview(all) => overview(out, all, style),
-        View::Prefetch(one) => prefetch(out, one, style),
-        View::Node(one) => node(out, one, style),
+        View::Overview(all) => overview(out, all, style)?,
+        View::Prefetch(one) => prefetch(out, one, style)?,
+        View::Node(one) => return node(out, one, style),
+    }
+    match style.headers {
+        true => writeln!(out, "\nharpoon: {}", view.summary()),
+        false => Ok(()),
     }
 }
 
 fn overview(out: &mut impl Write, all: &Overview, style: Style) -> io::Result<()> {
     prefetches(out, &all.prefetches, style)?;
     incomplete(out, &all.incomplete, style)?;
-    failures(out, &all.failures, style)?;
-    summary(out, || View::Overview(all.clone()), style)
-}
-
-/// The last line, for people.
-fn summary(out: &mut impl Write, view: impl FnOnce() -> View, style: Style) -> io::Result<()> {
-    match style.headers {
-        true => writeln!(out, "\nharpoon: {}", view().summary()),
-        false => Ok(()),
-    }
+    failures(out, &all.failures, style)
 }
 
 fn prefetches(out: &mut impl Write, rows: &[PrefetchRow], style: Style) -> io::Result<()> {
@@ -96,8 +91,7 @@ fn prefetch(out: &mut impl Write, one: &PrefetchView, style: Style) -> io::Resul
     } else {
         incomplete(out, &one.incomplete, style)?;
     }
-    failures(out, &one.failures, style)?;
-    summary(out, || View::Prefetch(Box::new(one.clone())), style)
+    failures(out, &one.failures, style)
 }
 
 fn images(out: &mut impl Write, rows: &[ImageRow], style: Style) -> io::Result<()> {
@@ -282,9 +276,10 @@ fn more(
     style: Style,
 ) -> io::Result<()> {
     match all.saturating_sub(shown) {
-        _ if !style.headers => Ok(()),
-        0 => Ok(()),
-        more => writeln!(out, "... and {more} more {what}, shown by -o wide"),
+        more if more > 0 && style.headers => {
+            writeln!(out, "... and {more} more {what}, shown by -o wide")
+        }
+        _ => Ok(()),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use super::*;
@@ -72,7 +72,7 @@ fn documented() -> Value {
     serde_saphyr::from_str(&format!("scrape_configs:\n{}\n", lines.join("\n"))).unwrap()
 }
 
-/// What the discovery of pods finds, which Debian's Prometheus is built without.
+/// The targets that a discovery of pods finds; Debian's Prometheus is built without it.
 fn discovered(cluster: &Cluster) -> Value {
     let mut targets = Vec::new();
     for pod in cluster.pods(NAMESPACE, "") {
@@ -113,7 +113,7 @@ pub(super) fn by_prometheus(cluster: &Cluster) {
     std::fs::write(&file, configuration.to_string()).unwrap();
 
     let log = directory.path().join("log");
-    let mut command: Command = cluster.inside("timeout");
+    let mut command = cluster.inside("timeout");
     command
         .args([LIFETIME, "prometheus", "--web.enable-lifecycle"])
         .arg(format!("--web.listen-address={ADDRESS}"))
