@@ -287,7 +287,7 @@ fn stalled_download_times_out_clean() {
         .run();
     let report = output.json();
     assert_eq!(entry(&report, &image)["reason"], "timeout", "{output}");
-    assert_eq!(stalls.now(), 0);
+    bed::eventually("the downloads end", PATIENCE, || stalls.now() == 0);
     for lease in containerd.leases() {
         containerd.ctr(&["leases", "delete", "--sync", &lease]);
     }

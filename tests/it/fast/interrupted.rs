@@ -87,13 +87,18 @@ impl Slow {
     }
 }
 
-/// Ends the leases, as their expiry does. All of them are harpoon's.
-#[track_caller]
+/// Ends the leases, as their expiry does: harpoon's, and those of a containerd that was killed during its own pull.
 fn expire(containerd: &Containerd) {
     for lease in containerd.leases() {
-        assert!(lease.starts_with("harpoon/"), "{lease}");
         containerd.ctr(&["leases", "delete", "--sync", &lease]);
     }
+}
+
+#[track_caller]
+fn leases_are_ours(containerd: &Containerd) {
+    let leases = containerd.leases();
+    let is_ours = |lease: &String| lease.starts_with("harpoon/");
+    assert!(leases.iter().all(is_ours), "{leases:?}");
 }
 
 #[test]
@@ -116,6 +121,7 @@ fn killed_harpoon_leaves_leases_alone() {
             empty(&containerd);
         }
         slow.comes(&containerd);
+        leases_are_ours(&containerd);
         expire(&containerd);
         slow.is_whole(&containerd);
         remove(&containerd, &slow.image);
@@ -248,6 +254,7 @@ fn kills_at_any_moment_leave_nothing() {
         let of_image = |line: &&String| line.starts_with(&image.reference);
         let line = checked.iter().find(of_image).unwrap();
         assert!(line.contains("complete (6/6)"), "{line}");
+        leases_are_ours(&containerd);
         expire(&containerd);
         remove(&containerd, &image.reference);
         empty(&containerd);
