@@ -197,7 +197,9 @@ impl Controller {
     }
 
     fn leads(&self) -> bool {
-        self.log.lock().unwrap().contains(" leading")
+        let log = self.log.lock().unwrap();
+        let mut turns = log.lines().rev().filter(|line| line.contains(" leading"));
+        turns.next().is_some_and(|last| !last.contains("no longer"))
     }
 }
 

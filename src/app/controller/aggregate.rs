@@ -175,12 +175,12 @@ pub(super) fn overall(
     let mut counts = [0; 4];
     for node in nodes.values() {
         let lacks = |(name, revision): (&&str, &String)| {
-            let entry = node.entries.get(*name);
+            let entry = node.entry(name);
             entry.is_none_or(|entry| entry.revision != *revision || entry.present < entry.desired)
         };
         let at = if is_stale(node, now) {
             3
-        } else if node.entries.values().any(|entry| entry.failed > 0) {
+        } else if node.entries().any(|entry| entry.failed > 0) {
             2
         } else {
             usize::from(index.revisions.iter().any(lacks))
@@ -212,7 +212,7 @@ fn sums(prefetch: &str, index: &Index<'_>, nodes: &BTreeMap<String, Node>, now: 
     let mut sums = Sums::default();
     let mut failures: BTreeMap<(&str, &'static str), ImageFailure> = BTreeMap::new();
     for (name, node) in nodes {
-        let entry = node.entries.get(prefetch).unwrap_or(&none);
+        let entry = node.entry(prefetch).unwrap_or(&none);
         let is_current = node.has_reported && entry.revision == revision;
         let stale = is_stale(node, now);
         sums.reported += i64::from(node.has_reported);

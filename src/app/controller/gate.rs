@@ -213,7 +213,7 @@ impl Gate {
     /// Returns whether the node has all images that it needs.
     fn is_complete(&self, report: Option<&Node>) -> bool {
         let has_all = |node: &Node| {
-            let entry = node.entries.get(&self.name);
+            let entry = node.entry(&self.name);
             node.has_reported
                 && entry.is_some_and(|entry| {
                     entry.revision == self.revision && entry.present >= entry.desired
@@ -302,7 +302,7 @@ fn bounded(text: &str) -> String {
 /// The part of an ImagePrefetch that a node lacks, for people.
 fn said(gate: &Gate, report: Option<&Node>, index: &Index<'_>) -> String {
     let failures = failures(gate, report, index);
-    let entry = report.and_then(|node| node.entries.get(&gate.name));
+    let entry = report.and_then(|node| node.entry(&gate.name));
     let what = match (report, entry) {
         _ if !failures.is_empty() => failures.join(", "),
         _ if !gate.is_settled => "the images are not planned yet".to_owned(),

@@ -59,8 +59,8 @@ pub(super) struct Planned {
 /// A NodePrefetch.
 #[derive(Debug, Clone)]
 pub(super) struct Node {
-    /// By the name of the ImagePrefetch.
-    pub(super) entries: BTreeMap<String, NodePrefetchEntry>,
+    /// Sorted by the name of the ImagePrefetch. A map takes a kilobyte at least, of each node.
+    entries: Vec<NodePrefetchEntry>,
     pub(super) failures: Vec<Failure>,
     /// The time at which it changed last.
     pub(super) changed: Instant,
@@ -73,16 +73,31 @@ pub(super) struct Node {
     pub(super) pressure: Option<Pressure>,
 }
 
+impl Node {
+    /// The node's entry of an ImagePrefetch.
+    pub(super) fn entry(&self, prefetch: &str) -> Option<&NodePrefetchEntry> {
+        let at = self
+            .entries
+            .binary_search_by(|entry| entry.name.as_str().cmp(prefetch));
+        self.entries.get(at.ok()?)
+    }
+
+    /// The entries of all ImagePrefetches.
+    pub(super) fn entries(&self) -> impl Iterator<Item = &NodePrefetchEntry> {
+        self.entries.iter()
+    }
+}
+
 #[cfg(test)]
 impl Node {
     /// A node that has reported.
     pub(super) fn new(
-        entries: BTreeMap<String, NodePrefetchEntry>,
+        entries: &[NodePrefetchEntry],
         failures: Vec<Failure>,
         changed: Instant,
     ) -> Self {
         Self {
-            entries,
+            entries: sorted(entries),
             failures,
             changed,
             resource_version: String::new(),
@@ -356,6 +371,14 @@ pub(super) fn planned(image: &PlannedImage, known: Option<&Planned>) -> Planned 
     }
 }
 
+/// The entries sorted by name, the last of each name.
+fn sorted(entries: &[NodePrefetchEntry]) -> Vec<NodePrefetchEntry> {
+    let mut sorted: Vec<_> = entries.iter().rev().cloned().collect();
+    sorted.sort_by(|a, b| a.name.cmp(&b.name));
+    sorted.dedup_by(|a, b| a.name == b.name);
+    sorted
+}
+
 /// The part of a NodePrefetch that matters.
 fn node(object: &NodePrefetch, known: Option<&Node>, is_listed: bool, now: Instant) -> Node {
     let resource_version = object.resource_version().unwrap_or_default();
@@ -373,11 +396,9 @@ fn node(object: &NodePrefetch, known: Option<&Node>, is_listed: bool, now: Insta
         _ => now,
     };
     let failures = status.failures.iter().take(FAILURES_MAX);
-    let entries = status.prefetches.iter().take(ENTRIES_MAX);
+    let entries = status.prefetches.len().min(ENTRIES_MAX);
     Node {
-        entries: entries
-            .map(|entry| (entry.name.clone(), entry.clone()))
-            .collect(),
+        entries: sorted(&status.prefetches[..entries]),
         failures: failures
             .map(|failure| Failure {
                 image: failure.image.clone(),

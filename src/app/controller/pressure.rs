@@ -251,7 +251,7 @@ mod tests {
 
     fn nodes(count: usize, now: Instant) -> BTreeMap<String, Node> {
         let nodes = (0..count).map(|n| {
-            let mut node = Node::new(BTreeMap::new(), Vec::new(), now);
+            let mut node = Node::new(&[], Vec::new(), now);
             node.pressure = Some(pressure(SystemTime::UNIX_EPOCH));
             (format!("node-{n}"), node)
         });

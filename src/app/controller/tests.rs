@@ -450,20 +450,32 @@ fn unknown_workloads_are_not_available() {
 // --- status
 
 fn node(changed: Instant, entries: &[(&str, &str, [i64; 3])]) -> Node {
-    let entries = entries
-        .iter()
-        .map(|(name, revision, [desired, present, failed])| {
-            let entry = NodePrefetchEntry {
+    let entries =
+        entries.iter().map(
+            |(name, revision, [desired, present, failed])| NodePrefetchEntry {
                 name: (*name).to_owned(),
                 revision: (*revision).to_owned(),
                 desired: *desired,
                 present: *present,
                 failed: *failed,
                 pulling: 0,
-            };
-            ((*name).to_owned(), entry)
-        });
-    Node::new(entries.collect(), Vec::new(), changed)
+            },
+        );
+    Node::new(&entries.collect::<Vec<_>>(), Vec::new(), changed)
+}
+
+#[test]
+fn entries_are_found_in_any_order() {
+    let entry = |name| (name, "r", [1, 0, 0]);
+    let listed = ["web", "api", "db"].map(entry);
+    let again = ("api", "r", [2, 0, 0]);
+    let node = node(Instant::now(), &[&listed[..], &[again]].concat());
+    let desired = |name| node.entry(name).map(|entry| entry.desired);
+    assert_eq!(
+        ["api", "db", "web"].map(desired),
+        [Some(2), Some(1), Some(1)]
+    );
+    assert_eq!((desired("none"), node.entries().count()), (None, 3));
 }
 
 fn status_of(

@@ -61,7 +61,9 @@ pub struct Inventory {
 }
 
 /// The objects of one watch, by namespace and name.
-type Objects = BTreeMap<(Box<str>, Box<str>), Entry>;
+///
+/// An entry has a place of its own: those of a map's node are half empty after a sorted list.
+type Objects = BTreeMap<(Box<str>, Box<str>), Box<Entry>>;
 
 #[derive(Default)]
 struct Store {
@@ -71,9 +73,27 @@ struct Store {
     is_synced: bool,
 }
 
+#[derive(PartialEq)]
 struct Entry {
     facts: Facts,
-    labels: BTreeMap<String, String>,
+    /// Sorted by key. A map takes half a kilobyte at least, of each workload.
+    labels: Box<[(Box<str>, Box<str>)]>,
+}
+
+impl Entry {
+    fn new((labels, facts): (BTreeMap<String, String>, Facts)) -> Self {
+        let labels = labels.into_iter();
+        let labels = labels.map(|(key, value)| (key.into_boxed_str(), value.into_boxed_str()));
+        Self {
+            facts,
+            labels: labels.collect(),
+        }
+    }
+
+    fn is_selected(&self, selector: &Selector) -> bool {
+        let owned = |(key, value): &(Box<str>, Box<str>)| (key.to_string(), value.to_string());
+        selector.selects_all() || selector.matches(&self.labels.iter().map(owned).collect())
+    }
 }
 
 impl Inventory {
@@ -156,7 +176,7 @@ impl Inventory {
     ) -> impl Iterator<Item = &'a Entry> {
         let everywhere = self.synced(kind, Scope::All);
         let of_all = match &filter.namespaces {
-            None => everywhere.map(|store| store.objects.values()),
+            None => everywhere.map(|store| store.objects.values().map(|entry| &**entry)),
             Some(_) => None,
         };
         let namespaces = filter.namespaces.iter().flatten();
@@ -167,7 +187,7 @@ impl Inventory {
                 .flat_map(|store| in_namespace(&store.objects, namespace))
         });
         let entries = of_all.into_iter().flatten().chain(of_some);
-        entries.filter(|entry| filter.selector.matches(&entry.labels))
+        entries.filter(|entry| entry.is_selected(&filter.selector))
     }
 
     fn synced(&self, kind: WorkloadKind, scope: Scope) -> Option<&Store> {
@@ -237,7 +257,7 @@ fn in_namespace<'a>(objects: &'a Objects, namespace: &'a str) -> impl Iterator<I
     objects
         .range(first..)
         .take_while(move |((of, _), _)| **of == *namespace)
-        .map(|(_, entry)| entry)
+        .map(|(_, entry)| &**entry)
 }
 
 fn identity(object: &Watched) -> Option<(Box<str>, Box<str>)> {
@@ -252,14 +272,13 @@ fn insert(into: &mut Objects, kind: WorkloadKind, object: Watched) -> bool {
         tracing::debug!(kind = kind.kind(), "skipped an object without a valid name");
         return false;
     };
-    let Some((labels, facts)) = object.into_parts(kind) else {
+    let Some(entry) = object.into_parts(kind).map(Entry::new) else {
         return false;
     };
     // Most events are changes of a status that is not read.
-    let known = into.get(&id);
-    if known.is_some_and(|known| known.labels == labels && known.facts == facts) {
+    if into.get(&id).is_some_and(|known| **known == entry) {
         return false;
     }
-    into.insert(id, Entry { facts, labels });
+    into.insert(id, Box::new(entry));
     true
 }

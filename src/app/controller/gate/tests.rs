@@ -62,11 +62,7 @@ fn report(name: &str, revision: &str, desired: i64, present: i64) -> Node {
         present,
         ..NodePrefetchEntry::default()
     };
-    Node::new(
-        BTreeMap::from([(name.to_owned(), entry)]),
-        Vec::new(),
-        Instant::now(),
-    )
+    Node::new(&[entry], Vec::new(), Instant::now())
 }
 
 /// The decision: true if the node is held, and the reason and the message.
