@@ -32,8 +32,8 @@ pub(crate) fn config() -> watcher::Config {
     watcher::Config::default().timeout(seconds)
 }
 
-/// The same for objects that may be large, such as Nodes and workloads: a page is in memory before its first object is decoded, and
-/// what that needs, the process keeps.
+/// The same for objects that may be large, such as Nodes and workloads. A whole page is in memory while it is decoded, and the process
+/// does not give that memory back.
 pub(crate) fn config_for_large() -> watcher::Config {
     config().page_size(LARGE_PAGE)
 }

@@ -59,7 +59,7 @@ pub(super) struct Planned {
 /// A NodePrefetch.
 #[derive(Debug, Clone)]
 pub(super) struct Node {
-    /// Sorted by the name of the ImagePrefetch. A map takes a kilobyte at least, of each node.
+    /// Sorted by the name of the ImagePrefetch. A map would take at least a kilobyte for each node.
     entries: Vec<NodePrefetchEntry>,
     pub(super) failures: Vec<Failure>,
     /// The time at which it changed last.

@@ -62,7 +62,7 @@ pub struct Inventory {
 
 /// The objects of one watch, by namespace and name.
 ///
-/// An entry has a place of its own: those of a map's node are half empty after a sorted list.
+/// The entries are boxed, because a map that is filled in order leaves almost half of its space unused.
 type Objects = BTreeMap<(Box<str>, Box<str>), Box<Entry>>;
 
 #[derive(Default)]
@@ -76,7 +76,7 @@ struct Store {
 #[derive(PartialEq)]
 struct Entry {
     facts: Facts,
-    /// Sorted by key. A map takes half a kilobyte at least, of each workload.
+    /// Sorted by key. A map would take at least half a kilobyte for each workload.
     labels: Box<[(Box<str>, Box<str>)]>,
 }
 
