@@ -18,6 +18,7 @@ use super::measure::{cpu_of, harpoon, memory_of, peak_of};
 use super::page::Part;
 use super::results::median;
 
+mod delivery;
 pub mod fleet;
 mod objects;
 pub mod runtimes;
@@ -157,6 +158,7 @@ fn measure(nodes: usize, runs: usize, figures: &mut Figures) {
     stage.fleet = None;
     stage.controllers.clear();
     std::thread::sleep(Duration::from_secs(5));
+    watches_alone(&stage.cluster, nodes, figures);
     other_design(&stage.cluster, nodes, figures);
 }
 
@@ -601,6 +603,17 @@ pub fn node_object(n: usize) -> Value {
         "topology.kubernetes.io/zone": format!("eu-north-1{}", ["a", "b", "c"][n % 3])}},
         "spec": {"providerID": format!("stand-in:///eu-north-1/i-{n:017x}")},
         "status": {"nodeInfo": {"architecture": "amd64", "operatingSystem": "linux"}}})
+}
+
+/// The watches of all nodes without the agents behind them.
+fn watches_alone(cluster: &Kubernetes, nodes: usize, figures: &mut Figures) {
+    let measured = delivery::measure(cluster, nodes);
+    let at = |part| quantile(&measured.seen, part);
+    figures.add(
+        "new image, watches alone: told after its write, p50, p99, last",
+        format!("{:.2} s, {:.2} s, {:.2} s", at(0.5), at(0.99), at(1.0)),
+    );
+    figures.cost("new image, watches alone", &measured.cost);
 }
 
 /// One object for each node, for comparison.

@@ -144,7 +144,8 @@ const LABELS_PENDING_TAINTS: &[&str] = &[
 ];
 
 /// Age up to which a node without an extended resource may still get it. Device plugins start late, after drivers are installed.
-const RESOURCES_PENDING: Duration = Duration::from_secs(10 * 60);
+/// Nothing depends on the age of an older node.
+pub const SETTLED_AGE: Duration = Duration::from_secs(10 * 60);
 /// The operating system of a node without this label. harpoon runs on Linux only.
 const DEFAULT_OS: &str = "linux";
 
@@ -345,7 +346,7 @@ fn repelled(requirements: &Requirements, node: &Node) -> Option<String> {
 }
 
 fn unequipped(requirements: &Requirements, node: &Node) -> Option<String> {
-    let young = node.age.is_none_or(|age| age < RESOURCES_PENDING);
+    let young = node.age.is_none_or(|age| age < SETTLED_AGE);
     // Pods that name their node are not scheduled, and the kubelet ignores extended resources that its node lacks.
     if young || node.labels_pending() || !requirements.node_name.is_empty() {
         return None;

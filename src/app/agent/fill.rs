@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use super::Agent;
 use super::connection::{self, Lost};
 use super::retention::{self, Retention};
-use super::secrets::Secrets;
+use super::secrets::{Secrets, Wanted};
 use crate::app::node_run;
 use crate::app::settings::SealSettings;
 use crate::fill::{FillMode, FillingRuntime};
@@ -138,6 +138,7 @@ async fn plan(agent: &Agent, runtime: &SealingRuntime, feed: &Feed) -> Infallibl
         runtime,
         feed,
         secrets: Secrets::new(),
+        wanted: None,
         retention: Retention::new(agent, runtime),
         files: agent.keyring.changes(),
         // Everything is checked at once.
@@ -162,6 +163,8 @@ struct Planner<'a> {
     runtime: &'a SealingRuntime,
     feed: &'a Feed,
     secrets: Secrets,
+    /// The pull secrets of the images that the node needs; `None` before the first plan.
+    wanted: Option<Wanted>,
     retention: Retention<'a>,
     /// Number of changes of the files with credentials, at the last plan.
     files: u64,
@@ -183,27 +186,26 @@ impl Planner<'_> {
             self.compared = Some(now);
             self.resync = now + shortened(self.agent.settings.resync, JITTER);
         }
-        let (mut retried, references, policies, wanted) = {
+        let (decided, references) = {
             let mut state = self.agent.state();
-            let chances = state.decide();
+            let decided = state.decide();
+            if decided.is_some() || self.wanted.is_none() {
+                self.runtime.set_policies(state.seal_policies());
+                self.wanted = Some(state.pull_secrets());
+            }
             if std::mem::take(&mut state.is_refused) {
                 self.secrets.refused();
             }
-            let references = state.references(is_due);
-            (
-                chances,
-                references,
-                state.seal_policies(),
-                state.pull_secrets(),
-            )
+            (decided, state.references(is_due))
         };
-        self.runtime.set_policies(policies);
+        let mut retried = decided.unwrap_or_default();
         look_up(self.agent, self.runtime, &references).await;
         retried.extend(self.retention.keep(is_due).await);
         let Agent {
             cluster, keyring, ..
         } = self.agent;
-        let changed = self.secrets.follow(cluster, keyring, &wanted).await;
+        let wanted = self.wanted.get_or_insert_default();
+        let changed = self.secrets.follow(cluster, keyring, wanted).await;
         retried.extend(changed.iter().map(ToString::to_string));
         let files = keyring.changes();
         let mut state = self.agent.state();

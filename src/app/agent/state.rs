@@ -20,7 +20,7 @@ use crate::model::outcome::{ImageReport, Outcome, Reason};
 use crate::model::reference::Reference;
 use crate::model::seal::SealPolicy;
 use crate::model::stored_image::StoredImage;
-use crate::planning::node_match::Node;
+use crate::planning::node_match::{Node, SETTLED_AGE};
 use crate::planning::plan::{Facts, Moved, Plan, Policy, select};
 use crate::retry::backoff;
 use crate::runtime::image_service::{RuntimeInfo, Status};
@@ -93,6 +93,15 @@ pub(super) enum Presence {
     Absent,
 }
 
+/// The facts beside the objects that decide about what the node needs, and when.
+#[derive(Debug, PartialEq)]
+struct Basis {
+    node: Node,
+    /// The time when it joined the cluster.
+    created: Option<SystemTime>,
+    is_first_fill: bool,
+}
+
 /// The knowledge of the agent.
 #[derive(Debug, Default)]
 pub(super) struct State {
@@ -102,10 +111,14 @@ pub(super) struct State {
     pub(super) is_synced: bool,
     pub(super) node: Option<LocalNode>,
     pub(super) first_fill: FirstFill,
-    /// The images that the node needs, by normalised reference.
-    images: HashMap<Arc<str>, Image>,
-    /// Those images in the order of their pulls.
-    order: Vec<Arc<str>>,
+    /// An object has changed since the last decision.
+    is_changed: bool,
+    /// What the last decision was based on beside the objects.
+    basis: Option<Basis>,
+    /// The images that the node needs, in the order of their pulls.
+    images: Vec<Image>,
+    /// Their places, by normalised reference.
+    places: HashMap<Arc<str>, usize>,
     /// The images that no prefetch uses any more, which stay protected for a time.
     pub(super) kept: Vec<Arc<Planned>>,
     /// The revisions of the prefetches when that was decided; `None` before.
@@ -142,6 +155,7 @@ impl State {
     pub(super) fn apply(&mut self, planned: Planned) {
         self.objects
             .insert(planned.object.clone(), Arc::new(planned));
+        self.is_changed = true;
     }
 
     /// Replaces all objects.
@@ -149,11 +163,12 @@ impl State {
         let named = planned.into_iter().map(|p| (p.object.clone(), Arc::new(p)));
         self.objects = named.collect();
         self.is_synced = true;
+        self.is_changed = true;
     }
 
     /// Removes an object.
     pub(super) fn delete(&mut self, object: &str) {
-        self.objects.remove(object);
+        self.is_changed |= self.objects.remove(object).is_some();
     }
 
     /// Returns whether enough is known to decide what the node needs.
@@ -161,45 +176,64 @@ impl State {
         self.is_synced && self.node.is_some() && self.first_fill.is_known()
     }
 
-    /// Decides again which images the node needs. Returns those whose pulls may succeed now though they failed before.
-    pub(super) fn decide(&mut self) -> Vec<String> {
-        let Some(LocalNode { node, facts, .. }) = &mut self.node else {
-            return Vec::new();
-        };
-        node.age = facts.age();
-        let here = Here {
-            node,
+    /// Decides again which images the node needs. Returns those whose pulls may succeed now though they failed before; `None` if
+    /// nothing has changed on which that depends.
+    pub(super) fn decide(&mut self) -> Option<Vec<String>> {
+        let LocalNode { node, facts, .. } = self.node.as_mut()?;
+        node.age = facts.age().map(|age| age.min(SETTLED_AGE));
+        let basis = Basis {
+            node: node.clone(),
             created: facts.created,
             is_first_fill: !self.first_fill.is_over(),
         };
+        let is_known = self.basis.as_ref() == Some(&basis);
+        if is_known && !std::mem::take(&mut self.is_changed) {
+            return None;
+        }
+        self.is_changed = false;
+        let here = Here {
+            node: &basis.node,
+            created: basis.created,
+            is_first_fill: basis.is_first_fill,
+        };
         let desired = desired::desired(self.objects.values(), &here);
         self.revisions = Some(desired::revisions(self.objects.values()));
-        self.kept = desired::kept(self.objects.values(), node);
-        self.order = desired
-            .iter()
-            .map(|d| Arc::clone(&d.planned.image))
+        self.kept = desired::kept(self.objects.values(), &basis.node);
+        self.basis = Some(basis);
+        let mut known: HashMap<Arc<str>, Image> = std::mem::take(&mut self.images)
+            .into_iter()
+            .map(|image| (Arc::clone(&image.planned.image), image))
             .collect();
-        let mut known = std::mem::take(&mut self.images);
         let mut chances = Vec::new();
         for Desired { planned, start } in desired {
-            let name = Arc::clone(&planned.image);
-            let image = match known.remove(&name) {
+            let image = match known.remove(&planned.image) {
                 Some(image) => {
                     if planned.is_new_chance(&image.planned) {
-                        chances.push(name.to_string());
+                        chances.push(planned.image.to_string());
                     }
                     image.replanned(planned, start)
                 }
                 None => Image::new(planned, start),
             };
-            self.images.insert(name, image);
+            self.images.push(image);
         }
-        chances
+        let names = self.images.iter().enumerate();
+        let names = names.map(|(place, image)| (Arc::clone(&image.planned.image), place));
+        self.places = names.collect();
+        Some(chances)
     }
 
     /// The images that the node needs, in order.
     pub(super) fn images(&self) -> impl Iterator<Item = &Image> {
-        self.order.iter().filter_map(|name| self.images.get(name))
+        self.images.iter()
+    }
+
+    fn image(&self, name: &str) -> Option<&Image> {
+        self.images.get(*self.places.get(name)?)
+    }
+
+    fn image_mut(&mut self, name: &str) -> Option<&mut Image> {
+        self.images.get_mut(*self.places.get(name)?)
     }
 
     /// The references of the images, in order; only those about which the runtime is to be asked now, unless `all`.
@@ -299,7 +333,7 @@ impl State {
         asked: Instant,
     ) {
         for (reference, status) in references.iter().zip(found) {
-            let Some(image) = self.images.get_mut(reference.normalized()) else {
+            let Some(image) = self.image_mut(reference.normalized()) else {
                 continue;
             };
             image.is_fresh = false;
@@ -338,7 +372,7 @@ impl State {
 
     /// The tag of the image has moved.
     pub(super) fn moved(&mut self, image: &str, how: String) {
-        if let Some(image) = self.images.get_mut(image) {
+        if let Some(image) = self.image_mut(image) {
             image.moved = Some(how);
         }
     }
@@ -383,7 +417,7 @@ impl State {
     /// good.
     pub(super) fn is_open(&self, image: &str) -> bool {
         let never = |image: &&Image| image.planned.seal == SealPolicy::Never;
-        let image = self.images.get(image).filter(never);
+        let image = self.image(image).filter(never);
         image.is_some_and(|image| !image.is_missing())
     }
 
@@ -396,12 +430,12 @@ impl State {
 
     /// Returns whether the node needs the image.
     pub(super) fn needs(&self, image: &str) -> bool {
-        self.images.contains_key(image)
+        self.places.contains_key(image)
     }
 
     /// Returns whether the image is being pulled, or what came of it is of use to the next attempt: not while the disk is full.
     pub(super) fn resumes(&self, image: &str) -> bool {
-        let image = self.images.get(image);
+        let image = self.image(image);
         image.is_some_and(|image| {
             image.is_started() || (image.is_missing() && self.yielding.is_none())
         })
@@ -417,7 +451,7 @@ impl State {
     pub(super) fn set_yielding(&mut self, why: Option<String>) -> Vec<String> {
         let is_over = self.yielding.is_some() && why.is_none();
         if let Some(message) = &why {
-            let held = self.images.values_mut().filter(|image| {
+            let held = self.images.iter_mut().filter(|image| {
                 image.presence != Presence::Unknown && image.is_missing() && !image.is_here()
             });
             for image in held.filter(|image| image.planned.reference.is_ok()) {
@@ -439,10 +473,10 @@ impl State {
     /// There is space again: forgets the failures for lack of it, and returns their images.
     pub(super) fn fits_again(&mut self) -> Vec<String> {
         let mut again = Vec::new();
-        for (name, image) in &mut self.images {
+        for image in &mut self.images {
             let is_pressed = |failure: &mut Failure| failure.reason == Reason::DiskPressure;
             if image.failure.take_if(is_pressed).is_some() {
-                again.push(name.to_string());
+                again.push(image.planned.image.to_string());
             }
         }
         again
@@ -450,14 +484,14 @@ impl State {
 
     /// An attempt at the image begins.
     pub(super) fn started(&mut self, image: &str) {
-        if let Some(image) = self.images.get_mut(image) {
+        if let Some(image) = self.image_mut(image) {
             image.attempts = Attempts::Running;
         }
     }
 
     /// An attempt failed and is repeated soon.
     pub(super) fn retrying(&mut self, image: &str, kind: FailureKind, message: &str) {
-        let Some(image) = self.images.get_mut(image) else {
+        let Some(image) = self.image_mut(image) else {
             return;
         };
         image.attempt_ended();
@@ -472,9 +506,10 @@ impl State {
 
     /// The image was pulled, or all its attempts failed.
     pub(super) fn finished(&mut self, report: &ImageReport, now: Instant) {
-        let Some(image) = self.images.get_mut(&report.image) else {
+        let Some(place) = self.places.get(&report.image) else {
             return;
         };
+        let image = &mut self.images[*place];
         image.attempt_ended();
         if report.outcome == Outcome::Pulled {
             let digest = report.digest.clone();
@@ -499,7 +534,7 @@ impl State {
     /// The runtime is away: nothing is being pulled.
     pub(super) fn lost_runtime(&mut self) {
         self.runtime = None;
-        for image in self.images.values_mut() {
+        for image in self.images.iter_mut() {
             image.attempts = Attempts::None;
         }
     }
@@ -508,7 +543,7 @@ impl State {
     pub(super) fn found_runtime(&mut self, info: RuntimeInfo) {
         self.last_runtime = Some(info.clone());
         self.runtime = Some(info);
-        for image in self.images.values_mut() {
+        for image in self.images.iter_mut() {
             let unavailable = Reason::Failure(FailureKind::Unavailable);
             image
                 .failure

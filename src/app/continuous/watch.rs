@@ -19,6 +19,8 @@ use crate::model::text::{one_line, sanitize};
 /// The lifetime of one watch request. A longer one costs the API server fewer lists; the bookmarks of every minute keep the
 /// position.
 const LIFETIME: Duration = Duration::from_secs(1800);
+/// Number of large objects in a page of a list. One has up to tens of kilobytes, most of which are skipped.
+const LARGE_PAGE: u32 = 100;
 /// The shortest time between two log lines about the same failure of a watch.
 const QUIET: Duration = Duration::from_secs(300);
 /// The most characters of a message that are logged.
@@ -28,6 +30,12 @@ const QUOTED_MAX: usize = 300;
 pub(crate) fn config() -> watcher::Config {
     let seconds = u32::try_from(LIFETIME.as_secs()).unwrap_or(u32::MAX);
     watcher::Config::default().timeout(seconds)
+}
+
+/// The same for objects that may be large, such as Nodes and workloads: a page is in memory before its first object is decoded, and
+/// what that needs, the process keeps.
+pub(crate) fn config_for_large() -> watcher::Config {
+    config().page_size(LARGE_PAGE)
 }
 
 /// The events of a watch, without end. Errors are logged under the name of the resource, such as `plannedimages`.

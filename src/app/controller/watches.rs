@@ -209,7 +209,7 @@ async fn watch_workloads(client: Client, key: WatchKey, start: u64, sender: mpsc
             Scope::Namespace(name) => Api::namespaced_with(client.clone(), name, &resource),
         };
         let mut trouble = Trouble::default();
-        let mut events = std::pin::pin!(watcher(api, watch::config()).default_backoff());
+        let mut events = std::pin::pin!(watcher(api, watch::config_for_large()).default_backoff());
         while let Some(event) = events.next().await {
             let outcome = match event {
                 Ok(event) => {
@@ -268,7 +268,7 @@ async fn watch_nodes(
     let api: Api<GateNode> = Api::all_with(client, &guard::resource());
     loop {
         let mut trouble = Trouble::default();
-        let events = watcher(api.clone(), watch::config()).default_backoff();
+        let events = watcher(api.clone(), watch::config_for_large()).default_backoff();
         let mut events = std::pin::pin!(events);
         while let Some(event) = events.next().await {
             let outcome = match event {

@@ -111,6 +111,34 @@ async fn revisions_are_those_decided_about() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn only_changes_are_decided_about() {
+    let mut state = state(&[A, B]);
+    assert_eq!(state.decide(), None);
+    state.delete("unknown");
+    assert_eq!(state.decide(), None);
+    // Each of these may change what the node needs, or when.
+    let local = state.node.as_mut().unwrap();
+    local.node.labels.insert("pool".into(), "gpu".into());
+    assert!(state.decide().is_some());
+    state.node.as_mut().unwrap().facts.created = Some(SystemTime::UNIX_EPOCH);
+    assert!(state.decide().is_some());
+    state.first_fill.end();
+    assert!(state.decide().is_some());
+    state.apply(planned(A, &json!({"pods": 9})));
+    assert!(state.decide().is_some());
+    state.delete("r.io-a-1");
+    assert!(state.decide().is_some());
+    assert_eq!(counts(&state).desired(), 1);
+    // A young node may get its extended resources yet.
+    state.node.as_mut().unwrap().facts.created = Some(SystemTime::now());
+    assert!(state.decide().is_some() && state.decide().is_some());
+    state.node.as_mut().unwrap().facts.created = None;
+    state.replace([]);
+    assert!(state.decide().is_some());
+    assert_eq!((state.decide(), counts(&state).desired()), (None, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn first_fill_ends_with_failures() {
     let mut state = state(&[A, B]);
     look_up(&mut state, false, |_| false);
@@ -178,7 +206,7 @@ async fn attempt_in_progress_decides_alone() {
 async fn removed_image_is_pulled_with_pauses() {
     let mut state = state(&[A]);
     for (time, longest) in [(1, 0), (2, 30), (3, 60), (9, 600)] {
-        while state.images[A].gone < time {
+        while state.image(A).unwrap().gone < time {
             look_up(&mut state, true, |_| true);
             tokio::time::advance(Duration::from_secs(1)).await;
             look_up(&mut state, true, |_| false);
@@ -274,7 +302,7 @@ async fn images_that_leave_are_forgotten() {
             Instant::now(),
         );
         assert_eq!(
-            (state.images.len(), state.objects.len(), state.order.len()),
+            (state.images.len(), state.objects.len(), state.places.len()),
             (2, 2, 2)
         );
     }
@@ -345,7 +373,7 @@ async fn evicted_image_is_named_while_resting() {
         look_up(&mut state, true, |_| true);
         tokio::time::advance(Duration::from_secs(1)).await;
         look_up(&mut state, true, |_| false);
-        let is_named = state.images[A].failure.is_some();
+        let is_named = state.image(A).unwrap().failure.is_some();
         assert_eq!(is_named, time > 1, "{time}");
         tokio::time::advance(Duration::from_secs(1)).await;
     }
