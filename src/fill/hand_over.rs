@@ -40,6 +40,8 @@ const END_LIMIT: Duration = Duration::from_secs(10);
 const SPARE: u64 = 50;
 /// Pieces of a layer between its download and the two that take it.
 const PIECES: usize = 2;
+/// Number of layers that are unpacked at once beside one for each core: those that wait for a slow registry use none.
+const WAITING: usize = 2;
 /// Maximum number of layers that are unpacked at once, however many cores there are. It bounds the memory.
 const UNPACKERS_MAX: usize = 8;
 /// Maximum number of those that need zstd's window.
@@ -96,7 +98,7 @@ impl Filler {
         Self {
             store,
             fetcher: Fetcher::new(),
-            unpackers: Semaphore::new(cores.clamp(2, UNPACKERS_MAX)),
+            unpackers: Semaphore::new((cores + WAITING).min(UNPACKERS_MAX)),
             windows: Semaphore::new(WINDOWS),
             chains: Keyed::default(),
             blobs: Keyed::default(),
