@@ -113,6 +113,12 @@ impl Figures {
         self.rows.push((name.to_owned(), text));
     }
 
+    /// Adds the row of a time by which half of the nodes, 99% of them and all are served.
+    fn times(&mut self, name: &str, at: impl Fn(f64) -> f64) {
+        let times = [0.5, 0.99, 1.0].map(|part| format!("{:.2} s", at(part)));
+        self.add(&format!("{name}, p50, p99, last"), times.join(", "));
+    }
+
     /// Adds the rows of a phase's cost to the API server.
     fn cost(&mut self, phase: &str, cost: &Cost) {
         eprintln!("   {phase}: {}", cost.shown());
@@ -441,11 +447,7 @@ impl Stage {
             "new image: from `kubectl apply` to PlannedImage",
             format!("{:.2} s", each(&|r| r.planned)),
         );
-        let at = |part: f64| each(&|r: &Release| r.at(part));
-        figures.add(
-            "new image: agents start, p50, p99, last",
-            format!("{:.2} s, {:.2} s, {:.2} s", at(0.5), at(0.99), at(1.0)),
-        );
+        figures.times("new image: agents start", |part| each(&|r| r.at(part)));
         figures.add(
             "new image: from `kubectl apply` to Ready",
             format!("{:.1} s", each(&|r| r.ready)),
@@ -610,22 +612,18 @@ pub fn node_object(n: usize) -> Value {
 /// The watches of all nodes without the agents behind them.
 fn watches_alone(cluster: &Kubernetes, nodes: usize, figures: &mut Figures) {
     let measured = delivery::measure(cluster, nodes);
-    let at = |part| quantile(&measured.seen, part);
-    figures.add(
-        "new image, watches alone: told after its write, p50, p99, last",
-        format!("{:.2} s, {:.2} s, {:.2} s", at(0.5), at(0.99), at(1.0)),
-    );
+    figures.times("new image, watches alone: told after its write", |part| {
+        quantile(&measured.seen, part)
+    });
     figures.cost("new image, watches alone", &measured.cost);
 }
 
 /// One object for each node, for comparison.
 fn other_design(cluster: &Kubernetes, nodes: usize, figures: &mut Figures) {
     let measured = objects::measure(cluster, nodes);
-    let at = |part| quantile(&measured.seen, part);
-    figures.add(
-        "an object for each node: agents see it, p50, p99, last",
-        format!("{:.2} s, {:.2} s, {:.2} s", at(0.5), at(0.99), at(1.0)),
-    );
+    figures.times("an object for each node: agents see it", |part| {
+        quantile(&measured.seen, part)
+    });
     figures.add(
         "an object for each node: all statuses written",
         format!("{:.1} s", measured.told),
@@ -635,6 +633,15 @@ fn other_design(cluster: &Kubernetes, nodes: usize, figures: &mut Figures) {
         format!("{:.0}", measured.cost.writes("nodeimagelists")),
     );
     figures.cost("an object for each node", &measured.cost);
+}
+
+/// A runtime with so many threads.
+fn tokio(threads: usize) -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .enable_all()
+        .build()
+        .unwrap()
 }
 
 fn seconds(time: Duration) -> String {

@@ -30,11 +30,7 @@ pub fn measure(cluster: &Kubernetes, nodes: usize) -> Measured {
         "{}{collection}?watch=true&resourceVersion={version}&timeoutSeconds=3600",
         cluster.server()
     );
-    let tokio = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
+    let tokio = super::tokio(2);
     let (told, mut tells) = mpsc::unbounded_channel();
     for _ in 0..nodes {
         let request = client(Some(cluster.ca())).get(&url);

@@ -35,11 +35,7 @@ pub fn measure(cluster: &Kubernetes, nodes: usize) -> Measured {
     define(cluster);
     let objects = (0..nodes).map(|n| (COLLECTION.to_owned(), object(n)));
     cluster.create_each(objects);
-    let tokio = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
+    let tokio = super::tokio(2);
     let (seen, mut told) = mpsc::unbounded_channel();
     let given = Given {
         server: cluster.server().to_owned(),

@@ -101,11 +101,7 @@ struct Node {
 impl Runtimes {
     /// Starts the runtimes of nodes `0..nodes`.
     pub fn start(nodes: usize) -> Self {
-        let tokio = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .unwrap();
+        let tokio = super::tokio(2);
         let directory = crate::bed::directory();
         let shared = Arc::new(Shared::default());
         for n in 0..nodes {

@@ -46,11 +46,7 @@ impl Watch {
         let request = client(Some(cluster.ca())).get(url);
         let request = request.bearer_auth(cluster.token());
         let again = move || request.try_clone().expect("a request without a body");
-        let tokio = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
+        let tokio = super::tokio(1);
         tokio.spawn(async move {
             loop {
                 if let Ok(answer) = again().send().await {

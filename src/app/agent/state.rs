@@ -113,7 +113,7 @@ pub(super) struct State {
     pub(super) first_fill: FirstFill,
     /// An object has changed since the last decision.
     is_changed: bool,
-    /// What the last decision was based on beside the objects.
+    /// The facts beside the objects on which the last decision was based.
     basis: Option<Basis>,
     /// The images that the node needs, in the order of their pulls.
     images: Vec<Image>,
@@ -186,11 +186,10 @@ impl State {
             created: facts.created,
             is_first_fill: !self.first_fill.is_over(),
         };
-        let is_known = self.basis.as_ref() == Some(&basis);
-        if is_known && !std::mem::take(&mut self.is_changed) {
+        let is_changed = std::mem::take(&mut self.is_changed);
+        if !is_changed && self.basis.as_ref() == Some(&basis) {
             return None;
         }
-        self.is_changed = false;
         let here = Here {
             node: &basis.node,
             created: basis.created,
