@@ -44,6 +44,8 @@ const PATIENCE: Duration = Duration::from_secs(900);
 const IDLE: Duration = Duration::from_secs(120);
 /// Number of agents that start in a second, as many as the controller of DaemonSets creates with its defaults.
 const STARTS: usize = 20;
+/// Number of agents that two cores serve without a queue.
+const FEW: usize = 100;
 /// The time for which agents that were restarted are measured after the last start.
 const RESTART: Duration = Duration::from_secs(60);
 const CONTROLLER_KINDS: [&str; 3] = ["imageprefetches", "plannedimages", "events"];
@@ -165,6 +167,8 @@ fn measure(nodes: usize, runs: usize, figures: &mut Figures) {
     stage.controllers.clear();
     std::thread::sleep(Duration::from_secs(5));
     watches_alone(&stage.cluster, nodes, figures);
+    stage.few_agents(figures);
+    stage.fleet = None;
     other_design(&stage.cluster, nodes, figures);
 }
 
@@ -279,27 +283,27 @@ impl Stage {
         images.collect()
     }
 
-    fn start_fleet(&mut self) {
+    fn start_fleet(&mut self, agents: usize) {
         let (config, sockets) = (self.cluster.kubeconfig(), self.runtimes.directory());
-        self.fleet = Some(Fleet::start(config, sockets, 0..self.nodes, STARTS));
+        self.fleet = Some(Fleet::start(config, sockets, 0..agents, STARTS));
     }
 
-    /// Starts all agents, and waits until each has reported.
-    fn start_agents(&mut self) -> (f64, Cost) {
+    /// Starts the agents of the first nodes, and waits until each has reported.
+    fn start_agents(&mut self, agents: usize) -> (f64, Cost) {
         let before = Counters::read(&self.cluster);
         let watch = self.watch("nodeprefetches");
         let began = Instant::now();
         let since = rfc3339(std::time::SystemTime::now());
-        self.start_fleet();
+        self.start_fleet(agents);
         let mut told = std::collections::BTreeSet::new();
         let all = watch.until(PATIENCE, |object| {
             let at = object["status"]["heartbeatTime"].as_str();
             if at.is_some_and(|at| at >= since.as_str()) {
                 told.insert(object["metadata"]["name"].as_str().unwrap().to_owned());
             }
-            told.len() == self.nodes
+            told.len() == agents
         });
-        let all = all.unwrap_or_else(|| panic!("{} of {} agents reported", told.len(), self.nodes));
+        let all = all.unwrap_or_else(|| panic!("{} of {agents} agents reported", told.len()));
         ((all - began).as_secs_f64(), before.cost(&self.cluster))
     }
 
@@ -309,7 +313,7 @@ impl Stage {
 
     /// All nodes are new.
     fn join(&mut self, figures: &mut Figures) {
-        let (time, cost) = self.start_agents();
+        let (time, cost) = self.start_agents(self.nodes);
         figures.add(
             &format!("{STARTS} agents a second start: every node has reported"),
             format!("{time:.1} s"),
@@ -381,9 +385,15 @@ impl Stage {
         self.cluster.delete(&format!("/api/v1/nodes/{name}"));
     }
 
+    /// The place of the controller that leads, as soon as one does.
+    fn leading(&self) -> usize {
+        let leading = || self.controllers.iter().position(Controller::leads);
+        eventually("a controller leads", PATIENCE, || leading().is_some());
+        leading().expect("a controller leads")
+    }
+
     fn leader(&self) -> &Controller {
-        let mut leaders = self.controllers.iter().filter(|c| c.leads());
-        leaders.next().expect("a controller leads")
+        &self.controllers[self.leading()]
     }
 
     /// Applies an image that no node has, and waits until it is on all of them.
@@ -410,14 +420,10 @@ impl Stage {
         std::thread::sleep(Duration::from_secs(2));
         let cost = before.cost(&self.cluster);
         let pulls = self.runtimes.pulls(&image);
-        let starts = pulls.starts.iter();
-        let mut starts: Vec<f64> = starts
-            .map(|start| start.saturating_duration_since(at).as_secs_f64())
-            .collect();
+        let starts = pulls.starts_after(at);
         // A pull that fails is repeated, as on a machine that is too busy for the runtimes.
         assert!(starts.len() >= self.nodes, "each node pulls");
         eprintln!("   {} pulls were repeated", starts.len() - self.nodes);
-        starts.sort_by(f64::total_cmp);
         Release {
             planned: (at - applied).as_secs_f64(),
             ready: (ready - applied).as_secs_f64(),
@@ -506,8 +512,7 @@ impl Stage {
 
     /// The controller that leads is killed, and an image is applied at the same moment.
     fn failover(&mut self, figures: &mut Figures) {
-        let at = self.controllers.iter().position(Controller::leads).unwrap();
-        drop(self.controllers.remove(at));
+        drop(self.controllers.remove(self.leading()));
         let release = self.release(&json!({"type": "Immediate"}));
         figures.add(
             "controller killed: from `kubectl apply` to PlannedImage",
@@ -524,7 +529,7 @@ impl Stage {
         self.fleet = None;
         std::thread::sleep(Duration::from_secs(5));
         let before = Counters::read(&self.cluster);
-        self.start_fleet();
+        self.start_fleet(self.nodes);
         std::thread::sleep(Duration::from_secs_f64(self.nodes as f64 / STARTS as f64) + RESTART);
         let cost = before.cost(&self.cluster);
         // One request of each agent, and the signs of life that are due.
@@ -535,6 +540,25 @@ impl Stage {
             format!("{:.0}", cost.writes("nodeprefetches")),
         );
         figures.cost("agents restart", &cost);
+    }
+
+    /// A new image for the watches of all nodes, with agents behind a few of them: none waits for the processor that the others
+    /// use, as in a cluster.
+    fn few_agents(&mut self, figures: &mut Figures) {
+        let agents = FEW.min(self.nodes);
+        self.start_agents(agents);
+        let measured = delivery::measure(&self.cluster, self.nodes - agents, "among-watches");
+        eventually("the agents pull", PATIENCE, || {
+            self.runtimes.pulls(&measured.image).starts.len() >= agents
+        });
+        let starts = self.runtimes.pulls(&measured.image);
+        let starts = starts.starts_after(measured.began);
+        figures.times(
+            &format!(
+                "new image, {FEW} agents, and watches alone for the other nodes: agents start"
+            ),
+            |part| quantile(&starts, part),
+        );
     }
 
     fn controller_figures(&self, figures: &mut Figures) {
@@ -611,7 +635,7 @@ pub fn node_object(n: usize) -> Value {
 
 /// The watches of all nodes without the agents behind them.
 fn watches_alone(cluster: &Kubernetes, nodes: usize, figures: &mut Figures) {
-    let measured = delivery::measure(cluster, nodes);
+    let measured = delivery::measure(cluster, nodes, "watches-alone");
     figures.times("new image, watches alone: told after its write", |part| {
         quantile(&measured.seen, part)
     });

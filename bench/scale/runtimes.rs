@@ -84,6 +84,15 @@ impl Pulls {
         from_registry
     }
 
+    /// Seconds from a moment until each start, sorted.
+    pub fn starts_after(&self, moment: Instant) -> Vec<f64> {
+        let starts = self.starts.iter();
+        let after = starts.map(|start| start.saturating_duration_since(moment).as_secs_f64());
+        let mut after: Vec<f64> = after.collect();
+        after.sort_by(f64::total_cmp);
+        after
+    }
+
     fn end(&mut self, from_registry: bool) {
         self.active -= 1;
         self.complete += 1;
