@@ -16,7 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::api::v1alpha1::{ImagePrefetch, NodePrefetch, PlannedImage};
 use crate::app::continuous::watch;
-use crate::kube_api::connect::{self, Cluster};
+use crate::kube_api::connect::{self, Cluster, ClusterChoice};
 use crate::report::status::View;
 
 mod read;
@@ -28,6 +28,8 @@ use state::State;
 
 /// The time between two looks at what changed.
 const REDRAW: Duration = Duration::from_millis(250);
+/// The time after which ages are shown anew though nothing has changed.
+const AGES: Duration = Duration::from_secs(1);
 /// The time for which a watch may be refused.
 const REFUSED: Duration = Duration::from_secs(20);
 
@@ -55,8 +57,8 @@ pub(crate) struct Watched {
 ///
 /// # Errors
 /// If no cluster is configured, a list cannot be read, or the subject does not exist.
-pub(crate) async fn once(subject: &Subject) -> Result<View> {
-    let cluster = connect().await?;
+pub(crate) async fn once(choice: ClusterChoice, subject: &Subject) -> Result<View> {
+    let cluster = connect(choice).await?;
     let mut state = State::new(subject.clone());
     read::all(&cluster, &mut state).await?;
     Ok(view::of(&state)?)
@@ -68,6 +70,7 @@ pub(crate) async fn once(subject: &Subject) -> Result<View> {
 /// # Errors
 /// Those of [`once`].
 pub(crate) async fn follow(
+    choice: ClusterChoice,
     subject: &Subject,
     limit: Option<Duration>,
     mut see: impl FnMut(&View),
@@ -76,7 +79,7 @@ pub(crate) async fn follow(
     let mut state = State::new(subject.clone());
     let cluster = tokio::select! {
         () = passed(end) => bail!("the API server did not answer in time (--timeout)"),
-        cluster = Box::pin(begin(&mut state)) => cluster?,
+        cluster = Box::pin(begin(choice, &mut state)) => cluster?,
     };
     let mut view = view::of(&state)?;
     see(&view);
@@ -85,17 +88,26 @@ pub(crate) async fn follow(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut relists = Relists::default();
     let mut refusals = Refusals::default();
+    let (mut is_changed, mut looked) = (false, Instant::now());
     while !view.is_complete() {
         tokio::select! {
             () = passed(end) => return Ok(Watched { view, is_complete: false }),
             Some((resource, outcome)) = changes.next() => match outcome {
                 Ok(change) => {
-                    refusals.clear(resource);
+                    // The begin of a list is told before the API server has answered.
+                    if !change.is_begin() {
+                        refusals.clear(resource);
+                    }
+                    is_changed = true;
                     relists.apply(&mut state, change);
                 }
                 Err(code) => refusals.note(&cluster, resource, code)?,
             },
             _ = ticks.tick(), if !relists.is_pending() => {
+                if !std::mem::take(&mut is_changed) && looked.elapsed() < AGES {
+                    continue;
+                }
+                looked = Instant::now();
                 state.forget_failures();
                 let now = view::of(&state)?;
                 if now != view {
@@ -112,14 +124,14 @@ pub(crate) async fn follow(
 }
 
 /// Connects, and reads the objects.
-async fn begin(state: &mut State) -> Result<Cluster> {
-    let cluster = connect().await?;
+async fn begin(choice: ClusterChoice, state: &mut State) -> Result<Cluster> {
+    let cluster = connect(choice).await?;
     read::all(&cluster, state).await?;
     Ok(cluster)
 }
 
-async fn connect() -> Result<Cluster> {
-    let cluster = connect::connect().await;
+async fn connect(choice: ClusterChoice) -> Result<Cluster> {
+    let cluster = connect::connect_to(choice).await;
     cluster.context("failed to find the cluster")
 }
 
@@ -163,6 +175,17 @@ enum Change {
     Prefetch(Box<Event<ImagePrefetch>>),
     Planned(Box<Event<PlannedImage>>),
     Node(Box<Event<NodePrefetch>>),
+}
+
+impl Change {
+    /// Returns whether it says that a list is going to be read.
+    fn is_begin(&self) -> bool {
+        match self {
+            Self::Prefetch(event) => matches!(**event, Event::Init),
+            Self::Planned(event) => matches!(**event, Event::Init),
+            Self::Node(event) => matches!(**event, Event::Init),
+        }
+    }
 }
 
 fn changes(

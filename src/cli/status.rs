@@ -29,11 +29,13 @@ pub(super) fn main(args: &StatusArgs) -> Result<Exit> {
         let shutdown = Shutdown::on_signal(Some(GRACE))?;
         let end = shutdown.or_deadline(None);
         if !args.watch {
-            let view = end.before(Box::pin(status::once(&subject))).await??;
+            let once = status::once(args.cluster(), &subject);
+            let view = end.before(Box::pin(once)).await??;
             return Ok((view, None));
         }
         let mut shown = Shown::new(&screen);
-        let follow = status::follow(&subject, args.timeout, |view| shown.see(view));
+        let see = |view: &View| shown.see(view);
+        let follow = status::follow(args.cluster(), &subject, args.timeout, see);
         let watched = end.before(Box::pin(follow)).await;
         shown.close();
         let Watched { view, is_complete } = watched??;
@@ -45,6 +47,10 @@ pub(super) fn main(args: &StatusArgs) -> Result<Exit> {
         && all.prefetches.is_empty()
         && subject == Subject::All
     {
+        // A release must not start because there was nothing to wait for.
+        if args.watch {
+            bail!("no ImagePrefetches found to wait for");
+        }
         telemetry::write_error("No ImagePrefetches found");
     }
     match left {

@@ -1,6 +1,6 @@
 //! Finds the cluster and creates its client.
 //!
-//! `KUBECONFIG`, if set, is an explicit choice and takes precedence. Otherwise a pod (`KUBERNETES_SERVICE_HOST` is set) uses its
+//! A kubeconfig that is named, or `KUBECONFIG`, if set, is an explicit choice and takes precedence. Otherwise a pod (`KUBERNETES_SERVICE_HOST` is set) uses its
 //! service account, and any other process `~/.kube/config`. This module sends no request.
 
 use std::net::IpAddr;
@@ -113,13 +113,30 @@ impl Cluster {
     }
 }
 
+/// The cluster that a user names. By default, it is found.
+#[derive(Debug, Clone, Default)]
+pub struct ClusterChoice {
+    /// A kubeconfig file instead of the one that is found.
+    pub kubeconfig: Option<PathBuf>,
+    /// A context of the kubeconfig instead of its current one; a service account has none.
+    pub context: Option<String>,
+}
+
 /// Finds the cluster and its credentials, and creates the client.
 ///
 /// # Errors
 /// If no cluster is configured, or its configuration cannot be used. The connection is not tested.
 pub async fn connect() -> Result<Cluster, ConnectError> {
+    connect_to(ClusterChoice::default()).await
+}
+
+/// Creates the client of the cluster that a user names.
+///
+/// # Errors
+/// Those of [`connect`], and if the file or the context does not exist.
+pub async fn connect_to(choice: ClusterChoice) -> Result<Cluster, ConnectError> {
     // Reading certificates and running a credential plugin block.
-    let made = tokio::task::spawn_blocking(|| Cluster::from_config(find_config()?));
+    let made = tokio::task::spawn_blocking(move || Cluster::from_config(find_config(&choice)?));
     match tokio::time::timeout(PLUGIN_TIMEOUT, made).await {
         Ok(Ok(cluster)) => cluster,
         Ok(Err(ended)) => match ended.try_into_panic() {
@@ -130,19 +147,26 @@ pub async fn connect() -> Result<Cluster, ConnectError> {
     }
 }
 
-fn find_config() -> Result<Config, ConnectError> {
+fn find_config(choice: &ClusterChoice) -> Result<Config, ConnectError> {
     let problem = |error| ConnectError::Kubeconfig(KubeconfigProblem(error));
-    if let Some(kubeconfig) = Kubeconfig::from_env().map_err(problem)? {
-        return from_kubeconfig(kubeconfig).map_err(problem);
+    let context = choice.context.as_deref();
+    let named = match &choice.kubeconfig {
+        Some(file) => Some(Kubeconfig::read_from(file).map_err(problem)?),
+        None => Kubeconfig::from_env().map_err(problem)?,
+    };
+    if let Some(kubeconfig) = named {
+        return from_kubeconfig(kubeconfig, context).map_err(problem);
     }
-    if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some_and(|host| !host.is_empty()) {
+    if context.is_none()
+        && std::env::var_os("KUBERNETES_SERVICE_HOST").is_some_and(|host| !host.is_empty())
+    {
         return Config::incluster().map_err(ConnectError::ServiceAccount);
     }
     let file = std::env::home_dir().map(|home| home.join(".kube/config"));
     match file {
         Some(file) if file.exists() => {
             let kubeconfig = Kubeconfig::read_from(file).map_err(problem)?;
-            from_kubeconfig(kubeconfig).map_err(problem)
+            from_kubeconfig(kubeconfig, context).map_err(problem)
         }
         file => {
             let file = file.unwrap_or_else(|| PathBuf::from("~/.kube/config"));
@@ -151,9 +175,16 @@ fn find_config() -> Result<Config, ConnectError> {
     }
 }
 
-fn from_kubeconfig(kubeconfig: Kubeconfig) -> Result<Config, KubeconfigError> {
-    let explicit_proxy = has_proxy(&kubeconfig);
-    let options = KubeConfigOptions::default();
+fn from_kubeconfig(
+    kubeconfig: Kubeconfig,
+    context: Option<&str>,
+) -> Result<Config, KubeconfigError> {
+    let context = context.or(kubeconfig.current_context.as_deref());
+    let explicit_proxy = has_proxy(&kubeconfig, context.unwrap_or_default());
+    let options = KubeConfigOptions {
+        context: context.map(str::to_owned),
+        ..KubeConfigOptions::default()
+    };
     let made = Config::from_custom_kubeconfig(kubeconfig, &options);
     let mut config = Handle::current().block_on(made)?;
     // kube uses HTTPS_PROXY for any server. As in kubectl, loopback addresses and the hosts in NO_PROXY are connected to
@@ -164,9 +195,8 @@ fn from_kubeconfig(kubeconfig: Kubeconfig) -> Result<Config, KubeconfigError> {
     Ok(config)
 }
 
-/// Returns whether the current context's cluster has a proxy of its own.
-fn has_proxy(kubeconfig: &Kubeconfig) -> bool {
-    let context = kubeconfig.current_context.as_deref().unwrap_or_default();
+/// Returns whether the context's cluster has a proxy of its own.
+fn has_proxy(kubeconfig: &Kubeconfig, context: &str) -> bool {
     let context = kubeconfig
         .contexts
         .iter()

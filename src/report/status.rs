@@ -249,7 +249,8 @@ impl View {
                 one.prefetch.ready == "True"
                     && one.prefetch.nodes.complete == one.prefetch.nodes.desired
             }
-            Self::Node(one) => one.node.state == NodeState::Complete,
+            // A node whose runtime is away has its images, and cannot start a pod.
+            Self::Node(one) => one.node.state == NodeState::Complete && one.ready == "True",
         }
     }
 

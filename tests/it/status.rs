@@ -91,8 +91,12 @@ fn report(prefetch: &str, names: &[&str], [desired, present, failed]: [u64; 3]) 
                 "reason": "not_found", "message": "manifest \u{1b}[31munknown"})
         })
         .collect();
+    let (is_ready, reason) = match present == desired {
+        true => ("True", "Complete"),
+        false => ("False", "Pulling"),
+    };
     json!({
-        "conditions": [{"type": "Ready", "status": "False", "reason": "Pulling", "message": "waits"}],
+        "conditions": [{"type": "Ready", "status": is_ready, "reason": reason, "message": "waits"}],
         "desired": desired, "present": present, "pulling": pulling, "failed": failed,
         "prefetches": [entry], "failures": failures, "firstFillSeconds": 12.5,
         "runtime": "containerd 2.1.9",
@@ -172,6 +176,9 @@ fn tables_show_written_objects() {
     let cluster = old();
     let output = shown(&cluster, &[]);
     assert_eq!(output.stderr, "No ImagePrefetches found\n", "{output}");
+    let output = status(&cluster, &["--watch"]).run().expect(1);
+    let error = "error: no ImagePrefetches found to wait for\n";
+    assert!(output.stderr.ends_with(error), "{output}");
     fill(&cluster);
     check_tables(&cluster);
     let json = shown(&cluster, &["-o", "json"]).json();
@@ -242,6 +249,36 @@ fn missing_definitions_and_rights_are_named() {
 }
 
 #[test]
+fn flags_choose_the_cluster() {
+    let (cluster, other) = (bed::apiserver(), "127.0.0.1:1");
+    let directory = bed::directory();
+    let config = directory.path().join("config");
+    let server = |url: &str| json!({"server": url, "insecure-skip-tls-verify": true});
+    let file = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "wrong",
+        "clusters": [{"name": "wrong", "cluster": server(&format!("https://{other}"))},
+            {"name": "right", "cluster": server(cluster.server())}],
+        "users": [{"name": "admin", "user": {"token": cluster.token()}}],
+        "contexts": [{"name": "wrong", "context": {"cluster": "wrong", "user": "admin"}},
+            {"name": "right", "context": {"cluster": "right", "user": "admin"}}]
+    });
+    std::fs::write(&config, file.to_string()).unwrap();
+    let path = config.to_str().unwrap();
+    let run = |arguments: &[&str]| {
+        let harpoon = Harpoon::new(["status"]).args(arguments.iter().copied());
+        harpoon.run()
+    };
+    let output = run(&["--kubeconfig", path, "--context", "right"]).expect(0);
+    assert!(output.stdout.starts_with("NAME"), "{output}");
+    let by_variable = status(cluster, &["--context", "right"]).env("KUBECONFIG", path);
+    by_variable.run().expect(0);
+    let output = run(&["--kubeconfig", path, "--context", "none"]).expect(1);
+    assert!(output.stderr.contains("none"), "{output}");
+    let output = run(&["--kubeconfig", "/nowhere/config"]).expect(1);
+    assert!(output.stderr.contains("/nowhere/config"), "{output}");
+}
+
+#[test]
 fn watch_ends_when_complete() {
     let cluster = old();
     let names = ["one", "two"];
@@ -276,6 +313,13 @@ fn watch_ends_when_complete() {
         let output = shown(&cluster, subject);
         assert!(output.elapsed < Duration::from_secs(5), "{output}");
     }
+    // A node whose runtime is away has all its images, but is not complete.
+    let mut away = report("shop", &names, [2, 2, 0]);
+    away["conditions"][0]["status"] = json!("False");
+    set_status(&cluster, "nodeprefetches", "node-1", &away);
+    let waits = ["node/node-1", "-w", "--timeout=1s"];
+    let output = status(&cluster, &waits).run().expect(1);
+    assert!(output.stderr.contains("not complete after 1s"), "{output}");
     set_status(
         &cluster,
         "nodeprefetches",

@@ -14,13 +14,12 @@ use super::Agent;
 use super::state::LocalNode;
 use super::status::{Counts, RUNTIME_UNAVAILABLE, counts, status};
 use crate::api::v1alpha1::{Condition, NodePrefetch, NodePrefetchStatus};
+use crate::app::continuous::names::AGENT;
 use crate::app::metrics::ImageState;
 use crate::kube_api::error::TransportError;
 use crate::model::text::one_line;
 use crate::retry::backoff;
 
-/// The owner of the fields that the agent writes.
-const MANAGER: &str = "harpoon-agent";
 /// The shortest time between two writes, to which up to half of it is added as jitter.
 const SHORTEST: Duration = Duration::from_secs(10);
 /// The time between two writes without news, more or less up to a fifth.
@@ -114,8 +113,10 @@ impl<'a> Writer<'a> {
         }
         let now = SystemTime::now();
         let status = status(&state, self.written.as_ref(), now);
-        self.agent
-            .measured(counts(&state), state.usage.map(|all| (state.bytes(), all)));
+        if state.has_decided() {
+            self.agent
+                .measured(counts(&state), state.usage.map(|all| (state.bytes(), all)));
+        }
         let is_busy = state.is_busy(now);
         let has_looked = state.has_looked();
         drop(state);
@@ -219,7 +220,7 @@ impl<'a> Writer<'a> {
             .as_ref()
             .map(|node| node.uid.clone());
         let name = self.agent.settings.node.as_str();
-        let parameters = PatchParams::apply(MANAGER).force();
+        let parameters = PatchParams::apply(AGENT).force();
         let mut object = json!({
             "apiVersion": "harpoon.dev/v1alpha1",
             "kind": "NodePrefetch",

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 
 use crate::registry::digest::sha256;
 
+/// The owner of the fields that an agent writes.
+pub(crate) const AGENT: &str = "harpoon-agent";
 /// Number of hexadecimal digits of the hash in a name: 64 bits.
 const HASH_DIGITS: usize = 16;
 /// Number of characters of the readable part of a name.

@@ -12,6 +12,7 @@ use crate::api::v1alpha1::PlannedImage;
 use crate::api::v1alpha1::{
     Condition, ImagePrefetch, NodeFailure, NodePrefetch, NodePrefetchEntry, NodePrefetchStatus,
 };
+use crate::app::continuous::names;
 use crate::model::text::{clip, sanitize};
 use crate::report::status::{ImageSums, StoreRow};
 
@@ -64,12 +65,13 @@ pub(super) struct Planned {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Node {
     pub(super) has_reported: bool,
-    /// Time of its last report by the node's own clock.
+    /// Time of its last report.
     pub(super) heartbeat: Option<Duration>,
     /// Time of its creation.
     pub(super) created: Option<Duration>,
     pub(super) images: ImageSums,
-    pub(super) entries: Vec<Entry>,
+    /// By name.
+    entries: Vec<Entry>,
     pub(super) failures: Vec<Arc<Failure>>,
     pub(super) first_fill: Option<f64>,
     /// Only for the node that is shown by itself.
@@ -96,6 +98,21 @@ pub(super) struct Detail {
     pub(super) runtime: String,
     pub(super) store: StoreRow,
     pub(super) messages: Vec<String>,
+}
+
+impl Node {
+    /// Its images by ImagePrefetch.
+    pub(super) fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// Its images of an ImagePrefetch.
+    pub(super) fn entry(&self, prefetch: &str) -> Option<&Entry> {
+        let at = self
+            .entries
+            .binary_search_by(|entry| entry.name.as_str().cmp(prefetch));
+        self.entries.get(at.ok()?)
+    }
 }
 
 impl State {
@@ -175,6 +192,7 @@ impl State {
             return;
         }
         let created = created(&object);
+        let recorded = recorded(&object);
         let status = object.status.unwrap_or_default();
         let detail = matches!(self.subject, Subject::Node(_)).then(|| Box::new(detail(&status)));
         let has_reported = status != NodePrefetchStatus::default();
@@ -182,11 +200,12 @@ impl State {
         if let Subject::Prefetch(one) = &self.subject {
             entries.retain(|entry| entry.name == *one);
         }
+        entries.sort_unstable_by(|one, other| one.name.cmp(&other.name));
         let failures = status.failures.iter().take(FAILURES_MAX);
         let failures = failures.map(|failure| self.failure(failure)).collect();
         let node = Node {
             has_reported,
-            heartbeat: time(&status.heartbeat_time),
+            heartbeat: recorded.or_else(|| time(&status.heartbeat_time)),
             created,
             images: sums([
                 status.desired,
@@ -298,6 +317,14 @@ fn number(number: i64) -> u64 {
 /// Text of an object, safe for a terminal and of limited length.
 fn text(text: &str) -> String {
     sanitize(&clip(text, TEXT_MAX))
+}
+
+/// The API server's time of the agent's last write. The time in the status is that of the node's clock, which may be wrong.
+fn recorded(object: &NodePrefetch) -> Option<Duration> {
+    let writes = object.metadata.managed_fields.iter().flatten();
+    let own = writes.filter(|write| write.manager.as_deref() == Some(names::AGENT));
+    own.filter_map(|write| since_epoch(write.time.as_ref()?.0))
+        .max()
 }
 
 /// The time of RFC 3339 as time since 1970.

@@ -115,6 +115,27 @@ fn nodes_are_counted_by_state() {
 }
 
 #[test]
+fn wrong_clock_makes_no_node_unknown() {
+    let mut state = state(Subject::All);
+    let written = |manager: &str, time: &str| {
+        json!({"metadata": {"name": "node-1", "managedFields": [
+                {"manager": "harpoon-agent", "operation": "Apply", "time": "2026-11-27T11:50:00Z"},
+                {"manager": manager, "operation": "Apply", "time": time, "subresource": "status"}]},
+            "status": {"heartbeatTime": "2026-11-27T09:00:00Z", "desired": 0}})
+    };
+    for (manager, time, age) in [
+        ("harpoon-agent", "2026-11-27T11:59:50Z", 10),
+        ("kubectl-edit", "2026-11-27T11:59:50Z", 600),
+    ] {
+        state.node(object("NodePrefetch", "node-1", &written(manager, time)));
+        let view = overview(&state);
+        assert_eq!(view.nodes.unknown, u64::from(age >= 300), "{manager}");
+        let silent = view.incomplete.iter().map(|row| row.heartbeat_seconds);
+        assert_eq!(silent.last(), Some(Some(age)), "{manager}");
+    }
+}
+
+#[test]
 fn suspended_prefetch_is_not_awaited() {
     let mut state = state(Subject::All);
     node(&mut state, "failing", &["a", "b"], [2, 1], &["b"]);

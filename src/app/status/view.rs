@@ -139,7 +139,7 @@ fn prefetch_view(state: &State, sets: &Sets<'_>, name: &str, prefetch: &Prefetch
 fn node_view(state: &State, sets: &Sets<'_>, name: &str, node: &Node) -> NodeView {
     let now = state.now();
     let detail = node.detail.as_deref().cloned().unwrap_or_default();
-    let entries = node.entries.iter().map(|entry| EntryRow {
+    let entries = node.entries().iter().map(|entry| EntryRow {
         name: crate::model::text::sanitize(&entry.name),
         images: entry.images,
         current: sets.is_current(entry),
@@ -212,8 +212,7 @@ fn sort(rows: &mut [NodeRow]) {
     rows.sort_by_key(|row| (row.state, Reverse(missing(row))));
 }
 
-/// Returns whether a node has been silent, since its creation if it never reported. The time of a report is that of the node's
-/// clock; the controller has seen the report come, and does not depend on it.
+/// Returns whether a node has been silent, since its creation if it never reported.
 fn is_stale(node: &Node, now: Duration) -> bool {
     let fresh = |at: Duration| now.saturating_sub(at) < STALE;
     !node.heartbeat.or(node.created).is_some_and(fresh)
@@ -226,7 +225,7 @@ fn of_prefetch(
     node: &Node,
     now: Duration,
 ) -> Option<(NodeState, ImageSums)> {
-    let entry = node.entries.iter().find(|entry| entry.name == prefetch);
+    let entry = node.entry(prefetch);
     let images = entry.map(|entry| entry.images).unwrap_or_default();
     let revision = entry.map_or(sets.none.as_str(), |entry| entry.revision.as_str());
     let is_current = node.has_reported && revision == sets.revision(prefetch);
@@ -242,15 +241,14 @@ fn of_prefetch(
 
 /// The state of a node for all ImagePrefetches together.
 fn overall(sets: &Sets<'_>, node: &Node, now: Duration) -> NodeState {
-    let entry = |name: &str| node.entries.iter().find(|entry| entry.name == name);
     let lacks = |name: &str| {
-        entry(name).is_none_or(|entry| {
+        node.entry(name).is_none_or(|entry| {
             !sets.is_current(entry) || entry.images.present < entry.images.desired
         })
     };
     if is_stale(node, now) {
         NodeState::Unknown
-    } else if node.entries.iter().any(|entry| entry.images.failed > 0) {
+    } else if node.entries().iter().any(|entry| entry.images.failed > 0) {
         NodeState::Failing
     } else if !node.has_reported || sets.names.keys().any(|name| lacks(name)) {
         NodeState::Updating
@@ -330,7 +328,7 @@ fn images(state: &State, sets: &Sets<'_>, prefetch: &str, now: Duration) -> Vec<
         let Some((node_state, sums)) = of_prefetch(sets, prefetch, node, now) else {
             continue;
         };
-        let entry = node.entries.iter().find(|entry| entry.name == prefetch);
+        let entry = node.entry(prefetch);
         let is_current = entry.is_some_and(|entry| sets.is_current(entry));
         let need = match sums.desired {
             desired if is_current && desired == total => Need::All,

@@ -1,11 +1,13 @@
 //! Settings of `harpoon status`. They are flags only, like those of kubectl: the command is for people, not for pods.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 
-use super::values::{Parsed, single, time_above_zero};
+use super::values::{Parsed, path, single, text, time_above_zero};
 use crate::app::status::Subject;
+use crate::kube_api::connect::ClusterChoice;
 use crate::model::dns_name::is_subdomain;
 use crate::report::status::text::Style;
 
@@ -31,6 +33,14 @@ pub(crate) struct StatusArgs {
     /// Print tables without their heads and the summary
     #[arg(long)]
     no_headers: bool,
+
+    /// Context of the kubeconfig (default: its current context)
+    #[arg(long, value_name = "NAME", help_heading = "Cluster", value_parser = single(text))]
+    context: Option<String>,
+
+    /// Kubeconfig file (default: as KUBECONFIG says)
+    #[arg(long, value_name = "FILE", help_heading = "Cluster", value_parser = single(path))]
+    kubeconfig: Option<PathBuf>,
 }
 
 /// The formats of `harpoon status`.
@@ -49,6 +59,14 @@ pub(crate) enum StatusFormat {
 impl StatusArgs {
     pub(crate) fn subject(&self) -> Subject {
         self.subject.clone().unwrap_or(Subject::All)
+    }
+
+    /// The cluster that is asked.
+    pub(crate) fn cluster(&self) -> ClusterChoice {
+        ClusterChoice {
+            kubeconfig: self.kubeconfig.clone(),
+            context: self.context.clone(),
+        }
     }
 
     /// The style of tables on an output that has colours or not.
