@@ -23,6 +23,11 @@ const PULL_SECONDS: [f64; 12] = [
 /// Upper bounds of the durations of one reconciliation in seconds.
 const RECONCILE_SECONDS: [f64; 9] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0];
 
+/// The label `outcome` of `harpoon_pulls_total`.
+const PULLED: &str = "pulled";
+const FAILED: &str = "failed";
+const RETRIED: &str = "retried";
+
 type Number = Gauge<f64, AtomicU64>;
 /// A gauge that is absent until it is set.
 type LateGauge = Family<[(&'static str, &'static str); 0], Number>;
@@ -62,9 +67,6 @@ pub(crate) enum ImageState {
 }
 
 impl ImageState {
-    /// Every state.
-    pub(crate) const ALL: [Self; 4] = [Self::Present, Self::Pulling, Self::Waiting, Self::Failed];
-
     fn as_str(self) -> &'static str {
         match self {
             Self::Present => "present",
@@ -127,6 +129,7 @@ impl NodeState {
 /// The metrics of `harpoon agent`, shared by all clones.
 #[derive(Debug, Clone)]
 pub(crate) struct AgentMetrics {
+    /// Absent until it is known what the node needs.
     images: Family<State, Gauge>,
     pulls: Family<PullLabels, Counter>,
     pull_duration: Histogram,
@@ -158,7 +161,7 @@ impl AgentMetrics {
         );
         to.register(
             "harpoon_pulls",
-            "Ended pulls, by outcome and reason of a failure",
+            "Ended pulls, and failed attempts that are repeated, by outcome and reason of a failure",
             metrics.pulls.clone(),
         );
         to.register(
@@ -192,12 +195,10 @@ impl AgentMetrics {
             metrics.disk_pressure.clone(),
         );
         // What did not occur is 0, not absent: Prometheus sees no increase in a series that begins with 1.
-        metrics.pull_count("pulled", "").inc_by(0);
+        metrics.pull_count(PULLED, "").inc_by(0);
         for kind in FailureKind::ALL {
-            metrics.pull_count("failed", kind.as_str()).inc_by(0);
-        }
-        for state in ImageState::ALL {
-            metrics.set_images(state, 0);
+            metrics.pull_count(FAILED, kind.as_str()).inc_by(0);
+            metrics.pull_count(RETRIED, kind.as_str()).inc_by(0);
         }
         for cause in ReleaseCause::ALL {
             metrics.cause(cause).inc_by(0);
@@ -213,14 +214,19 @@ impl AgentMetrics {
 
     /// A pull succeeded. `bytes` is the image's size, if known.
     pub(crate) fn pulled(&self, duration: Duration, bytes: Option<u64>) {
-        self.pull_count("pulled", "").inc();
+        self.pull_count(PULLED, "").inc();
         self.pull_duration.observe(duration.as_secs_f64());
         self.pulled_bytes.inc_by(bytes.unwrap_or(0));
     }
 
     /// A pull failed, after all its attempts.
     pub(crate) fn pull_failed(&self, kind: FailureKind) {
-        self.pull_count("failed", kind.as_str()).inc();
+        self.pull_count(FAILED, kind.as_str()).inc();
+    }
+
+    /// An attempt of a pull failed, and is repeated.
+    pub(crate) fn pull_retried(&self, kind: FailureKind) {
+        self.pull_count(RETRIED, kind.as_str()).inc();
     }
 
     fn pull_count(&self, outcome: &'static str, reason: &'static str) -> Counter {
@@ -388,8 +394,15 @@ mod tests {
     #[test]
     fn agent_metrics_have_documented_names() {
         let (metrics, registry) = AgentMetrics::new(&RequestCounts::default());
-        assert!(!text(&registry).contains("\nharpoon_first_fill_seconds "));
+        for absent in ["harpoon_first_fill_seconds ", "harpoon_images{"] {
+            assert!(
+                !text(&registry).contains(&format!("\n{absent}")),
+                "{absent}"
+            );
+        }
         metrics.set_images(ImageState::Present, 3);
+        metrics.set_images(ImageState::Waiting, 0);
+        metrics.pull_retried(FailureKind::RateLimited);
         metrics.pulled(Duration::from_secs(2), Some(100));
         metrics.pull_failed(FailureKind::NotFound);
         metrics.set_first_fill(Duration::from_millis(1500));
@@ -409,6 +422,7 @@ mod tests {
             "harpoon_pulls_total{outcome=\"pulled\",reason=\"\"} 1",
             "harpoon_pulls_total{outcome=\"failed\",reason=\"not_found\"} 1",
             "harpoon_pulls_total{outcome=\"failed\",reason=\"rate_limited\"} 0",
+            "harpoon_pulls_total{outcome=\"retried\",reason=\"rate_limited\"} 1",
             "harpoon_pull_duration_seconds_bucket{le=\"2.5\"} 1",
             "harpoon_pull_duration_seconds_sum 2.0",
             "harpoon_pulled_bytes_total 100",

@@ -323,6 +323,7 @@ impl Agent {
                 image, error, wait, ..
             } => {
                 tracing::debug!(image, ?wait, "retrying: {}", sanitize(&error.message));
+                self.metrics.pull_retried(error.kind);
                 self.state().retrying(image, error.kind, &error.message);
             }
             Event::Finished { report, .. } => self.see_finished(report),
