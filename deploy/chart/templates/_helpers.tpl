@@ -281,7 +281,8 @@ subjects:
 {{/* Environment variables of the container that pulls, besides NODE_NAME: the settings and the paths of credentials. */}}
 {{- define "harpoon.env" -}}
 {{- $cloud := get (include "harpoon.cloud" . | fromYaml) .Values.cloud }}
-{{- range $variable, $value := .Values.settings }}
+{{- /* In continuous mode, the controller has this one. */}}
+{{- range $variable, $value := ternary .Values.settings (omit .Values.settings "INCLUDE_IDLE") (eq .Values.mode "once") }}
 - name: {{ $variable | quote }}
   value: {{ include "harpoon.text" $value | quote }}
 {{- if eq $variable "PRIVATE_REGISTRY" }}
@@ -532,10 +533,10 @@ securityContext:
 {{- if hasKey $.Values.settings . }}{{ fail (printf "settings.%s requires mode: continuous" .) }}{{ end }}
 {{- end }}
 {{- else if eq .Values.mode "continuous" }}
-{{- range list "NAMESPACES" "WORKLOADS" "SELECTOR" "INCLUDE_IDLE" "WATCH_CACHE" "ONLY" "IGNORE" "LIMIT" "SEAL" "REFRESH" }}
+{{- range list "NAMESPACES" "WORKLOADS" "SELECTOR" "ONLY" "IGNORE" "LIMIT" "SEAL" }}
 {{- if hasKey $.Values.settings . }}{{ fail (printf "settings.%s has no meaning with mode: continuous: the spec of an ImagePrefetch says it; see prefetch" .) }}{{ end }}
 {{- end }}
-{{- range list "DEADLINE" "FAIL_ON" "OUTPUT" "STAGGER" "STAGGER_MIN_AGE" "SEAL_TTL" }}
+{{- range list "DEADLINE" "FAIL_ON" "OUTPUT" "STAGGER" "STAGGER_MIN_AGE" "SEAL_TTL" "REFRESH" "WATCH_CACHE" }}
 {{- if hasKey $.Values.settings . }}{{ fail (printf "settings.%s has no meaning with mode: continuous" .) }}{{ end }}
 {{- end }}
 {{- if hasKey .Values.settings "PULL_SECRETS" }}{{ fail "settings.PULL_SECRETS has no meaning with mode: continuous: name the Secrets in continuous.pullSecrets" }}{{ end }}

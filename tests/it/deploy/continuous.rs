@@ -279,8 +279,8 @@ fn prefetch_becomes_image_prefetch() {
 }
 
 #[test]
-fn settings_reach_the_agent() {
-    let values = json!({"mode": "continuous", "settings": {"RESYNC": "5m", "CONCURRENCY": 8, "LOG_LEVEL": "debug",
+fn settings_reach_agent_and_controller() {
+    let values = json!({"mode": "continuous", "settings": {"RESYNC": "5m", "CONCURRENCY": 8, "LOG_LEVEL": "debug", "INCLUDE_IDLE": true,
         "RUNTIME_ENDPOINT": "unix:///opt/cri/cri.sock"}, "registrySecret": "own", "cloud": "eks"});
     let objects = rendered(&values);
     let names = |kind: &str| -> Vec<String> {
@@ -306,6 +306,7 @@ fn settings_reach_the_agent() {
         "POD_NAMESPACE",
         "LEADER_ELECTION_LEASE",
         "METRICS_ADDRESS",
+        "INCLUDE_IDLE",
         "LOG_LEVEL",
     ];
     assert_eq!(names("Deployment"), controller);
@@ -335,7 +336,7 @@ fn image_file_system_is_mounted_read_only() {
 }
 
 #[test]
-fn settings_of_continuous_mode_are_the_agents() {
+fn settings_without_a_use_are_refused() {
     let mut settings = valid_settings();
     for (name, value) in [
         ("SEAL", "never"),
@@ -345,12 +346,13 @@ fn settings_of_continuous_mode_are_the_agents() {
     ] {
         settings[name] = json!(value);
     }
-    let of_agent = variables_of("agent");
+    let (of_agent, of_controller) = (variables_of("agent"), variables_of("controller"));
     for (name, value) in settings.as_object().unwrap() {
         let output = chart(&json!({"mode": "continuous", "settings": {name: value}}));
         let stderr = String::from_utf8_lossy(&output.stderr);
         let is_accepted = output.status.success();
-        assert_eq!(is_accepted, of_agent.contains(name), "{name}: {stderr}");
+        let is_used = of_agent.contains(name) || of_controller.contains(name);
+        assert_eq!(is_accepted, is_used, "{name}: {stderr}");
     }
 }
 
@@ -390,6 +392,10 @@ fn wrong_continuous_values_are_refused() {
         (
             continuous(json!({"settings": {"FAIL_ON": "any"}})),
             "settings.FAIL_ON has no meaning",
+        ),
+        (
+            continuous(json!({"settings": {"REFRESH": true}})),
+            "settings.REFRESH has no meaning",
         ),
         (
             continuous(json!({"settings": {"PULL_SECRETS": true}})),
