@@ -49,7 +49,7 @@ lint: ## Check formatting, clippy, docs, shell scripts, licences, duplicate crat
 metrics: ## Measure the shape of the code (lines, circles, test names); DIRS="PATH..." for other trees
 	@.ci/metrics $(DIRS)
 
-generate: ## Regenerate docs/settings.md, the pictures, deploy/ and the chart's README
+generate: ## Regenerate docs/api.md, docs/settings.md, docs/benchmarks.md, the pictures, deploy/ and the chart's README
 	testbed/install
 	HARPOON_GENERATE=1 testbed/run $(CARGO) test --locked --test it -- settings:: deploy::generated pictures::
 

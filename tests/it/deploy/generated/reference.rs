@@ -82,7 +82,7 @@ fn fields(schema: &Value, path: &str, rows: &mut String) {
         if required.contains(&name.as_str()) {
             description.push_str(" *Required.*");
         }
-        let description = description.replace('|', "\\|");
+        let description = description.replace('\n', " ").replace('|', "\\|");
         rows.push_str(&format!(
             "| `{path}` | {} | {default} | {} |\n",
             type_of(field),
