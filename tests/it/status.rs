@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::bed::{self, Harpoon, Kubernetes, Output, Terminal};
@@ -171,6 +172,35 @@ fn check_tables(cluster: &Kubernetes) {
     assert!(!output.stdout.contains("harpoon:"), "{output}");
 }
 
+/// The API server's time counts where an agent's clock is behind.
+fn check_wrong_clock(cluster: &Kubernetes) {
+    let names = ["one", "two"];
+    let path =
+        format!("{API}/nodeprefetches/node-late/status?fieldManager=harpoon-agent&force=true");
+    let object = json!({"apiVersion": "harpoon.dev/v1alpha1", "kind": "NodePrefetch",
+        "metadata": {"name": "node-late"}});
+    cluster.create(&format!("{API}/nodeprefetches"), object.clone());
+    let mut recorded = Vec::new();
+    for behind in [7_200, 7_100] {
+        let mut object = object.clone();
+        object["status"] = report("shop", &names, [2, 1, 0]);
+        object["status"]["heartbeatTime"] = json!(ago(behind));
+        let (code, written) = cluster.request_as(&[], &Method::PATCH, &path, Some(object));
+        assert_eq!(code, 200, "{written}");
+        let written: Value = serde_json::from_str(&written).unwrap();
+        let writes = written["metadata"]["managedFields"].as_array().unwrap();
+        let times = writes.iter().map(|write| write["time"].to_string());
+        recorded.push(times.max());
+        std::thread::sleep(Duration::from_millis(1_100));
+    }
+    assert!(recorded[0] < recorded[1], "{recorded:?}");
+    let shown = shown(cluster, &["-o", "json"]).json();
+    let mut nodes = shown["incomplete"].as_array().unwrap().iter();
+    let late = nodes.find(|node| node["name"] == "node-late").unwrap();
+    assert_eq!(late["state"], "updating", "{shown}");
+    assert!(late["heartbeat_seconds"].as_u64().unwrap() < 60, "{shown}");
+}
+
 #[test]
 fn tables_show_written_objects() {
     let cluster = old();
@@ -189,6 +219,7 @@ fn tables_show_written_objects() {
     assert_eq!(yaml["images"][0]["present_min"], 1, "{yaml}");
     let wide = shown(&cluster, &["-o", "wide"]).stdout;
     assert!(wide.contains("AGE   REASON\n"), "{wide}");
+    check_wrong_clock(&cluster);
 }
 
 #[test]
@@ -197,6 +228,7 @@ fn newer_server_shows_same_tables() {
     cluster.install_definitions();
     fill(&cluster);
     check_tables(&cluster);
+    check_wrong_clock(&cluster);
 }
 
 #[test]
