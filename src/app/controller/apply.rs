@@ -106,7 +106,7 @@ pub(super) fn diff(
             None => {
                 let mut spec = Box::new(known.spec.clone());
                 spec.prefetches.clear();
-                let since = humantime::format_rfc3339_seconds(now).to_string();
+                let since = humantime::format_rfc3339_millis(now).to_string();
                 changes.push(Change::Retire(name.clone(), spec, since));
             }
             Some(since) => {

@@ -263,7 +263,7 @@ fn unused_images_are_retired_then_deleted() {
     assert!(changes.is_empty());
     let wait = due.unwrap().duration_since(now).unwrap();
     assert!(
-        wait <= Duration::from_secs(3600) && wait > Duration::from_secs(3590),
+        wait <= Duration::from_secs(3600) && wait > Duration::from_millis(3_599_900),
         "{wait:?}"
     );
     let (changes, _) = apply::diff(&existing, &BTreeMap::new(), now + Duration::from_secs(3601));
