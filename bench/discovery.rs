@@ -74,8 +74,6 @@ fn clients<'a>(cluster: &'a Kubernetes, files: &'a Path) -> Vec<Client<'a>> {
             "node-1",
             "--output",
             "json",
-            "--images-file",
-            "/nonexistent",
             "--log-level",
             "error",
         ]);
