@@ -82,20 +82,19 @@ pub fn run(part: &mut Part, runs: usize) {
     let files = directory();
     let list = files.path().join("images");
     std::fs::write(&list, references.concat()).unwrap();
-    let cases = vec![
-        Case::new(format!("`harpoon run`, pulling {IMAGES} images"), || {
+    let pulling = |fill: &'static str| {
+        let list = list.to_str().unwrap();
+        let title = format!("`harpoon run --fill {fill}`, pulling {IMAGES} images");
+        Case::new(title, move || {
             let containerd = Containerd::start();
-            vec![
-                taken(&mut harpoon([
-                    "run",
-                    "--images-file",
-                    list.to_str().unwrap(),
-                    "--runtime-endpoint",
-                    containerd.endpoint(),
-                ]))
-                .memory,
-            ]
-        }),
+            let mut run = harpoon(["run", "--images-file", list, "--fill", fill]);
+            run.args(["--runtime-endpoint", containerd.endpoint()]);
+            vec![taken(&mut run).memory]
+        })
+    };
+    let cases = vec![
+        pulling("runtime"),
+        pulling("fast"),
         Case::new("`harpoon pause`", || {
             let mut child = harpoon(["pause"]).stdin(Stdio::null()).spawn().unwrap();
             std::thread::sleep(Duration::from_secs(1));

@@ -26,9 +26,6 @@ pub struct Conditions {
     /// The load average of the last minute, before and after.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load: Option<[String; 2]>,
-    /// The figures were taken from a page that was written before results were stored.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub transcribed: bool,
 }
 
 /// A column of seconds, mebibytes or another unit in its title.
@@ -123,7 +120,6 @@ impl Conditions {
             date: said(Command::new("date").args(["-u", "+%Y-%m-%d %H:%M UTC"])),
             machine: machine(),
             load: Some([load_before, load()]),
-            transcribed: false,
         }
     }
 

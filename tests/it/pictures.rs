@@ -113,10 +113,10 @@ fn benchmarks_page_matches_stored_results() {
     assert_eq!(sections, Part::all().len(), "a section without results");
 }
 
-/// The commits of the results; those that were taken from an older page have several.
+/// The commits of the results.
 fn commits(parts: &[Part]) -> BTreeSet<&str> {
-    let measured = parts.iter().filter(|part| !part.conditions.transcribed);
-    measured.map(|part| &*part.conditions.commit).collect()
+    let commits = parts.iter().map(|part| &*part.conditions.commit);
+    commits.collect()
 }
 
 #[test]
@@ -131,13 +131,13 @@ fn results_are_of_one_commit() {
 
 #[test]
 fn mixed_commits_are_found() {
-    let mut parts: Vec<_> = ["a", "b"].map(|commit| part(commit, false)).into();
-    assert_eq!(commits(&parts), BTreeSet::from(["a", "b"]));
-    parts[0].conditions.transcribed = true;
-    assert_eq!(commits(&parts), BTreeSet::from(["b"]));
+    assert_eq!(
+        commits(&["a", "b", "a"].map(part)),
+        BTreeSet::from(["a", "b"])
+    );
 }
 
-fn part(commit: &str, transcribed: bool) -> Part {
+fn part(commit: &str) -> Part {
     Part {
         name: "some".to_owned(),
         conditions: Conditions {
@@ -146,7 +146,6 @@ fn part(commit: &str, transcribed: bool) -> Part {
             date: "2026-11-27 15:00 UTC".to_owned(),
             machine: "2 CPUs".to_owned(),
             load: Some(["0.1", "0.2"].map(str::to_owned)),
-            transcribed,
         },
         lines: vec![Line::Text {
             text: "A paragraph.".to_owned(),
@@ -157,14 +156,14 @@ fn part(commit: &str, transcribed: bool) -> Part {
 #[test]
 fn section_replaces_only_its_own() {
     let page = "# Top\n\n<!-- some -->\nold\n<!-- end of some -->\n\nrest\n";
-    let section = part("abc", false).section();
+    let section = part("abc").section();
     assert_eq!(
-        part("abc", false).replaced_in(page),
+        part("abc").replaced_in(page),
         format!("# Top\n\n{section}\n\nrest\n")
     );
     assert!(section.contains("harpoon 0.2.0 (abc)."), "{section}");
     assert_eq!(
-        part("abc", false).replaced_in("# Top\n"),
+        part("abc").replaced_in("# Top\n"),
         format!("# Top\n\n{section}\n")
     );
 }
@@ -225,7 +224,7 @@ fn scale() -> Part {
     ];
     let mut rows = rows.iter().map(|row| row.map(str::to_owned).to_vec());
     let titles = rows.next().unwrap();
-    let mut part = part("abc", false);
+    let mut part = part("abc");
     part.name = "scale".to_owned();
     part.lines.push(Line::Titles { titles });
     part.lines.extend(rows.map(|texts| Line::Texts { texts }));
@@ -257,7 +256,7 @@ fn scale_is_drawn_from_texts() {
 
 /// A part as `make bench ONLY=fast` stores it.
 fn fast() -> Part {
-    let mut part = part("abc", false);
+    let mut part = part("abc");
     part.name = "fast".to_owned();
     let column = results::Column {
         title: "wall s".to_owned(),
@@ -295,6 +294,8 @@ fn fast_fill_has_a_picture() {
 fn fill_has_bars_of_fast() {
     let mut parts = Part::all();
     parts.retain(|part| part.name == "fill");
+    let is_fast = |line: &Line| matches!(line, Line::Row { row, .. } if row.contains("fast"));
+    parts[0].lines.retain(|line| !is_fast(line));
     let without = drawn::all(&parts).remove(0).1;
     assert!(!without.contains("with fast fill"), "{without}");
     let lines = &mut parts[0].lines;
@@ -315,7 +316,7 @@ fn fill_has_bars_of_fast() {
 
 /// A part as `make bench ONLY=dashboard` stores it.
 fn dashboard() -> Part {
-    let mut part = part("abc", false);
+    let mut part = part("abc");
     part.name = "dashboard".to_owned();
     let panel = |title: &str, shape, unit, place| Line::Panel {
         panel: title.to_owned(),
