@@ -94,7 +94,7 @@ pub(crate) async fn follow(
             () = passed(end) => return Ok(Watched { view, is_complete: false }),
             Some((resource, outcome)) = changes.next() => match outcome {
                 Ok(change) => {
-                    // The begin of a list is told before the API server has answered.
+                    // The start of a list is reported before the API server has answered.
                     if !change.is_begin() {
                         refusals.clear(resource);
                     }
