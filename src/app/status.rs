@@ -94,8 +94,7 @@ pub(crate) async fn follow(
             () = passed(end) => return Ok(Watched { view, is_complete: false }),
             Some((resource, outcome)) = changes.next() => match outcome {
                 Ok(change) => {
-                    // The start of a list is reported before the API server has answered.
-                    if !change.is_begin() {
+                    if change.works() {
                         refusals.clear(resource);
                     }
                     is_changed = true;
@@ -178,12 +177,12 @@ enum Change {
 }
 
 impl Change {
-    /// Returns whether it says that a list is going to be read.
-    fn is_begin(&self) -> bool {
+    /// Returns whether it shows that the watch works.
+    fn works(&self) -> bool {
         match self {
-            Self::Prefetch(event) => matches!(**event, Event::Init),
-            Self::Planned(event) => matches!(**event, Event::Init),
-            Self::Node(event) => matches!(**event, Event::Init),
+            Self::Prefetch(event) => watch::works(event),
+            Self::Planned(event) => watch::works(event),
+            Self::Node(event) => watch::works(event),
         }
     }
 }

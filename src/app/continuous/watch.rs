@@ -82,6 +82,11 @@ where
         })
 }
 
+/// Returns whether an event shows that the watch works: each attempt to list starts with [`Event::Init`].
+pub(crate) fn works<K>(event: &Event<K>) -> bool {
+    !matches!(event, Event::Init | Event::InitApply(_))
+}
+
 /// The event with its object; `None` if that cannot be decoded.
 fn decoded<K: Resource>(event: Event<DeserializeGuard<K>>, resource: &str) -> Option<Event<K>> {
     let valid = |DeserializeGuard(object): DeserializeGuard<K>| {

@@ -19,6 +19,7 @@ use crate::api::v1alpha1::{
     ImagePrefetchSpec, ImagePrefetchStatus, NodePrefetch, NodePrefetchEntry, PlannedImage,
     PlannedImageSpec, ROLLOUT_BRAKE, UNUSED_SINCE,
 };
+use crate::app::continuous::watch::works;
 use crate::discovery::workloads::inventory::{Class, Inventory, WatchKey};
 use crate::discovery::workloads::{Scope, Watched};
 use crate::model::failure::FailureKind;
@@ -347,11 +348,6 @@ impl State {
             None => Err(None),
         }
     }
-}
-
-/// Returns whether an event shows that the watch works: each attempt to list starts with [`Event::Init`].
-pub(super) fn works<K>(event: &Event<K>) -> bool {
-    !matches!(event, Event::Init | Event::InitApply(_))
 }
 
 /// The part of a PlannedImage that matters.

@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::gate::GateNode;
 use super::guard;
-use super::observe::{Refusal, Seen, works};
+use super::observe::{Refusal, Seen};
 use super::resolve::{Demand, MAX_NAMESPACES, Namespaces, Source};
 use crate::app::continuous::watch;
 use crate::discovery::workloads::inventory::WatchKey;
@@ -311,7 +311,7 @@ struct Trouble {
 impl Trouble {
     /// Forgets the failures once the watch works.
     fn end<K>(&mut self, event: &Event<K>) {
-        if works(event) {
+        if watch::works(event) {
             *self = Self::default();
         }
     }
