@@ -67,7 +67,7 @@ where
         .filter_map(move |event| {
             let event = match event {
                 Ok(event) => {
-                    if complaint.over() {
+                    if works(&event) && complaint.over() {
                         tracing::info!(resource, "watching again");
                     }
                     decoded(event, resource).map(Ok)

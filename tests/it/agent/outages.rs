@@ -45,6 +45,42 @@ fn late_runtime_is_waited_for() {
 }
 
 #[test]
+fn refused_watch_is_logged_once() {
+    let machine = Machine::new(cluster(), containerd());
+    let namespace = cluster().namespace();
+    let account = (namespace.as_str(), "agent");
+    let token = cluster().service_account(account.0, account.1);
+    let rules = json!([
+        {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"]},
+        {"apiGroups": ["harpoon.dev"], "resources": ["nodeprefetches", "nodeprefetches/status"], "verbs": ["create", "patch"]},
+    ]);
+    cluster().grant(account, None, &rules);
+    let harpoon = machine.harpoon().env("LOG_LEVEL", "debug");
+    let file = harpoon.home().join("kubeconfig");
+    cluster().write_kubeconfig(&file, cluster().server(), &token, "default");
+    let agent = harpoon.env("KUBECONFIG", file).start();
+    let lines = |level: &str, message: &str| {
+        let log = agent.stderr();
+        let said = |line: &&str| line.contains(level) && line.contains(message);
+        log.lines().filter(said).count()
+    };
+    let refused = "\"list\" and \"watch\" on \"plannedimages\"";
+    machine.wait_for(&agent, "it is refused three times", || {
+        lines("DEBUG", refused) >= 2
+    });
+    assert_eq!(lines("WARN", refused), 1, "{}", agent.stderr());
+    assert!(!agent.stderr().contains("watching again"));
+    let rules = json!([
+        {"apiGroups": ["harpoon.dev"], "resources": ["plannedimages"], "verbs": ["get", "list", "watch"]},
+    ]);
+    cluster().grant(account, None, &rules);
+    let image = push("agent");
+    machine.plan(&image, &json!({}));
+    machine.wait_for(&agent, "the image comes", || containerd().has(&image));
+    assert!(agent.stderr().contains("watching again"));
+}
+
+#[test]
 fn failures_of_killed_agent_are_over() {
     let machine = Machine::new(cluster(), containerd());
     let missing = bed::registry().reference(&format!("{}:1", unique("agent-missing")));
