@@ -195,7 +195,7 @@ impl SealingRuntime {
         }
     }
 
-    /// Renews the seals of these images that have less than half of their lifetime left. A failure is logged.
+    /// Renews the seals of these images, except those that are younger than half an hour or half of the lifetime. A failure is logged.
     pub async fn renew(&self, images: &[&Reference]) {
         if let (Some(seals), false) = (self.seals(), images.is_empty())
             && let Err(error) = seals.renew(images, self.keep).await
@@ -235,7 +235,7 @@ impl SealingRuntime {
         }
         let before = seals.before().await?;
         cri.pull(image, credential, progress).await?;
-        seals.adopt(&before, image, self.keep).await
+        seals.adopt(before, image, self.keep).await
     }
 
     /// Says once that images which should be sealed are named.

@@ -58,7 +58,7 @@ async fn seal_on(
     }
     let before = seals.before().await?;
     cri.pull(image, credential, &progress).await?;
-    let stored = seals.adopt(&before, image, KEEP).await?;
+    let stored = seals.adopt(before, image, KEEP).await?;
     seals.settle().await;
     Ok(stored)
 }

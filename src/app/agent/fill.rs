@@ -33,7 +33,7 @@ use crate::runtime::sealing::SealingRuntime;
 
 /// A burst of changes is planned for once.
 const BURST: Duration = Duration::from_millis(100);
-/// The lifetime of a seal, which is renewed every hour.
+/// The lifetime of a seal, which the agent renews every hour.
 const SEAL_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 /// The time between two renewals of seals, and between two checks for tags that have moved.
 const HOUR: Duration = Duration::from_secs(3600);

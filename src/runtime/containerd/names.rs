@@ -13,7 +13,7 @@ use crate::model::reference::Reference;
 use crate::runtime::image_service::RuntimeError;
 
 /// A pod that was pulling the image at the same moment has a container by then.
-const PAUSE: Duration = Duration::from_secs(10);
+pub(super) const PAUSE: Duration = Duration::from_secs(10);
 
 /// The time of a name's last change, as containerd writes it: each pull changes the names that it makes.
 type Changed = Option<(i64, i32)>;

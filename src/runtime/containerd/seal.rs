@@ -2,9 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use containerd_client::services::v1::Lease;
+use containerd_client::services::v1::{Image, Lease};
 use tokio::sync::OnceCell;
 use tokio::time::sleep_until;
 use tonic::transport::Channel;
@@ -13,7 +13,7 @@ use super::config::Config;
 use super::graph::{Graph, Whole};
 use super::names::Pending;
 use super::store::Store;
-use super::{Client, leases, transfer};
+use super::{Client, leases, names, transfer};
 use crate::credentials::secret::Credential;
 use crate::model::failure::FailureKind;
 use crate::model::reference::Reference;
@@ -21,6 +21,12 @@ use crate::model::stored_image::StoredImage;
 use crate::model::text::sanitize;
 use crate::runtime::grpc::failure;
 use crate::runtime::image_service::{Progress, RuntimeError};
+
+/// The age from which a seal is renewed, unless half of its lifetime is less. An agent renews every hour.
+const RENEWED: Duration = Duration::from_secs(1800);
+
+/// The longest time in seconds from the moment when a pull makes the image's name until the image is sealed: it is unpacked meanwhile.
+const PULL: i64 = 600;
 
 /// Lifetimes of content without a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,10 +74,26 @@ pub struct Seals {
     pending: Mutex<Vec<Pending>>,
 }
 
-/// The names before a pull through the CRI, which makes names.
+/// The names before a pull through the CRI, which makes names. Times are in seconds of the Unix epoch.
 #[derive(Debug)]
 pub struct Before {
-    names: HashSet<String>,
+    /// With the time at which each was made.
+    names: HashMap<String, i64>,
+    at: i64,
+}
+
+impl Before {
+    /// The names that are not of a pull by harpoon. Another harpoon that has sealed the image a moment ago made its names before that,
+    /// and leaves them now, because this pull has changed them.
+    fn names(self, seals: &[Lease]) -> HashSet<String> {
+        let recent = self.at - names::PAUSE.as_secs().cast_signed();
+        let sealed = seals.iter().map(|lease| leases::made(lease).0);
+        let sealed = sealed.filter(|at| *at >= recent).min();
+        let pulled = sealed.map_or(i64::MAX, |at| at - PULL);
+        let names = self.names.into_iter();
+        let names = names.filter(|(_, made)| *made < pulled);
+        names.map(|(name, _)| name).collect()
+    }
 }
 
 impl Seals {
@@ -232,8 +254,13 @@ impl Seals {
     /// # Errors
     /// When containerd does not list its images.
     pub async fn before(&self) -> Result<Before, RuntimeError> {
-        let names = self.client.names().await?.into_keys().collect();
-        Ok(Before { names })
+        let names = self.client.names().await?.into_iter();
+        let made = |image: &Image| image.created_at.as_ref().map_or(0, |at| at.seconds);
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        Ok(Before {
+            names: names.map(|(name, image)| (name, made(&image))).collect(),
+            at: since.map_or(0, |since| since.as_secs().cast_signed()),
+        })
     }
 
     /// Seals an image that was pulled through the CRI. The names that the pull made go in [`Seals::settle`].
@@ -242,7 +269,7 @@ impl Seals {
     /// When the image is not there any more, or containerd fails.
     pub async fn adopt(
         &self,
-        before: &Before,
+        before: Before,
         image: &Reference,
         keep: Keep,
     ) -> Result<StoredImage, RuntimeError> {
@@ -250,11 +277,12 @@ impl Seals {
         let digest = self.client.target(image).await?.ok_or_else(gone)?;
         let whole = self.client.graph_of(&digest).await?.whole(&digest);
         let whole = whole.ok_or_else(gone)?;
+        // One that seals it after this looks at the names after this pull has changed them, and removes them.
+        let mut seals = self.client.seal_leases().await?;
+        seals.retain(|lease| image_of(lease) == image.normalized());
+        let before = before.names(&seals);
         let stored = self.seal(image, &digest, &whole, keep).await?;
-        let made = self
-            .client
-            .made_since(&before.names, image, &digest)
-            .await?;
+        let made = self.client.made_since(&before, image, &digest).await?;
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         made.wait(&mut pending);
         Ok(stored)
@@ -320,7 +348,7 @@ impl Seals {
         Ok(seals.map(|seal| (seal.image.clone(), seal)).collect())
     }
 
-    /// Renews those of the images' seals that have less than half of the lifetime left.
+    /// Renews those of the images' seals that are older than half of the lifetime, or than half an hour.
     ///
     /// # Errors
     /// With the first failure; the other seals are not renewed then.
@@ -330,7 +358,7 @@ impl Seals {
         for lease in self.client.seal_leases().await? {
             newest.insert(image_of(&lease).to_owned(), lease);
         }
-        let soon = SystemTime::now() + keep.seal / 2;
+        let soon = SystemTime::now() + keep.seal - RENEWED.min(keep.seal / 2);
         newest.retain(|image, lease| {
             wanted.contains(&**image) && leases::expires(lease).is_some_and(|at| at < soon)
         });
@@ -450,4 +478,37 @@ fn seal_of(lease: &Lease, graph: &Graph) -> Option<Seal> {
         is_whole: whole.is_some_and(|whole| layers(&whole) >= sealed),
         is_of_agent: lease.labels.contains_key(leases::AGENT),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use prost_types::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn names_of_simultaneous_pulls_are_harpoons() {
+        let now = 1_800_000_000;
+        let before = || Before {
+            names: [("old", now - 3600), ("new", now - 20)]
+                .map(|(name, made)| (name.to_owned(), made))
+                .into(),
+            at: now,
+        };
+        let seal = |seconds| Lease {
+            created_at: Some(Timestamp { seconds, nanos: 0 }),
+            ..Lease::default()
+        };
+        let all = HashSet::from(["old".to_owned(), "new".to_owned()]);
+        assert_eq!(before().names(&[]), all);
+        assert_eq!(
+            before().names(&[seal(now - 60)]),
+            all,
+            "its name is gone or in use"
+        );
+        for at in [now - 5, now + 30] {
+            let names = before().names(&[seal(now - 60), seal(at)]);
+            assert_eq!(names, HashSet::from(["old".to_owned()]), "sealed at {at}");
+        }
+    }
 }

@@ -5,11 +5,16 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use harpoon::model::reference::Reference;
+use harpoon::runtime::image_service::{ImageService, Progress};
+
 use super::runs::{always, blobs};
-use super::{login, pull, visible};
+use super::{KEEP, connect, login, pull, visible};
 use crate::bed::faulty::{Fault, Proxy};
 use crate::bed::has_newer_runtimes;
-use crate::bed::{Containerd, PASSWORD, USER, eventually, registry_with_password, unique};
+use crate::bed::{
+    Containerd, PASSWORD, USER, block_on, eventually, registry_with_password, unique,
+};
 use crate::pulling::PATIENCE;
 
 /// Images that are pulled at once in each round.
@@ -98,6 +103,44 @@ fn two_harpoons_seal_the_same() {
     let leases = containerd.leases();
     let seals = leases.iter().filter(|id| id.starts_with("harpoon/"));
     assert_eq!(seals.count(), 4, "{leases:?}");
+}
+
+/// Two that have not seen each other pull the same image, in each order in which one finds the other's name.
+#[test]
+fn pulls_that_overlap_leave_no_name() {
+    let containerd = leaked();
+    let registry = registry_with_password();
+    let repository = unique("sealed-overlap");
+    let images = ["sealed", "adopts-first", "adopts-last"].map(|order| {
+        let pushed = registry.push(&format!("{repository}-{order}:1"));
+        Reference::parse(&pushed.reference).unwrap()
+    });
+    block_on(async move {
+        let (one, other) = (connect(containerd).await, connect(containerd).await);
+        let (first, second) = (one.seals().unwrap(), other.seals().unwrap());
+        let right = login(USER, PASSWORD);
+        for (order, image) in images.iter().enumerate() {
+            let progress = Progress::default();
+            let before = first.before().await.unwrap();
+            one.pull(image, Some(&right), &progress).await.unwrap();
+            let adopt = first.adopt(before, image, KEEP);
+            let mut adopt = Some(adopt);
+            if order == 0 {
+                adopt.take().unwrap().await.unwrap();
+            }
+            let before = second.before().await.unwrap();
+            other.pull(image, Some(&right), &progress).await.unwrap();
+            if order == 1 {
+                adopt.take().unwrap().await.unwrap();
+            }
+            second.adopt(before, image, KEEP).await.unwrap();
+            if let Some(adopt) = adopt {
+                adopt.await.unwrap();
+            }
+        }
+        tokio::join!(first.settle(), second.settle());
+    });
+    assert_eq!(visible(containerd, &repository), [""; 0]);
 }
 
 /// Every lease has an expiry, and nothing but leases holds what is there.

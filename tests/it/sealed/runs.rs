@@ -185,7 +185,7 @@ fn seal_is_renewed_before_it_expires() {
     harpoon.run().expect(0);
     let first = expires();
     harpoon.run().expect(0);
-    assert_eq!(expires(), first, "more than half is left");
+    assert_eq!(expires(), first, "it is less than half an hour old");
     let report = harpoon.env("SEAL_TTL", "72h").run().expect(0).json();
     assert_eq!(told(&report, image), ("present".to_owned(), true));
     assert!(expires() > first);
