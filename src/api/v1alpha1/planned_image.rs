@@ -42,7 +42,7 @@ pub struct PlannedImageSpec {
     /// The normalised reference of the image.
     #[serde(default)]
     pub image: String,
-    /// Number of pods that use it. Images with more pods are pulled first.
+    /// Number of pods that use it. Images with more pods are pulled first. It is written again when it has doubled or halved.
     #[serde(default)]
     pub pods: i64,
     /// Names of the ImagePrefetches that use it; none if it is only kept.
@@ -160,7 +160,7 @@ pub struct PlannedRollout {
     /// Doubling: time after which twice as many nodes have started.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub doubling_period: String,
-    /// Doubling: number of nodes of the cluster when the image was planned.
+    /// Number of nodes of the cluster when the image was planned. For Doubling, and for the time in which agents spread their reports.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nodes: Option<i64>,
     /// The time at which the image was planned.

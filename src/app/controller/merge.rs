@@ -246,13 +246,8 @@ fn finish(
         }
         _ => planning.now.to_owned(),
     };
-    spec.rollout.nodes = match spec.rollout.kind {
-        RolloutType::Doubling => {
-            let at_start = known.and_then(|known| known.spec.rollout.nodes);
-            Some(at_start.unwrap_or(planning.nodes))
-        }
-        _ => None,
-    };
+    let at_start = known.and_then(|known| known.spec.rollout.nodes);
+    spec.rollout.nodes = Some(at_start.unwrap_or(planning.nodes));
     slow_down(&mut spec.rollout, i32::try_from(brake).unwrap_or(0));
     let size = serde_json::to_string(&spec).map_or(usize::MAX, |json| json.len());
     let is_widened = size > MAX_SPEC_BYTES && !spec.placements.is_empty();

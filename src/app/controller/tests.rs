@@ -155,7 +155,7 @@ fn spellings_and_prefetches_become_one_object() {
     let json = serde_json::to_value(image).unwrap();
     assert_eq!(
         json["rollout"],
-        json!({"type": "Linear", "window": "5m", "startTime": NOW})
+        json!({"type": "Linear", "window": "5m", "nodes": 7, "startTime": NOW})
     );
     assert_eq!(
         json["retention"],
