@@ -32,6 +32,8 @@ const REDRAW: Duration = Duration::from_millis(250);
 const AGES: Duration = Duration::from_secs(1);
 /// The time for which a watch may be refused.
 const REFUSED: Duration = Duration::from_secs(20);
+/// The time after which a refusal is over, if no other followed: longer than the longest pause between two attempts.
+const FORGOTTEN: Duration = Duration::from_secs(90);
 
 /// The objects that are shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,9 +143,9 @@ async fn passed(end: Option<Instant>) {
     }
 }
 
-/// The watches that are refused, and since when.
+/// The watches that are refused: the times of the first and of the last refusal.
 #[derive(Default)]
-struct Refusals(BTreeMap<&'static str, Instant>);
+struct Refusals(BTreeMap<&'static str, (Instant, Instant)>);
 
 impl Refusals {
     fn clear(&mut self, resource: &str) {
@@ -161,8 +163,14 @@ impl Refusals {
         let Some(refusal) = ReadError::of_watch(cluster, resource, code) else {
             return Ok(());
         };
-        let since = *self.0.entry(resource).or_insert_with(Instant::now);
-        match since.elapsed() < REFUSED {
+        let now = Instant::now();
+        let (since, last) = self.0.entry(resource).or_insert((now, now));
+        // A watch that was taken up again tells nothing until an object changes.
+        if now.duration_since(*last) > FORGOTTEN {
+            *since = now;
+        }
+        *last = now;
+        match now.duration_since(*since) < REFUSED {
             true => Ok(()),
             false => Err(refusal),
         }

@@ -205,7 +205,8 @@ impl State {
         let failures = failures.map(|failure| self.failure(failure)).collect();
         let node = Node {
             has_reported,
-            heartbeat: recorded.or_else(|| time(&status.heartbeat_time)),
+            // The creation of the object is recorded too, before the first report.
+            heartbeat: time(&status.heartbeat_time).map(|told| recorded.unwrap_or(told)),
             created,
             images: sums([
                 status.desired,

@@ -133,6 +133,12 @@ fn wrong_clock_makes_no_node_unknown() {
         let mut silent = view.incomplete.iter().map(|row| row.heartbeat_seconds);
         assert_eq!(silent.next_back(), Some(Some(age)), "{manager}");
     }
+    // The agent has made the object, and has not reported.
+    let mut silent = written("kubectl-edit", "2026-11-27T11:59:50Z");
+    silent["status"] = json!({});
+    state.node(object("NodePrefetch", "node-1", &silent));
+    let row = overview(&state).incomplete.pop().unwrap();
+    assert_eq!(row.heartbeat_seconds, None);
 }
 
 #[test]
