@@ -28,9 +28,9 @@ test: ## Run all tests on real daemons, which are started and stopped
 	testbed/run $(CARGO) test --locked
 	testbed/generations $(CARGO) test --locked --test it
 
-e2e: ## Run the tests on a whole cluster of one node, and measure how much sooner pods start; STEP=TEXT, RUNS=N (3), SEALED=N (16)
+e2e: ## Run the tests on a whole cluster of one node, and measure how much sooner pods start; STEP=TEXT,TEXT, RUNS=N (3), SEALED=N (16)
 	testbed/install
-	STEP="$(STEP)" RUNS=$(or $(RUNS),3) $(addprefix SEALED=,$(SEALED)) testbed/run $(CARGO) test --locked --test it e2e -- --nocapture
+	STEP="$(STEP)" RUNS=$(or $(RUNS),3) $(addprefix SEALED=,$(SEALED)) RUST_TEST_THREADS=1 testbed/run $(CARGO) test --locked --test it e2e -- --nocapture
 
 crio: ## Run the runtime tests on CRI-O; requires crio and conmon on the PATH
 	@command -v crio >/dev/null && command -v conmon >/dev/null || { echo "make crio: crio or conmon is missing: install CRI-O from https://cri-o.io" >&2; exit 1; }

@@ -121,6 +121,16 @@ impl Release<'_> {
         self.turn.cluster.kubectl(&wait);
     }
 
+    /// The same with harpoon's own command; returns what it shows at the end.
+    #[track_caller]
+    fn watch_status(&self, name: &str) -> String {
+        let cluster = self.turn.cluster;
+        let mut status = cluster.inside(crate::bed::program());
+        status.arg("status").arg(name);
+        status.args(["--watch", "--timeout=180s", "--kubeconfig"]);
+        run(status.arg(cluster.api.kubeconfig()))
+    }
+
     /// A pod of the Deployment starts, and its image was there before.
     #[track_caller]
     pub(super) fn starts_warm(&self, name: &str, image: &str) {
@@ -201,7 +211,11 @@ pub(super) fn whole_life(turn: &Turn<'_>) {
     values["cleanup"] = json!({"enabled": true});
     release.apply("upgrade", &values);
     release.wait_for_rollout("daemonset/harpoon-agent");
-    release.wait_for_prefetch("harpoon");
+    let shown = release.watch_status("harpoon");
+    assert!(
+        shown.contains(&last) && shown.contains("1 of 1 nodes complete"),
+        "{shown}"
+    );
     assert!(cluster.has(&last));
     release.wait_until_gone("mode once", |object| object == "DaemonSet/harpoon");
 

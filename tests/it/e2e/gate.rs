@@ -239,7 +239,7 @@ pub(super) fn fails_open(turn: &Turn<'_>) {
     );
     // Times of objects are in whole seconds.
     assert!(opened + Duration::from_secs(2) > end);
-    assert!(opened < end + Duration::from_secs(10));
+    assert!(opened < end + TAKEOVER);
     turn.scale_up("web");
     let message = gated.told("True", "TimedOut");
     assert!(message.contains(&broken), "{message}");
