@@ -50,6 +50,7 @@ const RULES: &[Rule] = &[
             "tonic",
             "hyper",
             "kube::",
+            "kube_api",
             "k8s_",
             "std::fs",
             "std::io",
@@ -74,6 +75,11 @@ const RULES: &[Rule] = &[
             "tonic",
             "reqwest",
         ],
+    },
+    Rule {
+        within: &["credentials", "registry", "runtime", "fill"],
+        except: &[],
+        forbids: &["kube::", "kube_api", "k8s_openapi", "clap", "cli::"],
     },
     Rule {
         within: &[""],

