@@ -46,8 +46,8 @@ const IDLE: Duration = Duration::from_secs(120);
 const STARTS: usize = 20;
 /// Number of agents that two cores serve without a queue.
 const FEW: usize = 100;
-/// The time for which agents that were restarted are measured after the last start.
-const RESTART: Duration = Duration::from_secs(60);
+/// The largest number of agents that are started at once.
+const AT_ONCE: usize = 1000;
 const CONTROLLER_KINDS: [&str; 3] = ["imageprefetches", "plannedimages", "events"];
 
 /// Measures, and writes the part of the page.
@@ -283,18 +283,14 @@ impl Stage {
         images.collect()
     }
 
-    fn start_fleet(&mut self, agents: usize) {
-        let (config, sockets) = (self.cluster.kubeconfig(), self.runtimes.directory());
-        self.fleet = Some(Fleet::start(config, sockets, 0..agents, STARTS));
-    }
-
-    /// Starts the agents of the first nodes, and waits until each has reported.
-    fn start_agents(&mut self, agents: usize) -> (f64, Cost) {
+    /// Starts the agents of the first nodes, so many a second, and waits until each has reported.
+    fn start_agents(&mut self, agents: usize, a_second: usize) -> (f64, Cost) {
         let before = Counters::read(&self.cluster);
         let watch = self.watch("nodeprefetches");
         let began = Instant::now();
         let since = rfc3339(std::time::SystemTime::now());
-        self.start_fleet(agents);
+        let (config, sockets) = (self.cluster.kubeconfig(), self.runtimes.directory());
+        self.fleet = Some(Fleet::start(config, sockets, 0..agents, a_second));
         let mut told = std::collections::BTreeSet::new();
         let all = watch.until(PATIENCE, |object| {
             let at = object["status"]["heartbeatTime"].as_str();
@@ -313,7 +309,7 @@ impl Stage {
 
     /// All nodes are new.
     fn join(&mut self, figures: &mut Figures) {
-        let (time, cost) = self.start_agents(self.nodes);
+        let (time, cost) = self.start_agents(self.nodes, STARTS);
         figures.add(
             &format!("{STARTS} agents a second start: every node has reported"),
             format!("{time:.1} s"),
@@ -345,9 +341,10 @@ impl Stage {
         let after = [cpu_of(agent.id()), of_all(), cpu_of(controller)];
         let share = |n: usize, by: f64| (after[n] - cpu[n]) / cost.seconds / by * 100.0;
         let memory: f64 = pids.iter().map(|pid| memory_of(*pid)).sum();
+        let of_one = [memory_of(agent.id()), peak_of(agent.id())];
         figures.add(
-            "an agent: memory",
-            format!("{:.1} MiB", memory_of(agent.id())),
+            "an agent: memory, peak",
+            format!("{:.1} MiB, {:.1} MiB", of_one[0], of_one[1]),
         );
         figures.add("an agent: CPU when idle", format!("{:.2}%", share(0, 1.0)));
         let per_agent = memory / self.nodes as f64;
@@ -507,6 +504,14 @@ impl Stage {
                 &format!("{name}: last start, Ready"),
                 format!("{:.1} s, {:.1} s", release.at(1.0), release.ready),
             );
+            figures.add(
+                &format!("{name}: writes of nodes, other writes"),
+                format!(
+                    "{:.0}, {:.0}",
+                    release.cost.writes("nodeprefetches"),
+                    release.cost.writes_of(&CONTROLLER_KINDS) - 1.0
+                ),
+            );
         }
     }
 
@@ -524,29 +529,36 @@ impl Stage {
         );
     }
 
-    /// All agents are killed and start again.
+    /// All agents are killed and start again, as with a new version of the DaemonSet, and at once, as after a power failure. One that
+    /// finds nothing new reports with its next sign of life.
     fn restart(&mut self, figures: &mut Figures) {
-        self.fleet = None;
-        std::thread::sleep(Duration::from_secs(5));
-        let before = Counters::read(&self.cluster);
-        self.start_fleet(self.nodes);
-        std::thread::sleep(Duration::from_secs_f64(self.nodes as f64 / STARTS as f64) + RESTART);
-        let cost = before.cost(&self.cluster);
-        // One request of each agent, and the signs of life that are due.
-        figures.add(
-            &format!(
-                "{STARTS} agents a second restart: writes of nodes until a minute after the last"
-            ),
-            format!("{:.0}", cost.writes("nodeprefetches")),
-        );
-        figures.cost("agents restart", &cost);
+        let at_once = (self.nodes <= AT_ONCE).then_some(self.nodes);
+        for a_second in [Some(STARTS), at_once].into_iter().flatten() {
+            let (name, short) = match a_second {
+                STARTS => (format!("{STARTS} agents a second"), "agents restart"),
+                _ => ("all agents at once".to_owned(), "agents restart at once"),
+            };
+            self.fleet = None;
+            std::thread::sleep(Duration::from_secs(5));
+            let (time, cost) = self.start_agents(self.nodes, a_second);
+            figures.add(
+                &format!("{name} restart: every node has reported, writes of nodes"),
+                format!("{time:.0} s, {:.0}", cost.writes("nodeprefetches")),
+            );
+            figures.cost(short, &cost);
+            let release = self.release(&json!({"type": "Immediate"}));
+            figures.add(
+                &format!("{short}: a new image after that, from `kubectl apply` to Ready"),
+                format!("{:.1} s", release.ready),
+            );
+        }
     }
 
     /// A new image for the watches of all nodes, with agents behind a few of them: none waits for the processor that the others
     /// use, as in a cluster.
     fn few_agents(&mut self, figures: &mut Figures) {
         let agents = FEW.min(self.nodes);
-        self.start_agents(agents);
+        self.start_agents(agents, STARTS);
         let measured = delivery::measure(&self.cluster, self.nodes - agents, "among-watches");
         eventually("the agents pull", PATIENCE, || {
             self.runtimes.pulls(&measured.image).starts.len() >= agents
