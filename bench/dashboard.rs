@@ -123,7 +123,7 @@ fn create(cluster: &Kubernetes, name: &str, images: &[String], window: &str) {
     cluster.create(COLLECTION, object);
 }
 
-/// Records the panels, each in its place, with the answers to its queries.
+/// Records the panels, each in its place, with the answers to its queries, of which each must have one.
 fn record(part: &mut Part, prometheus: &Prometheus, time: (f64, f64)) {
     let text = std::fs::read_to_string(DASHBOARD).unwrap();
     let dashboard: Value = serde_json::from_str(&text).unwrap();
@@ -149,6 +149,11 @@ fn record(part: &mut Part, prometheus: &Prometheus, time: (f64, f64)) {
             place: place.map(|cells| i32::try_from(cells).unwrap()),
         };
         let mut series = series(prometheus, panel, time);
+        assert!(
+            shape == Shape::Heading || !series.is_empty(),
+            "no data for the panel {}",
+            panel["title"]
+        );
         if shape == Shape::Number {
             series.truncate(1);
             for (_, points) in &mut series {

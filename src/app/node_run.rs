@@ -462,7 +462,7 @@ impl Run {
             end,
         );
         let plan = Box::pin(plan).await?;
-        // What cannot be renewed by the end is none the worse for it: a seal has half of its life left.
+        // What cannot be renewed by the end is none the worse for it: a seal has at least half of its life left.
         let _ = end.before(renew(runtime, &plan)).await;
         let mut images = self
             .execute(&plan, &filling, &keyring, &probe, shutdown.token())
