@@ -128,8 +128,9 @@ impl Seals {
                 "the image was removed while it was sealed",
             )
         };
-        self.seal(image, digest, &whole.ok_or_else(gone)?, keep)
-            .await
+        let whole = whole.ok_or_else(gone)?;
+        let (stored, _) = self.seal(image, digest, &whole, keep).await?;
+        Ok(stored)
     }
 
     /// Pulls the image without a name and seals it; `None` where that takes a pull through the CRI, to be made between
@@ -200,44 +201,46 @@ impl Seals {
         let Some(whole) = whole.filter(is_unpacked) else {
             return Ok(None);
         };
-        let stored = self.seal(image, &digest, &whole, keep).await?;
+        let (stored, _) = self.seal(image, &digest, &whole, keep).await?;
         let (_, total) = progress.get();
         progress.set(total, total);
         Ok(Some(stored))
     }
 
-    /// Puts the seal on, and takes older ones of the image off.
+    /// Puts the seal on, and takes older ones of the image off; returns the others that were there.
     async fn seal(
         &self,
         image: &Reference,
         digest: &str,
         whole: &Whole,
         keep: Keep,
-    ) -> Result<StoredImage, RuntimeError> {
+    ) -> Result<(StoredImage, Vec<Lease>), RuntimeError> {
         let name = image.normalized();
         let mut labels = keep.labels();
         labels.insert(leases::BYTES.to_owned(), whole.bytes.to_string());
         labels.insert(leases::LAYERS.to_owned(), whole.layers.to_string());
         let ours = self.client.lease_seal(name, digest, labels, keep.seal);
         let ours = ours.await?;
-        self.take_off_older(name, &ours).await?;
-        Ok(StoredImage {
+        let others = self.take_off_older(name, &ours).await?;
+        let stored = StoredImage {
             digest: Some(digest.to_owned()),
             known: vec![digest.to_owned()],
             bytes: Some(whole.bytes),
             is_sealed: true,
-        })
+        };
+        Ok((stored, others))
     }
 
-    /// Deletes the image's seals that are older than this one. Two that seal at once so keep the newer one's.
-    async fn take_off_older(&self, image: &str, ours: &str) -> Result<(), RuntimeError> {
-        let leases = self.client.seal_leases().await?;
-        let of_image: Vec<_> = leases.iter().filter(|l| image_of(l) == image).collect();
+    /// Deletes the image's seals that are older than this one, and returns all others. Two that seal at once so keep the newer one's.
+    async fn take_off_older(&self, image: &str, ours: &str) -> Result<Vec<Lease>, RuntimeError> {
+        let mut of_image = self.client.seal_leases().await?;
+        of_image.retain(|lease| image_of(lease) == image);
         let newer = of_image.iter().position(|lease| lease.id == ours);
         for older in &of_image[..newer.unwrap_or(0)] {
             self.client.delete_lease(&older.id, false).await?;
         }
-        Ok(())
+        of_image.retain(|lease| lease.id != ours);
+        Ok(of_image)
     }
 
     async fn give_up(&self, lease: &str, sync: bool) {
@@ -278,10 +281,8 @@ impl Seals {
         let whole = self.client.graph_of(&digest).await?.whole(&digest);
         let whole = whole.ok_or_else(gone)?;
         // One that seals it after this looks at the names after this pull has changed them, and removes them.
-        let mut seals = self.client.seal_leases().await?;
-        seals.retain(|lease| image_of(lease) == image.normalized());
-        let before = before.names(&seals);
-        let stored = self.seal(image, &digest, &whole, keep).await?;
+        let (stored, others) = self.seal(image, &digest, &whole, keep).await?;
+        let before = before.names(&others);
         let made = self.client.made_since(&before, image, &digest).await?;
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         made.wait(&mut pending);
