@@ -161,7 +161,7 @@ fn measure(nodes: usize, runs: usize, figures: &mut Figures) {
     stage.new_images(figures, runs.clamp(1, 3));
     stage.rollouts(figures);
     stage.failover(figures);
-    stage.restart(figures);
+    stage.restarts(figures);
     stage.controller_figures(figures);
     stage.fleet = None;
     stage.controllers.clear();
@@ -463,8 +463,7 @@ impl Stage {
             "new image: other writes, of PlannedImages",
             format!(
                 "{:.0}, {:.0}",
-                // Without that of the user.
-                each(&|r| r.cost.writes_of(&CONTROLLER_KINDS) - 1.0),
+                each(&Release::other_writes),
                 each(&|r| r.cost.writes("plannedimages"))
             ),
         );
@@ -509,7 +508,7 @@ impl Stage {
                 format!(
                     "{:.0}, {:.0}",
                     release.cost.writes("nodeprefetches"),
-                    release.cost.writes_of(&CONTROLLER_KINDS) - 1.0
+                    release.other_writes()
                 ),
             );
         }
@@ -529,29 +528,31 @@ impl Stage {
         );
     }
 
-    /// All agents are killed and start again, as with a new version of the DaemonSet, and at once, as after a power failure. One that
-    /// finds nothing new reports with its next sign of life.
-    fn restart(&mut self, figures: &mut Figures) {
-        let at_once = (self.nodes <= AT_ONCE).then_some(self.nodes);
-        for a_second in [Some(STARTS), at_once].into_iter().flatten() {
-            let (name, short) = match a_second {
-                STARTS => (format!("{STARTS} agents a second"), "agents restart"),
-                _ => ("all agents at once".to_owned(), "agents restart at once"),
-            };
-            self.fleet = None;
-            std::thread::sleep(Duration::from_secs(5));
-            let (time, cost) = self.start_agents(self.nodes, a_second);
-            figures.add(
-                &format!("{name} restart: every node has reported, writes of nodes"),
-                format!("{time:.0} s, {:.0}", cost.writes("nodeprefetches")),
-            );
-            figures.cost(short, &cost);
-            let release = self.release(&json!({"type": "Immediate"}));
-            figures.add(
-                &format!("{short}: a new image after that, from `kubectl apply` to Ready"),
-                format!("{:.1} s", release.ready),
-            );
+    /// All agents restart as with a new version of the DaemonSet, and at once, as after a power failure.
+    fn restarts(&mut self, figures: &mut Figures) {
+        let title = format!("{STARTS} agents a second restart");
+        self.restart(STARTS, &title, "agents restart", figures);
+        if self.nodes <= AT_ONCE {
+            let title = "all agents at once restart";
+            self.restart(self.nodes, title, "agents restart at once", figures);
         }
+    }
+
+    /// All agents are killed and start again, so many a second. One that finds nothing new reports with its next sign of life.
+    fn restart(&mut self, a_second: usize, title: &str, phase: &str, figures: &mut Figures) {
+        self.fleet = None;
+        std::thread::sleep(Duration::from_secs(5));
+        let (time, cost) = self.start_agents(self.nodes, a_second);
+        figures.add(
+            &format!("{title}: every node has reported, writes of nodes"),
+            format!("{time:.0} s, {:.0}", cost.writes("nodeprefetches")),
+        );
+        figures.cost(phase, &cost);
+        let release = self.release(&json!({"type": "Immediate"}));
+        figures.add(
+            &format!("{phase}: a new image after that, from `kubectl apply` to Ready"),
+            format!("{:.1} s", release.ready),
+        );
     }
 
     /// A new image for the watches of all nodes, with agents behind a few of them: none waits for the processor that the others
@@ -598,6 +599,12 @@ impl Release {
     /// The time by which this part of the nodes has started.
     fn at(&self, part: f64) -> f64 {
         quantile(&self.starts, part)
+    }
+
+    /// Number of writes by the controller.
+    fn other_writes(&self) -> f64 {
+        // Without that of the user.
+        self.cost.writes_of(&CONTROLLER_KINDS) - 1.0
     }
 }
 
