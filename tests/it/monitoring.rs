@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::bed::faulty::{Fault, Proxy};
-use crate::bed::{self, Containerd, Harpoon, Kubernetes, Prometheus, Running, Runtime};
+use crate::bed::{self, Containerd, Harpoon, Kubernetes, Prometheus, Running};
+use crate::pins::marks::fill;
 
 const API: &str = "/apis/harpoon.dev/v1alpha1";
 /// The size of containerd's disk.
@@ -141,7 +142,7 @@ fn dashboard_uses_documented_metrics() {
 /// An API server with a node, a controller and agents, and a Prometheus that scrapes all of them.
 struct Stage {
     cluster: Kubernetes,
-    containerd: Containerd,
+    containerd: &'static Containerd,
     controller: Option<Running>,
     /// By the name of the node.
     agents: BTreeMap<&'static str, Running>,
@@ -159,7 +160,7 @@ impl Stage {
         let prometheus = Prometheus::start(&configuration(targets.path()));
         let mut stage = Self {
             controller: None,
-            containerd: Containerd::with_disk(DISK),
+            containerd: Box::leak(Box::new(Containerd::with_disk(DISK))),
             agents: BTreeMap::new(),
             prometheus,
             targets,
@@ -349,8 +350,7 @@ fn real_prometheus_alerts_and_fills_dashboard() {
     });
 
     // An agent whose Node does not exist, and one whose disk is above the mark.
-    let neighbour = fs::File::create(stage.containerd.store().join("neighbour")).unwrap();
-    rustix::fs::fallocate(neighbour, rustix::fs::FallocateFlags::empty(), 0, DISK / 4).unwrap();
+    fill(stage.containerd, 25);
     stage.start_agent("nowhere", "100");
     stage.start_agent("node-1", "10");
     stage.scrape();

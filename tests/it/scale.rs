@@ -20,7 +20,7 @@ const OWNED_PODS: usize = 5_000;
 const OTHER_PODS: usize = 5_000;
 /// The most memory that the program may have resident at any time, its own code and what it shares included.
 const MEMORY: u64 = 20 << 20;
-/// What of the release program, of 17 MB, is resident in such a run, rounded up: `make bench ONLY=discovery` measures 14 MiB in all.
+/// The resident part of the release program, which has 17 MB, in such a run, rounded up: `make bench ONLY=discovery` measures 14 MiB in all.
 const RELEASE_CODE: u64 = 9 << 20;
 
 /// The cluster, filled once. An API server of its own, for the others not to carry this load.

@@ -55,9 +55,7 @@ fn refused_watch_is_logged_once() {
         {"apiGroups": ["harpoon.dev"], "resources": ["nodeprefetches", "nodeprefetches/status"], "verbs": ["create", "patch"]},
     ]);
     cluster().grant(account, None, &rules);
-    eventually("the grant is known", PATIENCE, || {
-        cluster().status("/api/v1/nodes", &token) == 200
-    });
+    cluster().wait_until_allowed("/api/v1/nodes", &token);
     let harpoon = machine.harpoon().env("LOG_LEVEL", "debug");
     let file = harpoon.home().join("kubeconfig");
     cluster().write_kubeconfig(&file, cluster().server(), &token, "default");

@@ -189,10 +189,15 @@ impl Kubernetes {
         let name = unique("account");
         let token = self.service_account(namespace, &name);
         self.grant((namespace, &name), within, rules);
-        eventually("the grant is known", Duration::from_secs(20), || {
-            self.status(proof, &token) == 200
-        });
+        self.wait_until_allowed(proof, &token);
         token
+    }
+
+    /// Waits until the API server's authoriser knows a grant: a GET of `proof` is allowed then.
+    pub fn wait_until_allowed(&self, proof: &str, token: &str) {
+        eventually("the grant is known", Duration::from_secs(20), || {
+            self.status(proof, token) == 200
+        });
     }
 
     /// The HTTP status of a GET of `path` for the user of this token.

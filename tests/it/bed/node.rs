@@ -240,11 +240,16 @@ impl Cluster {
 
     /// The pods of a namespace that have all these labels (`app=web`), without terminating ones.
     pub fn pods(&self, namespace: &str, selector: &str) -> Vec<Value> {
-        let selector = selector.replace('=', "%3D").replace(',', "%2C");
-        let path = format!("/api/v1/namespaces/{namespace}/pods?labelSelector={selector}");
-        let mut pods = objects(&self.api.get(&path).to_string());
+        let mut pods = self.all_pods(namespace, selector);
         pods.retain(|pod| pod["metadata"]["deletionTimestamp"].is_null());
         pods
+    }
+
+    /// The same, with terminating ones.
+    pub fn all_pods(&self, namespace: &str, selector: &str) -> Vec<Value> {
+        let selector = selector.replace('=', "%3D").replace(',', "%2C");
+        let path = format!("/api/v1/namespaces/{namespace}/pods?labelSelector={selector}");
+        objects(&self.api.get(&path).to_string())
     }
 
     /// Waits until `look` returns a value; otherwise panics with the state of the namespace's pods.

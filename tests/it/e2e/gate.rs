@@ -179,9 +179,8 @@ impl<'a> Gated<'a> {
         self.scale_controller(0);
         // One that is being terminated still opens gates.
         self.until("no controller runs", || {
-            let pods = format!("/api/v1/namespaces/{NAMESPACE}/pods");
-            let selector = "labelSelector=app.kubernetes.io%2Fcomponent%3Dcontroller";
-            self.cluster().api.get(&format!("{pods}?{selector}"))["items"] == json!([])
+            let selector = "app.kubernetes.io/component=controller";
+            self.cluster().all_pods(NAMESPACE, selector).is_empty()
         });
     }
 }

@@ -23,7 +23,7 @@ struct Node<'a> {
     release: Release<'a>,
 }
 
-/// What the kubelet and harpoon do on a disk that fills.
+/// A disk fills up: the kubelet removes images, and harpoon yields before it evicts pods.
 pub(super) fn full_disk() {
     let cluster = Cluster::with_disk(DISK);
     let turn = Turn::new(&cluster);
