@@ -602,9 +602,11 @@ impl Image {
 
     /// The same image, planned otherwise.
     fn replanned(mut self, planned: Arc<Planned>, start: Option<SystemTime>) -> Self {
-        // A seal counts as presence unless it is not wanted.
+        // A seal counts as presence unless it is not wanted. The answer counts even if an attempt is in progress: that one began
+        // before, and an image about which nothing is known is not pulled.
         if planned.seal != self.planned.seal {
             self.presence = Presence::Unknown;
+            self.attempt_ended();
         }
         Self {
             planned,

@@ -231,9 +231,9 @@ impl History<'_> {
             }
             assert!(
                 Instant::now() < end,
-                "{found}after {}\nseed {}\n{}",
+                "{found}after {}\nstatus {}\n{}",
                 self.done[self.done.len().saturating_sub(30)..].join("\n"),
-                self.random.get_seed(),
+                self.machine.status(),
                 self.agent
                     .as_ref()
                     .map_or_else(String::new, Running::stderr)

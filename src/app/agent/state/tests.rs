@@ -462,6 +462,27 @@ async fn changed_seal_is_looked_up_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn changed_seal_stops_no_pull() {
+    let mut state = state(&[A]);
+    look_up(&mut state, false, |_| false);
+    state.started(A);
+    state.apply(planned(A, &json!({"seal": "Never"})));
+    state.decide();
+    look_up(&mut state, false, |_| false);
+    assert_eq!(pulls(&state), [A]);
+    // A runtime that is away for the moment stops it, but not for longer.
+    state.started(A);
+    state.apply(planned(A, &json!({"seal": "Always"})));
+    state.decide();
+    let references = state.references(false);
+    let away = Err(RuntimeError::new(FailureKind::Unavailable, "away"));
+    state.looked_up(&references, vec![away], Instant::now());
+    assert!(pulls(&state).is_empty());
+    look_up(&mut state, false, |_| false);
+    assert_eq!(pulls(&state), [A]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn interrupted_pull_waits_for_next_attempt() {
     let mut state = state(&[A, B]);
     look_up(&mut state, false, |image| image == A);
