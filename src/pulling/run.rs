@@ -17,7 +17,7 @@ use crate::model::failure::FailureKind;
 use crate::model::outcome::{ImageReport, Outcome, Reason};
 use crate::model::reference::Reference;
 use crate::model::stored_image::StoredImage;
-use crate::model::text::size;
+use crate::model::text::{sanitize, size};
 use crate::planning::disk_budget::on_disk;
 use crate::planning::plan::{PlannedImage, Step};
 use crate::planning::registry_probe::RegistryProbe;
@@ -348,6 +348,14 @@ impl<'a, S: ImageService, O: Fn(Event<'_>) + Sync> Run<'a, S, O> {
             };
             if progress.came() || !keyring::is_refusal(error.kind) {
                 return Err(error);
+            }
+            if let Some(credential) = credential {
+                tracing::debug!(
+                    image = reference.as_written(),
+                    credential = &*credential.source,
+                    "refused, trying the next credential: {}",
+                    sanitize(&error.message)
+                );
             }
             let error = keyring::more_telling(refusal, error, |error| error.kind);
             if credential.is_none() {

@@ -184,7 +184,9 @@ fn broken_layer_ends_the_credentials<R: Runtime>() {
     ];
     let guarded = token::Registry::start(registry().url(), &users, &[]);
     let image = guarded.reference(&format!("{name}:1"));
-    let pull = pull(R::shared(), &[&image]).env("RETRIES", "1");
+    let pull = pull(R::shared(), &[&image])
+        .env("RETRIES", "1")
+        .env("LOG_LEVEL", "debug");
     for (user, password) in users {
         let config =
             json!({"auths": {guarded.address(): {"username": user, "password": password}}});
@@ -201,7 +203,10 @@ fn broken_layer_ends_the_credentials<R: Runtime>() {
         .iter()
         .filter(|seen| seen.is_blob() && seen.path.ends_with(&layer))
         .count();
-    // One an attempt at most.
-    assert!(downloads <= 2, "{downloads} downloads: {output}");
+    // Otherwise each of the two attempts downloads it for each user. The runtime may send a request again by itself.
+    assert!(
+        downloads < 2 * users.len(),
+        "{downloads} downloads: {output}"
+    );
     assert!(!message.contains("(tried: "), "{message}");
 }
