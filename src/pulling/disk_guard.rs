@@ -113,6 +113,10 @@ impl<'a> Store<'a> {
         image: &Reference,
         size: Option<&Size>,
     ) -> Option<Result<(), Denied>> {
+        // An attempt that has failed holds no space for the next one, which would make two that retry wait for each other.
+        if lock(&self.coming).remove(&number).is_some() {
+            self.changed.notify_waiters();
+        }
         let Some(fs) = service.file_system().await else {
             return Some(Ok(()));
         };

@@ -293,55 +293,77 @@ fn ended_images_leave_the_maps() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn pulls_stay_below_high_mark() {
-    use Answer::{Pulled, Trickles};
-    let service = scripted(
-        &[("a", &[Trickles(10)]), ("b", &[Pulled]), ("c", &[Pulled])],
-        &[0],
-    );
-    *service.fs.lock().expect("lock") = Some(ImageFs {
-        capacity: 1000,
-        used: 700,
-    });
-    // Only two of the three fit together, and the large one never.
-    let images = [("a", 60), ("b", 60), ("c", 500)];
-    let candidates = images.map(|(image, _)| Candidate::listed(image)).into();
-    let name = |image: &str| {
-        let image = Reference::parse(image).expect("image");
-        image.normalized().to_owned()
+/// Follows a plan of images with these sizes, on a disk of 1,000 bytes with a high mark of 80%, while `story` is told. Returns what
+/// is finished.
+async fn below_mark(
+    script: &[(&'static str, &[Answer])],
+    sizes: &[(&str, u64)],
+    options: &Options<'_>,
+    story: impl AsyncFnOnce(&Mutex<Vec<String>>, &dyn Fn(u64)),
+) -> Vec<String> {
+    let service = scripted(script, &[0]);
+    let used = |used: u64| {
+        let capacity = 1000;
+        *service.fs.lock().expect("lock") = Some(ImageFs { capacity, used });
     };
+    used(700);
+    let images = sizes.iter().map(|(image, _)| Candidate::listed(*image));
+    let sizes = sizes.iter().map(|(image, bytes)| {
+        let image = Reference::parse(image).expect("image");
+        (image.normalized().to_owned(), Ok(Size::Packed(*bytes)))
+    });
     let facts = Facts {
-        sizes: images
-            .map(|(image, bytes)| (name(image), Ok(Size::Packed(bytes))))
-            .into(),
+        sizes: sizes.collect(),
         ..Facts::default()
     };
-    let plan = select(candidates, &Policy::default()).against(facts);
     let (feed, keyring) = (Feed::default(), Keyring::default());
     let finished = Mutex::new(Vec::new());
     let see = |event: Event<'_>| {
         if let Event::Finished { report, .. } = event {
             let reason = report.reason.map_or("-", |reason| reason.as_str());
-            finished
-                .lock()
-                .expect("lock")
-                .push(format!("{} {reason}", report.image));
+            let line = format!("{} {reason}", report.image);
+            finished.lock().expect("lock").push(line);
         }
     };
-    feed.set(plan);
+    feed.set(select(images.collect(), &Policy::default()).against(facts));
     let marks = Mutex::new(DiskMarks::new(80));
-    let options = options();
-    let story = async {
+    tokio::select! {
+        never = keep_pulling(&feed, &service, &keyring, options, None, Some(&marks), &see) => match never {},
+        () = story(&finished, &used) => {}
+    }
+    finished.into_inner().expect("lock")
+}
+
+#[tokio::test(start_paused = true)]
+async fn pulls_stay_below_high_mark() {
+    use Answer::{Pulled, Trickles};
+    let script: [(_, &[_]); 3] = [("a", &[Trickles(10)]), ("b", &[Pulled]), ("c", &[Pulled])];
+    // Only two of the three fit together, and the large one never.
+    let sizes = [("a", 60), ("b", 60), ("c", 500)];
+    let story = async |finished: &Mutex<Vec<String>>, _: &dyn Fn(u64)| {
         seconds(5).await;
         // b waits for the outcome of a.
         assert!(finished.lock().expect("lock").is_empty());
         seconds(55).await;
     };
-    tokio::select! {
-        never = keep_pulling(&feed, &service, &keyring, &options, None, Some(&marks), &see) => match never {},
-        () = story => {}
-    }
-    let finished = finished.into_inner().expect("lock");
+    let finished = below_mark(&script, &sizes, &options(), story).await;
     assert_eq!(finished, ["a -", "b -", "c disk_pressure"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn retries_wait_for_no_other_retry() {
+    let fails = [Answer::Fails(FailureKind::Unavailable), Answer::Pulled];
+    let options = Options {
+        retries: 1,
+        ..options()
+    };
+    // Both begin; then there is space for only one more of them.
+    let story = async |_: &Mutex<Vec<String>>, used: &dyn Fn(u64)| {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        used(720);
+        seconds(60).await;
+    };
+    let script: [(_, &[_]); 2] = [("a", &fails), ("b", &fails)];
+    let finished = below_mark(&script, &[("a", 45), ("b", 45)], &options, story).await;
+    assert_eq!(finished.len(), 2, "{finished:?}");
 }
