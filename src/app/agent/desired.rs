@@ -1,7 +1,7 @@
 //! The images that the node needs, in the order of their pulls, each with the time from which it may be pulled. Pure.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -43,7 +43,8 @@ pub(super) fn desired<'a>(
         .collect();
     desired.sort_by(|a, b| order(&a.planned).cmp(&order(&b.planned)));
     // Only objects that nobody but the controller should write can name one image twice.
-    desired.dedup_by(|a, b| a.planned.image == b.planned.image);
+    let mut seen = HashSet::new();
+    desired.retain(|desired| seen.insert(Arc::clone(&desired.planned.image)));
     desired
 }
 
@@ -156,6 +157,14 @@ mod tests {
         ];
         let order = ["r.io/c:1", "r.io/a:1", "r.io/b:1"];
         assert_eq!(names_of(&images, &node(&[])), order);
+    }
+
+    #[test]
+    fn image_is_desired_once() {
+        let objects = [("a", 9), ("b", 5), ("a", 3)];
+        let images =
+            objects.map(|(name, pods)| image(&format!("r.io/{name}:1"), &json!({"pods": pods})));
+        assert_eq!(names_of(&images, &node(&[])), ["r.io/a:1", "r.io/b:1"]);
     }
 
     #[test]

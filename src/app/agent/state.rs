@@ -292,13 +292,16 @@ impl State {
             .collect()
     }
 
-    /// The plan of the images whose pulls may start by `now`.
-    pub(super) fn plan(&self, now: SystemTime, instant: Instant) -> Plan {
+    /// The plan of the images whose pulls may start by `now`. The pulls of all others end with it, without an event.
+    pub(super) fn plan(&mut self, now: SystemTime, instant: Instant) -> Plan {
         let mut facts = Facts::default();
         let mut candidates = Vec::new();
-        let is_held = |image: &Image| self.yielding.is_some() && image.is_missing();
-        let images = self.images().filter(|image| image.may_start(now, instant));
-        for image in images.filter(|image| !is_held(image)) {
+        let is_yielding = self.yielding.is_some();
+        for image in &mut self.images {
+            if is_yielding || !image.may_start(now, instant) {
+                image.left_out();
+                continue;
+            }
             let name = image.planned.image.to_string();
             if let Presence::Present(stored, _) = &image.presence {
                 facts.presence.insert(name.clone(), stored.clone());
@@ -338,6 +341,10 @@ impl State {
             image.is_fresh = false;
             // The end of an attempt tells more than the answer, and nothing must stop it before.
             if image.attempts == Attempts::Running || image.has_come_since(asked) {
+                // Its pull goes on only if it is known to be needed.
+                if image.presence == Presence::Unknown {
+                    image.presence = Presence::Absent;
+                }
                 continue;
             }
             match status {
@@ -450,11 +457,16 @@ impl State {
     pub(super) fn set_yielding(&mut self, why: Option<String>) -> Vec<String> {
         let is_over = self.yielding.is_some() && why.is_none();
         if let Some(message) = &why {
-            let held = self.images.iter_mut().filter(|image| {
-                image.presence != Presence::Unknown && image.is_missing() && !image.is_here()
-            });
+            let held = self
+                .images
+                .iter_mut()
+                .filter(|image| image.presence != Presence::Unknown && image.is_missing());
             for image in held.filter(|image| image.planned.reference.is_ok()) {
                 image.attempts = Attempts::None;
+                // Its tag has moved: what the tag was is still there.
+                if image.is_here() {
+                    continue;
+                }
                 image.has_failed = true;
                 image.failure = Some(Failure {
                     reason: Reason::DiskPressure,
@@ -519,8 +531,14 @@ impl State {
                 is_sealed: report.is_sealed,
             };
             image.moved = None;
-            image.is_present(stored, now);
-            image.is_fresh = true;
+            if stored.is_sealed && image.planned.seal == SealPolicy::Never {
+                // That has changed during the pull: the next one makes the name.
+                image.presence = Presence::Absent;
+                image.failure = None;
+            } else {
+                image.is_present(stored, now);
+                image.is_fresh = true;
+            }
         } else {
             image.fail(report, &self.secret_problems);
             let unauthorized = Some(Reason::Failure(FailureKind::Unauthorized));
@@ -528,6 +546,16 @@ impl State {
                 report.reason == unauthorized && !image.planned.pull_secrets.is_empty();
         }
         self.end_first_fill();
+    }
+
+    /// The node is another one under its name: it is to be filled, and nothing was decided for it.
+    pub(super) fn rejoined(&mut self) {
+        self.first_fill.restart();
+        self.revisions = None;
+        self.basis = None;
+        for image in &mut self.images {
+            image.has_failed = image.failure.is_some();
+        }
     }
 
     /// The runtime is away: nothing is being pulled.
@@ -602,11 +630,9 @@ impl Image {
 
     /// The same image, planned otherwise.
     fn replanned(mut self, planned: Arc<Planned>, start: Option<SystemTime>) -> Self {
-        // A seal counts as presence unless it is not wanted. The answer counts even if an attempt is in progress: that one began
-        // before, and an image about which nothing is known is not pulled.
+        // A seal counts as presence unless it is not wanted.
         if planned.seal != self.planned.seal {
             self.presence = Presence::Unknown;
-            self.attempt_ended();
         }
         Self {
             planned,
@@ -681,6 +707,17 @@ impl Image {
         if self.moved.is_none() {
             self.failure = None;
             self.attempts = Attempts::None;
+        }
+    }
+
+    /// It is not in the plan, which cancels its pull.
+    fn left_out(&mut self) {
+        self.attempt_ended();
+        if !self.is_missing() && !self.is_here() {
+            // It was removed for good: its pulls do not matter any more.
+            self.attempts = Attempts::None;
+            self.failure = None;
+            self.resting = None;
         }
     }
 

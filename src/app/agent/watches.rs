@@ -92,7 +92,7 @@ fn take_over(agent: &Agent, object: WatchedNode) {
     }
     if known.is_some() && !is_same {
         info!("node {} has joined the cluster again", node.name);
-        state.first_fill.restart();
+        state.rejoined();
     }
     state.node = Some(LocalNode {
         node,

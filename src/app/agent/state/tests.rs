@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::app::agent::status::{counts, status};
+use crate::app::agent::status::{Counts, counts, status};
 use crate::planning::plan::Step;
 use crate::runtime::image_service::RuntimeError;
 
@@ -41,7 +41,7 @@ fn state(images: &[&str]) -> State {
     state
 }
 
-fn pulls(state: &State) -> Vec<String> {
+fn pulls(state: &mut State) -> Vec<String> {
     let plan = state.plan(SystemTime::now(), Instant::now());
     let pulls = plan
         .images()
@@ -82,15 +82,15 @@ const B: &str = "r.io/b:1";
 #[tokio::test(start_paused = true)]
 async fn unknown_images_are_not_pulled() {
     let mut state = state(&[A, B]);
-    assert!(pulls(&state).is_empty());
+    assert!(pulls(&mut state).is_empty());
     look_up(&mut state, false, |image| image == A);
-    assert_eq!(pulls(&state), [B]);
+    assert_eq!(pulls(&mut state), [B]);
     assert!(state.references(false).is_empty());
     // A runtime that is away tells nothing.
     let references = state.references(true);
     let away = || Err(RuntimeError::new(FailureKind::Unavailable, "away"));
     state.looked_up(&references, vec![away(), away()], Instant::now());
-    assert_eq!(pulls(&state), [B]);
+    assert_eq!(pulls(&mut state), [B]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -166,7 +166,7 @@ async fn pulled_image_is_looked_at_again() {
     // The answer to an older question says nothing about it.
     let references = state.references(true);
     state.looked_up(&references, vec![Ok(None)], before);
-    assert!(pulls(&state).is_empty());
+    assert!(pulls(&mut state).is_empty());
     state.finished(&report(A, None), Instant::now());
     assert_eq!(state.references(false).len(), 1);
     look_up(&mut state, false, |_| true);
@@ -183,7 +183,7 @@ async fn attempt_in_progress_decides_alone() {
     // The pull has made the name, which it removes once the image is sealed.
     let asked = Instant::now();
     look_up(&mut state, true, |_| true);
-    assert_eq!(pulls(&state), [A]);
+    assert_eq!(pulls(&mut state), [A]);
     assert!(state.to_hold(|_| true).is_empty());
     tokio::time::advance(Duration::from_secs(1)).await;
     let mut sealed = report(A, None);
@@ -199,7 +199,7 @@ async fn attempt_in_progress_decides_alone() {
     state.started(A);
     state.retrying(A, FailureKind::Unavailable, "scripted");
     look_up(&mut state, true, |_| true);
-    assert!(pulls(&state).is_empty());
+    assert!(pulls(&mut state).is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -218,15 +218,15 @@ async fn removed_image_is_pulled_with_pauses() {
             pause >= longest / 2 && pause <= longest,
             "{time}: {pause:?}"
         );
-        assert_eq!(pulls(&state).is_empty(), time > 1);
+        assert_eq!(pulls(&mut state).is_empty(), time > 1);
         tokio::time::advance(pause).await;
-        assert_eq!(pulls(&state), [A]);
+        assert_eq!(pulls(&mut state), [A]);
     }
     // It is there for long.
     look_up(&mut state, true, |_| true);
     tokio::time::advance(Duration::from_secs(3600)).await;
     look_up(&mut state, true, |_| false);
-    assert_eq!(pulls(&state), [A]);
+    assert_eq!(pulls(&mut state), [A]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -236,10 +236,10 @@ async fn retention_none_pulls_once() {
     state.apply(planned(A, &none));
     state.decide();
     look_up(&mut state, false, |_| false);
-    assert_eq!(pulls(&state), [A]);
+    assert_eq!(pulls(&mut state), [A]);
     look_up(&mut state, true, |_| true);
     look_up(&mut state, true, |_| false);
-    assert!(pulls(&state).is_empty());
+    assert!(pulls(&mut state).is_empty());
     let status = status(&state, None, SystemTime::now());
     assert_eq!((status.desired, status.present), (0, 0));
 }
@@ -258,11 +258,11 @@ async fn moved_tag_is_pulled_again() {
         .collect();
     assert_eq!(movable, [A]);
     state.moved(A, "from here to there".to_owned());
-    assert_eq!(pulls(&state), [A]);
+    assert_eq!(pulls(&mut state), [A]);
     // The old one still counts as present.
     assert_eq!(counts(&state).present, 2);
     state.finished(&report(A, None), Instant::now());
-    assert!(pulls(&state).is_empty());
+    assert!(pulls(&mut state).is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -277,14 +277,14 @@ async fn slot_that_moves_stops_no_pull() {
     state.replace([planned(A, &json!({})), later(B)]);
     state.decide();
     look_up(&mut state, false, |_| false);
-    assert_eq!(pulls(&state), [A]);
+    assert_eq!(pulls(&mut state), [A]);
     let left = state.next_start(SystemTime::now(), Instant::now());
     assert!(left.is_some_and(|left| left > Duration::from_secs(1)));
     assert!(state.is_busy(SystemTime::now()));
     state.started(A);
     state.replace([later(A), later(B)]);
     state.decide();
-    assert_eq!(pulls(&state), [A]);
+    assert_eq!(pulls(&mut state), [A]);
     state.finished(&report(A, None), Instant::now());
     assert!(!state.is_busy(SystemTime::now()));
 }
@@ -360,7 +360,7 @@ async fn refused_pull_tells_secret_problem() {
 async fn malformed_image_fails_alone() {
     let mut state = state(&["a b", A]);
     look_up(&mut state, false, |_| false);
-    assert_eq!(pulls(&state), [A]);
+    assert_eq!(pulls(&mut state), [A]);
     assert_eq!(counts(&state).failed, 1);
     state.finished(&report(A, None), Instant::now());
     assert!(state.first_fill.is_over());
@@ -377,7 +377,7 @@ async fn evicted_image_is_named_while_resting() {
         assert_eq!(is_named, time > 1, "{time}");
         tokio::time::advance(Duration::from_secs(1)).await;
     }
-    assert!(pulls(&state).is_empty());
+    assert!(pulls(&mut state).is_empty());
     let told = status(&state, None, SystemTime::now());
     assert_eq!((told.failed, &*told.failures[0].reason), (1, "evicted"));
     let message = &told.failures[0].message;
@@ -387,7 +387,7 @@ async fn evicted_image_is_named_while_resting() {
     );
     assert_eq!(told.conditions[0].reason, "Evicted");
     tokio::time::advance(Duration::from_secs(600)).await;
-    assert_eq!(pulls(&state), [A]);
+    assert_eq!(pulls(&mut state), [A]);
     look_up(&mut state, true, |_| true);
     assert!(status(&state, None, SystemTime::now()).failures.is_empty());
 }
@@ -396,9 +396,9 @@ async fn evicted_image_is_named_while_resting() {
 async fn nothing_is_pulled_while_yielding() {
     let mut state = state(&[A, B]);
     look_up(&mut state, false, |image| image == A);
-    assert_eq!(pulls(&state), [B]);
+    assert_eq!(pulls(&mut state), [B]);
     state.set_yielding(Some("82% of the image file system is used".to_owned()));
-    assert!(pulls(&state).is_empty());
+    assert!(pulls(&mut state).is_empty());
     assert!(state.first_fill.duration().is_none());
     state.end_first_fill();
     assert!(state.first_fill.is_over());
@@ -409,7 +409,7 @@ async fn nothing_is_pulled_while_yielding() {
     assert_eq!(kinds, ["Ready", "DiskPressure"]);
     assert_eq!(told.conditions[0].reason, "DiskPressure");
     assert_eq!(state.set_yielding(None), [B]);
-    assert_eq!(pulls(&state), [B]);
+    assert_eq!(pulls(&mut state), [B]);
     let told = status(&state, None, SystemTime::now());
     assert_eq!((told.failed, told.conditions.len()), (0, 1));
 }
@@ -465,21 +465,114 @@ async fn changed_seal_is_looked_up_again() {
 async fn changed_seal_stops_no_pull() {
     let mut state = state(&[A]);
     look_up(&mut state, false, |_| false);
+    let seal = |state: &mut State, seal: &str| {
+        state.apply(planned(A, &json!({"seal": seal})));
+        state.decide();
+    };
     state.started(A);
-    state.apply(planned(A, &json!({"seal": "Never"})));
-    state.decide();
-    look_up(&mut state, false, |_| false);
-    assert_eq!(pulls(&state), [A]);
-    // A runtime that is away for the moment stops it, but not for longer.
-    state.started(A);
-    state.apply(planned(A, &json!({"seal": "Always"})));
-    state.decide();
+    seal(&mut state, "Never");
+    // The name that the pull makes before the seal is no answer.
+    look_up(&mut state, true, |_| true);
+    assert_eq!(pulls(&mut state), [A]);
+    // It may start while the runtime is asked.
+    state.retrying(A, FailureKind::Unavailable, "scripted");
+    seal(&mut state, "Always");
     let references = state.references(false);
-    let away = Err(RuntimeError::new(FailureKind::Unavailable, "away"));
-    state.looked_up(&references, vec![away], Instant::now());
-    assert!(pulls(&state).is_empty());
+    state.started(A);
+    state.looked_up(&references, vec![Ok(None)], Instant::now());
+    assert_eq!(pulls(&mut state), [A]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn unwanted_seal_is_no_presence() {
+    let mut state = state(&[]);
+    let never = json!({"seal": "Never", "retention": {"policy": "None"}});
+    state.replace([planned(A, &json!({"seal": "Always"}))]);
+    state.decide();
     look_up(&mut state, false, |_| false);
-    assert_eq!(pulls(&state), [A]);
+    state.started(A);
+    state.apply(planned(A, &never));
+    state.decide();
+    look_up(&mut state, false, |_| false);
+    let mut sealed = report(A, None);
+    sealed.is_sealed = true;
+    state.finished(&sealed, Instant::now());
+    look_up(&mut state, false, |_| false);
+    assert_eq!(pulls(&mut state), [A]);
+    assert!(!state.is_open(A));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pull_ends_with_its_plan() {
+    let mut state = state(&[A]);
+    look_up(&mut state, false, |_| false);
+    assert_eq!(pulls(&mut state), [A]);
+    // The kubelet is faster, and the pull starts before it is cancelled.
+    look_up(&mut state, true, |_| true);
+    state.started(A);
+    assert!(pulls(&mut state).is_empty());
+    look_up(&mut state, true, |_| false);
+    assert_eq!(pulls(&mut state), [A]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn full_disk_stops_moved_tags() {
+    let mut state = state(&[A]);
+    look_up(&mut state, false, |_| true);
+    state.moved(A, "from sha256:1 to sha256:2".to_owned());
+    state.started(A);
+    state.set_yielding(Some("full".to_owned()));
+    assert!(pulls(&mut state).is_empty());
+    assert_eq!(counts(&state).present, 1);
+    assert!(!state.resumes(A));
+    look_up(&mut state, true, |_| false);
+    assert_eq!(counts(&state).present, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_left_of_removed_image() {
+    let none = json!({"retention": {"policy": "None"}});
+    let evicted = |state: &mut State| {
+        look_up(state, true, |_| true);
+        look_up(state, true, |_| false);
+    };
+    // The pause after repeated removals.
+    let mut resting = state(&[A]);
+    (0..2).for_each(|_| evicted(&mut resting));
+    assert_eq!(counts(&resting).failed, 1);
+    // A pull in progress.
+    let mut pulling = state(&[A]);
+    evicted(&mut pulling);
+    pulling.started(A);
+    // The failed pull of a moved tag.
+    let mut moved = state(&[A]);
+    look_up(&mut moved, true, |_| true);
+    moved.moved(A, "from sha256:1 to sha256:2".to_owned());
+    moved.finished(&report(A, Some(FailureKind::NotFound)), Instant::now());
+    look_up(&mut moved, true, |_| false);
+    for mut state in [resting, pulling, moved] {
+        state.apply(planned(A, &none));
+        state.decide();
+        look_up(&mut state, true, |_| false);
+        assert!(pulls(&mut state).is_empty());
+        assert_eq!(counts(&state), Counts::default());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn rejoined_node_is_decided_again() {
+    let mut state = state(&[A]);
+    look_up(&mut state, false, |_| true);
+    assert!(state.has_decided() && state.first_fill.is_over());
+    state.rejoined();
+    assert!(!state.has_decided() && !state.can_decide());
+    state.first_fill.earlier(None);
+    state.apply(planned(B, &json!({})));
+    assert!(state.decide().is_some());
+    look_up(&mut state, false, |_| false);
+    assert!(!state.first_fill.is_over());
+    state.finished(&report(B, None), Instant::now());
+    assert!(state.first_fill.is_over());
 }
 
 #[tokio::test(start_paused = true)]
