@@ -181,10 +181,16 @@ impl Node {
 
     async fn pull(&self, reference: String) -> Result<String, Status> {
         if reference.contains(MISSING) {
-            return Err(Status::not_found(format!("{reference}: not found")));
+            // containerd's words, which the reason of a failure depends on.
+            let message = format!(
+                "failed to pull and unpack image \"{reference}\": failed to resolve reference \"{reference}\": {reference}: not found"
+            );
+            return Err(Status::not_found(message));
         }
         if reference.contains(LIMITED) {
-            let message = format!("{reference}: unexpected status: 429 Too Many Requests");
+            let message = format!(
+                "failed to pull and unpack image \"{reference}\": unexpected status: 429 Too Many Requests"
+            );
             return Err(Status::unknown(message));
         }
         let begin = |pulls: &mut Pulls| pulls.begin();
