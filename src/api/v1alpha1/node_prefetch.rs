@@ -84,7 +84,7 @@ pub struct NodePrefetchEntry {
     /// The name of the ImagePrefetch.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
-    /// Hash of the names of its PlannedImages that the agent has seen.
+    /// Hash of the names and placements of its PlannedImages that the agent has seen.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub revision: String,
     /// Number of its images that the node needs.

@@ -84,19 +84,16 @@ fn start(image: &Planned, here: &Here<'_>) -> Option<SystemTime> {
     planned.checked_add(delay).filter(|start| *start > planned)
 }
 
-/// The revision of each prefetch that an image names, whatever the node needs of it: a hash of the names of its objects.
+/// The revision of each prefetch that an image names, whatever the node needs of it.
 pub(super) fn revisions<'a>(
     images: impl IntoIterator<Item = &'a Arc<Planned>>,
 ) -> BTreeMap<String, String> {
-    let mut objects: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for image in images {
-        for prefetch in &image.prefetches {
-            objects.entry(prefetch).or_default().push(&image.object);
-        }
-    }
-    let revisions = objects.into_iter();
-    let revisions = revisions.map(|(name, objects)| (name.to_owned(), names::revision(objects)));
-    revisions.collect()
+    let images = images.into_iter();
+    let planned = images.map(|image| (&*image.prefetches, &*image.revised));
+    let revisions = names::revisions(planned).into_iter();
+    revisions
+        .map(|(name, revision)| (name.to_owned(), revision))
+        .collect()
 }
 
 #[cfg(test)]
@@ -233,8 +230,10 @@ mod tests {
         ];
         assert!(!names_of(&images, &node(&[])).contains(&"r.io/a:1".to_owned()));
         let revisions = revisions(&images);
-        let [a, b] = ["r.io/a:1", "r.io/b:1"].map(names::planned_image);
-        assert_eq!(revisions["gpu"], names::revision([&*a]));
-        assert_eq!(revisions["shop"], names::revision([&*a, &*b]));
+        let b = names::planned_image("r.io/b:1");
+        let a = &images[0].revised;
+        assert_ne!(**a, images[0].object);
+        assert_eq!(revisions["gpu"], names::revision([&**a]));
+        assert_eq!(revisions["shop"], names::revision([&**a, &*b]));
     }
 }

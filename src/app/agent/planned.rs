@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use crate::api::v1alpha1::{
     PlannedImage, PlannedRollout, PullSecret, RetentionPolicy, RolloutType, Seal, WINDOW,
 };
-use crate::app::continuous::placement;
+use crate::app::continuous::{names, placement};
 use crate::model::reference::{Reference, ReferenceError};
 use crate::model::seal::SealPolicy;
 use crate::planning::node_match::Requirements;
@@ -32,6 +32,8 @@ pub(super) struct Planned {
     pub(super) prefetches: Vec<String>,
     /// Requirements on nodes, of which any is enough; without any, all nodes need it.
     pub(super) placements: Vec<Requirements>,
+    /// The object as revisions count it.
+    pub(super) revised: String,
     pub(super) rollout: Rollout,
     /// The time when it was planned; `None` if that is unknown.
     pub(super) planned: Option<SystemTime>,
@@ -55,8 +57,10 @@ impl Planned {
             Ok(reference) => Arc::from(reference.normalized()),
             Err(_) => Arc::from(spec.image.as_str()),
         };
+        let object_name = object.metadata.name.unwrap_or_default();
         Self {
-            object: object.metadata.name.unwrap_or_default(),
+            revised: names::revised(&object_name, &spec.placements),
+            object: object_name,
             reference: Reference::of(&image),
             image,
             pods: spec.pods.try_into().unwrap_or(0),

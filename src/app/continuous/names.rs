@@ -1,7 +1,8 @@
 //! Names and hashes on which the agent and the controller have to agree. Pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use crate::api::v1alpha1::Placement;
 use crate::registry::digest::sha256;
 
 /// The owner of the fields that an agent writes.
@@ -27,11 +28,37 @@ pub(crate) fn planned_image(normalized: &str) -> String {
     name
 }
 
-/// The revision of a set of PlannedImages: a hash of their names, whatever their order.
-pub(crate) fn revision<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
-    let names = BTreeSet::from_iter(names);
-    let text: Vec<&str> = names.into_iter().collect();
+/// A PlannedImage as a revision counts it: its name, and a hash of its placements if it has any. Otherwise a node that comes to
+/// need an image would count as complete until it reports that it pulls.
+pub(crate) fn revised(name: &str, placements: &[Placement]) -> String {
+    match placements {
+        [] => name.to_owned(),
+        _ => {
+            let json = serde_json::to_string(placements).unwrap_or_default();
+            format!("{name} {}", hash(&json))
+        }
+    }
+}
+
+/// The revision of a set of PlannedImages, each from [`revised`]: a hash of them, whatever their order.
+pub(crate) fn revision<'a>(planned: impl IntoIterator<Item = &'a str>) -> String {
+    let planned = BTreeSet::from_iter(planned);
+    let text: Vec<&str> = planned.into_iter().collect();
     hash(&text.join("\n"))
+}
+
+/// The revision of each ImagePrefetch: of the PlannedImages that name it, each with the ImagePrefetches that it names.
+pub(crate) fn revisions<'a>(
+    planned: impl IntoIterator<Item = (&'a [String], &'a str)>,
+) -> BTreeMap<&'a str, String> {
+    let mut sets: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (prefetches, revised) in planned {
+        for prefetch in prefetches {
+            sets.entry(prefetch).or_default().push(revised);
+        }
+    }
+    let revisions = sets.into_iter();
+    revisions.map(|(name, set)| (name, revision(set))).collect()
 }
 
 /// A hash of a text for a name.
@@ -69,5 +96,23 @@ mod tests {
         assert_eq!(revision(["a", "b"]), revision(["b", "a", "a"]));
         assert_ne!(revision(["a", "b"]), revision(["ab"]));
         assert_ne!(revision(["a"]), revision([]));
+    }
+
+    #[test]
+    fn revision_changes_with_placements() {
+        let os = |os: &str| Placement {
+            os: os.to_owned(),
+            ..Placement::default()
+        };
+        let all = [
+            revised("a", &[]),
+            revised("a", &[os("linux")]),
+            revised("a", &[os("windows")]),
+        ];
+        assert_eq!(all[0], "a");
+        assert_eq!(
+            BTreeSet::from_iter(all.iter().map(|one| revision([&**one]))).len(),
+            3
+        );
     }
 }

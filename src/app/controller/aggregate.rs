@@ -57,10 +57,18 @@ impl<'a> Index<'a> {
                 index.by_prefetch.entry(prefetch).or_default().insert(name);
             }
         }
-        let sets = index.by_prefetch.iter();
-        let revisions =
-            sets.map(|(prefetch, set)| (*prefetch, names::revision(set.iter().copied())));
-        index.revisions = revisions.collect();
+        let revised: Vec<_> = planned
+            .iter()
+            .map(|(name, planned)| names::revised(name, &planned.spec.placements))
+            .collect();
+        let prefetches = planned.values().map(|planned| &*planned.spec.prefetches);
+        let revisions = names::revisions(prefetches.zip(revised.iter().map(String::as_str)));
+        let revisions = revisions.into_iter();
+        index.revisions = revisions
+            .filter_map(|(name, revision)| {
+                Some((*index.by_prefetch.get_key_value(name)?.0, revision))
+            })
+            .collect();
         index.empty = names::revision([]);
         index
     }

@@ -254,6 +254,10 @@ fn finish(
     if is_widened {
         spec.placements.clear();
     }
+    // Nodes that come to need it start in turn too; the others have it, or go on.
+    if known.is_some_and(|known| known.spec.placements != spec.placements) {
+        planning.now.clone_into(&mut spec.rollout.start_time);
+    }
     Desired {
         spec,
         brake,

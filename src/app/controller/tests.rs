@@ -184,6 +184,25 @@ fn spellings_and_prefetches_become_one_object() {
 }
 
 #[test]
+fn wider_placement_is_another_rollout() {
+    let pool = |pool: &str| {
+        spec(
+            json!({"source": {"images": ["web"]}, "nodeSelector": {"matchLabels": {"pool": pool}}}),
+        )
+    };
+    let mut existing = stored(&merged(&[("a", Some(&pool("a")))], &BTreeMap::new()));
+    let known = existing.values_mut().next().unwrap();
+    known.spec.rollout.start_time = "2026-01-01T00:00:00Z".to_owned();
+    let same = merged(&[("a", Some(&pool("a")))], &existing);
+    assert_eq!(one(&same).rollout.start_time, "2026-01-01T00:00:00Z");
+    let everywhere = merged(&[("a", Some(&list(&["web"])))], &existing);
+    assert_eq!(one(&everywhere).rollout.start_time, NOW);
+    // No node has seen that yet.
+    let before = Index::new(&existing).revision("a").to_owned();
+    assert_ne!(Index::new(&stored(&everywhere)).revision("a"), before);
+}
+
+#[test]
 fn start_time_survives_changes() {
     let old = list(&["web"]);
     let mut existing = stored(&merged(&[("a", Some(&old))], &BTreeMap::new()));

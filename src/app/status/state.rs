@@ -59,6 +59,8 @@ pub(super) struct Planned {
     pub(super) prefetches: Vec<String>,
     /// True if every node needs it.
     pub(super) is_everywhere: bool,
+    /// The object as revisions count it.
+    pub(super) revised: String,
 }
 
 /// A NodePrefetch.
@@ -182,6 +184,7 @@ impl State {
             pods: number(object.spec.pods),
             prefetches,
             is_everywhere: object.spec.placements.is_empty(),
+            revised: names::revised(&name, &object.spec.placements),
         };
         self.planned.insert(name, planned);
     }

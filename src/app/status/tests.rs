@@ -41,8 +41,13 @@ fn planned(state: &mut State, name: &str, prefetch: &str, is_everywhere: bool) {
 /// A node with numbers of `shop`, whose revision covers these PlannedImages.
 fn node(state: &mut State, name: &str, seen: &[&str], numbers: [u64; 2], failed: &[&str]) {
     let [desired, present] = numbers;
+    let revised = |name: &&str| match state.planned.get(*name) {
+        Some(planned) => planned.revised.clone(),
+        None => (*name).to_owned(),
+    };
+    let seen: Vec<String> = seen.iter().map(revised).collect();
     let entry = json!({
-        "name": "shop", "revision": names::revision(seen.iter().copied()), "desired": desired, "present": present,
+        "name": "shop", "revision": names::revision(seen.iter().map(String::as_str)), "desired": desired, "present": present,
         "failed": failed.len(), "pulling": desired - present - failed.len() as u64
     });
     let failures = failed.iter().map(|image| {

@@ -56,14 +56,12 @@ struct Sets<'a> {
 
 impl<'a> Sets<'a> {
     fn of(state: &'a State) -> Self {
-        let names = state.by_prefetch();
-        let revisions = names.iter();
-        let revisions =
-            revisions.map(|(prefetch, set)| (*prefetch, names::revision(set.iter().copied())));
+        let planned = state.planned.values();
+        let planned = planned.map(|planned| (&*planned.prefetches, &*planned.revised));
         Self {
-            revisions: revisions.collect(),
+            revisions: names::revisions(planned),
             none: names::revision([]),
-            names,
+            names: state.by_prefetch(),
         }
     }
 

@@ -24,11 +24,11 @@ fn revision(names: BTreeSet<String>) -> String {
 
 pub(super) fn current(cluster: &Kubernetes, prefetch: &str) -> String {
     let objects = planned(cluster, prefetch).into_values();
-    revision(
-        objects
-            .map(|object| object["metadata"]["name"].as_str().unwrap().to_owned())
-            .collect(),
-    )
+    let names = objects.map(|object| {
+        assert!(object["spec"]["placements"].is_null(), "{object}");
+        object["metadata"]["name"].as_str().unwrap().to_owned()
+    });
+    revision(names.collect())
 }
 
 pub(super) fn time_ago(seconds: u64) -> String {
