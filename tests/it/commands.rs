@@ -81,7 +81,7 @@ fn pause_opens_nothing_until_signaled() {
         let told = Instant::now();
         running.signal(signal);
         running.wait().expect(0);
-        assert!(told.elapsed() < Duration::from_secs(2));
+        assert!(told.elapsed() < Duration::from_secs(10));
     }
 }
 
@@ -116,7 +116,7 @@ fn commands_with_credentials_never_dump_core() {
 #[test]
 fn pause_reaps_orphans_as_process_1() {
     // Process 1 of a namespace of its own gets a child whose parent ends at once.
-    let script = "(sleep 0.3 &) ; exec \"$@\"";
+    let script = "(sleep 2 &) ; exec \"$@\"";
     let running = Harpoon::new(["pause"])
         .under([
             "unshare",
@@ -129,16 +129,31 @@ fn pause_reaps_orphans_as_process_1() {
             "sh",
         ])
         .start();
-    let zombies = || {
-        let output = bed::run(std::process::Command::new("ps").args(["-eo", "stat,comm"]));
-        output
-            .lines()
-            .filter(|l| l.starts_with('Z') && l.contains("sleep"))
+    let children = |of: u32| -> Vec<u32> {
+        let mut ps = std::process::Command::new("ps");
+        let output = bed::run(ps.args(["-eo", "pid=,ppid="]));
+        let pairs = output.lines().filter_map(|line| {
+            let mut numbers = line.split_whitespace().map(|n| n.parse().unwrap());
+            Some((numbers.next()?, numbers.next()?))
+        });
+        pairs
+            .filter(|(_, parent)| *parent == of)
+            .map(|(pid, _)| pid)
+            .collect()
+    };
+    let orphans = || {
+        children(running.pid())
+            .into_iter()
+            .flat_map(children)
             .count()
     };
-    let before = zombies();
-    std::thread::sleep(Duration::from_millis(1500));
-    assert!(zombies() <= before, "an orphan was not reaped");
+    bed::eventually("the orphan is there", Duration::from_secs(40), || {
+        orphans() > 0
+    });
+    // One that is not reaped stays as a zombie.
+    bed::eventually("the orphan is gone", Duration::from_secs(40), || {
+        orphans() == 0
+    });
     assert!(!running.has_ended());
 }
 
@@ -194,20 +209,24 @@ fn signal_ends_run_despite_full_pipe() {
     let told = Instant::now();
     running.signal(Signal::TERM);
     let output = running.wait().expect(143);
-    assert!(told.elapsed() < Duration::from_secs(2), "{output}");
+    assert!(told.elapsed() < Duration::from_secs(10), "{output}");
 }
 
 #[test]
 fn second_signal_exits_at_once() {
-    let place = tempfile::tempdir().unwrap();
-    let running = stuck_in_a_write(place.path());
-    let told = Instant::now();
-    // Both are one request, as `timeout` sends them.
-    running.signal(Signal::INT);
-    running.signal(Signal::INT);
-    std::thread::sleep(Duration::from_millis(300));
-    assert!(!running.has_ended());
-    running.signal(Signal::TERM);
-    let output = running.wait().expect(130);
-    assert!(told.elapsed() < Duration::from_secs(1), "{output}");
+    // Without the second one it ends 1.5 s after the first. On a busy machine any end may come late.
+    let is_at_once = || {
+        let place = tempfile::tempdir().unwrap();
+        let running = stuck_in_a_write(place.path());
+        let told = Instant::now();
+        // Both are one request, as `timeout` sends them.
+        running.signal(Signal::INT);
+        running.signal(Signal::INT);
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(!running.has_ended());
+        running.signal(Signal::TERM);
+        running.wait().expect(130);
+        told.elapsed() < Duration::from_secs(1)
+    };
+    assert!((0..5).any(|_| is_at_once()));
 }

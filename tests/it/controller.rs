@@ -27,7 +27,7 @@ const PREFETCHES: &str = "/apis/harpoon.dev/v1alpha1/imageprefetches";
 const PLANNED: &str = "/apis/harpoon.dev/v1alpha1/plannedimages";
 const NODES: &str = "/apis/harpoon.dev/v1alpha1/nodeprefetches";
 /// Time for what takes seconds, on a machine that is busy with other tests.
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 
 /// A controller of the cluster that the kubeconfig names.
 fn controller(cluster: &Kubernetes) -> Harpoon {

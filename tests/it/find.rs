@@ -292,7 +292,7 @@ fn signal_interrupts_hanging_socket() {
         let told = Instant::now();
         running.signal(signal);
         let output = running.wait().expect(code);
-        assert!(told.elapsed() < Duration::from_secs(2), "{output}");
+        assert!(told.elapsed() < Duration::from_secs(4), "{output}");
         assert!(output.stderr.contains("interrupted by SIG"), "{output}");
     }
 }

@@ -74,7 +74,7 @@ const LIES: &[(&str, Lie)] = &[
 ];
 
 /// An attempt's limit: more than a lie takes that is found out.
-const LIMIT: Duration = Duration::from_secs(15);
+const LIMIT: Duration = Duration::from_secs(30);
 
 fn lies_fail_their_own_image(
     endpoint: &str,
@@ -103,7 +103,8 @@ fn lies_fail_their_own_image(
                 let pull = Harpoon::new(["pull", "--output=json", "--runtime-endpoint", endpoint])
                     .args([&image, &honest])
                     .env("PULL_TIMEOUT", format!("{}s", LIMIT.as_secs()))
-                    .env("RETRIES", "0");
+                    .env("RETRIES", "0")
+                    .limit(LIMIT * 4);
                 let output = pull.run().expect(1);
                 let report = output.json();
                 let told = entry(&report, &image);

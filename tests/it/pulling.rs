@@ -345,7 +345,7 @@ fn check_interrupted<R: Runtime>(signal: Signal, code: i32) {
     running.signal(signal);
     let output = running.wait().expect(code);
     assert!(
-        told.elapsed() < Duration::from_secs(2),
+        told.elapsed() < Duration::from_secs(20),
         "{:?}: {output}",
         told.elapsed()
     );
@@ -432,10 +432,10 @@ fn deadline_ends_unfinished_pulls<R: Runtime>() {
         (&waiting, "failed timeout 0"),
     ];
     for (harpoon, code) in [(run(runtime, &images), 0), (pull(runtime, &images), 1)] {
-        let harpoon = harpoon.env("DEADLINE", "4s").env("CONCURRENCY", "1");
+        let harpoon = harpoon.env("DEADLINE", "10s").env("CONCURRENCY", "1");
         let output = harpoon.run().expect(code);
         let report = check(&output, &expected);
-        assert!(output.elapsed >= Duration::from_secs(4), "{output}");
+        assert!(output.elapsed >= Duration::from_secs(10), "{output}");
         for image in [&slow, &waiting] {
             let message = entry(&report, image)["message"].as_str().unwrap();
             assert!(message.contains("the deadline of the run"), "{message}");

@@ -349,19 +349,19 @@ fn watch_ends_when_complete() {
     let mut away = report("shop", &names, [2, 2, 0]);
     away["conditions"][0]["status"] = json!("False");
     set_status(&cluster, "nodeprefetches", "node-1", &away);
-    let waits = ["node/node-1", "-w", "--timeout=5s"];
+    let waits = ["node/node-1", "-w", "--timeout=10s"];
     let output = status(&cluster, &waits).run().expect(1);
-    assert!(output.stderr.contains("not complete after 5s"), "{output}");
+    assert!(output.stderr.contains("not complete after 10s"), "{output}");
     set_status(
         &cluster,
         "nodeprefetches",
         "node-1",
         &report("shop", &names, [2, 1, 1]),
     );
-    let output = status(&cluster, &["-w", "--timeout=5s", "-o", "json"])
+    let output = status(&cluster, &["-w", "--timeout=10s", "-o", "json"])
         .run()
         .expect(1);
-    let error = "error: not complete after 5s (--timeout): 1 of 1 prefetches ready, 1 of 2 nodes complete, 1 failing\n";
+    let error = "error: not complete after 10s (--timeout): 1 of 1 prefetches ready, 1 of 2 nodes complete, 1 failing\n";
     assert!(output.stderr.ends_with(error), "{output}");
     assert_eq!(output.json()["nodes"]["complete"], 1, "{output}");
 }
@@ -370,7 +370,7 @@ fn watch_ends_when_complete() {
 fn watch_draws_bars_on_terminal() {
     let cluster = old();
     fill(&cluster);
-    let arguments = ["shop", "--watch", "--timeout=2s"];
+    let arguments = ["shop", "--watch", "--timeout=8s"];
     let harpoon = status(&cluster, &arguments).terminal(Terminal::Both);
     let output = harpoon.run().expect(1);
     for part in [
@@ -397,7 +397,8 @@ fn watch_survives_restart_of_server() {
     planned(&cluster, "one", "shop");
     node(&cluster, "node-1", &report("shop", &["one"], [1, 0, 0]));
     ready(&cluster, "shop", "True", "Complete");
-    let running = status(&cluster, &["shop", "--watch"]).start();
+    let running = status(&cluster, &["shop", "--watch"]);
+    let running = running.limit(Duration::from_secs(180)).start();
     bed::eventually("the watch has begun", Duration::from_secs(20), || {
         running.stderr().contains("shop: 0 of 1 nodes complete")
     });

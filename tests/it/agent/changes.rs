@@ -133,8 +133,9 @@ impl History<'_> {
             self.containerd.remove(&name);
             return format!("removed the name {name}");
         }
+        // The agent may have removed the name meanwhile.
         let label = ["images", "label", &name, "io.cri-containerd.pinned="];
-        self.containerd.ctr(&label);
+        self.containerd.client(&label).output().unwrap();
         format!("unpinned {name}")
     }
 

@@ -28,6 +28,7 @@ fn unused_images_are_released_later() {
         is_pinned() && is_sealed()
     });
 
+    let began = Instant::now();
     for prefetch in prefetches {
         let path = format!("{API}/imageprefetches/{prefetch}");
         stage.cluster.delete(&path);
@@ -35,11 +36,15 @@ fn unused_images_are_released_later() {
     let deleted = Instant::now();
     stage.wait_for("they are not used any more", || {
         let planned = stage.planned();
-        let unused = |image: &String| planned[image]["prefetches"] == json!([]);
+        let unused = |image: &String| {
+            let planned = planned.get(image);
+            planned.is_none_or(|planned| planned["prefetches"] == json!([]))
+        };
         unused(&pinned) && unused(&sealed)
     });
     std::thread::sleep(Duration::from_secs(4));
-    assert!(is_pinned() && is_sealed(), "{}", stage.explain());
+    let is_kept = is_pinned() && is_sealed();
+    assert!(is_kept || began.elapsed() > KEPT, "{}", stage.explain());
 
     stage.wait_for("they are planned no longer", || {
         let planned = stage.planned();

@@ -1,7 +1,7 @@
 //! The reports of many nodes become one status.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -229,7 +229,7 @@ fn new_image_costs_five_writes() {
     };
     settle(Duration::ZERO);
     std::thread::sleep(Duration::from_secs(8));
-    let before = writes(&cluster);
+    let (before, began) = (writes(&cluster), Instant::now());
     cluster.patch(&path, json!({"spec": spec(2)}));
     wait_for(&cluster, &path, "Ready", ("False", "Updating"));
     assert_eq!(cluster.get(&path)["status"]["nodes"]["updating"], count);
@@ -237,16 +237,15 @@ fn new_image_costs_five_writes() {
     settle(Duration::from_millis(100));
     std::thread::sleep(Duration::from_secs(8));
     let after = writes(&cluster);
-    let made: BTreeMap<&str, u64> = after
+    let mut made: BTreeMap<&str, u64> = after
         .iter()
         .map(|(of, writes)| (of.as_str(), writes - before.get(of).unwrap_or(&0)))
         .collect();
-    let expected = [
-        ("events", 1),
-        ("imageprefetches/status", 2),
-        ("plannedimages", 2),
-    ];
-    assert_eq!(made, expected.into());
+    // Progress is told every 30 s, if it takes that long.
+    let statuses = made.remove("imageprefetches/status").unwrap_or(0);
+    let most = 2 + began.elapsed().as_secs() / 30;
+    assert!((2..=most).contains(&statuses), "{statuses} of {most}");
+    assert_eq!(made, [("events", 1), ("plannedimages", 2)].into());
 }
 
 #[test]

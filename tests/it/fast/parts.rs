@@ -156,7 +156,8 @@ fn stalled_part_is_retried() {
         _ => Fault::Pass,
     });
     let image = proxy.reference(&name);
-    let harpoon = fast(&containerd, &[&image]).env("PULL_TIMEOUT", "15s");
+    let harpoon = fast(&containerd, &[&image]).env("PULL_TIMEOUT", "30s");
+    let harpoon = harpoon.limit(Duration::from_secs(180));
     let output = harpoon.env("RETRIES", "1").run().expect(0);
     filled(&output);
     let report = output.json();

@@ -150,7 +150,7 @@ fn stalled_download_times_out_and_resumes() {
     let stalls = Fault::StallAfter(200_000);
     let test = Faulty::new(600_000, |is_layer| first(1, stalls, is_layer));
     let pull = test.bundle.pull(&[&test.image]);
-    let limits = ["--pull-timeout=2s", "--retries=0"];
+    let limits = ["--pull-timeout=6s", "--retries=0"];
     let output = pull.clone().args(limits).run().expect(1);
     assert_eq!(told(&output, &test.image), failed("timeout", 1));
     assert_eq!(test.bundle.entries().len(), 0);

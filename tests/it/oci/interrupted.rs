@@ -70,7 +70,7 @@ fn stopped_run_keeps_layout_and_resumes() {
         let bundle = Bundle::new();
         let (output, begun, took) = interrupt(&bundle, &image, signal);
         let output = output.expect(code);
-        assert!(took < Duration::from_secs(2), "{took:?}");
+        assert!(took < Duration::from_secs(8), "{took:?}");
         assert_eq!(told(&output, &image), failed("other", 1));
         goes_on(&bundle, &proxy, &image, begun);
     }
@@ -121,7 +121,7 @@ fn run_resumes_after_its_deadline() {
     let (proxy, image) = slow_once();
     let quick = registry().push(&unique("quick")).reference;
     let bundle = Bundle::new();
-    let pull = bundle.pull(&[&image, &quick]).arg("--deadline=2500ms");
+    let pull = bundle.pull(&[&image, &quick]).arg("--deadline=6s");
     let output = pull.run().expect(1);
     assert_eq!(told(&output, &image), failed("timeout", 1));
     assert_eq!(told(&output, &quick), pulled(1));

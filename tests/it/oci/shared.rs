@@ -6,7 +6,9 @@ use super::{Bundle, pulled, told};
 use crate::bed::faulty::{Fault, Gate, Proxy, Seen};
 use crate::bed::{self, registry, unique};
 
-const LIMITS: [&str; 2] = ["--pull-timeout=20s", "--retries=0"];
+const LIMITS: [&str; 2] = ["--pull-timeout=45s", "--retries=0"];
+
+const AT_MOST: Duration = Duration::from_secs(180);
 
 /// A registry whose images begin once the gate is open.
 fn behind(gate: &Gate, blobs: Fault) -> Proxy {
@@ -31,9 +33,9 @@ fn trickling_registry_delays_no_other_registry() {
     let fast = behind(&gate, Fault::Pass);
     let images = [&slow, &fast].map(|proxy| proxy.reference(&name));
     let bundle = Bundle::new();
-    let running = bundle.pull(&images).args(LIMITS).start();
+    let running = bundle.pull(&images).args(LIMITS).limit(AT_MOST).start();
     let begun = || slow.count(Seen::is_blob) == 2;
-    bed::eventually("the slow download", Duration::from_secs(10), begun);
+    bed::eventually("the slow download", Duration::from_secs(40), begun);
     gate.open();
     let output = running.wait().expect(0);
     for image in &images {
@@ -63,9 +65,9 @@ fn trickling_parts_leave_others_their_connections() {
     let [slow_image, fair_image] = [slow.reference(&one), fair.reference(&two)];
     let bundle = Bundle::new();
     let pull = bundle.pull(&[&slow_image, &fair_image]);
-    let running = pull.args(LIMITS).start();
+    let running = pull.args(LIMITS).limit(AT_MOST).start();
     let begun = || slow.count(|seen| seen.headers.contains_key("range")) >= 10;
-    bed::eventually("the slow parts", Duration::from_secs(10), begun);
+    bed::eventually("the slow parts", Duration::from_secs(40), begun);
     gate.open();
     let output = running.wait().expect(1);
     assert_eq!(told(&output, &fair_image), pulled(1), "{output}");

