@@ -276,7 +276,7 @@ async fn watch_nodes(
                     trouble.end(&event);
                     Ok(Box::new(event))
                 }
-                Err(_) if !*is_gated.borrow() => break,
+                Err(error) if is_given_up(*is_gated.borrow(), watch::status(&error)) => break,
                 Err(error) => match trouble.tell(&error, Resourced::Nodes) {
                     Some(refusal) => Err(refusal),
                     None => continue,
@@ -291,6 +291,11 @@ async fn watch_nodes(
             () = tokio::time::sleep(IDLE.mul_f64(0.8 + 0.4 * fastrand::f64())) => {}
         }
     }
+}
+
+/// True if Nodes are left alone for long: they cannot be watched, and no gate needs them. Any other error passes.
+fn is_given_up(is_gated: bool, status: Option<u16>) -> bool {
+    !is_gated && refusal(status, Resourced::Nodes).is_some()
 }
 
 /// The resource of a watch.
@@ -371,3 +376,6 @@ fn unavailable(what: Resourced<'_>) -> Refusal {
         message: format!("{scope}: failed to watch {resource}"),
     }
 }
+
+#[cfg(test)]
+mod tests;
