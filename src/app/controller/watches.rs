@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::WatchStreamExt;
@@ -13,6 +13,7 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::gate::GateNode;
@@ -23,14 +24,22 @@ use crate::app::continuous::watch;
 use crate::discovery::workloads::inventory::WatchKey;
 use crate::discovery::workloads::{Scope, Watched};
 use crate::model::workload_kind::WorkloadKind;
+use crate::retry::backoff;
 
 /// Number of events that wait for the main loop; a watch waits when there are more.
 const EVENTS: usize = 1024;
 /// Time for which a watch of workloads may fail for a passing reason before its ImagePrefetches say so.
 const PATIENCE: Duration = Duration::from_secs(30);
-
+/// Time without an error after which failures are forgotten: longer than the longest pause between two attempts.
+const FORGOTTEN: Duration = Duration::from_secs(90);
+/// The first and the longest pause after a refusal. It grows only with complete lists, which cost the API server: a list that is
+/// refused costs it little, and is to end soon after the right is granted.
+const RENEWAL: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
 /// Time after which Nodes are tried again that cannot be watched, and that no gate needs.
 const IDLE: Duration = Duration::from_secs(600);
+
+/// An event of a watch, or the reason why there is none.
+type Outcome<K> = Result<Box<Event<K>>, Refusal>;
 
 /// The watches that the ImagePrefetches need.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -202,58 +211,42 @@ where
 async fn watch_workloads(client: Client, key: WatchKey, start: u64, sender: mpsc::Sender<Seen>) {
     let versions = key.kind.versions();
     let mut at = 0;
+    let mut trouble = Trouble::default();
+    let wrap = |outcome| Seen::Workload(key.clone(), start, outcome);
     loop {
         let resource = Watched::resource(key.kind, versions[at]);
         let api: Api<Watched> = match &key.scope {
             Scope::All => Api::all_with(client.clone(), &resource),
             Scope::Namespace(name) => Api::namespaced_with(client.clone(), name, &resource),
         };
-        let mut trouble = Trouble::default();
-        let mut events = std::pin::pin!(watcher(api, watch::config_for_large()).default_backoff());
-        while let Some(event) = events.next().await {
-            let outcome = match event {
-                Ok(event) => {
-                    trouble.end(&event);
-                    Ok(Box::new(event))
-                }
-                Err(error) if watch::status(&error) == Some(404) && at + 1 < versions.len() => {
-                    break;
-                }
-                Err(error) => match trouble.tell(&error, Resourced::Workload(&key)) {
-                    Some(refusal) => Err(refusal),
-                    None => continue,
-                },
-            };
-            if sender
-                .send(Seen::Workload(key.clone(), start, outcome))
-                .await
-                .is_err()
-            {
-                return;
-            }
+        let events = watcher(api, watch::config_for_large());
+        let resourced = Resourced::Workload(&key);
+        let Some((status, refusal)) = follow(events, resourced, &mut trouble, &sender, &wrap).await
+        else {
+            return;
+        };
+        if status == Some(404) && at + 1 < versions.len() {
+            // An older API server has the kind in an older version.
+            at += 1;
+            continue;
         }
-        // An older API server has the kind in an older version.
-        at = (at + 1) % versions.len();
+        if !trouble.refuse(refusal, &sender, &wrap).await {
+            return;
+        }
     }
 }
 
 async fn watch_namespaces(client: Client, sender: mpsc::Sender<Seen>) {
     let api: Api<PartialObjectMeta<Namespace>> = Api::all(client);
-    let events = watcher(api, watch::config()).default_backoff();
-    let mut events = std::pin::pin!(events);
+    let what = Resourced::Namespaces;
     let mut trouble = Trouble::default();
-    while let Some(event) = events.next().await {
-        let outcome = match event {
-            Ok(event) => {
-                trouble.end(&event);
-                Ok(Box::new(event))
-            }
-            Err(error) => match trouble.tell(&error, Resourced::Namespaces) {
-                Some(refusal) => Err(refusal),
-                None => continue,
-            },
+    loop {
+        let events = watcher(api.clone(), watch::config());
+        let end = follow(events, what, &mut trouble, &sender, &Seen::Namespace).await;
+        let Some((_, refusal)) = end else {
+            return;
         };
-        if sender.send(Seen::Namespace(outcome)).await.is_err() {
+        if !trouble.refuse(refusal, &sender, &Seen::Namespace).await {
             return;
         }
     }
@@ -266,29 +259,46 @@ async fn watch_nodes(
     sender: mpsc::Sender<Seen>,
 ) {
     let api: Api<GateNode> = Api::all_with(client, &guard::resource());
+    let what = Resourced::Nodes;
+    let mut trouble = Trouble::default();
     loop {
-        let mut trouble = Trouble::default();
-        let events = watcher(api.clone(), watch::config_for_large()).default_backoff();
-        let mut events = std::pin::pin!(events);
-        while let Some(event) = events.next().await {
-            let outcome = match event {
-                Ok(event) => {
-                    trouble.end(&event);
-                    Ok(Box::new(event))
-                }
-                Err(error) if is_given_up(*is_gated.borrow(), watch::status(&error)) => break,
-                Err(error) => match trouble.tell(&error, Resourced::Nodes) {
-                    Some(refusal) => Err(refusal),
-                    None => continue,
-                },
-            };
-            if sender.send(Seen::Machine(outcome)).await.is_err() {
-                return;
+        let events = watcher(api.clone(), watch::config_for_large());
+        let end = follow(events, what, &mut trouble, &sender, &Seen::Machine).await;
+        let Some((status, refusal)) = end else {
+            return;
+        };
+        if is_given_up(*is_gated.borrow(), status) {
+            tokio::select! {
+                _ = is_gated.changed() => {}
+                () = tokio::time::sleep(IDLE.mul_f64(0.8 + 0.4 * fastrand::f64())) => {}
             }
+        } else if !trouble.refuse(refusal, &sender, &Seen::Machine).await {
+            return;
         }
-        tokio::select! {
-            _ = is_gated.changed() => {}
-            () = tokio::time::sleep(IDLE.mul_f64(0.8 + 0.4 * fastrand::f64())) => {}
+    }
+}
+
+/// Sends the events of a watch until it is refused: the HTTP status, and the refusal. `None` if nothing receives them any more.
+async fn follow<K>(
+    events: impl Stream<Item = watcher::Result<Event<K>>>,
+    what: Resourced<'_>,
+    trouble: &mut Trouble,
+    sender: &mpsc::Sender<Seen>,
+    wrap: &impl Fn(Outcome<K>) -> Seen,
+) -> Option<(Option<u16>, Refusal)> {
+    let mut events = std::pin::pin!(events.default_backoff());
+    loop {
+        match events.next().await? {
+            Ok(event) => {
+                trouble.see(&event);
+                sender.send(wrap(Ok(Box::new(event)))).await.ok()?;
+            }
+            Err(error) => {
+                let status = watch::status(&error);
+                if let Some(refusal) = trouble.tell(status, what) {
+                    return Some((status, refusal));
+                }
+            }
         }
     }
 }
@@ -306,35 +316,69 @@ enum Resourced<'a> {
     Nodes,
 }
 
-/// The failures of a watch since its last event.
+/// The failures of the watches of a resource, of which each begins with a list.
 #[derive(Default)]
 struct Trouble {
+    /// The first failure since a list was complete or an object changed.
     since: Option<Instant>,
+    /// The time from which silence counts: a watch that works may have nothing to say.
+    silent: Option<Instant>,
+    /// The reason that was logged.
     said: Option<&'static str>,
+    /// Number of complete lists after which the watch was refused each time.
+    lists: u32,
 }
 
 impl Trouble {
-    /// Forgets the failures once the watch works.
-    fn end<K>(&mut self, event: &Event<K>) {
-        if watch::works(event) {
-            *self = Self::default();
+    /// Forgets the failures once the watch works. A complete list shows only that the list does: the right to watch may be missing.
+    fn see<K>(&mut self, event: &Event<K>) {
+        match event {
+            Event::InitDone => {
+                self.since = None;
+                self.silent = Some(Instant::now());
+                self.lists += 1;
+            }
+            event if watch::works(event) => *self = Self::default(),
+            _ => {}
         }
     }
 
-    /// The refusal that an error means; `None` for one that may pass. The first is logged.
-    fn tell(&mut self, error: &watcher::Error, what: Resourced<'_>) -> Option<Refusal> {
-        let refusal = refusal(watch::status(error), what);
-        let since = *self.since.get_or_insert_with(Instant::now);
-        let refusal = match refusal {
-            Some(refusal) => refusal,
+    /// The refusal that an error means; `None` for one that may pass.
+    fn tell(&mut self, status: Option<u16>, what: Resourced<'_>) -> Option<Refusal> {
+        let now = Instant::now();
+        if self.silent.is_some_and(|from| now - from > FORGOTTEN) {
+            // A watch that resumes tells nothing until an object changes.
+            *self = Self::default();
+        }
+        self.silent = Some(now);
+        let since = *self.since.get_or_insert(now);
+        match refusal(status, what) {
             // While the API server is away, nothing can be said anyway.
-            None if since.elapsed() < PATIENCE => return None,
-            None => unavailable(what),
-        };
+            None if now - since < PATIENCE => None,
+            None => Some(unavailable(what)),
+            refusal => refusal,
+        }
+    }
+
+    /// Tells a refusal, and waits until the next watch may begin. Only a new watch takes the refusal back for certain, by its list: one
+    /// that resumes may be silent for days. Returns false if nothing receives the refusal any more.
+    async fn refuse<K>(
+        &mut self,
+        refusal: Refusal,
+        sender: &mpsc::Sender<Seen>,
+        wrap: &impl Fn(Outcome<K>) -> Seen,
+    ) -> bool {
+        // Once, and not again for each attempt.
         if self.said.replace(refusal.reason) != Some(refusal.reason) {
             tracing::warn!("{}; retrying", refusal.message);
         }
-        Some(refusal)
+        if sender.send(wrap(Err(refusal))).await.is_err() {
+            return false;
+        }
+        let end = Instant::now() + backoff::pause(RENEWAL, self.lists);
+        self.silent = Some(end);
+        tokio::time::sleep_until(end).await;
+        true
     }
 }
 
