@@ -225,10 +225,12 @@ async fn watch_workloads(client: Client, key: WatchKey, start: u64, sender: mpsc
         else {
             return;
         };
-        if status == Some(404) && at + 1 < versions.len() {
-            // An older API server has the kind in an older version.
-            at += 1;
-            continue;
+        if status == Some(404) {
+            // An older API server has the kind in an older version, and one that was upgraded only in a newer one.
+            at = (at + 1) % versions.len();
+            if trouble.missing < versions.len() {
+                continue;
+            }
         }
         if !trouble.refuse(refusal, &sender, &wrap).await {
             return;
@@ -327,6 +329,8 @@ struct Trouble {
     said: Option<&'static str>,
     /// Number of complete lists after which the watch was refused each time.
     lists: u32,
+    /// Number of answers that the API server does not have the version of the resource.
+    missing: usize,
 }
 
 impl Trouble {
@@ -351,6 +355,7 @@ impl Trouble {
             *self = Self::default();
         }
         self.silent = Some(now);
+        self.missing += usize::from(status == Some(404));
         let since = *self.since.get_or_insert(now);
         match refusal(status, what) {
             // While the API server is away, nothing can be said anyway.

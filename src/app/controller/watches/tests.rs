@@ -91,6 +91,43 @@ async fn silent_resume_takes_refusal_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn missing_version_leads_to_newest() {
+    let missing = once();
+    let client = server(move |path, _| match path {
+        "/apis/batch/v1/cronjobs" if missing() => 404,
+        "/apis/batch/v1beta1/cronjobs" => 404,
+        _ => 200,
+    });
+    let (state, refusals) = observed(&client, Duration::from_secs(30)).await;
+    assert_eq!(refusals.len(), 1, "{refusals:?}");
+    assert!(state.refusals.is_empty(), "{:?}", state.refusals);
+    assert!(
+        needs()
+            .keys
+            .iter()
+            .all(|key| state.inventory.is_synced(key))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn upgraded_server_is_no_refusal() {
+    let (old, open) = (once(), once());
+    let client = server(move |path, is_watch| match path {
+        "/apis/batch/v1/cronjobs" if old() => 404,
+        "/apis/batch/v1beta1/cronjobs" if is_watch && !open() => 404,
+        _ => 200,
+    });
+    let (state, refusals) = observed(&client, HOUR).await;
+    assert_eq!(refusals, []);
+    assert!(
+        needs()
+            .keys
+            .iter()
+            .all(|key| state.inventory.is_synced(key))
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn refused_watch_is_listed_rarely() {
     let lists = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let counted = Arc::clone(&lists);
