@@ -127,6 +127,8 @@ pub(super) struct Subject<'a> {
     pub(super) standing: &'a Standing,
     /// True if PlannedImages of it have to be written yet.
     pub(super) is_pending: bool,
+    /// The answer of the API server that refused one of them.
+    pub(super) refusal: Option<&'a str>,
     /// The state of its node gate, if it has one.
     pub(super) gate: Option<Held<'a>>,
 }
@@ -340,6 +342,10 @@ impl Verdict {
         }
         if let (Some(reason), Some(failure)) = (sums.worst, sums.failures.first()) {
             return not_ready(reason, failing(failure, sums), updates, true);
+        }
+        if let Some(refusal) = subject.refusal {
+            let message = format!("a PlannedImage cannot be written: {refusal}");
+            return not_ready("WriteRefused", message, updates, true);
         }
         if subject.is_pending {
             let message = "the images are being planned".to_owned();

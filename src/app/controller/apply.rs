@@ -308,3 +308,8 @@ impl Pace {
 pub(super) fn is_about_object(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if matches!(status.code, 400 | 404 | 409 | 413 | 422))
 }
+
+/// Returns whether the API server refused a write, which it will do again until somebody changes something.
+pub(super) fn is_refused(error: &kube::Error) -> bool {
+    is_about_object(error) || matches!(error, kube::Error::Api(status) if status.code == 403)
+}

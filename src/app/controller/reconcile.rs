@@ -70,6 +70,14 @@ struct PlannedPrefetch {
     resolved: Option<Resolved>,
 }
 
+/// A PlannedImage that is not as it was planned last.
+struct Unwritten {
+    /// The ImagePrefetches that it concerns.
+    prefetches: BTreeSet<String>,
+    /// The answer of the API server that refused the last write.
+    refusal: Option<String>,
+}
+
 /// The state of the loop.
 pub(super) struct Reconciler {
     cluster: Arc<Cluster>,
@@ -88,6 +96,8 @@ pub(super) struct Reconciler {
     plan_at: Option<Instant>,
     has_planned: bool,
     changes: VecDeque<Change>,
+    /// The objects of all changes until they are written, also while failed ones rest.
+    unwritten: BTreeMap<String, Unwritten>,
     pace: Pace,
     writing: Option<Change>,
     write: InFlight<WriteOutcome>,
@@ -138,6 +148,7 @@ impl Reconciler {
             plan_at: None,
             has_planned: false,
             changes: VecDeque::new(),
+            unwritten: BTreeMap::new(),
             pace: Pace::new(now),
             writing: None,
             write: None,
@@ -343,8 +354,22 @@ impl Reconciler {
         self.planned = planned.collect();
         let wall = SystemTime::now();
         let (changes, due) = apply::diff(&self.state.planned.items, &self.desired(wall), wall);
-        let pending: BTreeSet<&str> = changes.iter().map(Change::name).collect();
-        self.pace.retain(|name| pending.contains(name));
+        let mut before = std::mem::take(&mut self.unwritten);
+        let unwritten = changes.iter().map(|change| {
+            let name = change.name().to_owned();
+            let refusal = before.remove(&name).and_then(|before| before.refusal);
+            let prefetches = self.concerned(change);
+            (
+                name,
+                Unwritten {
+                    prefetches,
+                    refusal,
+                },
+            )
+        });
+        self.unwritten = unwritten.collect();
+        let unwritten = &self.unwritten;
+        self.pace.retain(|name| unwritten.contains_key(name));
         // What is being written is compared again when that is done.
         self.changes = changes.into();
         if let Some(due) = due {
@@ -465,11 +490,13 @@ impl Reconciler {
             }
             Err(error) => {
                 let is_about_object = apply::is_about_object(&error);
+                let is_refused = apply::is_refused(&error);
+                let error = shown(error);
                 if self.pace.failed(name, is_about_object, Instant::now()) {
-                    warn!(
-                        "failed to write the PlannedImage {name}: {}; retrying",
-                        shown(error)
-                    );
+                    warn!("failed to write the PlannedImage {name}: {error}; retrying");
+                }
+                if let Some(unwritten) = self.unwritten.get_mut(name) {
+                    unwritten.refusal = is_refused.then_some(error);
                 }
                 self.plan_within(SETTLE);
             }
@@ -549,12 +576,14 @@ impl Reconciler {
         })
     }
 
-    /// A plan that was made during a write did not know its result.
+    /// The object is written, unless a plan was made meanwhile, which did not know the result.
     fn compare_again(&mut self, name: &str) {
         let before = self.changes.len();
         self.changes.retain(|change| change.name() != name);
         if self.changes.len() < before {
             self.plan_within(Duration::ZERO);
+        } else {
+            self.unwritten.remove(name);
         }
     }
 
@@ -589,6 +618,7 @@ impl Reconciler {
                 generation: planned.generation,
                 standing: &planned.standing,
                 is_pending: pending.contains(name),
+                refusal: self.refusal(name),
                 gate: self.held(name),
             };
             let status = aggregate::status(subject, &index, nodes, known, (now, &text));
@@ -623,15 +653,28 @@ impl Reconciler {
 
     /// The ImagePrefetches of which a PlannedImage has to be written, or of which a later generation has to be planned.
     fn pending(&self) -> BTreeSet<String> {
-        let mut pending: BTreeSet<String> = BTreeSet::new();
-        for change in self.changes.iter().chain(&self.writing) {
-            pending.extend(change.prefetches().iter().cloned());
-            // One that loses an image: its set changes when that is written.
-            if let Some(known) = self.state.planned.items.get(change.name()) {
-                pending.extend(known.spec.prefetches.iter().cloned());
-            }
-        }
-        pending
+        let unwritten = self.unwritten.values();
+        let unwritten = unwritten.flat_map(|unwritten| unwritten.prefetches.iter().cloned());
+        let writing = self.writing.iter();
+        unwritten
+            .chain(writing.flat_map(|change| self.concerned(change)))
+            .collect()
+    }
+
+    /// The ImagePrefetches that a change concerns: also one that loses an image, because its set changes when that is written.
+    fn concerned(&self, change: &Change) -> BTreeSet<String> {
+        let known = self.state.planned.items.get(change.name());
+        let known = known.into_iter().flat_map(|known| &known.spec.prefetches);
+        change.prefetches().iter().chain(known).cloned().collect()
+    }
+
+    /// The answer of the API server that refused a PlannedImage of an ImagePrefetch.
+    fn refusal(&self, name: &str) -> Option<&str> {
+        let mut unwritten = self.unwritten.values();
+        unwritten.find_map(|unwritten| {
+            let refusal = unwritten.refusal.as_deref()?;
+            unwritten.prefetches.contains(name).then_some(refusal)
+        })
     }
 
     /// Starts the next write of a status that is due.

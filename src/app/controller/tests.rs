@@ -508,6 +508,7 @@ fn status_of(
         generation: Some(3),
         standing,
         is_pending: false,
+        refusal: None,
         gate: None,
     };
     let before = ImagePrefetchStatus::default();
@@ -636,6 +637,38 @@ fn standing_decides_before_nodes() {
 }
 
 #[test]
+fn refused_write_is_named() {
+    let standing = Standing::Resolved {
+        images: 1,
+        malformed: String::new(),
+    };
+    let subject = Subject {
+        name: "a",
+        generation: Some(3),
+        standing: &standing,
+        is_pending: true,
+        refusal: Some("spec.image: Too long"),
+        gate: None,
+    };
+    let now = Instant::now();
+    let status = aggregate::status(
+        subject,
+        &Index::default(),
+        &BTreeMap::from([("n".to_owned(), node(now, &[]))]),
+        &ImagePrefetchStatus::default(),
+        (now, NOW),
+    );
+    assert_eq!(verdict(&status, "Ready"), is("False", "WriteRefused"));
+    assert_eq!(verdict(&status, "Degraded"), is("True", "WriteRefused"));
+    assert!(
+        status
+            .conditions
+            .iter()
+            .all(|condition| condition.message.contains("spec.image"))
+    );
+}
+
+#[test]
 fn failures_are_summed_and_bounded() {
     let images: Vec<String> = (0..60).map(|n| format!("registry.example/{n}:1")).collect();
     let images: Vec<&str> = images.iter().map(String::as_str).collect();
@@ -691,6 +724,7 @@ fn condition_keeps_its_time() {
         generation: Some(4),
         standing: &Standing::Suspended,
         is_pending: false,
+        refusal: None,
         gate: None,
     };
     let planned = BTreeMap::new();

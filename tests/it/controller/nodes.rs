@@ -325,3 +325,43 @@ fn rate_limit_doubles_window() {
     );
     assert_eq!(cluster.get(&object)["metadata"]["resourceVersion"], version);
 }
+
+/// Fails if an ImagePrefetch, whichever has the name now, is ready within some time. Its only node keeps reporting this entry.
+fn assert_never_ready(cluster: &Kubernetes, path: &str, entry: &Value, time: Duration) {
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        report(cluster, 0, entry, &json!([]), &time_ago(0));
+        let object = cluster.get(path);
+        let conditions = object["status"]["conditions"].as_array();
+        let mut conditions = conditions.into_iter().flatten();
+        assert!(
+            !conditions.any(|c| c["type"] == "Ready" && c["status"] == "True"),
+            "{object}"
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn refused_planned_image_is_not_ready() {
+    let cluster = Kubernetes::start();
+    cluster.install_definitions();
+    // As a policy of the cluster would refuse it, or the definition of another version.
+    let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/plannedimages.harpoon.dev";
+    let mut versions = cluster.get(path)["spec"]["versions"].take();
+    versions[0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["image"]["maxLength"] =
+        json!(30);
+    cluster.patch(path, json!({"spec": {"versions": versions}}));
+    std::thread::sleep(Duration::from_secs(3));
+    let _running = controller(&cluster).start();
+    create_nodes(&cluster, 1);
+    let good = "registry.example/good:1";
+    let bad = format!("registry.example/{}:1", unique("refused-image"));
+    let path = prefetch(&cluster, "shop", list(&[good, &bad]));
+    eventually("planned", SOON, || images(&cluster, "shop") == [good]);
+    // The node has all that it is told of.
+    let entry = entry("shop", &current(&cluster, "shop"), [1, 1, 0, 0]);
+    assert_never_ready(&cluster, &path, &entry, Duration::from_secs(10));
+    let message = wait_for(&cluster, &path, "Degraded", ("True", "WriteRefused"));
+    assert!(message.contains("spec.image"), "{message}");
+}
