@@ -56,14 +56,17 @@ const BATCH: usize = 4096;
 
 type InFlight<T> = Option<LocalBoxFuture<'static, T>>;
 type WriteOutcome = (Change, Result<Written, kube::Error>);
+/// The name and the uid of the ImagePrefetch first.
 type StatusOutcome = (
-    String,
+    (String, String),
     Vec<events::Notice>,
     Result<AnyPrefetch, kube::Error>,
 );
 
 /// An ImagePrefetch as it was planned last.
 struct PlannedPrefetch {
+    /// Tells it from one that is created under its name later.
+    uid: String,
     generation: Option<i64>,
     standing: Standing,
     /// Its images, if they are known.
@@ -107,8 +110,9 @@ pub(super) struct Reconciler {
     is_summed_up: bool,
     /// The time to look again at a status that may not be written yet.
     status_at: Option<Instant>,
-    /// Statuses that differ from those of the objects, each with the time from which it may be written.
-    statuses: VecDeque<(String, ImagePrefetchStatus, Instant)>,
+    /// Statuses that differ from those of the objects, each with the name and the uid of its object, and the time from which it may
+    /// be written.
+    statuses: VecDeque<((String, String), ImagePrefetchStatus, Instant)>,
     status_pace: StatusPace,
     status_write: InFlight<StatusOutcome>,
 
@@ -340,16 +344,16 @@ impl Reconciler {
             return;
         }
         self.plan_at = None;
-        let names = Vec::from_iter(self.state.prefetches.items.keys().cloned());
-        let planned = names.into_iter().map(|name| {
-            let (standing, resolved) = self.standing(&name);
-            let prefetch = self.state.prefetches.items.get(&name);
+        let prefetches = self.state.prefetches.items.iter();
+        let planned = prefetches.map(|(name, prefetch)| {
+            let (standing, resolved) = self.standing(name);
             let planned = PlannedPrefetch {
-                generation: prefetch.and_then(|prefetch| prefetch.generation),
+                uid: prefetch.uid.clone(),
+                generation: prefetch.generation,
                 standing,
                 resolved,
             };
-            (name, planned)
+            (name.clone(), planned)
         });
         self.planned = planned.collect();
         let wall = SystemTime::now();
@@ -519,7 +523,8 @@ impl Reconciler {
             }
             let planned = self.planned.get(name);
             let is_settled = planned.is_some_and(|planned| {
-                planned.generation == prefetch.generation && planned.standing != Standing::Listing
+                (&planned.uid, planned.generation) == (&prefetch.uid, prefetch.generation)
+                    && planned.standing != Standing::Listing
             });
             let revision = index.revision(name).to_owned();
             let is_settled = is_settled && !pending.contains(name);
@@ -599,16 +604,22 @@ impl Reconciler {
         self.is_summed_up = true;
         self.status_at = None;
         let pending: BTreeSet<String> = self.pending();
-        self.status_pace.note_pending(&pending, now);
+        let prefetches = &self.state.prefetches.items;
+        let uids = pending.iter().filter_map(|name| prefetches.get(name));
+        let uids = uids.map(|prefetch| prefetch.uid.clone()).collect();
+        self.status_pace.note_pending(&uids, now);
         let index = Index::new(&self.state.planned.items);
         let nodes = &self.state.nodes.items;
         let text = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         self.statuses.clear();
         for (name, planned) in &self.planned {
-            let Some(prefetch) = self.state.prefetches.items.get(name) else {
+            let prefetch = prefetches.get(name);
+            // What was planned for a deleted one says nothing about its successor.
+            let Some(prefetch) = prefetch.filter(|prefetch| prefetch.uid == planned.uid) else {
                 continue;
             };
-            let known = match (&prefetch.spec, self.status_pace.written(name)) {
+            let uid = &prefetch.uid;
+            let known = match (&prefetch.spec, self.status_pace.written(uid)) {
                 // The status of an object that cannot be decoded is not known otherwise.
                 (Err(_), Some(written)) => written,
                 _ => &prefetch.status,
@@ -623,8 +634,9 @@ impl Reconciler {
             };
             let status = aggregate::status(subject, &index, nodes, known, (now, &text));
             if status != *known {
-                let due = self.status_pace.due(name, known, &status, now);
-                self.statuses.push_back((name.clone(), status, due));
+                let due = self.status_pace.due(uid, known, &status, now);
+                let key = (name.clone(), uid.clone());
+                self.statuses.push_back((key, status, due));
             }
         }
         for (state, count) in NodeState::ALL
@@ -646,9 +658,9 @@ impl Reconciler {
         {
             self.plan_within(Duration::ZERO);
         }
-        let prefetches = &self.state.prefetches.items;
-        self.status_pace
-            .retain(|name| prefetches.contains_key(name));
+        let prefetches = self.state.prefetches.items.values();
+        let uids: BTreeSet<&str> = prefetches.map(|prefetch| &*prefetch.uid).collect();
+        self.status_pace.retain(|uid| uids.contains(uid));
     }
 
     /// The ImagePrefetches of which a PlannedImage has to be written, or of which a later generation has to be planned.
@@ -683,7 +695,7 @@ impl Reconciler {
             return;
         }
         let due = self.statuses.iter().position(|(.., due)| *due <= now);
-        let Some((name, status, _)) = due.and_then(|at| self.statuses.remove(at)) else {
+        let Some(((name, uid), status, _)) = due.and_then(|at| self.statuses.remove(at)) else {
             // They are summed up again when the first of them may be written.
             self.status_at = self.statuses.iter().map(|(.., due)| *due).min();
             self.statuses.clear();
@@ -692,14 +704,15 @@ impl Reconciler {
         // The watch may tell of the new status before the response to the write is here.
         let known = self.state.prefetches.items.get(&name);
         let known = known.map_or_else(ImagePrefetchStatus::default, |known| known.status.clone());
-        self.status_pace.write(&name, &known, &status, now);
+        self.status_pace.write(&uid, &known, &status, now);
         let before = known.conditions;
         let api: Api<AnyPrefetch> = Api::all(self.client.clone());
         self.status_write = Some(Box::pin(async move {
             let object = json!({
                 "apiVersion": "harpoon.dev/v1alpha1",
                 "kind": "ImagePrefetch",
-                "metadata": {"name": name},
+                // The uid is a precondition.
+                "metadata": {"name": name, "uid": uid},
                 "status": status,
             });
             let params = PatchParams::apply(MANAGER).force();
@@ -707,28 +720,25 @@ impl Reconciler {
             let write = api.patch_status(&name, &params, &patch);
             let outcome = apply::in_time(write).await;
             let notices = events::notices(&before, &status.conditions);
-            (name, notices, outcome)
+            ((name, uid), notices, outcome)
         }));
     }
 
-    fn wrote_status(&mut self, (name, notices, outcome): StatusOutcome) {
+    fn wrote_status(&mut self, ((name, uid), notices, outcome): StatusOutcome) {
         // Further ones may be due.
         self.is_summed_up = false;
         let known = self.state.prefetches.items.get_mut(&name);
-        match (outcome, known) {
+        match (outcome, known.filter(|known| known.uid == uid)) {
             (Ok(object), Some(known)) => {
-                self.status_pace.succeeded(&name);
-                self.events.publish(notices, &name, &known.uid);
-                let stored = object.read();
-                if stored.uid == known.uid {
-                    known.status = stored.status;
-                }
+                self.status_pace.succeeded(&uid);
+                self.events.publish(notices, &name, &uid);
+                known.status = object.read().status;
             }
-            // It was deleted meanwhile.
+            // It was deleted meanwhile, or the watch is about to say so.
             (_, None) => {}
-            (Err(kube::Error::Api(status)), _) if status.code == 404 => {}
+            (Err(kube::Error::Api(status)), _) if matches!(status.code, 404 | 409) => {}
             (Err(error), _) => {
-                let failures = self.status_pace.failed(&name);
+                let failures = self.status_pace.failed(&uid);
                 let error = shown(error);
                 if failures.is_power_of_two() {
                     warn!(

@@ -29,7 +29,7 @@ struct Written {
     rest: Duration,
 }
 
-/// The last writes, and what they wait for, by ImagePrefetch.
+/// The last writes, and what they wait for, by the uid of the ImagePrefetch.
 #[derive(Debug, Default)]
 pub(super) struct StatusPace {
     written: BTreeMap<String, Written>,
@@ -39,27 +39,27 @@ pub(super) struct StatusPace {
 
 impl StatusPace {
     /// The status that was written last.
-    pub(super) fn written(&self, name: &str) -> Option<&ImagePrefetchStatus> {
-        self.written.get(name).map(|written| &written.status)
+    pub(super) fn written(&self, uid: &str) -> Option<&ImagePrefetchStatus> {
+        self.written.get(uid).map(|written| &written.status)
     }
 
     /// Notes the ImagePrefetches of which PlannedImages have to be written.
     pub(super) fn note_pending(&mut self, pending: &BTreeSet<String>, now: Instant) {
-        self.pending.retain(|name, _| pending.contains(name));
-        for name in pending {
-            self.pending.entry(name.clone()).or_insert(now);
+        self.pending.retain(|uid, _| pending.contains(uid));
+        for uid in pending {
+            self.pending.entry(uid.clone()).or_insert(now);
         }
     }
 
     /// The time from which the status may be written in place of the known one.
     pub(super) fn due(
         &self,
-        name: &str,
+        uid: &str,
         known: &ImagePrefetchStatus,
         status: &ImagePrefetchStatus,
         now: Instant,
     ) -> Instant {
-        let last = self.written.get(name);
+        let last = self.written.get(uid);
         let interval = match last {
             _ if is_news(known, status) || !is_progressing(status) => INTERVAL,
             Some(written) if !written.is_news => PROGRESS[1],
@@ -68,7 +68,7 @@ impl StatusPace {
         let free = last.map_or(now, |written| written.at + interval.max(written.rest));
         let planned = self
             .pending
-            .get(name)
+            .get(uid)
             .map_or(now, |since| *since + PLAN_WAIT);
         free.max(planned)
     }
@@ -76,12 +76,12 @@ impl StatusPace {
     /// The status is written now in place of the known one.
     pub(super) fn write(
         &mut self,
-        name: &str,
+        uid: &str,
         known: &ImagePrefetchStatus,
         status: &ImagePrefetchStatus,
         now: Instant,
     ) {
-        let last = self.written.get(name);
+        let last = self.written.get(uid);
         let (failures, rest) =
             last.map_or_else(Default::default, |last| (last.failures, last.rest));
         let written = Written {
@@ -91,19 +91,19 @@ impl StatusPace {
             failures,
             rest,
         };
-        self.written.insert(name.to_owned(), written);
+        self.written.insert(uid.to_owned(), written);
     }
 
     /// The last write has succeeded.
-    pub(super) fn succeeded(&mut self, name: &str) {
-        if let Some(written) = self.written.get_mut(name) {
+    pub(super) fn succeeded(&mut self, uid: &str) {
+        if let Some(written) = self.written.get_mut(uid) {
             (written.failures, written.rest) = (0, Duration::ZERO);
         }
     }
 
     /// The last write has failed. Returns the number of failures since a success.
-    pub(super) fn failed(&mut self, name: &str) -> u32 {
-        let Some(written) = self.written.get_mut(name) else {
+    pub(super) fn failed(&mut self, uid: &str) -> u32 {
+        let Some(written) = self.written.get_mut(uid) else {
             return 1;
         };
         written.failures = written.failures.saturating_add(1);
@@ -113,7 +113,7 @@ impl StatusPace {
 
     /// Forgets ImagePrefetches that are gone.
     pub(super) fn retain(&mut self, exists: impl Fn(&str) -> bool) {
-        self.written.retain(|name, _| exists(name));
+        self.written.retain(|uid, _| exists(uid));
     }
 }
 

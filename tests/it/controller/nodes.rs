@@ -365,3 +365,21 @@ fn refused_planned_image_is_not_ready() {
     let message = wait_for(&cluster, &path, "Degraded", ("True", "WriteRefused"));
     assert!(message.contains("spec.image"), "{message}");
 }
+
+#[test]
+fn recreated_prefetch_starts_anew() {
+    let cluster = Controlled::start(Kubernetes::start());
+    create_nodes(&cluster, 1);
+    let image = |tag: u32| format!("registry.example/shop:{tag}");
+    let path = prefetch(&cluster, "shop", list(&[&image(42)]));
+    eventually("planned", SOON, || images(&cluster, "shop") == [image(42)]);
+    let entry = entry("shop", &current(&cluster, "shop"), [1, 1, 0, 0]);
+    report(&cluster, 0, &entry, &json!([]), &time_ago(0));
+    wait_for(&cluster, &path, "Ready", ("True", "Complete"));
+    // So that the pace of statuses delays nothing.
+    std::thread::sleep(Duration::from_secs(6));
+    cluster.delete(&path);
+    prefetch(&cluster, "shop", list(&[&image(43)]));
+    assert_never_ready(&cluster, &path, &entry, Duration::from_secs(8));
+    wait_for(&cluster, &path, "Ready", ("False", "Updating"));
+}
