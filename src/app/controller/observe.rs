@@ -141,6 +141,8 @@ pub(super) struct Table<T> {
     incoming: BTreeMap<String, T>,
     /// True once its list was complete.
     pub(super) is_synced: bool,
+    /// The object that is being written, until the watch tells of it.
+    writing: Option<String>,
 }
 
 impl<T> Default for Table<T> {
@@ -149,6 +151,7 @@ impl<T> Default for Table<T> {
             items: BTreeMap::new(),
             incoming: BTreeMap::new(),
             is_synced: false,
+            writing: None,
         }
     }
 }
@@ -171,17 +174,45 @@ impl<T: Clone> Table<T> {
             Event::InitDone => {
                 self.items = std::mem::take(&mut self.incoming);
                 self.is_synced = true;
+                self.writing = None;
                 return true;
             }
             Event::Apply(object) => {
                 let name = object.name_any();
+                self.writing.take_if(|writing| *writing == name);
                 let item = convert(&object, self.items.get(&name), false);
                 self.items.insert(name, item);
                 return true;
             }
-            Event::Delete(object) => return self.items.remove(&object.name_any()).is_some(),
+            Event::Delete(object) => {
+                let name = object.name_any();
+                self.writing.take_if(|writing| *writing == name);
+                return self.items.remove(&name).is_some();
+            }
         }
         false
+    }
+}
+
+impl Table<Planned> {
+    /// Notes that a write of an object begins.
+    pub(super) fn write(&mut self, name: &str) {
+        self.writing = Some(name.to_owned());
+    }
+
+    /// Takes in the object as the response to the write has it; `None` if it is gone. Returns false if the watch has told of another
+    /// one since the write began: that is newer, or is about to be followed by what was written.
+    pub(super) fn wrote(&mut self, name: &str, stored: Option<Planned>) -> bool {
+        let was_told = self.writing.take().is_none();
+        let version = |planned: &Planned| planned.resource_version.clone();
+        if was_told && self.items.get(name).map(version) != stored.as_ref().map(version) {
+            return false;
+        }
+        match stored {
+            Some(stored) => self.items.insert(name.to_owned(), stored),
+            None => self.items.remove(name),
+        };
+        true
     }
 }
 

@@ -23,7 +23,7 @@ use super::gate::{Gate, Held};
 use super::guard::{Guard, Outcome};
 use super::leader::Fence;
 use super::merge::{self, Demanded, Desired, Planning};
-use super::observe::{Changed, Seen, State};
+use super::observe::{Changed, Planned, Seen, State};
 use super::prefetch::AnyPrefetch;
 use super::pressure::Teller;
 use super::resolve::{self, Demand, Resolved};
@@ -463,6 +463,7 @@ impl Reconciler {
             return;
         };
         self.pace.take();
+        self.state.planned.write(change.name());
         self.writing = Some(change.clone());
         let client = self.client.clone();
         self.write = Some(Box::pin(async move {
@@ -474,13 +475,10 @@ impl Reconciler {
     fn wrote(&mut self, change: &Change, outcome: Result<Written, kube::Error>) {
         let name = change.name();
         self.writing = None;
-        let planned = &mut self.state.planned.items;
         match outcome {
             Ok(Written::Applied(object)) => {
                 debug!(name, "wrote a PlannedImage");
-                planned.insert(name.to_owned(), *object);
-                self.pace.succeeded(name);
-                self.compare_again(name);
+                self.take_in_written(name, Some(*object));
                 if let Change::Retire(..) = change {
                     // Its deletion is due later.
                     self.plan_within(SETTLE);
@@ -488,9 +486,7 @@ impl Reconciler {
             }
             Ok(Written::Deleted) => {
                 debug!(name, "deleted a PlannedImage");
-                planned.remove(name);
-                self.pace.succeeded(name);
-                self.compare_again(name);
+                self.take_in_written(name, None);
             }
             Err(error) => {
                 let is_about_object = apply::is_about_object(&error);
@@ -581,11 +577,14 @@ impl Reconciler {
         })
     }
 
-    /// The object is written, unless a plan was made meanwhile, which did not know the result.
-    fn compare_again(&mut self, name: &str) {
+    /// The object is written, unless a plan was made meanwhile, which did not know the result, or the watch knows better.
+    fn take_in_written(&mut self, name: &str, stored: Option<Planned>) {
+        self.pace.succeeded(name);
         let before = self.changes.len();
         self.changes.retain(|change| change.name() != name);
-        if self.changes.len() < before {
+        if !self.state.planned.wrote(name, stored) {
+            self.plan_within(SETTLE);
+        } else if self.changes.len() < before {
             self.plan_within(Duration::ZERO);
         } else {
             self.unwritten.remove(name);

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
+use kube::runtime::watcher::Event;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -11,11 +12,12 @@ use super::apply::{self, Change, Pace};
 use super::brake::Brakes;
 use super::events;
 use super::merge::{self, Demanded, Desired, Planning};
-use super::observe::{Node, Planned, Refusal, State};
+use super::observe::{Node, Planned, Refusal, State, Table, planned};
 use super::resolve::{self, Resolved};
 use super::watches::Needs;
 use crate::api::v1alpha1::{
-    Condition, ImagePrefetchSpec, ImagePrefetchStatus, NodePrefetchEntry, PlannedImageSpec,
+    Condition, ImagePrefetchSpec, ImagePrefetchStatus, NodePrefetchEntry, PlannedImage,
+    PlannedImageSpec,
 };
 use crate::app::continuous::names;
 use crate::discovery::workloads::Scope;
@@ -324,6 +326,43 @@ fn stored_object_that_differs_is_written_once() {
     let known = existing.values_mut().next().unwrap();
     known.written = Some(Box::new(one(&desired).clone()));
     assert_eq!(count(&existing), 0);
+}
+
+#[test]
+fn watch_knows_better_than_response() {
+    let object = |version: &str| {
+        let mut object = PlannedImage::new("web", PlannedImageSpec::default());
+        object.metadata.resource_version = Some(version.to_owned());
+        object
+    };
+    let stored = |version| Some(planned(&object(version), None));
+    let known = |events: Vec<Event<PlannedImage>>, response| {
+        let mut table = Table::default();
+        let before = Event::Apply(object("1"));
+        table.handle(before, |object, known, _| planned(object, known));
+        table.write("web");
+        for event in events {
+            table.handle(event, |object, known, _| planned(object, known));
+        }
+        let is_taken = table.wrote("web", response);
+        let version = table.items.remove("web").map(|web| web.resource_version);
+        (is_taken, version.unwrap_or_default())
+    };
+    let (apply, delete) = (|v| Event::Apply(object(v)), |v| Event::Delete(object(v)));
+    let is = |is_taken: bool, version: &str| (is_taken, version.to_owned());
+    assert_eq!(known(vec![], stored("2")), is(true, "2"));
+    assert_eq!(known(vec![apply("2")], stored("2")), is(true, "2"));
+    assert_eq!(known(vec![], None), is(true, ""));
+    assert_eq!(known(vec![delete("2")], None), is(true, ""));
+    // Somebody deleted, changed or created it after the write.
+    let deleted = vec![apply("2"), delete("3")];
+    assert_eq!(known(deleted, stored("2")), is(false, ""));
+    let changed = vec![apply("2"), apply("3")];
+    assert_eq!(known(changed, stored("2")), is(false, "3"));
+    let created = vec![delete("2"), apply("3")];
+    assert_eq!(known(created, None), is(false, "3"));
+    let listed = vec![Event::Init, Event::InitDone];
+    assert_eq!(known(listed, stored("2")), is(false, ""));
 }
 
 #[test]
