@@ -138,6 +138,11 @@ impl Machine {
             || (self.awaits_condition && settled.is_none())
     }
 
+    /// Returns whether the node was let in, and nobody has put a taint back.
+    fn was_opened(&self) -> bool {
+        self.taints.is_empty() && self.condition.as_ref().is_some_and(|told| told.is_open)
+    }
+
     /// The rest of a timeout.
     fn left(&self, gate: &Gate, clock: Clock) -> Duration {
         let known = clock.now.saturating_duration_since(self.seen);
@@ -246,8 +251,10 @@ pub(super) fn decide<'a>(
     // An object of an earlier Node of this name tells nothing about this one.
     let report = report.filter(|node| node.owner.as_ref().is_none_or(|uid| *uid == machine.uid));
     let missing = gates.iter().filter(|gate| !gate.is_complete(report));
+    // A later gate or a longer timeout does not hold a node that has its pods already.
+    let was_opened = machine.was_opened();
     let (waiting, expired): (Vec<&Gate>, Vec<&Gate>) =
-        missing.partition(|gate| !machine.left(gate, clock).is_zero());
+        missing.partition(|gate| !was_opened && !machine.left(gate, clock).is_zero());
     let open = |reason, message: String| Decision {
         is_held: false,
         reason,

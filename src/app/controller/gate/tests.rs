@@ -182,6 +182,28 @@ fn only_own_taints_are_removed() {
 }
 
 #[test]
+fn opened_node_stays_open() {
+    let at = clock();
+    let mut node = machine(MINUTE * 11, MINUTE * 11, at);
+    let planned = planned(&["shop"]);
+    let gates = [gate("shop")];
+    let decision = decide(&node, &gates, None, &Index::new(&planned), at);
+    let opened = action("n", &node, &decision).unwrap();
+    let taints = node.taints.clone();
+    node.written(&opened, true, true);
+    let longer = Gate::new("shop", "1h", names::revision(["web"]), true);
+    let gates = [
+        longer,
+        Gate::new("new", "1h", names::revision(["db"]), true),
+    ];
+    let (is_held, said) = decided(&node, &gates, None, at);
+    assert!(!is_held && said.starts_with("TimedOut: "), "{said}");
+    // Somebody has put the taint back.
+    node.taints = taints;
+    assert!(decided(&node, &gates, None, at).0);
+}
+
+#[test]
 fn unconcerned_nodes_are_left_alone() {
     let node = |taint: &str, condition: Value| {
         read(
