@@ -33,8 +33,9 @@ const GAP: Duration = Duration::from_millis(200);
 const TICK: Duration = Duration::from_secs(60);
 /// The first and the longest pause after an Event that could not be written.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
-/// Characters of the message of a condition that are kept.
+/// Characters and bytes of the message of a condition that are kept. The API server takes 1024 bytes.
 const MESSAGE_MAX: usize = 300;
+const NOTE_MAX: usize = 1000;
 /// Maximum size in bytes of the name of a controller, which the API server checks.
 const INSTANCE_MAX: usize = 128;
 
@@ -52,7 +53,7 @@ impl Pressure {
         let condition = conditions.find(|c| c.kind == DISK_PRESSURE && c.status == "True")?;
         Some(Self {
             since: condition.last_transition_time.clone(),
-            message: clip_sanitized(&condition.message, MESSAGE_MAX),
+            message: clip_bytes(&clip_sanitized(&condition.message, MESSAGE_MAX), NOTE_MAX),
         })
     }
 
@@ -343,6 +344,18 @@ mod tests {
             ..first
         };
         assert_ne!(known, name(&broken, Duration::ZERO));
+    }
+
+    #[test]
+    fn note_fits_into_an_event() {
+        let condition = Condition {
+            kind: DISK_PRESSURE.to_owned(),
+            status: "True".to_owned(),
+            message: "😀".repeat(400),
+            ..Condition::default()
+        };
+        let pressure = Pressure::of(&[condition]).unwrap();
+        assert!(pressure.message.len() <= 1024, "{}", pressure.message);
     }
 
     #[test]
