@@ -11,7 +11,7 @@ use crate::model::reference::Reference;
 use crate::model::seal::SealPolicy;
 use crate::model::stored_image::StoredImage;
 use crate::model::text::sanitize;
-use crate::runtime::containerd::{Keep, Pins, Seal, Seals, Store};
+use crate::runtime::containerd::{Keep, Pins, Seal, Seals, Store, Unsettled};
 use crate::runtime::cri::Cri;
 use crate::runtime::detect::{Runtime, of_daemon};
 use crate::runtime::image_fs::ImageFsError;
@@ -211,11 +211,21 @@ impl SealingRuntime {
         }
     }
 
-    /// Forgets the names that [`SealingRuntime::settle`] has not removed.
-    pub fn forget_kept(&self) {
+    /// The names that [`SealingRuntime::settle`] has not removed, for a later connection to the same runtime.
+    pub fn unsettled(&self) -> Unsettled {
+        self.seals().map(Seals::unsettled).unwrap_or_default()
+    }
+
+    /// Takes over the names that an earlier connection has left.
+    pub fn resume(&self, names: Unsettled) {
         if let Some(seals) = self.seals() {
-            seals.forget_kept();
+            seals.resume(names);
         }
+    }
+
+    /// Forgets the names that [`SealingRuntime::settle`] has kept. Returns whether others are left.
+    pub fn forget_kept(&self) -> bool {
+        self.seals().is_some_and(Seals::forget_kept)
     }
 
     /// The normalised references of images that were sealed by this runtime and have a name all the same.

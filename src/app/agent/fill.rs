@@ -98,7 +98,8 @@ pub(super) async fn fill(agent: &Agent, runtime: Runtime) -> Lost {
         .await
     };
     agent.checks.runtime.pass();
-    tokio::select! {
+    runtime.resume(std::mem::take(&mut *agent.unsettled()));
+    let lost = tokio::select! {
         lost = connection::until_lost(runtime.runtime()) => lost,
         never = Box::pin(pulling) => match never {},
         never = Box::pin(plan(agent, runtime, &feed)) => match never {},
@@ -107,7 +108,9 @@ pub(super) async fn fill(agent: &Agent, runtime: Runtime) -> Lost {
         never = Box::pin(settle(agent, runtime)) => match never {},
         never = Box::pin(measure(agent, runtime)) => match never {},
         never = Box::pin(retention::removals(agent, runtime)) => match never {},
-    }
+    };
+    *agent.unsettled() = runtime.unsettled();
+    lost
 }
 
 /// The budget at the start. A store that does not tell its usage is asked again before each pull. Nothing is pulled while the
@@ -281,9 +284,11 @@ async fn renew(agent: &Agent, runtime: &SealingRuntime) -> Infallible {
 /// Removes the names that pulls through the CRI have made of sealed images.
 async fn settle(agent: &Agent, runtime: &SealingRuntime) -> Infallible {
     loop {
-        agent.sealed.notified().await;
         runtime.settle().await;
-        runtime.forget_kept();
+        while runtime.forget_kept() {
+            runtime.settle().await;
+        }
+        agent.sealed.notified().await;
     }
 }
 

@@ -34,6 +34,7 @@ use crate::fill::FillMode;
 use crate::kube_api::connect::{self, Cluster};
 use crate::model::image_size::DiskLimit;
 use crate::planning::disk_marks::DiskMarks;
+use crate::runtime::containerd::Unsettled;
 
 mod connection;
 mod desired;
@@ -82,6 +83,8 @@ struct Agent {
     state: Mutex<State>,
     /// The marks of the image file system, for the life of the agent: they know what was lost.
     marks: Mutex<DiskMarks>,
+    /// Names of sealed images that the last connection to the runtime has not removed.
+    unsettled: Mutex<Unsettled>,
     metrics: AgentMetrics,
     checks: Checks,
     /// Something has changed that the plan depends on.
@@ -129,6 +132,7 @@ pub(crate) async fn run(settings: Settings, keyring: Keyring, shutdown: &Shutdow
         keyring,
         state: Mutex::new(State::new()),
         marks: Mutex::new(marks),
+        unsettled: Mutex::default(),
         metrics,
         checks,
         planned: Notify::new(),
@@ -170,6 +174,12 @@ impl Agent {
 
     fn marks(&self) -> MutexGuard<'_, DiskMarks> {
         self.marks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unsettled(&self) -> MutexGuard<'_, Unsettled> {
+        self.unsettled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The marks, unless they are turned off.

@@ -40,7 +40,7 @@ pub use beside::Beside;
 pub use config::{Config, HostDir};
 pub use events::Removal;
 pub use pins::{PinChanges, Pins};
-pub use seal::{Keep, Seal, Seals};
+pub use seal::{Keep, Seal, Seals, Unsettled};
 pub use store::{BlobReader, BlobWriter, Labels, Prepared, Store};
 
 /// The CRI plugin keeps everything in this namespace of containerd.

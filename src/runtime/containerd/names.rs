@@ -56,6 +56,11 @@ impl Pending {
         self.due
     }
 
+    /// Has the names looked at again after a pause.
+    pub(super) fn postpone(&mut self) {
+        self.due = Instant::now() + PAUSE;
+    }
+
     /// Returns whether nobody else has changed the names.
     fn is_untouched(&self, now: &HashMap<String, Image>) -> bool {
         self.names.iter().all(|(name, at)| {

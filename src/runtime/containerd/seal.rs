@@ -74,6 +74,10 @@ pub struct Seals {
     pending: Mutex<Vec<Pending>>,
 }
 
+/// Names of sealed images that are still to be removed.
+#[derive(Debug, Default)]
+pub struct Unsettled(Vec<Pending>);
+
 /// The names before a pull through the CRI, which makes names. Times are in seconds of the Unix epoch.
 #[derive(Debug)]
 pub struct Before {
@@ -309,23 +313,46 @@ impl Seals {
                 pending.remove(next);
                 continue;
             }
-            next += 1;
             match removed {
-                Err(error) => tracing::warn!(
-                    image,
-                    "failed to remove the name of a sealed image: {}",
-                    sanitize(&error.message)
-                ),
+                Err(error) => {
+                    tracing::warn!(
+                        image,
+                        "failed to remove the name of a sealed image: {}",
+                        sanitize(&error.message)
+                    );
+                    let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+                    pending
+                        .iter_mut()
+                        .skip(next)
+                        .take(1)
+                        .for_each(Pending::postpone);
+                }
                 Ok(_) => tracing::info!(image, "kept the name of a sealed image, which is in use"),
             }
+            next += 1;
         }
     }
 
-    /// Forgets the names that [`Seals::settle`] has not removed, so that a process that runs for long does not collect them.
-    pub fn forget_kept(&self) {
+    /// The names that [`Seals::settle`] has not removed, for the seals of a later connection.
+    pub fn unsettled(&self) -> Unsettled {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        Unsettled(std::mem::take(&mut *pending))
+    }
+
+    /// Takes over the names that an earlier connection to the same containerd has left.
+    pub fn resume(&self, Unsettled(mut names): Unsettled) {
+        names.iter_mut().for_each(Pending::postpone);
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        pending.append(&mut names);
+    }
+
+    /// Forgets the names that [`Seals::settle`] has kept, so that a process that runs for long does not collect them. Returns
+    /// whether others are left, because containerd did not answer, for example.
+    pub fn forget_kept(&self) -> bool {
         let now = tokio::time::Instant::now();
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         pending.retain(|names| names.due() > now);
+        !pending.is_empty()
     }
 
     /// The normalised references of images whose names [`Seals::settle`] has not removed.

@@ -143,6 +143,33 @@ fn pulls_that_overlap_leave_no_name() {
     assert_eq!(visible(containerd, &repository), [""; 0]);
 }
 
+#[test]
+fn outage_leaves_no_name() {
+    let containerd = leaked();
+    let registry = registry_with_password();
+    let repository = unique("sealed-outage");
+    let pushed = registry.push(&format!("{repository}:1"));
+    let image = Reference::parse(&pushed.reference).unwrap();
+    block_on(async move {
+        let cri = connect(containerd).await;
+        let seals = cri.seals().unwrap();
+        let (right, progress) = (login(USER, PASSWORD), Progress::default());
+        let before = seals.before().await.unwrap();
+        cri.pull(&image, Some(&right), &progress).await.unwrap();
+        seals.adopt(before, &image, KEEP).await.unwrap();
+        containerd.kill();
+        seals.settle().await;
+        assert!(seals.forget_kept());
+        containerd.restart();
+        let again = connect(containerd).await;
+        let names = again.seals().unwrap();
+        names.resume(seals.unsettled());
+        names.settle().await;
+        assert!(!names.forget_kept());
+    });
+    assert_eq!(visible(containerd, &repository), [""; 0]);
+}
+
 /// Every lease has an expiry, and nothing but leases holds what is there.
 #[test]
 fn kills_leave_nothing_for_ever() {
