@@ -71,6 +71,8 @@ const RULES: &[Rule] = &[
             "runtime::docker",
             "runtime::oci",
             "runtime::detect",
+            "runtime::containerd",
+            "runtime::sealing",
             "bollard",
             "tonic",
             "reqwest",

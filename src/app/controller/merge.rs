@@ -249,8 +249,13 @@ fn finish(
     let at_start = known.and_then(|known| known.spec.rollout.nodes);
     spec.rollout.nodes = Some(at_start.unwrap_or(planning.nodes));
     slow_down(&mut spec.rollout, i32::try_from(brake).unwrap_or(0));
-    let size = serde_json::to_string(&spec).map_or(usize::MAX, |json| json.len());
-    let is_widened = size > MAX_SPEC_BYTES && !spec.placements.is_empty();
+    let size = |json: serde_json::Result<String>| json.map_or(usize::MAX, |json| json.len());
+    let placements = size(serde_json::to_string(&spec.placements));
+    let others = size(serde_json::to_string(&spec)).saturating_sub(placements);
+    // Of an object that other fields make too large, the placements stay: without them it would go to all nodes for nothing.
+    let is_widened = !spec.placements.is_empty()
+        && others.saturating_add(placements) > MAX_SPEC_BYTES
+        && (others <= MAX_SPEC_BYTES || placements > MAX_SPEC_BYTES);
     if is_widened {
         spec.placements.clear();
     }

@@ -186,6 +186,31 @@ fn spellings_and_prefetches_become_one_object() {
 }
 
 #[test]
+fn only_large_placements_are_dropped() {
+    let secrets = |count: usize| -> Vec<Value> {
+        let names = (0..count).map(|n| format!("secret-{n}-{}", "x".repeat(80)));
+        names
+            .map(|name| json!({"namespace": "shop", "name": name}))
+            .collect()
+    };
+    let placements = |pools: usize, count: usize| {
+        let pools: Vec<String> = (0..pools).map(|n| format!("pool-{n}")).collect();
+        let selector =
+            json!({"matchExpressions": [{"key": "pool", "operator": "In", "values": pools}]});
+        let spec = spec(
+            json!({"source": {"images": ["web"]}, "nodeSelector": selector, "pullSecrets": secrets(count)}),
+        );
+        one(&merged(&[("a", Some(&spec))], &BTreeMap::new()))
+            .placements
+            .len()
+    };
+    assert_eq!(placements(2, 2), 1);
+    assert_eq!(placements(200, 2), 0);
+    assert_eq!(placements(2, 18), 1);
+    assert_eq!(placements(200, 18), 0);
+}
+
+#[test]
 fn wider_placement_is_another_rollout() {
     let pool = |pool: &str| {
         spec(
