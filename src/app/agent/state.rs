@@ -343,7 +343,12 @@ impl State {
             if image.attempts == Attempts::Running || image.has_come_since(asked) {
                 // Its pull goes on only if it is known to be needed.
                 if image.presence == Presence::Unknown {
-                    image.presence = Presence::Absent;
+                    image.presence = match status {
+                        Ok(Some(stored)) if image.moved.is_some() => {
+                            Presence::Present(stored, asked)
+                        }
+                        _ => Presence::Absent,
+                    };
                 }
                 continue;
             }

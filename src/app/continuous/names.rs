@@ -29,7 +29,8 @@ pub(crate) fn planned_image(normalized: &str) -> String {
 }
 
 /// A PlannedImage as a revision counts it: its name, and a hash of its placements if it has any. Otherwise a node that comes to
-/// need an image would count as complete until it reports that it pulls.
+/// need an image would count as complete until it reports that it pulls. Versions with different fields of [`Placement`] do not
+/// agree about objects that have placements.
 pub(crate) fn revised(name: &str, placements: &[Placement]) -> String {
     match placements {
         [] => name.to_owned(),

@@ -57,18 +57,9 @@ impl<'a> Index<'a> {
                 index.by_prefetch.entry(prefetch).or_default().insert(name);
             }
         }
-        let revised: Vec<_> = planned
-            .iter()
-            .map(|(name, planned)| names::revised(name, &planned.spec.placements))
-            .collect();
-        let prefetches = planned.values().map(|planned| &*planned.spec.prefetches);
-        let revisions = names::revisions(prefetches.zip(revised.iter().map(String::as_str)));
-        let revisions = revisions.into_iter();
-        index.revisions = revisions
-            .filter_map(|(name, revision)| {
-                Some((*index.by_prefetch.get_key_value(name)?.0, revision))
-            })
-            .collect();
+        let planned = planned.values();
+        let planned = planned.map(|planned| (&*planned.spec.prefetches, &*planned.revised));
+        index.revisions = names::revisions(planned);
         index.empty = names::revision([]);
         index
     }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::observe::Planned;
 use super::resolve::Resolved;
 use crate::api::v1alpha1::{
-    ImagePrefetchSpec, PlannedImageSpec, PlannedRollout, Retention, RetentionPolicy, Rollout,
-    RolloutType, Seal,
+    ImagePrefetchSpec, Placement, PlannedImageSpec, PlannedRollout, Retention, RetentionPolicy,
+    Rollout, RolloutType, Seal,
 };
 use crate::app::continuous::names;
 
@@ -259,14 +259,45 @@ fn finish(
     if is_widened {
         spec.placements.clear();
     }
-    // Nodes that come to need it start in turn too; the others have it, or go on.
-    if known.is_some_and(|known| known.spec.placements != spec.placements) {
-        planning.now.clone_into(&mut spec.rollout.start_time);
+    if let Some(known) = known {
+        let before = known.written.as_deref().unwrap_or(&known.spec);
+        // Nodes that come to need it start in turn too. A rollout in progress has slots for them, and starting it anew would move those of
+        // nodes that wait.
+        if reaches_more(&before.placements, &spec.placements)
+            && is_over(&spec.rollout, planning.now)
+        {
+            planning.now.clone_into(&mut spec.rollout.start_time);
+        }
     }
     Desired {
         spec,
         brake,
         is_widened,
+    }
+}
+
+/// Returns whether nodes may come to need an image whose placements have changed.
+fn reaches_more(before: &[Placement], now: &[Placement]) -> bool {
+    let is_new = |placement| !before.contains(placement);
+    !before.is_empty() && (now.is_empty() || now.iter().any(is_new))
+}
+
+/// Returns whether all nodes that needed the image from its start have started by `now`.
+fn is_over(rollout: &PlannedRollout, now: &str) -> bool {
+    let length = match rollout.kind {
+        RolloutType::Immediate => Duration::ZERO,
+        RolloutType::Linear => time(&rollout.window),
+        RolloutType::Doubling => {
+            let count = |number: Option<i64>| u32::try_from(number.unwrap_or(1).max(1));
+            let count = |number| f64::from(count(number).unwrap_or(u32::MAX));
+            let doublings = (count(rollout.nodes) / count(rollout.start_nodes)).log2();
+            time(&rollout.doubling_period).mul_f64(doublings.max(0.0))
+        }
+    };
+    let at = |text| humantime::parse_rfc3339_weak(text).ok();
+    match (at(&rollout.start_time), at(now)) {
+        (Some(start), Some(now)) => now.duration_since(start).is_ok_and(|age| age >= length),
+        _ => true,
     }
 }
 

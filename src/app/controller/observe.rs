@@ -19,6 +19,7 @@ use crate::api::v1alpha1::{
     ImagePrefetchSpec, ImagePrefetchStatus, NodePrefetch, NodePrefetchEntry, PlannedImage,
     PlannedImageSpec, ROLLOUT_BRAKE, UNUSED_SINCE,
 };
+use crate::app::continuous::names;
 use crate::app::continuous::watch::works;
 use crate::discovery::workloads::inventory::{Class, Inventory, WatchKey};
 use crate::discovery::workloads::{Scope, Watched};
@@ -50,6 +51,8 @@ pub(super) struct Planned {
     pub(super) uid: String,
     pub(super) resource_version: String,
     pub(super) spec: PlannedImageSpec,
+    /// The object as revisions count it.
+    pub(super) revised: String,
     /// Number of doublings of its window by the brake.
     pub(super) brake: u32,
     pub(super) unused_since: Option<String>,
@@ -389,6 +392,7 @@ pub(super) fn planned(image: &PlannedImage, known: Option<&Planned>) -> Planned 
     Planned {
         uid: image.uid().unwrap_or_default(),
         spec: image.spec.clone(),
+        revised: names::revised(&image.name_any(), &image.spec.placements),
         brake: annotation(ROLLOUT_BRAKE)
             .and_then(|text| text.parse().ok())
             .unwrap_or(0),

@@ -68,6 +68,7 @@ fn stored(desired: &BTreeMap<String, Desired>) -> BTreeMap<String, Planned> {
     let stored = desired.iter().map(|(name, desired)| {
         let planned = Planned {
             spec: desired.spec.clone(),
+            revised: names::revised(name, &desired.spec.placements),
             brake: desired.brake,
             ..Planned::default()
         };
@@ -227,6 +228,29 @@ fn wider_placement_is_another_rollout() {
     // No node has seen that yet.
     let before = Index::new(&existing).revision("a").to_owned();
     assert_ne!(Index::new(&stored(&everywhere)).revision("a"), before);
+    // Fewer nodes need none, a rollout in progress has slots for all, and what the API server stores otherwise was written all the same.
+    let start = |known: &Planned| {
+        let existing = existing.keys().cloned().zip([known.clone()]).collect();
+        one(&merged(&[("a", Some(&pool("b")))], &existing))
+            .rollout
+            .start_time
+            .clone()
+    };
+    let mut known = existing.values().next().unwrap().clone();
+    assert_eq!(start(&known), NOW);
+    known.spec.placements = one(&merged(&[("a", Some(&pool("b")))], &BTreeMap::new()))
+        .placements
+        .clone();
+    known.spec.placements.extend(one(&same).placements.clone());
+    assert_eq!(start(&known), "2026-01-01T00:00:00Z");
+    known.spec.placements = one(&same).placements.clone();
+    known.written = Some(Box::new(
+        one(&merged(&[("a", Some(&pool("b")))], &BTreeMap::new())).clone(),
+    ));
+    assert_eq!(start(&known), "2026-01-01T00:00:00Z");
+    known.written = None;
+    known.spec.rollout.start_time = "2026-11-27T11:59:30Z".to_owned();
+    assert_eq!(start(&known), "2026-11-27T11:59:30Z");
 }
 
 #[test]

@@ -38,6 +38,9 @@ const RENEWAL: (Duration, Duration) = (Duration::from_secs(10), Duration::from_s
 /// Time after which Nodes are tried again that cannot be watched, and that no gate needs.
 const IDLE: Duration = Duration::from_secs(600);
 
+/// The reason for a failure that may pass.
+const UNAVAILABLE: &str = "Unavailable";
+
 /// An event of a watch, or the reason why there is none.
 type Outcome<K> = Result<Box<Event<K>>, Refusal>;
 
@@ -373,6 +376,12 @@ impl Trouble {
         sender: &mpsc::Sender<Seen>,
         wrap: &impl Fn(Outcome<K>) -> Seen,
     ) -> bool {
+        // A connection that breaks is not for ever.
+        let lists = if refusal.reason == UNAVAILABLE {
+            0
+        } else {
+            self.lists
+        };
         // Once, and not again for each attempt.
         if self.said.replace(refusal.reason) != Some(refusal.reason) {
             tracing::warn!("{}; retrying", refusal.message);
@@ -380,7 +389,7 @@ impl Trouble {
         if sender.send(wrap(Err(refusal))).await.is_err() {
             return false;
         }
-        let end = Instant::now() + backoff::pause(RENEWAL, self.lists);
+        let end = Instant::now() + backoff::pause(RENEWAL, lists);
         self.silent = Some(end);
         tokio::time::sleep_until(end).await;
         true
@@ -421,7 +430,7 @@ fn unavailable(what: Resourced<'_>) -> Refusal {
         Resourced::Nodes => ("nodes", "nodeGate".to_owned()),
     };
     Refusal {
-        reason: "Unavailable",
+        reason: UNAVAILABLE,
         message: format!("{scope}: failed to watch {resource}"),
     }
 }

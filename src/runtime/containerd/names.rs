@@ -49,6 +49,8 @@ pub(super) struct Pending {
     names: Vec<(String, Changed)>,
     /// The earliest time.
     due: Instant,
+    /// They are in use, and stay.
+    pub(super) is_kept: bool,
 }
 
 impl Pending {
@@ -124,6 +126,7 @@ impl Client {
             digest: digest.to_owned(),
             names,
             due: Instant::now() + PAUSE,
+            is_kept: false,
         });
         Ok(Made { pending, changed })
     }

@@ -313,21 +313,19 @@ impl Seals {
                 pending.remove(next);
                 continue;
             }
-            match removed {
-                Err(error) => {
-                    tracing::warn!(
-                        image,
-                        "failed to remove the name of a sealed image: {}",
-                        sanitize(&error.message)
-                    );
-                    let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-                    pending
-                        .iter_mut()
-                        .skip(next)
-                        .take(1)
-                        .for_each(Pending::postpone);
-                }
+            match &removed {
+                Err(error) => tracing::warn!(
+                    image,
+                    "failed to remove the name of a sealed image: {}",
+                    sanitize(&error.message)
+                ),
                 Ok(_) => tracing::info!(image, "kept the name of a sealed image, which is in use"),
+            }
+            let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+            match pending.get_mut(next) {
+                Some(names) if removed.is_err() => names.postpone(),
+                Some(names) => names.is_kept = true,
+                None => return,
             }
             next += 1;
         }
@@ -349,9 +347,8 @@ impl Seals {
     /// Forgets the names that [`Seals::settle`] has kept, so that a process that runs for long does not collect them. Returns
     /// whether others are left, because containerd did not answer, for example.
     pub fn forget_kept(&self) -> bool {
-        let now = tokio::time::Instant::now();
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        pending.retain(|names| names.due() > now);
+        pending.retain(|names| !names.is_kept);
         !pending.is_empty()
     }
 

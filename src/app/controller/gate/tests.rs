@@ -45,6 +45,7 @@ fn planned(prefetches: &[&str]) -> BTreeMap<String, Planned> {
     };
     let planned = Planned {
         spec,
+        revised: "web".to_owned(),
         ..Planned::default()
     };
     BTreeMap::from([("web".to_owned(), planned)])
