@@ -11,6 +11,10 @@ struct Running {
 }
 
 async fn running(limit: Duration) -> Running {
+    running_at("127.0.0.1:0", limit).await
+}
+
+async fn running_at(address: &str, limit: Duration) -> Running {
     let mut registry = Registry::default();
     let counter = Counter::<u64>::default();
     registry.register("harpoon_test", "A test", counter.clone());
@@ -20,7 +24,7 @@ async fn running(limit: Duration) -> Running {
         readiness: Readiness::default(),
         liveness: Liveness::new(limit),
     };
-    let server = Server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let server = Server::bind(address.parse().unwrap()).await.unwrap();
     let address = server.address().unwrap();
     let stop = CancellationToken::new();
     let task = tokio::spawn(server.run(served.clone(), stop.clone()));
@@ -162,7 +166,8 @@ async fn used_address_names_the_flag() {
 
 #[tokio::test]
 async fn cancelled_server_frees_the_address() {
-    let running = running(LONG).await;
+    // On an address of its own, where no other test gets the port when it is free.
+    let running = running_at("127.0.0.3:0", LONG).await;
     let mut open = TcpStream::connect(running.address).await.unwrap();
     tokio::time::sleep(Duration::from_millis(20)).await;
     running.stop.cancel();
