@@ -34,7 +34,12 @@ impl Rollout {
         self.delay_of(slot(node, image))
     }
 
-    /// The delay of the slot `u` in [0, 1).
+    /// The time after which every node has started.
+    pub fn length(self) -> Duration {
+        self.delay_of(1.0)
+    }
+
+    /// The delay of the slot `u` in [0, 1].
     fn delay_of(self, u: f64) -> Duration {
         match self {
             Self::Immediate => Duration::ZERO,

@@ -36,6 +36,16 @@ fn controller(cluster: &Kubernetes) -> Harpoon {
         .limit(Duration::from_secs(1200))
 }
 
+/// Changes the schemas of the fields of PlannedImages, and waits until that has taken effect.
+fn redefine(cluster: &Kubernetes, change: impl FnOnce(&mut Value)) {
+    let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/plannedimages.harpoon.dev";
+    let mut versions = cluster.get(path)["spec"]["versions"].take();
+    let schema = &mut versions[0]["schema"]["openAPIV3Schema"];
+    change(&mut schema["properties"]["spec"]["properties"]);
+    cluster.patch(path, json!({"spec": {"versions": versions}}));
+    std::thread::sleep(Duration::from_secs(3));
+}
+
 /// A cluster with its controller.
 struct Controlled {
     cluster: Kubernetes,
@@ -390,12 +400,10 @@ fn unknown_fields_of_planned_image_stay() {
     let cluster = Kubernetes::start();
     cluster.install_definitions();
     // The definition of a later version has one more field.
-    let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/plannedimages.harpoon.dev";
-    let mut versions = cluster.get(path)["spec"]["versions"].take();
-    versions[0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["future"] =
-        json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
-    cluster.patch(path, json!({"spec": {"versions": versions}}));
-    std::thread::sleep(Duration::from_secs(3));
+    redefine(&cluster, |properties| {
+        properties["future"] =
+            json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+    });
     let _running = controller(&cluster).start();
     let (namespace, name) = (cluster.namespace(), unique("future"));
     let image = format!("registry.example/{name}:1");

@@ -163,7 +163,7 @@ pub struct PlannedRollout {
     /// Number of nodes of the cluster when the image was planned. For Doubling, and for the time in which agents spread their reports.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nodes: Option<i64>,
-    /// The time at which the image was planned, or its placements changed last.
+    /// The time at which its rollout began.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub start_time: String,
 }

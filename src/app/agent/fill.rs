@@ -285,10 +285,9 @@ async fn renew(agent: &Agent, runtime: &SealingRuntime) -> Infallible {
 async fn settle(agent: &Agent, runtime: &SealingRuntime) -> Infallible {
     loop {
         runtime.settle().await;
-        while runtime.forget_kept() {
-            runtime.settle().await;
+        if !runtime.forget_kept() {
+            agent.sealed.notified().await;
         }
-        agent.sealed.notified().await;
     }
 }
 

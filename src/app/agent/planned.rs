@@ -3,19 +3,14 @@
 //! A field that cannot be read never hides an image: it gets its default.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use crate::api::v1alpha1::{
-    PlannedImage, PlannedRollout, PullSecret, RetentionPolicy, RolloutType, Seal, WINDOW,
-};
-use crate::app::continuous::{names, placement};
+use crate::api::v1alpha1::{PlannedImage, PullSecret, RetentionPolicy, Seal};
+use crate::app::continuous::{names, placement, rollout};
 use crate::model::reference::{Reference, ReferenceError};
 use crate::model::seal::SealPolicy;
 use crate::planning::node_match::Requirements;
 use crate::planning::rollout::Rollout;
-
-/// The period of a doubling that says none.
-const DOUBLING_PERIOD: Duration = Duration::from_secs(15);
 
 /// An image for the nodes that fulfil its requirements.
 #[derive(Debug, Clone, PartialEq)]
@@ -70,9 +65,9 @@ impl Planned {
                 .iter()
                 .map(placement::requirements)
                 .collect(),
-            rollout: rollout(&spec.rollout),
+            rollout: rollout::rollout(&spec.rollout),
             planned: humantime::parse_rfc3339_weak(&spec.rollout.start_time).ok(),
-            nodes: count(spec.rollout.nodes),
+            nodes: rollout::count(spec.rollout.nodes),
             retention: spec.retention.policy,
             seal: match spec.seal {
                 Seal::Auto => SealPolicy::Auto,
@@ -91,27 +86,10 @@ impl Planned {
     }
 }
 
-fn rollout(rollout: &PlannedRollout) -> Rollout {
-    let duration = |text: &str, default| humantime::parse_duration(text).unwrap_or(default);
-    let window = duration(WINDOW, Duration::ZERO);
-    match rollout.kind {
-        RolloutType::Immediate => Rollout::Immediate,
-        RolloutType::Linear => Rollout::Linear(duration(&rollout.window, window)),
-        RolloutType::Doubling => Rollout::Doubling {
-            nodes: count(rollout.nodes),
-            start_nodes: count(rollout.start_nodes),
-            period: duration(&rollout.doubling_period, DOUBLING_PERIOD),
-        },
-    }
-}
-
-fn count(number: Option<i64>) -> u32 {
-    let number = number.unwrap_or(1).max(1);
-    u32::try_from(number).unwrap_or(u32::MAX)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use serde_json::json;
 
     use super::*;

@@ -2,5 +2,6 @@
 
 pub(crate) mod names;
 pub(crate) mod placement;
+pub(crate) mod rollout;
 pub(crate) mod status;
 pub(crate) mod watch;

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::observe::Planned;
 use super::resolve::Resolved;
 use crate::api::v1alpha1::{
     ImagePrefetchSpec, Placement, PlannedImageSpec, PlannedRollout, Retention, RetentionPolicy,
     Rollout, RolloutType, Seal,
 };
-use crate::app::continuous::names;
+use crate::app::continuous::{names, rollout};
 
 /// Maximum size of the JSON of a spec; a larger one goes without its placements, to all nodes.
 const MAX_SPEC_BYTES: usize = 1536;
@@ -249,13 +251,7 @@ fn finish(
     let at_start = known.and_then(|known| known.spec.rollout.nodes);
     spec.rollout.nodes = Some(at_start.unwrap_or(planning.nodes));
     slow_down(&mut spec.rollout, i32::try_from(brake).unwrap_or(0));
-    let size = |json: serde_json::Result<String>| json.map_or(usize::MAX, |json| json.len());
-    let placements = size(serde_json::to_string(&spec.placements));
-    let others = size(serde_json::to_string(&spec)).saturating_sub(placements);
-    // Of an object that other fields make too large, the placements stay: without them it would go to all nodes for nothing.
-    let is_widened = !spec.placements.is_empty()
-        && others.saturating_add(placements) > MAX_SPEC_BYTES
-        && (others <= MAX_SPEC_BYTES || placements > MAX_SPEC_BYTES);
+    let is_widened = !spec.placements.is_empty() && is_too_large(&spec);
     if is_widened {
         spec.placements.clear();
     }
@@ -276,6 +272,22 @@ fn finish(
     }
 }
 
+/// Returns whether the placements make a spec too large. Of one that other fields make too large, they stay: without them it would go
+/// to all nodes for nothing.
+fn is_too_large(spec: &PlannedImageSpec) -> bool {
+    let all = length(spec);
+    if all <= MAX_SPEC_BYTES {
+        return false;
+    }
+    let placements = length(&spec.placements);
+    placements > MAX_SPEC_BYTES || all.saturating_sub(placements) <= MAX_SPEC_BYTES
+}
+
+/// The bytes of a value as JSON.
+fn length(value: &impl Serialize) -> usize {
+    serde_json::to_string(value).map_or(usize::MAX, |json| json.len())
+}
+
 /// Returns whether nodes may come to need an image whose placements have changed.
 fn reaches_more(before: &[Placement], now: &[Placement]) -> bool {
     let is_new = |placement| !before.contains(placement);
@@ -284,19 +296,12 @@ fn reaches_more(before: &[Placement], now: &[Placement]) -> bool {
 
 /// Returns whether all nodes that needed the image from its start have started by `now`.
 fn is_over(rollout: &PlannedRollout, now: &str) -> bool {
-    let length = match rollout.kind {
-        RolloutType::Immediate => Duration::ZERO,
-        RolloutType::Linear => time(&rollout.window),
-        RolloutType::Doubling => {
-            let count = |number: Option<i64>| u32::try_from(number.unwrap_or(1).max(1));
-            let count = |number| f64::from(count(number).unwrap_or(u32::MAX));
-            let doublings = (count(rollout.nodes) / count(rollout.start_nodes)).log2();
-            time(&rollout.doubling_period).mul_f64(doublings.max(0.0))
-        }
-    };
     let at = |text| humantime::parse_rfc3339_weak(text).ok();
     match (at(&rollout.start_time), at(now)) {
-        (Some(start), Some(now)) => now.duration_since(start).is_ok_and(|age| age >= length),
+        (Some(start), Some(now)) => {
+            let age = now.duration_since(start);
+            age.is_ok_and(|age| age >= rollout::rollout(rollout).length())
+        }
         _ => true,
     }
 }

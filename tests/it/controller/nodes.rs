@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{
-    Controlled, NODES, PLANNED, SOON, controller, images, list, planned, prefetch, wait_for,
+    Controlled, NODES, PLANNED, SOON, controller, images, list, planned, prefetch, redefine,
+    wait_for,
 };
 use crate::bed::{Kubernetes, eventually, unique};
 
@@ -347,12 +348,9 @@ fn refused_planned_image_is_not_ready() {
     let cluster = Kubernetes::start();
     cluster.install_definitions();
     // As a policy of the cluster would refuse it, or the definition of another version.
-    let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/plannedimages.harpoon.dev";
-    let mut versions = cluster.get(path)["spec"]["versions"].take();
-    versions[0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["image"]["maxLength"] =
-        json!(30);
-    cluster.patch(path, json!({"spec": {"versions": versions}}));
-    std::thread::sleep(Duration::from_secs(3));
+    redefine(&cluster, |properties| {
+        properties["image"]["maxLength"] = json!(30);
+    });
     let _running = controller(&cluster).start();
     create_nodes(&cluster, 1);
     let good = "registry.example/good:1";

@@ -56,7 +56,7 @@ fn needs() -> Needs {
     }
 }
 
-/// What is observed within a time, and all refusals of that time.
+/// The state that is observed within a time, and all refusals of that time.
 async fn observed(client: &Client, time: Duration) -> (State, Vec<Refusal>) {
     let (mut watches, mut receiver) = Watches::start(client);
     watches.adjust(&needs());
@@ -69,6 +69,12 @@ async fn observed(client: &Client, time: Duration) -> (State, Vec<Refusal>) {
         state.handle(seen, &watches);
     }
     (state, refusals)
+}
+
+/// True if the workloads of all watches were listed.
+fn is_synced(state: &State) -> bool {
+    let keys = needs().keys;
+    keys.iter().all(|key| state.inventory.is_synced(key))
 }
 
 /// True for the first call.
@@ -101,12 +107,7 @@ async fn missing_version_leads_to_newest() {
     let (state, refusals) = observed(&client, Duration::from_secs(30)).await;
     assert_eq!(refusals.len(), 1, "{refusals:?}");
     assert!(state.refusals.is_empty(), "{:?}", state.refusals);
-    assert!(
-        needs()
-            .keys
-            .iter()
-            .all(|key| state.inventory.is_synced(key))
-    );
+    assert!(is_synced(&state));
 }
 
 #[tokio::test(start_paused = true)]
@@ -119,12 +120,7 @@ async fn upgraded_server_is_no_refusal() {
     });
     let (state, refusals) = observed(&client, HOUR).await;
     assert_eq!(refusals, []);
-    assert!(
-        needs()
-            .keys
-            .iter()
-            .all(|key| state.inventory.is_synced(key))
-    );
+    assert!(is_synced(&state));
 }
 
 #[tokio::test(start_paused = true)]
